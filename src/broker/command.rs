@@ -1,0 +1,282 @@
+//! The commands a connection gives to the domain, and the answers.
+//!
+//! A command is one AMQP method after the session has checked its form, resolved delivery tags and the
+//! "last declared queue" shortcut. Every answer may name an LSN: it is sent only when that is durable.
+
+use std::sync::Arc;
+
+use super::message::Message;
+use super::queue::QueueHandle;
+use crate::amqp::field_table::FieldTable;
+use crate::amqp::short_string::ShortString;
+use crate::storage::types::{Lsn, Seq};
+
+/// Names a consumer, unique in the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConsumerId(pub u64);
+
+/// A message on its way to a consumer or to `basic.get`.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// Channel it goes to.
+    pub channel: u16,
+    /// Consumer it goes to; `None` for `basic.get`.
+    pub consumer: Option<ConsumerId>,
+    /// Queue it came from.
+    pub queue: QueueHandle,
+    /// Its place there; settle it with this.
+    pub seq: Seq,
+    /// It may have been delivered before.
+    pub is_redelivered: bool,
+    /// Already settled: the consumer takes without acknowledgement.
+    pub is_settled: bool,
+    /// The message.
+    pub message: Arc<Message>,
+}
+
+/// One message to publish. The session has assembled and checked its content.
+#[derive(Clone, Debug)]
+pub struct Publish {
+    /// Channel it came on.
+    pub channel: u16,
+    /// Return it when no queue takes it.
+    pub is_mandatory: bool,
+    /// The message, exchange and routing key included.
+    pub message: Arc<Message>,
+}
+
+/// How the broker answers for a publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConfirmAt {
+    /// Acknowledge now (unroutable, transient, or nothing to store).
+    Now,
+    /// Acknowledge when this LSN is durable.
+    Durable(Lsn),
+    /// Negative acknowledgement: a queue refused it.
+    Nack,
+}
+
+/// Outcome of one publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// When and how to confirm.
+    pub confirm: ConfirmAt,
+    /// No queue took it (send `basic.return` first when mandatory).
+    pub is_unroutable: bool,
+}
+
+/// What to do with delivered messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SettleOutcome {
+    /// `basic.ack`.
+    Ack,
+    /// `basic.reject`/`nack` without requeue: dead-letter or drop.
+    Reject,
+    /// Back to the original position, as a failed delivery (`reject`/`nack` with requeue).
+    Requeue,
+}
+
+/// A delivered, unsettled message, as the session remembers it behind a delivery tag.
+#[derive(Clone, Debug)]
+pub struct Unacked {
+    /// Its queue.
+    pub queue: QueueHandle,
+    /// Its place there.
+    pub seq: Seq,
+    /// Consumer that holds it; `None` for `basic.get`.
+    pub consumer: Option<ConsumerId>,
+}
+
+/// What an exchange is called and how it routes, as declared.
+#[derive(Clone, Debug)]
+pub struct ExchangeDeclare {
+    /// Name.
+    pub exchange: ShortString,
+    /// Type as text, for example `topic`.
+    pub kind: ShortString,
+    /// Only check that it exists.
+    pub is_passive: bool,
+    /// Kept over restarts.
+    pub is_durable: bool,
+    /// Deleted with its last binding as source.
+    pub is_auto_delete: bool,
+    /// Refuses publishes from clients.
+    pub is_internal: bool,
+    /// `alternate-exchange` and others.
+    pub arguments: FieldTable,
+}
+
+/// `queue.declare`.
+#[derive(Clone, Debug)]
+pub struct QueueDeclare {
+    /// Name; empty for a server-generated one.
+    pub queue: ShortString,
+    /// Only check that it exists.
+    pub is_passive: bool,
+    /// Kept over restarts.
+    pub is_durable: bool,
+    /// Owned by this connection.
+    pub is_exclusive: bool,
+    /// Deleted with its last consumer.
+    pub is_auto_delete: bool,
+    /// `x-message-ttl` and others.
+    pub arguments: FieldTable,
+}
+
+/// A binding, for bind and unbind of queues and exchanges.
+#[derive(Clone, Debug)]
+pub struct Bind {
+    /// Queue or exchange that receives.
+    pub destination: ShortString,
+    /// True when the destination is a queue.
+    pub is_to_queue: bool,
+    /// Exchange that sends.
+    pub source: ShortString,
+    /// Binding key.
+    pub routing_key: ShortString,
+    /// Headers to match, and others.
+    pub arguments: FieldTable,
+}
+
+/// `basic.consume`.
+#[derive(Clone, Debug)]
+pub struct Consume {
+    /// Queue.
+    pub queue: ShortString,
+    /// The consumer tag; never empty (the session generates one).
+    pub tag: ShortString,
+    /// Deliveries are settled at once.
+    pub is_no_ack: bool,
+    /// No other consumer beside this one.
+    pub is_exclusive: bool,
+    /// Unacked deliveries it may hold; 0 for no limit.
+    pub prefetch: u16,
+    /// `x-priority` and others.
+    pub arguments: FieldTable,
+}
+
+/// One command of a channel.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// `exchange.declare`.
+    ExchangeDeclare(ExchangeDeclare),
+    /// `exchange.delete`.
+    ExchangeDelete {
+        /// Name.
+        exchange: ShortString,
+        /// Only when no binding has it as source.
+        if_unused: bool,
+    },
+    /// `exchange.bind`, `queue.bind`.
+    Bind(Bind),
+    /// `exchange.unbind`, `queue.unbind`.
+    Unbind(Bind),
+    /// `queue.declare`.
+    QueueDeclare(QueueDeclare),
+    /// `queue.delete`.
+    QueueDelete {
+        /// Name.
+        queue: ShortString,
+        /// Only without consumers.
+        if_unused: bool,
+        /// Only without ready messages.
+        if_empty: bool,
+    },
+    /// `queue.purge`.
+    QueuePurge {
+        /// Name.
+        queue: ShortString,
+    },
+    /// `basic.consume`.
+    Consume(Consume),
+    /// `basic.cancel`.
+    Cancel {
+        /// The consumer.
+        consumer: ConsumerId,
+    },
+    /// `basic.get`.
+    Get {
+        /// Name.
+        queue: ShortString,
+        /// The message is settled at once.
+        is_no_ack: bool,
+    },
+    /// `basic.ack`, `nack`, `reject`, `recover`; in delivery tag order.
+    Settle {
+        /// The messages.
+        items: Vec<Unacked>,
+        /// What becomes of them.
+        outcome: SettleOutcome,
+    },
+    /// `basic.qos` with the global bit: one limit for all consumers of the channel; 0 for none.
+    ChannelPrefetch {
+        /// The limit.
+        count: u16,
+    },
+    /// `tx.commit`: all or nothing over a crash; publishes first, then settlements.
+    TxCommit {
+        /// The messages, in order.
+        publishes: Vec<Publish>,
+        /// Acks and rejects, in order.
+        settlements: Vec<(SettleOutcome, Vec<Unacked>)>,
+    },
+    /// The channel ends: cancel its consumers, then requeue what it holds.
+    CloseChannel {
+        /// All deliveries it has not settled, outbox included.
+        unacked: Vec<Unacked>,
+    },
+}
+
+/// Answer to a command.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// What to tell the client.
+    pub body: ReplyBody,
+    /// Tell it only when this is durable; `None` for at once.
+    pub durable_at: Option<Lsn>,
+}
+
+/// The body of a [`Reply`].
+#[derive(Clone, Debug)]
+pub enum ReplyBody {
+    /// The plain `-ok` of the method, if it has one.
+    Done,
+    /// `queue.declare-ok`.
+    QueueDeclared {
+        /// Final name.
+        queue: ShortString,
+        /// Ready messages.
+        messages: u32,
+        /// Consumers.
+        consumers: u32,
+    },
+    /// `queue.delete-ok`, `queue.purge-ok`.
+    Removed {
+        /// Ready messages removed.
+        messages: u32,
+    },
+    /// `basic.consume-ok`.
+    Consuming {
+        /// The new consumer.
+        consumer: ConsumerId,
+        /// Its queue.
+        queue: QueueHandle,
+    },
+    /// `basic.get-ok`.
+    Got {
+        /// The message.
+        delivery: Delivery,
+        /// Ready messages left.
+        remaining: u32,
+    },
+    /// `basic.get-empty`.
+    GotNothing,
+    /// `basic.get` on a message whose body is on disk: hold the channel, the answer comes as
+    /// [`OutboxItem::GetReady`](super::outbox::OutboxItem::GetReady).
+    GetPending,
+    /// `tx.commit-ok`, after these returns; outcomes in order of the publishes.
+    Committed {
+        /// One per publish.
+        published: Vec<Published>,
+    },
+}

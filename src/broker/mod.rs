@@ -1,0 +1,9 @@
+//! The domain: vhosts, exchanges, bindings, queues, consumers, users. No socket, no clock, no file, no tokio.
+
+pub mod command;
+pub mod effects;
+pub mod error;
+pub mod journal;
+pub mod message;
+pub mod outbox;
+pub mod queue;

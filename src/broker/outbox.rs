@@ -1,0 +1,104 @@
+//! The bounded box in which a connection finds what the broker has for it.
+//!
+//! Filled under queue locks by whoever causes a delivery, emptied by the connection's own task, which
+//! assigns delivery tags and encodes. Lock order: queue, then outbox. A consumer whose outbox is full is
+//! skipped; the connection calls `Broker::outbox_drained` after it emptied a box that was full.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::command::{ConsumerId, Delivery};
+use crate::sync::lock;
+
+/// Deliveries a connection may have outstanding in its outbox, in bytes of payload plus overhead each.
+pub const OUTBOX_MAX_BYTES: usize = 512 * 1024;
+/// Bytes every delivery counts on top of its payload.
+pub const DELIVERY_OVERHEAD_BYTES: usize = 128;
+
+/// One thing for a connection to do.
+#[derive(Debug)]
+pub enum OutboxItem {
+    /// Send `basic.deliver`.
+    Deliver(Delivery),
+    /// The broker cancelled a consumer (its queue was deleted): tell the client if it can hear it.
+    ConsumerCancelled {
+        /// Channel of the consumer.
+        channel: u16,
+        /// The consumer.
+        consumer: ConsumerId,
+    },
+    /// Late answer to a `basic.get` that had to read from disk.
+    GetReady {
+        /// Channel that waits.
+        channel: u16,
+        /// The message and the ready messages left; `None` when the queue has become empty.
+        got: Option<(Delivery, u32)>,
+    },
+    /// Close the connection with 320 CONNECTION_FORCED and this text.
+    ForceClose(String),
+}
+
+/// Woken when an empty outbox receives its first item. Implemented by the server.
+pub trait Wake: Send + Sync + std::fmt::Debug {
+    /// Schedules the connection's task; called without locks held.
+    fn wake(&self);
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Outbox {
+    items: Mutex<Vec<OutboxItem>>,
+    size_bytes: AtomicUsize,
+    was_full: AtomicBool,
+    waker: Box<dyn Wake>,
+}
+
+impl Outbox {
+    /// An empty outbox that wakes its connection through `waker`.
+    #[must_use]
+    pub fn new(waker: Box<dyn Wake>) -> Self {
+        Self {
+            items: Mutex::default(),
+            size_bytes: AtomicUsize::new(0),
+            was_full: AtomicBool::new(false),
+            waker,
+        }
+    }
+
+    /// True when no further delivery should be put in; remembers that somebody was turned away.
+    pub fn check_full(&self) -> bool {
+        let is_full = self.size_bytes.load(Ordering::Relaxed) >= OUTBOX_MAX_BYTES;
+        if is_full {
+            self.was_full.store(true, Ordering::SeqCst);
+            // The connection may have emptied the box between the two lines: look again, so that
+            // either we see it empty or it sees the mark.
+            return self.size_bytes.load(Ordering::SeqCst) >= OUTBOX_MAX_BYTES;
+        }
+        false
+    }
+
+    /// Adds an item; true when the box was empty, so that the caller must wake the connection
+    /// (after releasing all locks).
+    pub fn push(&self, item: OutboxItem) -> bool {
+        if let OutboxItem::Deliver(delivery) = &item {
+            let size = delivery.message.size_bytes() + DELIVERY_OVERHEAD_BYTES;
+            self.size_bytes.fetch_add(size, Ordering::SeqCst);
+        }
+        let mut items = lock(&self.items);
+        items.push(item);
+        items.len() == 1
+    }
+
+    /// Moves everything into `into`; true when somebody was turned away since the last call, so that
+    /// `Broker::outbox_drained` is due.
+    pub fn drain(&self, into: &mut Vec<OutboxItem>) -> bool {
+        std::mem::swap(&mut *lock(&self.items), into);
+        self.size_bytes.store(0, Ordering::SeqCst);
+        self.was_full.swap(false, Ordering::SeqCst)
+    }
+
+    /// Wakes the connection.
+    pub fn wake(&self) {
+        self.waker.wake();
+    }
+}

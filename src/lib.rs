@@ -1,0 +1,7 @@
+//! StrataMQ: a durable AMQP 0-9-1 message broker whose heart is one shared log.
+
+pub mod amqp;
+pub mod broker;
+pub mod disk;
+pub mod storage;
+pub mod sync;

@@ -1,0 +1,3 @@
+//! The log-structured persistence engine. It has never heard of AMQP.
+
+pub mod types;

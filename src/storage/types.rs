@@ -1,0 +1,210 @@
+//! The values that cross the storage engine's border: positions, requests and their receipts.
+//!
+//! The engine keeps payloads of bytes under `(queue, seq)` names. It does not know what a payload means.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+/// Number of a segment file. Numbers rise and are never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId(pub u64);
+
+impl fmt::Display for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:012x}", self.0)
+    }
+}
+
+/// A place in the endless log: `segment number << 30 | offset in the segment file`.
+///
+/// Known when a record is pushed, rising in log order, sparse, never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Lsn(pub u64);
+
+impl Lsn {
+    /// Bits of an LSN that hold the offset; a segment is at most 1 GiB.
+    pub const OFFSET_BITS: u32 = 30;
+
+    /// The place `offset` bytes into `segment`.
+    #[must_use]
+    pub const fn new(segment: SegmentId, offset: u32) -> Self {
+        Self((segment.0 << Self::OFFSET_BITS) | offset as u64)
+    }
+    /// The segment this place lies in.
+    #[must_use]
+    pub const fn segment(self) -> SegmentId {
+        SegmentId(self.0 >> Self::OFFSET_BITS)
+    }
+    /// Bytes from the start of the segment file.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "masked to 30 bits")]
+    pub const fn offset(self) -> u32 {
+        (self.0 & ((1 << Self::OFFSET_BITS) - 1)) as u32
+    }
+}
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.segment(), self.offset())
+    }
+}
+
+/// Name of a queue inside the engine; never reused. Rising ids are also the order of locking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueueId(pub u64);
+
+impl fmt::Display for QueueId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Position of a message in its queue: rising, unique per queue, with gaps. The first seq is 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Seq(pub u64);
+
+/// A run of seqs, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SeqRange {
+    /// First seq of the run.
+    pub first: Seq,
+    /// Last seq of the run.
+    pub last: Seq,
+}
+
+/// One queue that a published message goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ref {
+    /// The queue.
+    pub queue: QueueId,
+    /// The message's place in that queue.
+    pub seq: Seq,
+    /// When the message expires in that queue, Unix milliseconds; 0 for never.
+    pub expires_at_ms: u64,
+}
+
+/// Why messages left a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum SettleCause {
+    /// A consumer acknowledged them, or took them without acknowledgement.
+    Acked = 1,
+    /// Their time to live ran out.
+    Expired = 2,
+    /// The queue was longer than its limit.
+    MaxLength = 3,
+    /// The queue was purged.
+    Purged = 4,
+    /// Rejected without requeue.
+    Rejected = 5,
+    /// Republished to a dead-letter exchange (in the same atomic group).
+    DeadLettered = 6,
+}
+
+/// Effect of a META record on the set of queues the engine keeps state for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetaEffect {
+    /// None.
+    None,
+    /// From here on the queue exists, empty.
+    QueueCreated(QueueId),
+    /// From here on the queue and all its messages are gone.
+    QueueDeleted(QueueId),
+}
+
+/// One event to be logged. Borrowed: the engine copies what it keeps (large payload parts by reference count).
+#[derive(Clone, Copy, Debug)]
+pub enum Request<'a> {
+    /// A message and all the queues it goes to.
+    Publish {
+        /// Target queues, at least one, in ascending queue id.
+        refs: &'a [Ref],
+        /// Priority level inside its queues.
+        priority: u8,
+        /// When it was published, Unix milliseconds.
+        time_ms: u64,
+        /// The payload, as parts that are stored one after the other.
+        payload: &'a [Bytes],
+        /// CRC-32 of the whole payload, computed by the publisher's own thread.
+        payload_crc: u32,
+    },
+    /// Messages that left a queue for good. The ranges cover no message that stays.
+    Settle {
+        /// The queue.
+        queue: QueueId,
+        /// Why.
+        cause: SettleCause,
+        /// Ascending, disjoint.
+        ranges: &'a [SeqRange],
+    },
+    /// A message went back to its place after `delivery_count` deliveries.
+    Requeue {
+        /// The queue.
+        queue: QueueId,
+        /// The message.
+        seq: Seq,
+        /// Failed deliveries so far.
+        delivery_count: u32,
+    },
+    /// A reservation: from here on any message below `upto` may have been delivered.
+    Reserve {
+        /// The queue.
+        queue: QueueId,
+        /// First seq that is not covered.
+        upto: Seq,
+    },
+    /// A change of topology or users; opaque bytes.
+    Meta {
+        /// Kind of record, the owner's own numbering.
+        kind: u16,
+        /// Version of that kind's encoding.
+        version: u16,
+        /// Effect on queues.
+        effect: MetaEffect,
+        /// The encoded change.
+        body: &'a [u8],
+    },
+}
+
+/// How soon a push must reach stable storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// Somebody waits (confirms, declare-ok, reservations): commit as soon as the last commit ended.
+    Waited,
+    /// Nobody waits (acks): written within 5 ms, synced within `--ack-fsync-ms`.
+    Lazy,
+}
+
+/// What a push was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// End of the last record of the push: durable when the watermark is at least this.
+    pub end: Lsn,
+}
+
+/// Where a message lies, as kept in a queue's index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Start of its PUBLISH record.
+    pub lsn: Lsn,
+    /// Length of that record in bytes, header and padding included.
+    pub len_bytes: u32,
+}
+
+/// A message's entry in the image of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageEntry {
+    /// Its place in the queue.
+    pub seq: Seq,
+    /// Where its record lies.
+    pub position: Position,
+    /// Unix milliseconds; 0 for never.
+    pub expires_at_ms: u64,
+    /// Priority level.
+    pub priority: u8,
+    /// Failed deliveries so far, for queues that count.
+    pub delivery_count: u32,
+    /// It may have been delivered before (from REQUEUE, or from being unacked at a clean stop).
+    pub is_redelivered: bool,
+}

@@ -1,0 +1,2 @@
+//! A binary of StrataMQ.
+fn main() {}
