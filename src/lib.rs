@@ -3,5 +3,6 @@
 pub mod amqp;
 pub mod broker;
 pub mod disk;
+pub mod session;
 pub mod storage;
 pub mod sync;
