@@ -17,8 +17,11 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     reason = "each test binary includes this module and uses its own part of it"
 )]
+
+pub(crate) mod raw;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read};
