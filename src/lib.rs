@@ -2,6 +2,9 @@
 
 pub mod amqp;
 pub mod broker;
+pub mod config;
 pub mod disk;
+pub mod session;
 pub mod storage;
 pub mod sync;
+pub mod telemetry;

@@ -1,6 +1,9 @@
 //! The domain: vhosts, exchanges, bindings, queues, consumers, users. No socket, no clock, no file, no tokio.
 
+pub mod arguments;
 pub mod command;
+pub mod consumer;
+pub mod dead_letter;
 pub mod effects;
 pub mod error;
 pub mod journal;

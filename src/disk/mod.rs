@@ -8,6 +8,7 @@
 //! All paths are relative to the root of one data directory. Calls are synchronous on purpose: they are
 //! made on the engine's own threads, never on a network thread.
 
+pub mod fault;
 mod real;
 pub mod sim;
 

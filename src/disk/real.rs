@@ -1,9 +1,551 @@
-//! The operating system's files.
+//! The operating system's files and clocks.
+//!
+//! A thin layer: each method is one or two system calls, plus what POSIX leaves to the caller.
+//!
+//! 1. Short reads and writes, `EINTR` and the `IOV_MAX` limit are dealt with here; a caller sees all or an error.
+//! 2. A failed sync is passed on and never repeated: after it the kernel may have marked the lost pages clean.
+//! 3. Every error names the file; its `kind()` is the one of the system.
+//! 4. The data directory itself is durable when [`RealDisk::new`] returns.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use fs2::FileExt as _;
+use rustix::fs::{Advice, FallocateFlags};
+
+use super::fault::{self, Fault};
+use super::{Clock, DirectoryLock, Disk, DiskFile, FreeSpace, OpenMode};
+
+/// Most buffers one `pwritev` takes on Linux (`UIO_MAXIOV`).
+const IOV_MAX: usize = 1024;
+/// Messages and password hashes are the broker's own business.
+const FILE_MODE: u32 = 0o600;
+/// See [`FILE_MODE`].
+const DIR_MODE: u32 = 0o700;
 
 /// Files below one directory of the operating system.
-#[derive(Debug)]
-pub struct RealDisk {}
+#[derive(Clone, Debug)]
+pub struct RealDisk {
+    /// Absolute path of the data directory; every path of the trait is below it.
+    root: PathBuf,
+}
 
-/// The system's clocks.
-#[derive(Debug)]
-pub struct RealClock {}
+impl RealDisk {
+    /// Opens the data directory `root`, created durably with its parents when missing.
+    ///
+    /// # Errors
+    /// Those of the system, with the path; `NotADirectory` when the name is taken by something else.
+    pub fn new(root: PathBuf) -> io::Result<Self> {
+        let root = std::path::absolute(&root).map_err(|e| named(&root, "use", &e))?;
+        create_dirs_durably(&root)?;
+        Ok(Self { root })
+    }
+
+    /// Absolute path of the data directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The system's path of `path`. Refuses paths that could leave the data directory.
+    fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+        check_relative(path)?;
+        Ok(self.root.join(path))
+    }
+}
+
+/// Refuses paths that are not plainly below the data directory: both disks keep to the same names.
+pub(super) fn check_relative(path: &Path) -> io::Result<()> {
+    if path
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)))
+    {
+        return Ok(());
+    }
+    let text = format!(
+        "{}: not a plain path below the data directory",
+        path.display()
+    );
+    Err(io::Error::new(ErrorKind::InvalidInput, text))
+}
+
+/// The system's error with the file and the attempted act in its text.
+fn named(path: &Path, act: &str, error: &io::Error) -> io::Error {
+    io::Error::new(
+        error.kind(),
+        format!("cannot {act} {}: {error}", path.display()),
+    )
+}
+
+/// Creates `root` and its missing parents, each one synced into its parent before the next is made.
+///
+/// ```text
+/// t1 an earlier process makes `a`, t2 and dies before the sync, t3 we find `a`, make `a/b` and sync `a`,
+/// t4 power fails -> `a` may be gone with all that was confirmed below it
+/// ```
+/// So the deepest directory that exists already is synced into its parent as well.
+fn create_dirs_durably(root: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = root.ancestors().take_while(|path| !path.exists()).collect();
+    let existing = missing.last().map_or(Some(root), |path| path.parent());
+    if let Some(parent) = existing.and_then(Path::parent) {
+        match sync_directory(parent) {
+            // Such a parent was not made by this user, so it was there long before.
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => {}
+            done => done?,
+        }
+    }
+    for path in missing.into_iter().rev() {
+        create_directory(path)?;
+        if let Some(parent) = path.parent() {
+            sync_directory(parent)?;
+        }
+    }
+    let metadata = fs::metadata(root).map_err(|e| named(root, "open", &e))?;
+    if metadata.is_dir() {
+        return Ok(());
+    }
+    let text = format!(
+        "{}: not a directory, so it cannot hold the data",
+        root.display()
+    );
+    Err(io::Error::new(ErrorKind::NotADirectory, text))
+}
+
+fn create_directory(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(DIR_MODE).create(path) {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        done => done.map_err(|e| named(path, "create directory", &e)),
+    }
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    if fault::is_active(Fault::SkipDirSync) {
+        return Ok(());
+    }
+    let synced = File::open(path).and_then(|directory| directory.sync_all());
+    synced.map_err(|e| named(path, "sync directory", &e))
+}
+
+impl Disk for RealDisk {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        let path = self.resolve(path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).mode(FILE_MODE);
+        match mode {
+            OpenMode::Read => {}
+            OpenMode::ReadWrite => drop(options.write(true)),
+            OpenMode::CreateNew => drop(options.write(true).create_new(true)),
+        }
+        let file = options.open(&path).map_err(|e| named(&path, "open", &e))?;
+        Ok(Arc::new(RealFile { file, path }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let (from, to) = (self.resolve(from)?, self.resolve(to)?);
+        fs::rename(&from, &to).map_err(|e| named(&from, "rename", &e))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let path = self.resolve(path)?;
+        fs::remove_file(&path).map_err(|e| named(&path, "remove", &e))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        let path = self.resolve(path)?;
+        let read = |path: &Path| -> io::Result<Vec<PathBuf>> {
+            fs::read_dir(path)?
+                .map(|entry| Ok(entry?.file_name().into()))
+                .collect()
+        };
+        let mut names = read(&path).map_err(|e| named(&path, "list", &e))?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        create_directory(&self.resolve(path)?)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        sync_directory(&self.resolve(path)?)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn DirectoryLock>> {
+        let path = self.resolve(path)?;
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(FILE_MODE);
+        let file = options.open(&path).map_err(|e| named(&path, "open", &e))?;
+        match file.try_lock_exclusive() {
+            Ok(()) => {}
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Err(held_by(&path, file)),
+            Err(e) => return Err(named(&path, "lock", &e)),
+        }
+        note_holder(&file).map_err(|e| named(&path, "write", &e))?;
+        Ok(Box::new(RealLock { _file: file }))
+    }
+
+    fn free_space(&self) -> io::Result<FreeSpace> {
+        let stats = fs2::statvfs(&self.root).map_err(|e| named(&self.root, "measure", &e))?;
+        Ok(FreeSpace {
+            available_bytes: stats.available_space(),
+            total_bytes: stats.total_space(),
+        })
+    }
+
+    fn temp_file(&self) -> io::Result<Arc<dyn DiskFile>> {
+        let file = tempfile::tempfile_in(&self.root)
+            .map_err(|e| named(&self.root, "create a temporary file in", &e))?;
+        Ok(Arc::new(RealFile {
+            file,
+            path: self.root.join("(temporary file)"),
+        }))
+    }
+
+    fn map_sealed(&self, path: &Path) -> io::Result<Box<dyn AsRef<[u8]> + Send + Sync>> {
+        let path = self.resolve(path)?;
+        let file = File::open(&path).map_err(|e| named(&path, "open", &e))?;
+        let map = map_read_only(&file).map_err(|e| named(&path, "map", &e))?;
+        Ok(Box::new(map))
+    }
+
+    fn describe(&self, path: &Path) -> String {
+        self.root.join(path).display().to_string()
+    }
+}
+
+/// Maps a whole file for reading.
+#[expect(
+    unsafe_code,
+    reason = "a map is sound only while nobody changes the file, which no type can say"
+)]
+fn map_read_only(file: &File) -> io::Result<memmap2::Mmap> {
+    // SAFETY: the map is read-only, and `Disk::map_sealed` is called only for files that nobody changes
+    // any more: sealed segments are never written, truncated or recycled while they are mapped, and the
+    // lock of the data directory keeps every other broker away. `map_sealed` hands out `&[u8]` only.
+    unsafe { memmap2::Mmap::map(file) }
+}
+
+/// Keeps the descriptor that holds the `flock`; the kernel lets go when it is closed or the process dies.
+struct RealLock {
+    _file: File,
+}
+
+impl DirectoryLock for RealLock {}
+
+/// Leaves our process id in the lock file, for the message of the next who tries.
+fn note_holder(mut file: &File) -> io::Result<()> {
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())
+}
+
+fn held_by(path: &Path, file: File) -> io::Error {
+    let mut holder = String::new();
+    // The text is a courtesy: an unreadable one changes nothing about the lock.
+    let _ = file.take(32).read_to_string(&mut holder);
+    let who = match holder.trim() {
+        "" => "another process".to_owned(),
+        id => format!("process {id}"),
+    };
+    io::Error::new(
+        ErrorKind::WouldBlock,
+        format!("{} is locked by {who}", path.display()),
+    )
+}
+
+/// An open file of the operating system.
+struct RealFile {
+    file: File,
+    /// For error texts; wrong after a rename, which is why it is not used for anything else.
+    path: PathBuf,
+}
+
+impl RealFile {
+    fn error(&self, act: &str, error: &io::Error) -> io::Error {
+        named(&self.path, act, error)
+    }
+}
+
+impl DiskFile for RealFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        read_fully(buffer, offset, |part, at| self.file.read_at(part, at))
+            .map_err(|e| self.error("read", &e))
+    }
+
+    fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let pwritev = |part: &[IoSlice<'_>], at| Ok(rustix::io::pwritev(&self.file, part, at)?);
+        write_fully(buffers, offset, pwritev).map_err(|e| self.error("write", &e))
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.file
+            .metadata()
+            .map(|metadata| metadata.len())
+            .map_err(|e| self.error("measure", &e))
+    }
+
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        self.file
+            .set_len(len_bytes)
+            .map_err(|e| self.error("resize", &e))
+    }
+
+    fn allocate(&self, len_bytes: u64) -> io::Result<()> {
+        // Not `posix_fallocate`, which quietly writes zeros where the file system cannot allocate.
+        let allocate = || rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, len_bytes);
+        match rustix::io::retry_on_intr(allocate) {
+            Ok(()) => Ok(()),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+                Err(self.error("allocate", &ErrorKind::Unsupported.into()))
+            }
+            Err(e) => Err(self.error("allocate", &e.into())),
+        }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        if fault::is_active(Fault::SkipSync) {
+            return Ok(());
+        }
+        self.file.sync_data().map_err(|e| self.error("sync", &e))
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        if fault::is_active(Fault::SkipSync) {
+            return Ok(());
+        }
+        self.file.sync_all().map_err(|e| self.error("sync", &e))
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)
+            .map_err(|e| self.error("drop the cache of", &e.into()))
+    }
+}
+
+/// Repeats `read` until `buffer` is full or the file ends; answers how many bytes were read.
+fn read_fully(
+    buffer: &mut [u8],
+    offset: u64,
+    mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match read(&mut buffer[done..], position(offset, done)?) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}
+
+/// Repeats `write` (at most [`IOV_MAX`] buffers each) until all of `buffers` is written.
+fn write_fully(
+    buffers: &[IoSlice<'_>],
+    offset: u64,
+    mut write: impl FnMut(&[IoSlice<'_>], u64) -> io::Result<usize>,
+) -> io::Result<()> {
+    let mut done = 0;
+    // The first buffer that is not written completely, and how much of it is.
+    let (mut index, mut within) = (0, 0);
+    loop {
+        while index < buffers.len() && within == buffers[index].len() {
+            (index, within) = (index + 1, 0);
+        }
+        if index == buffers.len() {
+            return Ok(());
+        }
+        let rest = [IoSlice::new(&buffers[index][within..])];
+        // The rest of a half-written buffer goes alone, so that nothing has to be copied.
+        let part = match within {
+            0 => &buffers[index..buffers.len().min(index + IOV_MAX)],
+            _ => &rest[..],
+        };
+        match write(part, position(offset, done)?) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                done += count;
+                (index, within) = advance(buffers, index, within, count);
+            }
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The place `count` bytes after byte `within` of buffer `index`.
+fn advance(
+    buffers: &[IoSlice<'_>],
+    mut index: usize,
+    mut within: usize,
+    mut count: usize,
+) -> (usize, usize) {
+    while count > 0 {
+        let step = count.min(buffers[index].len() - within);
+        (within, count) = (within + step, count - step);
+        if count > 0 {
+            (index, within) = (index + 1, 0);
+        }
+    }
+    (index, within)
+}
+
+fn position(offset: u64, done: usize) -> io::Result<u64> {
+    offset
+        .checked_add(done as u64)
+        .ok_or_else(|| ErrorKind::InvalidInput.into())
+}
+
+/// The system's clocks. The wall clock is read once; from then on it advances with the monotonic one, so a
+/// clock that is set back while the broker runs expires no message early and none twice.
+#[derive(Clone, Debug)]
+pub struct RealClock {
+    /// Wall clock when the process started to use this clock, since 1970.
+    start_wall: Duration,
+    /// The same moment on the monotonic clock.
+    start: Instant,
+}
+
+impl RealClock {
+    /// A clock that shows the system's time of now. A wall clock before 1970 counts as 1970.
+    #[must_use]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the system's clocks"
+    )]
+    pub fn new() -> Self {
+        let start_wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Self {
+            start_wall,
+            start: Instant::now(),
+        }
+    }
+}
+
+impl Default for RealClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for RealClock {
+    fn unix_ms(&self) -> u64 {
+        let now = self.start_wall + self.start.elapsed();
+        u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn monotonic_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A writer that takes at most `step` bytes a call, answers `EINTR` to every third one, and refuses
+    /// more than `IOV_MAX` buffers as the kernel does.
+    #[track_caller]
+    fn check_write(lens: &[usize], step: usize) {
+        let content: Vec<Vec<u8>> = lens
+            .iter()
+            .enumerate()
+            .map(|(i, len)| vec![u8::try_from(i % 251).expect("small"); *len])
+            .collect();
+        let buffers: Vec<IoSlice<'_>> = content.iter().map(|b| IoSlice::new(b)).collect();
+        let mut written = Vec::new();
+        let mut calls = 0;
+        write_fully(&buffers, 7, |part, at| {
+            calls += 1;
+            if calls % 3 == 0 {
+                return Err(ErrorKind::Interrupted.into());
+            }
+            assert!(part.len() <= IOV_MAX, "EINVAL");
+            assert_eq!(
+                at,
+                7 + written.len() as u64,
+                "offset follows what was taken"
+            );
+            let bytes: Vec<u8> = part
+                .iter()
+                .flat_map(|b| b.iter().copied())
+                .take(step)
+                .collect();
+            written.extend_from_slice(&bytes);
+            Ok(bytes.len())
+        })
+        .expect("every byte is taken in the end");
+        assert_eq!(written, content.concat());
+    }
+
+    #[test]
+    fn short_writes_are_continued_where_they_ended() {
+        check_write(&[], 10);
+        check_write(&[0, 0], 10);
+        check_write(&[5], 1);
+        check_write(&[0, 3, 0, 4, 0], 2);
+        check_write(&[10, 10, 10], 10);
+        check_write(&[10, 10, 10], 15);
+        check_write(&vec![3; 2 * IOV_MAX + 5], usize::MAX);
+        check_write(&vec![3; 2 * IOV_MAX + 5], 1000);
+    }
+
+    #[test]
+    fn a_device_that_takes_nothing_is_an_error() {
+        let error = write_fully(&[IoSlice::new(b"x")], 0, |_, _| Ok(0)).expect_err("no progress");
+        assert_eq!(error.kind(), ErrorKind::WriteZero);
+    }
+
+    #[test]
+    fn a_missing_data_directory_is_made_with_its_parents() {
+        let place = tempfile::tempdir().expect("temp dir");
+        let root = place.path().join("a/b/c");
+        RealDisk::new(root.clone()).expect("created");
+        assert!(root.is_dir());
+        RealDisk::new(root).expect("an existing one is fine");
+    }
+
+    #[test]
+    fn a_data_directory_that_is_a_file_is_refused_by_name() {
+        let place = tempfile::tempdir().expect("temp dir");
+        let root = place.path().join("taken");
+        fs::write(&root, "x").expect("write");
+        let error = RealDisk::new(root.clone()).expect_err("a file");
+        assert_eq!(error.kind(), ErrorKind::NotADirectory);
+        assert!(error.to_string().contains("taken"), "{error}");
+        RealDisk::new(root.join("below")).expect_err("below a file");
+    }
+
+    #[test]
+    fn the_lock_error_names_the_holder() {
+        let place = tempfile::tempdir().expect("temp dir");
+        let disk = RealDisk::new(place.path().to_owned()).expect("open");
+        let _held = disk.lock(Path::new("LOCK")).expect("free");
+        let error = disk.lock(Path::new("LOCK")).err().expect("held");
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        assert!(
+            error.to_string().contains(&std::process::id().to_string()),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_clock_never_goes_back() {
+        let clock = RealClock::new();
+        let (wall, mono) = (clock.unix_ms(), clock.monotonic_ns());
+        assert!(wall > 1_600_000_000_000, "milliseconds since 1970");
+        assert!(clock.unix_ms() >= wall);
+        assert!(clock.monotonic_ns() >= mono);
+    }
+}

@@ -38,7 +38,6 @@ impl Lsn {
     }
     /// Bytes from the start of the segment file.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "masked to 30 bits")]
     pub const fn offset(self) -> u32 {
         (self.0 & ((1 << Self::OFFSET_BITS) - 1)) as u32
     }

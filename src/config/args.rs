@@ -1,0 +1,327 @@
+//! The command line, as typed. The doc comments are the `--help`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use super::ByteSize;
+
+/// A durable AMQP 0-9-1 message broker.
+///
+/// Without a command it runs the broker. The commands talk to the broker that runs on the data directory,
+/// or, when none does, change the stopped data directory itself.
+#[derive(Debug, Parser)]
+#[command(name = "stratamq", version, max_term_width = 100)]
+pub struct Args {
+    /// Directory that holds the log, the checkpoints and the admin socket
+    #[arg(
+        long,
+        global = true,
+        env = "STRATAMQ_DATA_DIR",
+        default_value = "./stratamq-data",
+        value_name = "DIR"
+    )]
+    pub data_dir: PathBuf,
+
+    /// How a broker runs.
+    #[command(flatten)]
+    pub server: ServerArgs,
+
+    /// What to do instead of running a broker.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Flags of a running broker.
+#[derive(Debug, clap::Args)]
+pub struct ServerArgs {
+    /// Address to listen on
+    #[arg(
+        long,
+        env = "STRATAMQ_BIND",
+        default_value = "127.0.0.1",
+        value_name = "ADDRESS"
+    )]
+    pub bind: IpAddr,
+
+    /// Port for AMQP
+    #[arg(
+        long,
+        env = "STRATAMQ_AMQP_PORT",
+        default_value_t = 5672,
+        value_name = "N"
+    )]
+    pub amqp_port: u16,
+
+    /// When a commit reaches stable storage: `always` syncs as soon as the last sync ended, `interval` at
+    /// most once every --fsync-interval-ms (confirms wait for it), `never` confirms after write(2):
+    /// survives a killed broker, not a power cut
+    #[arg(
+        long,
+        env = "STRATAMQ_FSYNC",
+        default_value = "always",
+        value_name = "MODE"
+    )]
+    pub fsync: FsyncArg,
+
+    /// Milliseconds between syncs with `--fsync interval`
+    #[arg(
+        long,
+        env = "STRATAMQ_FSYNC_INTERVAL_MS",
+        default_value_t = 10,
+        value_name = "MS"
+    )]
+    pub fsync_interval_ms: u64,
+
+    /// Microseconds to hold a commit open so that it gathers more
+    #[arg(
+        long,
+        env = "STRATAMQ_COMMIT_DELAY_US",
+        default_value_t = 0,
+        value_name = "US"
+    )]
+    pub commit_delay_us: u64,
+
+    /// Soft cap of one commit, in bytes or with KiB, MiB, GiB
+    #[arg(
+        long,
+        env = "STRATAMQ_COMMIT_MAX_BYTES",
+        default_value = "1MiB",
+        value_name = "SIZE"
+    )]
+    pub commit_max_bytes: ByteSize,
+
+    /// Milliseconds within which acknowledgements alone are synced; whatever somebody waits for syncs at once
+    #[arg(
+        long,
+        env = "STRATAMQ_ACK_FSYNC_MS",
+        default_value_t = 50,
+        value_name = "MS"
+    )]
+    pub ack_fsync_ms: u64,
+
+    /// Size of a log segment, 1MiB to 1GiB; the largest message is a quarter of it
+    #[arg(
+        long,
+        env = "STRATAMQ_SEGMENT_SIZE",
+        default_value = "64MiB",
+        value_name = "SIZE"
+    )]
+    pub segment_size: ByteSize,
+
+    /// What to log to standard error: error, warn, info, debug, trace, or a filter such as
+    /// `stratamq::server=debug,info`
+    #[arg(
+        long,
+        env = "STRATAMQ_LOG",
+        default_value = "info",
+        value_name = "FILTER"
+    )]
+    pub log: String,
+}
+
+/// Values of `--fsync`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FsyncArg {
+    /// Sync every commit.
+    Always,
+    /// Sync at intervals.
+    Interval,
+    /// Leave it to the operating system.
+    Never,
+}
+
+/// Commands beside running a broker.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what the running broker does
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Add, delete and list users, set passwords and tags
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Set, clear and list what users may do in a vhost
+    #[command(subcommand)]
+    Permission(PermissionCommand),
+    /// Add, delete and list virtual hosts
+    #[command(subcommand)]
+    Vhost(VhostCommand),
+}
+
+/// `stratamq user`.
+#[derive(Debug, Subcommand)]
+pub enum UserCommand {
+    /// Add a user; it may do nothing until `permission set`
+    Add {
+        /// Name of the user
+        name: String,
+        /// The password; read from standard input (one line) when absent
+        #[arg(long, env = "STRATAMQ_USER_PASSWORD", hide_env_values = true)]
+        password: Option<String>,
+        /// Tag, for example administrator; may be given more than once
+        #[arg(long = "tag", value_name = "TAG")]
+        tags: Vec<String>,
+    },
+    /// Delete a user and close its connections
+    Delete {
+        /// Name of the user
+        name: String,
+    },
+    /// Change a user's password
+    SetPassword {
+        /// Name of the user
+        name: String,
+        /// The password; read from standard input (one line) when absent
+        #[arg(long, env = "STRATAMQ_USER_PASSWORD", hide_env_values = true)]
+        password: Option<String>,
+    },
+    /// Replace a user's tags
+    SetTags {
+        /// Name of the user
+        name: String,
+        /// The tags; none removes all
+        tags: Vec<String>,
+    },
+    /// List users and their tags
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `stratamq permission`.
+#[derive(Debug, Subcommand)]
+pub enum PermissionCommand {
+    /// Allow a user to work in a vhost; each pattern is a regular expression matched anywhere in the
+    /// name, and an empty one matches nothing
+    Set {
+        /// Name of the user
+        user: String,
+        /// Which queues and exchanges it may declare and delete
+        configure: String,
+        /// Where it may publish and bind to
+        write: String,
+        /// What it may consume from and bind from
+        read: String,
+        /// The virtual host
+        #[arg(long, default_value = "/")]
+        vhost: String,
+    },
+    /// Take a user's access to a vhost away
+    Clear {
+        /// Name of the user
+        user: String,
+        /// The virtual host
+        #[arg(long, default_value = "/")]
+        vhost: String,
+    },
+    /// List all permissions
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `stratamq vhost`.
+#[derive(Debug, Subcommand)]
+pub enum VhostCommand {
+    /// Add a virtual host with its predeclared exchanges
+    Add {
+        /// Name of the virtual host
+        name: String,
+    },
+    /// Delete a virtual host and everything in it, and close its connections
+    Delete {
+        /// Name of the virtual host
+        name: String,
+    },
+    /// List virtual hosts
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Parses the process's command line.
+///
+/// # Errors
+/// One line that says what is wrong and what is allowed. Help and version are printed and end the process.
+pub fn parse() -> Result<Args, String> {
+    Args::try_parse().map_err(|error| match error.kind() {
+        clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion => {
+            error.exit()
+        }
+        clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.exit(),
+        _ => one_line(&error.to_string()),
+    })
+}
+
+/// Clap explains in paragraphs; an operator's log wants one line. Usage and the pointer to `--help` go.
+fn one_line(text: &str) -> String {
+    text.split("\n\n")
+        .filter(|paragraph| {
+            !paragraph.starts_with("Usage:") && !paragraph.starts_with("For more information")
+        })
+        .flat_map(str::lines)
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+        .trim_start_matches("error: ")
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_server_flag_has_help_and_a_variable_of_the_same_name() {
+        let command = Args::command();
+        command.clone().debug_assert();
+        for argument in command
+            .get_arguments()
+            .filter(|a| !["help", "version"].contains(&a.get_id().as_str()))
+        {
+            let flag = argument.get_long().expect("server flags are long");
+            let variable = format!("STRATAMQ_{}", flag.to_uppercase().replace('-', "_"));
+            assert_eq!(
+                argument.get_env().and_then(|v| v.to_str()),
+                Some(variable.as_str()),
+                "--{flag}"
+            );
+            assert!(argument.get_help().is_some(), "--{flag} has no help");
+        }
+    }
+
+    #[test]
+    fn a_bad_flag_is_answered_in_one_line_that_says_what_is_allowed() {
+        for (flags, wanted) in [
+            (
+                vec!["--fsync", "sometimes"],
+                "invalid value 'sometimes' for '--fsync <MODE>' [possible values: always, interval, never]",
+            ),
+            (
+                vec!["--amqp-port", "70000"],
+                "invalid value '70000' for '--amqp-port <N>': 70000 is not in 0..=65535",
+            ),
+            (
+                vec!["--segment-size", "big"],
+                "invalid value 'big' for '--segment-size <SIZE>': expected bytes, or a number followed by KiB, MiB or GiB",
+            ),
+            (vec!["--nonsense"], "unexpected argument '--nonsense' found"),
+        ] {
+            let error =
+                Args::try_parse_from(["stratamq"].iter().copied().chain(flags)).unwrap_err();
+            assert_eq!(one_line(&error.to_string()), wanted);
+        }
+    }
+}

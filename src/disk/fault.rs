@@ -1,0 +1,94 @@
+//! Deliberate defects, so that the suite can be shown to notice them.
+//!
+//! A crash test that passes proves little until it has been seen to fail. A build with the cargo feature
+//! `fault-injection` reads `STRATAMQ_FAULT` once and then commits the named defect; the suite run against
+//! such a process must fail. Without the feature [`is_active`] is the constant `false`, so nothing of this
+//! is left in a normal build.
+//!
+//! ```text
+//! STRATAMQ_FAULT=skip-sync cargo test --features fault-injection     # must fail
+//! ```
+
+/// A defect that can be switched on by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// `skip-sync`: fdatasync and fsync of files report success and do nothing.
+    SkipSync,
+    /// `skip-dir-sync`: the sync of a directory reports success and does nothing.
+    SkipDirSync,
+    /// `skip-crc`: readers take bytes whose checksum does not match.
+    SkipCrc,
+}
+
+impl Fault {
+    /// Every fault, in the order of the documentation.
+    pub const ALL: [Self; 3] = [Self::SkipSync, Self::SkipDirSync, Self::SkipCrc];
+
+    /// The word that selects this fault in `STRATAMQ_FAULT`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SkipSync => "skip-sync",
+            Self::SkipDirSync => "skip-dir-sync",
+            Self::SkipCrc => "skip-crc",
+        }
+    }
+
+    /// The fault called `name`.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|fault| fault.name() == name)
+    }
+}
+
+/// True when this process was told to commit `fault`. Always false without the feature `fault-injection`.
+#[cfg(not(feature = "fault-injection"))]
+#[inline(always)]
+#[must_use]
+pub const fn is_active(_fault: Fault) -> bool {
+    false
+}
+
+/// True when this process was told to commit `fault` by the variable `STRATAMQ_FAULT`.
+///
+/// # Panics
+/// When the variable holds a word that is no fault: a misspelt fault would look like a suite that
+/// notices nothing.
+#[cfg(feature = "fault-injection")]
+#[must_use]
+pub fn is_active(fault: Fault) -> bool {
+    use std::sync::OnceLock;
+    static CHOSEN: OnceLock<Option<Fault>> = OnceLock::new();
+    let chosen = CHOSEN.get_or_init(|| {
+        let name = std::env::var("STRATAMQ_FAULT")
+            .ok()
+            .filter(|name| !name.is_empty())?;
+        match Fault::from_name(&name) {
+            Some(fault) => Some(fault),
+            None => panic!(
+                "STRATAMQ_FAULT={name} is not one of {:?}",
+                Fault::ALL.map(Fault::name)
+            ),
+        }
+    });
+    *chosen == Some(fault)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_is_found_by_its_name() {
+        for fault in Fault::ALL {
+            assert_eq!(Fault::from_name(fault.name()), Some(fault));
+        }
+        assert_eq!(Fault::from_name("skip"), None);
+    }
+
+    #[cfg(not(feature = "fault-injection"))]
+    #[test]
+    fn no_fault_is_active_in_a_normal_build() {
+        assert!(Fault::ALL.into_iter().all(|fault| !is_active(fault)));
+    }
+}
