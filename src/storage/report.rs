@@ -1,0 +1,105 @@
+//! What recovery found and what a checkpoint did: values for the log, for `status` and for tests.
+
+use super::image::QueueImage;
+use super::types::{Lsn, SegmentId};
+
+/// In what state the data directory was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It was missing or empty; a blank one was made.
+    Fresh,
+    /// The newest checkpoint covered everything: a clean stop, or nothing happened since.
+    Clean,
+    /// The log went on behind the checkpoint and ended with a whole batch.
+    Replayed,
+    /// As `Replayed`, and behind the last whole batch lay the remains of writes that were never proven
+    /// durable, so nobody was promised anything about them.
+    TornTail(TornTail),
+}
+
+/// The remains of unfinished writes that recovery cut off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TornTail {
+    /// Where the log ends now.
+    pub cut_at: Lsn,
+    /// Bytes behind it, up to the last one that is not zero.
+    pub discarded_bytes: u64,
+    /// Batch headers among them that were whole.
+    pub discarded_batch_count: u64,
+    /// Records these headers announced.
+    pub discarded_record_count: u64,
+    /// Files in `quarantine/` that keep a copy; fewer than segments touched when they could not be written.
+    pub kept_in: Vec<String>,
+}
+
+/// What recovery did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// State of the directory.
+    pub found: Found,
+    /// The number of this incarnation; rises by one with every start.
+    pub epoch: u64,
+    /// Generation of the checkpoint that was loaded; 0 when there is none yet.
+    pub checkpoint_generation: u64,
+    /// Where replay began.
+    pub replayed_from: Lsn,
+    /// Where the log ended.
+    pub replayed_to: Lsn,
+    /// Records read behind the checkpoint's begin, marks and segment openings not counted.
+    pub replayed_record_count: u64,
+    /// Queues that exist now.
+    pub queue_count: u64,
+    /// Messages in them (one that went to two queues counts twice).
+    pub message_count: u64,
+    /// Segment files that exist, the fresh one included.
+    pub segment_count: u64,
+    /// Bytes read from checkpoint and log.
+    pub read_bytes: u64,
+    /// How long it took.
+    pub duration_ms: u64,
+}
+
+/// A META record behind the checkpoint's snapshot, as it was pushed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetaRecord {
+    /// Where it stands in the log.
+    pub lsn: Lsn,
+    /// Kind, the owner's own numbering.
+    pub kind: u16,
+    /// Version of that kind's encoding.
+    pub version: u16,
+    /// The encoded change.
+    pub body: Vec<u8>,
+}
+
+/// The state of the store at the end of the log.
+#[derive(Debug)]
+pub struct Recovered {
+    /// What was found.
+    pub report: RecoveryReport,
+    /// The owner's snapshot in the newest checkpoint; `None` when there is none yet.
+    pub meta_snapshot: Option<Vec<u8>>,
+    /// What changed after it, in log order.
+    pub meta_records: Vec<MetaRecord>,
+    /// All queues, in ascending id.
+    pub queues: Vec<QueueImage>,
+}
+
+/// What a checkpoint did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointReport {
+    /// Its number.
+    pub generation: u64,
+    /// Replay will begin here.
+    pub begin: Lsn,
+    /// Size of its file.
+    pub size_bytes: u64,
+    /// Queues in it.
+    pub queue_count: u64,
+    /// Entries of these queues.
+    pub message_count: u64,
+    /// Segments it made removable, and that were removed.
+    pub freed: Vec<SegmentId>,
+    /// How long it took.
+    pub duration_ms: u64,
+}
