@@ -68,11 +68,3 @@ impl PartialEq for Binding {
         self.source == other.source && self.key == other.key
     }
 }
-
-/// The arguments sorted by name; of duplicates the first.
-pub(crate) fn sorted(arguments: &FieldTable) -> FieldTable {
-    let mut pairs = arguments.0.clone();
-    pairs.sort_by(|(left, _), (right, _)| left.cmp(right));
-    pairs.dedup_by(|(later, _), (earlier, _)| later == earlier);
-    FieldTable(pairs)
-}

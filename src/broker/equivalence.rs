@@ -1,128 +1,107 @@
-//! When two values of a field table count as equal, and how a refusal prints them.
-//!
-//! Integers of all widths form one class, floats a second one; everything else compares by exact type
-//! (RabbitMQ: `rabbit_misc:assert_args_equivalence`).
+//! Whether a redeclare means the thing that is there, and the text of the refusal when it does not.
 
-use bytes::Bytes;
+use std::fmt::Display;
 
 use crate::amqp::field_table::{FieldTable, FieldValue};
 
-/// The value under `name`; the first one when there are several.
-pub(crate) fn find<'a>(table: &'a FieldTable, name: &str) -> Option<&'a FieldValue> {
-    let mut pairs = table.0.iter();
-    pairs
-        .find(|(key, _)| &key[..] == name.as_bytes())
-        .map(|(_, value)| value)
-}
-
-/// The integer behind any integer tag.
-fn as_integer(value: &FieldValue) -> Option<i128> {
-    Some(match value {
-        FieldValue::Byte(n) => i128::from(*n),
-        FieldValue::UnsignedByte(n) => i128::from(*n),
-        FieldValue::Short(n) => i128::from(*n),
-        FieldValue::UnsignedShort(n) => i128::from(*n),
-        FieldValue::SignedInt(n) => i128::from(*n),
-        FieldValue::UnsignedInt(n) => i128::from(*n),
-        FieldValue::Long(n) => i128::from(*n),
-        _ => return None,
-    })
-}
-
-fn as_float(value: &FieldValue) -> Option<f64> {
-    match value {
-        FieldValue::Float(n) => Some(f64::from(*n)),
-        FieldValue::Double(n) => Some(*n),
-        _ => None,
-    }
-}
-
-fn as_bytes(value: &FieldValue) -> Option<&Bytes> {
-    match value {
-        FieldValue::LongString(bytes) | FieldValue::Binary(bytes) => Some(bytes),
-        _ => None,
-    }
-}
-
-/// Equality of arguments on redeclare.
-pub(crate) fn is_equivalent(left: &FieldValue, right: &FieldValue) -> bool {
-    if let (Some(left), Some(right)) = (as_integer(left), as_integer(right)) {
-        return left == right;
-    }
-    if let (Some(left), Some(right)) = (as_float(left), as_float(right)) {
-        return left.to_bits() == right.to_bits() || left == right;
-    }
-    left == right
-}
-
-/// Equality of a header with the value of a headers binding: as above, text and binary by their bytes,
-/// tables and arrays never.
-pub(crate) fn is_header_match(wanted: &FieldValue, header: &FieldValue) -> bool {
-    if let (Some(wanted), Some(header)) = (as_bytes(wanted), as_bytes(header)) {
-        return wanted == header;
-    }
-    !matches!(wanted, FieldValue::Table(_) | FieldValue::Array(_)) && is_equivalent(wanted, header)
-}
-
-/// RabbitMQ's name of a type, as it appears in error texts.
-pub(crate) fn type_name(value: &FieldValue) -> &'static str {
-    match value {
-        FieldValue::Bool(_) => "bool",
-        FieldValue::Byte(_) => "byte",
-        FieldValue::UnsignedByte(_) => "unsignedbyte",
-        FieldValue::Short(_) => "short",
-        FieldValue::UnsignedShort(_) => "unsignedshort",
-        FieldValue::SignedInt(_) => "signedint",
-        FieldValue::UnsignedInt(_) => "unsignedint",
-        FieldValue::Long(_) => "long",
-        FieldValue::Float(_) => "float",
-        FieldValue::Double(_) => "double",
-        FieldValue::Decimal { .. } => "decimal",
-        FieldValue::LongString(_) => "longstr",
-        FieldValue::Binary(_) => "binary",
-        FieldValue::Array(_) => "array",
-        FieldValue::Timestamp(_) => "timestamp",
-        FieldValue::Table(_) => "table",
-        FieldValue::Void => "void",
-    }
-}
-
-/// The value as text.
+/// The value as RabbitMQ prints it in a refusal.
 pub(crate) fn display(value: &FieldValue) -> String {
-    if let Some(number) = as_integer(value) {
+    if let Some(number) = value.as_integer() {
         return number.to_string();
     }
-    if let Some(bytes) = as_bytes(value) {
-        return String::from_utf8_lossy(bytes).into_owned();
+    if let Some(number) = value.as_float() {
+        return number.to_string();
     }
     match value {
+        FieldValue::LongString(bytes) | FieldValue::Binary(bytes) => {
+            String::from_utf8_lossy(bytes).into_owned()
+        }
         FieldValue::Bool(flag) => flag.to_string(),
         FieldValue::Timestamp(secs) => secs.to_string(),
-        FieldValue::Void => "undefined".into(),
-        other => as_float(other).map_or_else(|| format!("{other:?}"), |n| n.to_string()),
+        FieldValue::Void => "undefined".to_owned(),
+        other => format!("{other:?}"),
     }
 }
 
-/// Why an argument of a redeclare differs from the one in force; `None` when it does not. What follows
-/// `inequivalent arg 'NAME' for KIND 'X' in vhost 'V': `.
-pub(crate) fn check(
-    received: Option<&FieldValue>,
-    current: Option<&FieldValue>,
-) -> Option<String> {
-    let describe = |value| format!("the value '{}' of type '{}'", display(value), type_name(value));
+/// Compares a property; `thing` is for example `queue 'Q' in vhost 'V'`.
+pub(crate) fn check_property<T: PartialEq + Display>(
+    name: &str,
+    thing: &str,
+    received: T,
+    current: T,
+) -> Result<(), String> {
+    if received == current {
+        return Ok(());
+    }
+    Err(format!(
+        "inequivalent arg '{name}' for {thing}: received '{received}' but current is '{current}'"
+    ))
+}
+
+/// Compares an argument.
+pub(crate) fn check_argument(
+    name: &str,
+    thing: &str,
+    received: &FieldTable,
+    current: &FieldTable,
+) -> Result<(), String> {
+    let (received, current) = (received.get(name), current.get(name));
+    check_values(received, current)
+        .map_err(|difference| format!("inequivalent arg '{name}' for {thing}: {difference}"))
+}
+
+fn check_values(received: Option<&FieldValue>, current: Option<&FieldValue>) -> Result<(), String> {
+    let describe = |value: &FieldValue| {
+        let (text, kind) = (display(value), value.type_name());
+        format!("the value '{text}' of type '{kind}'")
+    };
     match (received, current) {
-        (None, None) => None,
-        (Some(received), None) => {
-            let received = describe(received);
-            Some(format!("received {received} but current is none"))
-        }
-        (None, Some(current)) => {
-            let current = describe(current);
-            Some(format!("received none but current is {current}"))
-        }
-        (Some(received), Some(current)) => (!is_equivalent(received, current)).then(|| {
+        (None, None) => Ok(()),
+        (Some(received), None) => Err(format!("received {} but current is none", describe(received))),
+        (None, Some(current)) => Err(format!("received none but current is {}", describe(current))),
+        (Some(received), Some(current)) if received.is_equivalent(current) => Ok(()),
+        (Some(received), Some(current)) => {
             let (received, current) = (display(received), display(current));
-            format!("received '{received}' but current is '{current}'")
-        }),
+            Err(format!("received '{received}' but current is '{current}'"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(received: Option<FieldValue>, current: Option<FieldValue>, expected: Result<(), &str>) {
+        let outcome = check_values(received.as_ref(), current.as_ref());
+        assert_eq!(outcome, expected.map_err(str::to_owned));
+    }
+
+    #[test]
+    fn refusals_tell_both_sides() {
+        use FieldValue::{Byte, Double, Float, Long, SignedInt};
+        check(None, None, Ok(()));
+        check(Some(Byte(5)), Some(Long(5)), Ok(()));
+        check(Some(Float(1.5)), Some(Double(1.5)), Ok(()));
+        check(
+            Some(SignedInt(5)),
+            None,
+            Err("received the value '5' of type 'signedint' but current is none"),
+        );
+        check(
+            None,
+            Some(FieldValue::text("x")),
+            Err("received none but current is the value 'x' of type 'longstr'"),
+        );
+        check(
+            Some(SignedInt(6)),
+            Some(SignedInt(5)),
+            Err("received '6' but current is '5'"),
+        );
+        check(
+            Some(FieldValue::text("5")),
+            Some(SignedInt(5)),
+            Err("received '5' but current is '5'"),
+        );
     }
 }

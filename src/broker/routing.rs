@@ -1,16 +1,16 @@
-//! From (exchange, routing keys, headers) to a set of queues, and a cache of the answers.
+//! From (exchange, routing keys, headers) to a set of queues.
 //!
 //! Starting with the exchange published to, every exchange is visited at most once, so cycles end. An
 //! exchange without any destination for the message hands over to its alternate exchange. A queue is in
 //! the set once, however many bindings lead there. Neither keys nor headers change on the way.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 use smallvec::SmallVec;
 
 use super::binding::{Destination, Target};
 use super::exchange::{Exchange, ExchangeKind};
-use super::queue::{QueueHandle, Queue};
+use super::queue::{Queue, QueueHandle};
 use super::vhost::Topology;
 use crate::amqp::field_table::FieldTable;
 use crate::amqp::short_string::ShortString;
@@ -54,14 +54,12 @@ impl Topology {
         headers: impl Fn() -> FieldTable,
         route: &mut Route,
     ) {
-        let mut visited: SmallVec<[*const Exchange; 8]> = SmallVec::new();
+        // Allocates only when there is a second exchange.
+        let mut seen: HashSet<*const Exchange> = HashSet::new();
         let mut pending: SmallVec<[&'a Exchange; 8]> = SmallVec::new();
         pending.push(first);
+        let mut is_new = |next: &Exchange| !std::ptr::eq(next, first) && seen.insert(next);
         while let Some(exchange) = pending.pop() {
-            if visited.contains(&std::ptr::from_ref(exchange)) {
-                continue;
-            }
-            visited.push(exchange);
             route.depends_on_headers |= exchange.spec().kind == ExchangeKind::Headers;
             let mut is_anywhere = false;
             exchange.route(keys, &headers, |binding| {
@@ -69,7 +67,7 @@ impl Topology {
                 match (&binding.target, &binding.key.destination) {
                     (Target::Queue(queue), _) => route.targets.push(QueueHandle::clone(queue)),
                     (Target::Exchange, Destination::Exchange(name) | Destination::Queue(name)) => {
-                        pending.extend(self.exchange(name));
+                        pending.extend(self.exchange(name).filter(|next| is_new(next)));
                     }
                 }
             });
@@ -77,7 +75,7 @@ impl Topology {
                 if alternate.is_empty() {
                     route.add_named_queues(self, keys);
                 } else {
-                    pending.extend(self.exchange(alternate));
+                    pending.extend(self.exchange(alternate).filter(|next| is_new(next)));
                 }
             }
         }

@@ -14,7 +14,20 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use crate::amqp::field_table::{FieldTable, FieldValue};
-use crate::broker::equivalence::{display, find, is_header_match, type_name};
+use crate::broker::equivalence::display;
+
+/// Equality of a header with the value a binding asks for: integers of all widths by value, text and
+/// binary by their bytes, tables and arrays never.
+fn is_match(wanted: &FieldValue, header: &FieldValue) -> bool {
+    use FieldValue::{Array, Binary, LongString, Table};
+    match (wanted, header) {
+        (LongString(wanted) | Binary(wanted), LongString(header) | Binary(header)) => {
+            wanted == header
+        }
+        (Table(_) | Array(_), _) => false,
+        _ => wanted.is_equivalent(header),
+    }
+}
 
 /// The arguments of a headers binding, parsed once.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +42,7 @@ impl HeadersPattern {
     /// # Errors
     /// The text of the refusal (406) when `x-match` is not one of the four words.
     pub fn parse(arguments: &FieldTable) -> Result<Self, String> {
-        let (is_all, counts_x) = match find(arguments, "x-match") {
+        let (is_all, counts_x) = match arguments.get("x-match") {
             None => (true, false),
             Some(FieldValue::LongString(word)) => match &word[..] {
                 b"all" => (true, false),
@@ -46,14 +59,14 @@ impl HeadersPattern {
             Some(value) => {
                 return Err(format!(
                     "Invalid x-match field type {} (value {}); expected longstr",
-                    type_name(value),
+                    value.type_name(),
                     display(value)
                 ));
             }
         };
         let counts =
             |key: &[u8]| key != b"x-match" && (counts_x || !key.starts_with(b"x-"));
-        let wanted = arguments.0.iter().filter(|(key, _)| counts(key));
+        let wanted = arguments.iter().filter(|(key, _)| counts(key));
         Ok(Self {
             is_all,
             wanted: wanted.cloned().collect(),
@@ -64,7 +77,7 @@ impl HeadersPattern {
     fn matches(&self, headers: &HashMap<&[u8], &FieldValue>) -> bool {
         let matches_one = |(key, wanted): &(Bytes, FieldValue)| {
             headers.get(&key[..]).is_some_and(|header| {
-                matches!(wanted, FieldValue::Void) || is_header_match(wanted, header)
+                matches!(wanted, FieldValue::Void) || is_match(wanted, header)
             })
         };
         if self.is_all {
@@ -100,8 +113,8 @@ impl<T: PartialEq> HeadersTable<T> {
 
     /// Visits the bindings that match `headers`.
     pub fn route<'a>(&'a self, headers: &FieldTable, mut visit: impl FnMut(&'a T)) {
-        let mut by_key: HashMap<&[u8], &FieldValue> = HashMap::with_capacity(headers.0.len());
-        for (key, value) in &headers.0 {
+        let mut by_key: HashMap<&[u8], &FieldValue> = HashMap::with_capacity(headers.len());
+        for (key, value) in headers {
             by_key.entry(key).or_insert(value);
         }
         for (pattern, item) in &self.items {
@@ -121,12 +134,11 @@ mod tests {
     }
 
     fn table(pairs: &[(&'static str, FieldValue)]) -> FieldTable {
-        let pairs = pairs.iter();
-        FieldTable(
-            pairs
-                .map(|(key, value)| (Bytes::from_static(key.as_bytes()), value.clone()))
-                .collect(),
-        )
+        let mut table = FieldTable::new();
+        for (key, value) in pairs {
+            table.push(Bytes::from_static(key.as_bytes()), value.clone());
+        }
+        table
     }
 
     #[track_caller]

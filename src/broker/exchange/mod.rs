@@ -16,7 +16,6 @@ use self::topic::TopicTable;
 use super::binding::{Binding, BindingKey};
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::short_string::ShortString;
-use crate::broker::equivalence::find;
 
 /// Argument that names the exchange for what this one cannot route.
 pub(crate) const ALTERNATE_EXCHANGE: &str = "alternate-exchange";
@@ -126,7 +125,7 @@ enum Table {
 
 impl Exchange {
     pub(crate) fn new(spec: ExchangeSpec) -> Self {
-        let alternate = match find(&spec.arguments, ALTERNATE_EXCHANGE) {
+        let alternate = match spec.arguments.get(ALTERNATE_EXCHANGE) {
             Some(FieldValue::LongString(name)) => ShortString::new(name.clone()),
             _ => None,
         };
