@@ -66,7 +66,12 @@ impl Connection {
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
         let wanted = self.check_bind(bind)?;
-        if self.vhost.read().binding(&wanted.source, &wanted.key).is_none() {
+        if self
+            .vhost
+            .read()
+            .binding(&wanted.source, &wanted.key)
+            .is_none()
+        {
             return Ok(done(None));
         }
         let mut meta = lock(&self.shared.meta);
@@ -130,7 +135,10 @@ impl Connection {
         let (target, is_target_durable) = match &wanted.key.destination {
             Destination::Queue(name) => {
                 let queue = topology.queue(name).ok_or_else(|| no_queue(name, vhost))?;
-                (Target::Queue(QueueHandle::clone(queue)), queue.spec().is_durable)
+                (
+                    Target::Queue(QueueHandle::clone(queue)),
+                    queue.spec().is_durable,
+                )
             }
             Destination::Exchange(name) => {
                 let exchange = topology.exchange(name);

@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::access::{Operation, Permissions, User};
-use super::command::{Command, ConfirmAt, Consume, ConsumerId, Publish, Published, Reply, ReplyBody};
+use super::command::{
+    Command, ConfirmAt, Consume, ConsumerId, Publish, Published, Reply, ReplyBody,
+};
 use super::command::{SettleOutcome, Unacked};
 use super::consumer::{ChannelCredit, ConsumerSpec};
 use super::effects::Effects;
@@ -378,7 +380,8 @@ impl Connection {
         {
             self.consumers.retain(|_, (_, queue)| !queue.is_deleted());
         }
-        self.consumers.insert(id, (channel, QueueHandle::clone(&queue)));
+        self.consumers
+            .insert(id, (channel, QueueHandle::clone(&queue)));
         let body = ReplyBody::Consuming {
             consumer: id,
             queue,
@@ -413,7 +416,8 @@ impl Connection {
     fn cancel(&mut self, consumer: ConsumerId, now_ms: u64, effects: &mut Effects) -> Reply {
         if let Some((_, queue)) = self.consumers.remove(&consumer) {
             let aftermath = queue::cancel(&mut self.shared.turn(now_ms, effects), &queue, consumer);
-            self.shared.settle_aftermath(&queue, aftermath, now_ms, effects);
+            self.shared
+                .settle_aftermath(&queue, aftermath, now_ms, effects);
         }
         done(None)
     }
@@ -512,7 +516,8 @@ impl Connection {
         }
         for queue in unused {
             let aftermath = Aftermath::Unused;
-            self.shared.settle_aftermath(&queue, aftermath, now_ms, effects);
+            self.shared
+                .settle_aftermath(&queue, aftermath, now_ms, effects);
         }
     }
 }

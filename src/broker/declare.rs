@@ -15,8 +15,7 @@ use super::meta::Change;
 use super::queue::{Queue, QueueHandle, QueueSpec};
 use super::records;
 use super::refusal::{
-    access_refused, default_exchange, locked_queue, no_exchange, precondition_failed,
-    vhost_deleted,
+    access_refused, default_exchange, locked_queue, no_exchange, precondition_failed, vhost_deleted,
 };
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::short_string::ShortString;
@@ -52,7 +51,11 @@ impl Connection {
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
         if declare.is_passive {
-            return self.declare_queue_passively(&without_line_breaks(&declare.queue), now_ms, effects);
+            return self.declare_queue_passively(
+                &without_line_breaks(&declare.queue),
+                now_ms,
+                effects,
+            );
         }
         let name = self.queue_name(&declare.queue)?;
         self.check_queue_access(Operation::Configure, &name)?;
@@ -296,7 +299,8 @@ impl Connection {
             return Err(access_refused(text));
         }
         let thing = format!("exchange '{name}' in vhost '{}'", self.vhost.name());
-        if let Some(alternate) = exchange_argument(&declare.arguments, ALTERNATE_EXCHANGE, &thing)? {
+        if let Some(alternate) = exchange_argument(&declare.arguments, ALTERNATE_EXCHANGE, &thing)?
+        {
             self.check_exchange_access(Operation::Read, name)?;
             self.check_exchange_access(Operation::Write, &alternate)?;
         }
@@ -318,7 +322,10 @@ impl Connection {
             // Somebody else was faster.
             self.check_exchange_redeclare(declare, spec.kind, exchange)?;
             let is_durable = exchange.spec().is_durable;
-            return Ok(done(self.shared.unless_durable(is_durable.then(|| meta.last_lsn()))));
+            return Ok(done(
+                self.shared
+                    .unless_durable(is_durable.then(|| meta.last_lsn())),
+            ));
         }
         let change = spec
             .is_durable
@@ -365,7 +372,8 @@ impl Connection {
     /// declared a moment ago by somebody who still waits.
     pub(super) fn pending_meta(&self, is_durable: bool) -> Option<Lsn> {
         // Not taken under the topology lock: the order is meta first. A later LSN only waits longer.
-        self.shared.unless_durable(is_durable.then(|| self.shared.newest_meta()))
+        self.shared
+            .unless_durable(is_durable.then(|| self.shared.newest_meta()))
     }
 }
 
@@ -381,6 +389,8 @@ fn with_queue_type(arguments: &FieldTable) -> FieldTable {
         let text = value.as_text();
         !matches!(text, Some("" | "undefined"))
     });
-    let kind = named.cloned().unwrap_or_else(|| FieldValue::text("classic"));
+    let kind = named
+        .cloned()
+        .unwrap_or_else(|| FieldValue::text("classic"));
     FieldTable::new().with("x-queue-type", kind)
 }

@@ -57,8 +57,14 @@ fn check_values(received: Option<&FieldValue>, current: Option<&FieldValue>) -> 
     };
     match (received, current) {
         (None, None) => Ok(()),
-        (Some(received), None) => Err(format!("received {} but current is none", describe(received))),
-        (None, Some(current)) => Err(format!("received none but current is {}", describe(current))),
+        (Some(received), None) => Err(format!(
+            "received {} but current is none",
+            describe(received)
+        )),
+        (None, Some(current)) => Err(format!(
+            "received none but current is {}",
+            describe(current)
+        )),
         (Some(received), Some(current)) if received.is_equivalent(current) => Ok(()),
         (Some(received), Some(current)) => {
             let (received, current) = (display(received), display(current));
@@ -72,7 +78,11 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(received: Option<FieldValue>, current: Option<FieldValue>, expected: Result<(), &str>) {
+    fn check(
+        received: Option<FieldValue>,
+        current: Option<FieldValue>,
+        expected: Result<(), &str>,
+    ) {
         let outcome = check_values(received.as_ref(), current.as_ref());
         assert_eq!(outcome, expected.map_err(str::to_owned));
     }

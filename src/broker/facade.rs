@@ -18,7 +18,7 @@ use super::effects::Effects;
 use super::error::BrokerError;
 use super::journal::Journal;
 use super::message::Message;
-use super::meta::{Change, UserV1, VhostV1};
+use super::meta::{Change, VhostV1};
 use super::meta_log::MetaLog;
 use super::outbox::{Outbox, OutboxItem};
 use super::queue::{
@@ -104,7 +104,11 @@ impl Broker {
                 name: DEFAULT_VHOST.to_owned(),
             }),
             Change::UserSet(records::user(DEFAULT_USER, &account)),
-            Change::PermissionsSet(records::permissions(DEFAULT_VHOST, DEFAULT_USER, &permissions)),
+            Change::PermissionsSet(records::permissions(
+                DEFAULT_VHOST,
+                DEFAULT_USER,
+                &permissions,
+            )),
         ];
         {
             let mut meta = lock(&shared.meta);
@@ -163,7 +167,14 @@ impl Broker {
         }
         let (vhost, permissions) = opened?;
         let shared = Arc::clone(&self.shared);
-        Ok(Connection::new(shared, id, user.clone(), vhost, permissions, outbox))
+        Ok(Connection::new(
+            shared,
+            id,
+            user.clone(),
+            vhost,
+            permissions,
+            outbox,
+        ))
     }
 
     /// A delivery reservation of `queue` is durable.
@@ -179,7 +190,8 @@ impl Broker {
     /// A timer of `queue` is due.
     pub fn timer_due(&self, queue: &QueueHandle, now_ms: u64, effects: &mut Effects) {
         let aftermath = queue::timer_due(&mut self.shared.turn(now_ms, effects), queue);
-        self.shared.settle_aftermath(queue, aftermath, now_ms, effects);
+        self.shared
+            .settle_aftermath(queue, aftermath, now_ms, effects);
     }
 
     /// Bodies that `queue` asked for, or why they could not be read.
@@ -208,7 +220,11 @@ impl Broker {
 }
 
 impl Shared {
-    pub(crate) fn new(journal: Arc<dyn Journal>, options: BrokerOptions, next_queue_id: u64) -> Self {
+    pub(crate) fn new(
+        journal: Arc<dyn Journal>,
+        options: BrokerOptions,
+        next_queue_id: u64,
+    ) -> Self {
         Self {
             queues: QueueShared::new(journal, options.resident_max_bytes),
             options,
@@ -299,7 +315,9 @@ impl Shared {
             .flatten();
         let permissions = permissions.ok_or_else(|| {
             let user = user.name();
-            refuse(format!("access to vhost '{name}' refused for user '{user}'"))
+            refuse(format!(
+                "access to vhost '{name}' refused for user '{user}'"
+            ))
         })?;
         Ok((vhost, permissions))
     }
@@ -327,7 +345,9 @@ impl Shared {
     ) {
         for registration in lock(&self.connections).values() {
             if is_meant(registration)
-                && registration.outbox.push(OutboxItem::ForceClose(text.to_owned()))
+                && registration
+                    .outbox
+                    .push(OutboxItem::ForceClose(text.to_owned()))
             {
                 effects.wakes.push(Arc::clone(&registration.outbox));
             }

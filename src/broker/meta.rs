@@ -49,7 +49,9 @@ pub enum RestoreError {
         kind: u16,
     },
     /// A known kind in a version nobody knows here.
-    #[error("topology record of kind {kind} has unknown version {version}: written by a newer broker")]
+    #[error(
+        "topology record of kind {kind} has unknown version {version}: written by a newer broker"
+    )]
     UnknownVersion {
         /// The kind found.
         kind: u16,
@@ -257,8 +259,9 @@ changes! {
 }
 
 fn encode<const LIMIT: usize>(body: &impl Serialize) -> Vec<u8> {
-    bincode::serde::encode_to_vec(body, config::<LIMIT>())
-        .expect("structs of texts and numbers encode, and names and tables come from bounded frames")
+    bincode::serde::encode_to_vec(body, config::<LIMIT>()).expect(
+        "structs of texts and numbers encode, and names and tables come from bounded frames",
+    )
 }
 
 fn decode<const LIMIT: usize, T: DeserializeOwned>(
@@ -310,12 +313,17 @@ impl MetaState {
             next_queue_id: self.next_queue_id,
             users: self.users.into_values().collect(),
             permissions: self.permissions.into_values().collect(),
-            vhosts: self.vhosts.into_iter().map(|name| VhostV1 { name }).collect(),
+            vhosts: self
+                .vhosts
+                .into_iter()
+                .map(|name| VhostV1 { name })
+                .collect(),
             exchanges: self.exchanges.into_values().collect(),
             queues: self.queues.into_values().collect(),
             bindings: self.bindings.into_iter().collect(),
         });
-        let length = u32::try_from(body.len()).expect("a snapshot is encoded under a limit of 1 GiB");
+        let length =
+            u32::try_from(body.len()).expect("a snapshot is encoded under a limit of 1 GiB");
         let mut bytes = Vec::with_capacity(ENVELOPE_BYTES + body.len());
         bytes.extend_from_slice(&SNAPSHOT_KIND.to_le_bytes());
         bytes.extend_from_slice(&SNAPSHOT_VERSION.to_le_bytes());
@@ -333,7 +341,11 @@ impl MetaState {
         let snapshot: SnapshotV1 = decode::<SNAPSHOT_MAX_BYTES, _>(SNAPSHOT_KIND, body)?;
         let mut state = Self {
             next_queue_id: snapshot.next_queue_id,
-            vhosts: snapshot.vhosts.into_iter().map(|vhost| vhost.name).collect(),
+            vhosts: snapshot
+                .vhosts
+                .into_iter()
+                .map(|vhost| vhost.name)
+                .collect(),
             bindings: snapshot.bindings.into_iter().collect(),
             ..Self::default()
         };
@@ -421,8 +433,12 @@ impl MetaState {
         let of_queue = |binding: &&BindingV1| {
             binding.vhost == queue.vhost && binding.is_to_queue && binding.destination == queue.name
         };
-        let bindings: Vec<BindingV1> =
-            self.bindings.range(first..).take_while(of_queue).cloned().collect();
+        let bindings: Vec<BindingV1> = self
+            .bindings
+            .range(first..)
+            .take_while(of_queue)
+            .cloned()
+            .collect();
         for binding in &bindings {
             self.bindings.remove(binding);
         }
@@ -435,7 +451,8 @@ fn open_envelope(bytes: &[u8]) -> Result<&[u8], RestoreError> {
         kind: SNAPSHOT_KIND,
         reason: reason.to_owned(),
     };
-    let Some((&[k0, k1, v0, v1, l0, l1, l2, l3], body)) = bytes.split_first_chunk::<ENVELOPE_BYTES>()
+    let Some((&[k0, k1, v0, v1, l0, l1, l2, l3], body)) =
+        bytes.split_first_chunk::<ENVELOPE_BYTES>()
     else {
         return Err(malformed("shorter than its envelope"));
     };

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::access::Operation;
-use super::arguments;
 use super::command::{ConfirmAt, Publish, Published};
 use super::connection::Connection;
 use super::effects::Effects;
@@ -162,7 +161,12 @@ impl Connection {
     }
 
     /// A target was deleted between route and delivery: routes by the topology of now.
-    fn publish_again(&mut self, publish: &Publish, now_ms: u64, effects: &mut Effects) -> Published {
+    fn publish_again(
+        &mut self,
+        publish: &Publish,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) -> Published {
         loop {
             self.routes.clear();
             // The message has passed the checks; an exchange that went since routes nowhere.
@@ -185,7 +189,8 @@ impl Connection {
 
     fn renew_cache(&mut self) {
         // Read before anything is looked up, so that what is cached is never older than its version.
-        self.routes.renew((self.vhost.version(), self.shared.access_version()));
+        self.routes
+            .renew((self.vhost.version(), self.shared.access_version()));
     }
 
     /// Checks a message and finds its queues. The message comes back without its `BCC` header.
@@ -226,9 +231,7 @@ impl Connection {
         }
         let properties = message.properties();
         if let Some(expiration) = properties.expiration() {
-            arguments::parse_expiration(expiration).map_err(|reason| {
-                precondition_failed(format!("invalid expiration {reason}"))
-            })?;
+            check_expiration(expiration).map_err(precondition_failed)?;
         }
         let further_keys = further_keys(properties)?;
         if let Some(user_id) = properties.user_id() {
@@ -301,6 +304,44 @@ fn further_keys(properties: &Properties) -> Result<SmallVec<[ShortString; 2]>, B
         }
     }
     Ok(keys)
+}
+
+/// Longest time to live in milliseconds, ten years.
+const EXPIRATION_MAX_MS: u128 = 315_360_000_000;
+
+/// The `expiration` property is a decimal number, with RabbitMQ's texts for everything else (TT-2).
+fn check_expiration(text: &[u8]) -> Result<(), String> {
+    let shown = String::from_utf8_lossy(text);
+    let refuse = |reason: String| Err(format!("invalid expiration '{shown}': {reason}"));
+    let (is_negative, unsigned) = match text.split_first() {
+        Some((b'-', rest)) => (true, rest),
+        Some((b'+', rest)) => (false, rest),
+        _ => (false, text),
+    };
+    let digits_count = unsigned
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit())
+        .count();
+    let (digits, leftover) = unsigned.split_at(digits_count);
+    if digits.is_empty() {
+        return refuse("no_integer".to_owned());
+    }
+    if !leftover.is_empty() {
+        let leftover = String::from_utf8_lossy(leftover);
+        return refuse(format!("{{leftover_string,\"{leftover}\"}}"));
+    }
+    // At most 255 digits: what does not fit is too large anyway.
+    let number = digits.iter().fold(0u128, |number, digit| {
+        let digit = u128::from(digit - b'0');
+        number.saturating_mul(10).saturating_add(digit)
+    });
+    if is_negative && number > 0 {
+        return refuse(format!("{{value_negative,-{number}}}"));
+    }
+    if number > EXPIRATION_MAX_MS {
+        return refuse(format!("{{value_too_large,{number}}}"));
+    }
+    Ok(())
 }
 
 /// The message as receivers see it (CC-3).

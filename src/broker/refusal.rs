@@ -36,7 +36,9 @@ pub(crate) fn default_exchange() -> BrokerError {
 }
 
 pub(crate) fn exclusive_use(name: &ShortString, vhost: &str) -> BrokerError {
-    access_refused(format!("queue '{name}' in vhost '{vhost}' in exclusive use"))
+    access_refused(format!(
+        "queue '{name}' in vhost '{vhost}' in exclusive use"
+    ))
 }
 
 /// The vhost went while a command was on its way; the connection is being closed with the same words.

@@ -116,7 +116,8 @@ impl Topology {
 
     /// Adds an exchange that is not there yet.
     pub(crate) fn insert_exchange(&mut self, spec: ExchangeSpec) {
-        self.exchanges.insert(spec.name.clone(), Exchange::new(spec));
+        self.exchanges
+            .insert(spec.name.clone(), Exchange::new(spec));
     }
 
     /// Adds a queue that is not there yet.
@@ -183,7 +184,11 @@ impl Topology {
     }
 
     /// Takes all bindings to `destination` out of their sources; returns the sources to delete now.
-    fn detach_inbound(&mut self, destination: &Destination, removed: &mut Removed) -> Vec<ShortString> {
+    fn detach_inbound(
+        &mut self,
+        destination: &Destination,
+        removed: &mut Removed,
+    ) -> Vec<ShortString> {
         let bindings = self.inbound.remove(destination).unwrap_or_default();
         bindings
             .iter()

@@ -64,8 +64,7 @@ impl HeadersPattern {
                 ));
             }
         };
-        let counts =
-            |key: &[u8]| key != b"x-match" && (counts_x || !key.starts_with(b"x-"));
+        let counts = |key: &[u8]| key != b"x-match" && (counts_x || !key.starts_with(b"x-"));
         let wanted = arguments.iter().filter(|(key, _)| counts(key));
         Ok(Self {
             is_all,
@@ -175,7 +174,11 @@ mod tests {
         let x = ("x-foo", text("1"));
         check(&[x.clone()], &[], true);
         check(&[("x-match", text("all-with-x")), x.clone()], &[], false);
-        check(&[("x-match", text("all-with-x")), x.clone()], &[x.clone()], true);
+        check(
+            &[("x-match", text("all-with-x")), x.clone()],
+            &[x.clone()],
+            true,
+        );
         check(&[("x-match", text("any")), x.clone()], &[x.clone()], false);
         check(&[("x-match", text("any-with-x")), x.clone()], &[x], true);
     }

@@ -186,7 +186,8 @@ impl Exchange {
                 }
             }
         }
-        self.bindings.insert(binding.key.clone(), Arc::clone(binding));
+        self.bindings
+            .insert(binding.key.clone(), Arc::clone(binding));
     }
 
     /// Removes a binding.

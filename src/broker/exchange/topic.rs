@@ -67,10 +67,7 @@ impl<T> Node<T> {
     }
 
     fn is_unused(&self) -> bool {
-        self.items.is_empty()
-            && self.words.is_empty()
-            && self.star.is_none()
-            && self.hash.is_none()
+        self.items.is_empty() && self.words.is_empty() && self.star.is_none() && self.hash.is_none()
     }
 }
 
@@ -86,8 +83,7 @@ impl<T> Default for TopicTable<T> {
 /// The words of a key; the empty key has none.
 fn words(key: &[u8]) -> impl Iterator<Item = &[u8]> {
     let is_empty = key.is_empty();
-    key.split(|byte| *byte == b'.')
-        .skip(usize::from(is_empty))
+    key.split(|byte| *byte == b'.').skip(usize::from(is_empty))
 }
 
 /// Nodes reached so far. Few in practice.
@@ -304,7 +300,10 @@ mod tests {
         // A backtracking matcher takes longer than the universe has lasted for this one.
         let pattern = vec!["#.a"; 60].join(".");
         let table = table(&[&pattern]);
-        assert_eq!(route(&table, &format!("{}.b", vec!["a"; 120].join("."))), []);
+        assert_eq!(
+            route(&table, &format!("{}.b", vec!["a"; 120].join("."))),
+            []
+        );
         assert_eq!(route(&table, &vec!["a"; 120].join(".")), [0]);
     }
 
