@@ -300,10 +300,7 @@ mod tests {
         // A backtracking matcher takes longer than the universe has lasted for this one.
         let pattern = vec!["#.a"; 60].join(".");
         let table = table(&[&pattern]);
-        assert_eq!(
-            route(&table, &format!("{}.b", vec!["a"; 120].join("."))),
-            []
-        );
+        assert!(route(&table, &format!("{}.b", vec!["a"; 120].join("."))).is_empty());
         assert_eq!(route(&table, &vec!["a"; 120].join(".")), [0]);
     }
 
