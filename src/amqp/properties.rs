@@ -1,17 +1,380 @@
 //! Content properties of class basic.
+//!
+//! ```text
+//!  flags:u16, high bit first: content-type content-encoding headers delivery-mode priority correlation-id
+//!                             reply-to expiration message-id timestamp type user-id app-id cluster-id 0 0
+//!  then the values of the properties whose flag is set, in that order
+//! ```
+//!
+//! Properties are kept as the bytes they came as, and forwarded as such: most of them mean nothing to the
+//! broker. One pass at decoding proves them well-formed and remembers where the few are that it needs for
+//! every message; the others are found by walking.
+//!
+//! 1. The bytes are well-formed: at most 14 values, each complete, a header table that decodes, nothing after.
+//! 2. Short strings in properties are any bytes; nobody promised UTF-8 (FR-15).
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::DecodeError;
+use super::field_table::{self, FieldTable, FieldValue};
+use super::short_string::ShortString;
+use super::wire::{check_end, put_short, take, take_long, take_short, take_u8, take_u16, take_u64};
+
+mod builder;
+
+pub use builder::PropertiesBuilder;
+
+/// The delivery mode of messages that survive a restart.
+pub const DELIVERY_MODE_PERSISTENT: u8 = 2;
+
+/// Header whose values are further routing keys.
+pub const CC_HEADER: &str = "CC";
+
+/// Header whose values are further routing keys, and which nobody gets to see.
+pub const BCC_HEADER: &str = "BCC";
+
+/// A property's flag.
+mod flag {
+    pub(super) const CONTENT_TYPE: u16 = 1 << 15;
+    pub(super) const CONTENT_ENCODING: u16 = 1 << 14;
+    pub(super) const HEADERS: u16 = 1 << 13;
+    pub(super) const DELIVERY_MODE: u16 = 1 << 12;
+    pub(super) const PRIORITY: u16 = 1 << 11;
+    pub(super) const CORRELATION_ID: u16 = 1 << 10;
+    pub(super) const REPLY_TO: u16 = 1 << 9;
+    pub(super) const EXPIRATION: u16 = 1 << 8;
+    pub(super) const MESSAGE_ID: u16 = 1 << 7;
+    pub(super) const TIMESTAMP: u16 = 1 << 6;
+    pub(super) const TYPE: u16 = 1 << 5;
+    pub(super) const USER_ID: u16 = 1 << 4;
+    pub(super) const APP_ID: u16 = 1 << 3;
+    pub(super) const CLUSTER_ID: u16 = 1 << 2;
+    /// Never set: a second flag word follows, and a bit without meaning.
+    pub(super) const RESERVED: u16 = 0b11;
+}
+
+/// The flags in wire order.
+const WIRE_ORDER: [u16; 14] = [
+    flag::CONTENT_TYPE,
+    flag::CONTENT_ENCODING,
+    flag::HEADERS,
+    flag::DELIVERY_MODE,
+    flag::PRIORITY,
+    flag::CORRELATION_ID,
+    flag::REPLY_TO,
+    flag::EXPIRATION,
+    flag::MESSAGE_ID,
+    flag::TIMESTAMP,
+    flag::TYPE,
+    flag::USER_ID,
+    flag::APP_ID,
+    flag::CLUSTER_ID,
+];
+
+/// Takes the value of a property: what is inside its length, or its octets.
+fn take_property<'a>(flag: u16, rest: &mut &'a [u8]) -> Result<&'a [u8], DecodeError> {
+    match flag {
+        flag::HEADERS => take_long(rest),
+        flag::DELIVERY_MODE | flag::PRIORITY => take(rest, 1),
+        flag::TIMESTAMP => take(rest, 8),
+        _ => take_short(rest),
+    }
+}
+
+/// Where a short string lies in the raw bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Span {
+    start: u32,
+    length: u32,
+}
+
+/// What is asked of every message, found in one pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Digest {
+    flags: u16,
+    delivery_mode: u8,
+    priority: u8,
+    has_cc: bool,
+    has_bcc: bool,
+    headers: Span,
+    reply_to: Span,
+    expiration: Span,
+    user_id: Span,
+}
 
 /// The property section of a content header (flags and values, as on the wire), checked.
-#[derive(Clone, Debug, Default, PartialEq)]
+///
+/// Cheap to clone; the bytes are shared.
+#[derive(Clone, Debug)]
 pub struct Properties {
     raw: Bytes,
+    digest: Digest,
+}
+
+/// No properties at all.
+impl Default for Properties {
+    fn default() -> Self {
+        Self {
+            raw: Bytes::from_static(&[0, 0]),
+            digest: Digest::default(),
+        }
+    }
+}
+
+impl PartialEq for Properties {
+    fn eq(&self, other: &Self) -> bool {
+        self.raw == other.raw
+    }
 }
 
 impl Properties {
+    /// Checks a property section, which must fill `raw`, and keeps it.
+    ///
+    /// # Errors
+    /// When a value is incomplete or a header undecodable, flags without meaning are set, or bytes are left.
+    pub fn decode(raw: Bytes) -> Result<Self, DecodeError> {
+        let digest = Digest::of(&raw)?;
+        Ok(Self { raw, digest })
+    }
+
     /// The bytes as on the wire: property flags, then the values.
     #[must_use]
     pub fn raw(&self) -> &Bytes {
         &self.raw
     }
+
+    /// The same properties in memory of their own; see [`ShortString::detached`].
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self {
+            raw: Bytes::copy_from_slice(&self.raw),
+            digest: self.digest,
+        }
+    }
+
+    /// The properties as values, to change them.
+    #[must_use]
+    pub fn edit(&self) -> PropertiesBuilder {
+        PropertiesBuilder::from(self)
+    }
+
+    fn has(&self, flag: u16) -> bool {
+        self.digest.flags & flag != 0
+    }
+
+    /// A remembered value.
+    fn at(&self, flag: u16, span: Span) -> Option<&[u8]> {
+        if !self.has(flag) {
+            return None;
+        }
+        let start = usize::try_from(span.start).ok()?;
+        let length = usize::try_from(span.length).ok()?;
+        self.raw.get(start..)?.get(..length)
+    }
+
+    /// A value found by walking.
+    fn find(&self, wanted: u16) -> Option<&[u8]> {
+        if !self.has(wanted) {
+            return None;
+        }
+        let mut rest = self.raw.get(2..)?;
+        for flag in WIRE_ORDER {
+            if self.has(flag) {
+                let value = take_property(flag, &mut rest).ok()?;
+                if flag == wanted {
+                    return Some(value);
+                }
+            }
+        }
+        None
+    }
+
+    /// True for delivery mode 2; every other one, and none, is transient.
+    #[must_use]
+    pub fn is_persistent(&self) -> bool {
+        self.delivery_mode() == Some(DELIVERY_MODE_PERSISTENT)
+    }
+
+    /// Delivery mode as sent.
+    #[must_use]
+    pub fn delivery_mode(&self) -> Option<u8> {
+        self.has(flag::DELIVERY_MODE)
+            .then_some(self.digest.delivery_mode)
+    }
+
+    /// Priority as sent.
+    #[must_use]
+    pub fn priority(&self) -> Option<u8> {
+        self.has(flag::PRIORITY).then_some(self.digest.priority)
+    }
+
+    /// True when there is a header table, even an empty one.
+    #[must_use]
+    pub fn has_headers(&self) -> bool {
+        self.has(flag::HEADERS)
+    }
+
+    /// True when the headers have a `CC`.
+    #[must_use]
+    pub fn has_cc(&self) -> bool {
+        self.digest.has_cc
+    }
+
+    /// True when the headers have a `BCC`.
+    #[must_use]
+    pub fn has_bcc(&self) -> bool {
+        self.digest.has_bcc
+    }
+
+    /// Name of the queue that wants the answer.
+    #[must_use]
+    pub fn reply_to(&self) -> Option<&[u8]> {
+        self.at(flag::REPLY_TO, self.digest.reply_to)
+    }
+
+    /// Time to live as text, unchecked.
+    #[must_use]
+    pub fn expiration(&self) -> Option<&[u8]> {
+        self.at(flag::EXPIRATION, self.digest.expiration)
+    }
+
+    /// The user who claims to have published.
+    #[must_use]
+    pub fn user_id(&self) -> Option<&[u8]> {
+        self.at(flag::USER_ID, self.digest.user_id)
+    }
+
+    /// MIME type.
+    #[must_use]
+    pub fn content_type(&self) -> Option<&[u8]> {
+        self.find(flag::CONTENT_TYPE)
+    }
+
+    /// MIME encoding.
+    #[must_use]
+    pub fn content_encoding(&self) -> Option<&[u8]> {
+        self.find(flag::CONTENT_ENCODING)
+    }
+
+    /// The application's correlation of request and answer.
+    #[must_use]
+    pub fn correlation_id(&self) -> Option<&[u8]> {
+        self.find(flag::CORRELATION_ID)
+    }
+
+    /// The application's name of the message.
+    #[must_use]
+    pub fn message_id(&self) -> Option<&[u8]> {
+        self.find(flag::MESSAGE_ID)
+    }
+
+    /// The application's time, seconds since 1970.
+    #[must_use]
+    pub fn timestamp(&self) -> Option<u64> {
+        take_u64(&mut self.find(flag::TIMESTAMP)?).ok()
+    }
+
+    /// The application's type of message (property `type`).
+    #[must_use]
+    pub fn message_type(&self) -> Option<&[u8]> {
+        self.find(flag::TYPE)
+    }
+
+    /// The application's name.
+    #[must_use]
+    pub fn app_id(&self) -> Option<&[u8]> {
+        self.find(flag::APP_ID)
+    }
+
+    /// Reserved by AMQP, carried through.
+    #[must_use]
+    pub fn cluster_id(&self) -> Option<&[u8]> {
+        self.find(flag::CLUSTER_ID)
+    }
+
+    /// The header table, decoded now; `None` when absent.
+    #[must_use]
+    pub fn headers(&self) -> Option<FieldTable> {
+        let entries = self.at(flag::HEADERS, self.digest.headers)?;
+        // Checked when the properties were decoded.
+        FieldTable::decode_bare(&self.raw.slice_ref(entries)).ok()
+    }
+
+    /// One header, without decoding the others.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<FieldValue> {
+        let entries = self.at(flag::HEADERS, self.digest.headers)?;
+        field_table::find_in_entries(&self.raw, entries, name.as_bytes())
+    }
+
+    /// The properties without the `BCC` header (PP-5).
+    #[must_use]
+    pub fn without_bcc(&self) -> Self {
+        if !self.has_bcc() {
+            return self.clone();
+        }
+        let mut builder = self.edit();
+        builder.remove_header(BCC_HEADER);
+        builder.build()
+    }
 }
+
+impl Digest {
+    /// Checks a property section and remembers what is needed of it. Allocates nothing.
+    fn of(raw: &[u8]) -> Result<Self, DecodeError> {
+        // Spans are 32-bit; a property section comes in one frame and is far shorter.
+        if u32::try_from(raw.len()).is_err() {
+            return Err(DecodeError::Truncated);
+        }
+        let mut rest = raw;
+        let flags = take_u16(&mut rest)?;
+        if flags & flag::RESERVED != 0 {
+            return Err(DecodeError::PropertyFlags { flags });
+        }
+        let mut digest = Self {
+            flags,
+            ..Self::default()
+        };
+        for flag in WIRE_ORDER {
+            if flags & flag != 0 {
+                let value = take_property(flag, &mut rest)?;
+                digest.note(flag, value, raw.len() - rest.len())?;
+            }
+        }
+        check_end(rest)?;
+        Ok(digest)
+    }
+
+    /// Remembers a property that ends `end` bytes into the section.
+    fn note(&mut self, flag: u16, mut value: &[u8], end: usize) -> Result<(), DecodeError> {
+        let span = || {
+            let length = u32::try_from(value.len()).ok()?;
+            let start = u32::try_from(end).ok()?.checked_sub(length)?;
+            Some(Span { start, length })
+        };
+        let span = span().ok_or(DecodeError::Truncated)?;
+        match flag {
+            flag::HEADERS => {
+                self.headers = span;
+                self.note_headers(value)?;
+            }
+            flag::DELIVERY_MODE => self.delivery_mode = take_u8(&mut value)?,
+            flag::PRIORITY => self.priority = take_u8(&mut value)?,
+            flag::REPLY_TO => self.reply_to = span,
+            flag::EXPIRATION => self.expiration = span,
+            flag::USER_ID => self.user_id = span,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn note_headers(&mut self, entries: &[u8]) -> Result<(), DecodeError> {
+        field_table::check_table(entries, |name| {
+            self.has_cc |= name == CC_HEADER.as_bytes();
+            self.has_bcc |= name == BCC_HEADER.as_bytes();
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

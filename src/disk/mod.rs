@@ -8,6 +8,8 @@
 //! All paths are relative to the root of one data directory. Calls are synchronous on purpose: they are
 //! made on the engine's own threads, never on a network thread.
 
+#[cfg(test)]
+mod conformance;
 pub mod fault;
 mod real;
 pub mod sim;
@@ -45,7 +47,8 @@ pub trait DirectoryLock: Send + Sync {}
 pub trait Disk: Send + Sync + 'static {
     /// Opens or creates `path`. A created name is durable only after [`Disk::sync_dir`] of its directory.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>>;
-    /// Atomically replaces `to` by `from`; durable after `sync_dir` of the directory (both live in one).
+    /// Atomically replaces `to` by `from`; durable after `sync_dir` of the directory. Both are files of one
+    /// directory.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file; durable after `sync_dir`.
     fn remove(&self, path: &Path) -> io::Result<()>;
@@ -81,7 +84,8 @@ pub trait DiskFile: Send + Sync {
     }
     /// Cuts or (with zeros) extends the file.
     fn set_len(&self, len_bytes: u64) -> io::Result<()>;
-    /// Reserves space; `Unsupported` where the file system cannot.
+    /// Reserves space for the first `len_bytes`, so that writes there cannot fail for lack of it. A shorter file
+    /// grows to that size, with zeros. `Unsupported` where the file system cannot.
     fn allocate(&self, len_bytes: u64) -> io::Result<()>;
     /// fdatasync: the data and the size are on stable storage when it returns. After an error nothing
     /// is known about any write since the last success; it must never be retried.

@@ -1,0 +1,333 @@
+//! Contents: the header and body frames that follow `basic.publish`, `deliver`, `get-ok` and `return`.
+//!
+//! ```text
+//!  header payload:  class:u16  weight:u16 (0)  body_size:u64  property flags:u16  property values
+//!  body:            cut into payloads of frame_max - 8 bytes, the last one shorter; none when empty
+//! ```
+//!
+//! Encoding is the hot path of delivery: everything is appended to one growing buffer, except large parts
+//! of bodies, which go to the socket from where they are.
+//!
+//! ```text
+//!  buffer:  method frame | header frame | body frame head |            | 0xCE ...
+//!  chunk:                                                  body bytes
+//! ```
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::DecodeError;
+use super::frame::{self, FRAME_END, FrameError, FrameKind};
+use super::limits::{CHUNK_MIN_BYTES, CONTENT_MAX_BYTES, FRAME_MAX_DEFAULT, FRAME_OVERHEAD_BYTES};
+use super::method::{self, MethodId, basic};
+use super::properties::Properties;
+use super::reply_code::ConnectionReplyCode;
+use super::short_string::ShortString;
+use super::wire::{ArgumentWriter, take_u16, take_u64};
+
+/// Takes encoded frames: small things into a buffer, large ones as they are, in order.
+pub trait FrameSink {
+    /// The buffer at the end of what was taken so far.
+    fn buffer(&mut self) -> &mut BytesMut;
+    /// Takes bytes that follow the buffer's present end. At least [`CHUNK_MIN_BYTES`] long.
+    fn chunk(&mut self, chunk: Bytes);
+}
+
+/// One contiguous buffer; for tests and small messages.
+impl FrameSink for BytesMut {
+    fn buffer(&mut self) -> &mut BytesMut {
+        self
+    }
+    fn chunk(&mut self, chunk: Bytes) {
+        self.extend_from_slice(&chunk);
+    }
+}
+
+/// The header of a content.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ContentHeader {
+    /// Bytes of all body frames together.
+    pub body_size_bytes: u64,
+    /// The properties.
+    pub properties: Properties,
+}
+
+/// Why a content header is refused; class and method to name are those of the publish it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ContentError {
+    /// Too short to be a content header at all; class and method are 0.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The weight is not 0, which RabbitMQ takes for no content header (FR-8).
+    #[error("expected content header for class 60, got non content header frame instead")]
+    Weight,
+    /// The class is not basic.
+    #[error("expected content header for class 60, got one for class {class_id} instead")]
+    Class {
+        /// What it is.
+        class_id: u16,
+    },
+    /// The announced body is larger than anything we take (FR-9).
+    #[error(
+        "content body size {body_size_bytes} exceeds maximum allowed size {}",
+        CONTENT_MAX_BYTES
+    )]
+    TooLarge {
+        /// What was announced.
+        body_size_bytes: u64,
+    },
+    /// The properties do not decode (PP-4).
+    #[error("cannot decode content properties: {0}")]
+    Properties(#[from] DecodeError),
+}
+
+impl ContentError {
+    /// The code that closes the connection.
+    #[must_use]
+    pub const fn reply_code(&self) -> ConnectionReplyCode {
+        match self {
+            Self::Frame(error) => error.reply_code(),
+            Self::Weight | Self::Class { .. } => ConnectionReplyCode::UnexpectedFrame,
+            Self::TooLarge { .. } | Self::Properties(_) => ConnectionReplyCode::FrameError,
+        }
+    }
+}
+
+impl ContentHeader {
+    /// Decodes the payload of a header frame; the properties share its memory.
+    ///
+    /// # Errors
+    /// See [`ContentError`]; all of them close the connection.
+    pub fn decode(payload: &Bytes) -> Result<Self, ContentError> {
+        let (class_id, weight, body_size_bytes, properties) = Self::split(payload)
+            .map_err(|_too_short| FrameError::unknown(FrameKind::Header, payload))?;
+        if weight != 0 {
+            return Err(ContentError::Weight);
+        }
+        if class_id != basic::CLASS_ID {
+            return Err(ContentError::Class { class_id });
+        }
+        if body_size_bytes > CONTENT_MAX_BYTES {
+            return Err(ContentError::TooLarge { body_size_bytes });
+        }
+        let properties = Properties::decode(payload.slice_ref(properties))?;
+        Ok(Self {
+            body_size_bytes,
+            properties,
+        })
+    }
+
+    fn split(mut rest: &[u8]) -> Result<(u16, u16, u64, &[u8]), DecodeError> {
+        let class_id = take_u16(&mut rest)?;
+        let weight = take_u16(&mut rest)?;
+        let body_size_bytes = take_u64(&mut rest)?;
+        Ok((class_id, weight, body_size_bytes, rest))
+    }
+
+    /// Appends the header as a frame of `channel`.
+    pub fn encode(&self, out: &mut BytesMut, channel: u16) {
+        put_header_frame(out, channel, self.body_size_bytes, &self.properties);
+    }
+}
+
+fn put_header_frame(
+    out: &mut BytesMut,
+    channel: u16,
+    body_size_bytes: u64,
+    properties: &Properties,
+) {
+    frame::encode(out, FrameKind::Header, channel, |out| {
+        out.put_u16(basic::CLASS_ID);
+        out.put_u16(0);
+        out.put_u64(body_size_bytes);
+        out.put_slice(properties.raw());
+    });
+}
+
+/// Where frames go: the channel, and the size they may have there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lane {
+    channel: u16,
+    body_frame_max_bytes: usize,
+}
+
+impl Lane {
+    /// A channel of a connection that negotiated `frame_max` bytes a frame. 0, no limit, is taken for the
+    /// default: nobody gains from larger frames.
+    #[must_use]
+    pub fn new(channel: u16, frame_max: u32) -> Self {
+        let frame_max = match frame_max {
+            0 => FRAME_MAX_DEFAULT,
+            _ => frame_max,
+        };
+        let body_frame_max = frame_max.saturating_sub(FRAME_OVERHEAD_BYTES).max(1);
+        Self {
+            channel,
+            body_frame_max_bytes: usize::try_from(body_frame_max).unwrap_or(usize::MAX),
+        }
+    }
+}
+
+/// What `basic.deliver` says of a message.
+#[derive(Clone, Copy, Debug)]
+pub struct DeliverHead<'a> {
+    /// The consumer's tag.
+    pub consumer_tag: &'a ShortString,
+    /// The channel's number for this delivery.
+    pub delivery_tag: u64,
+    /// It may have been delivered before.
+    pub is_redelivered: bool,
+    /// Exchange it was published to.
+    pub exchange: &'a ShortString,
+    /// Routing key it was published with.
+    pub routing_key: &'a ShortString,
+}
+
+/// What `basic.get-ok` says of a message.
+#[derive(Clone, Copy, Debug)]
+pub struct GetOkHead<'a> {
+    /// The channel's number for this delivery.
+    pub delivery_tag: u64,
+    /// It may have been delivered before.
+    pub is_redelivered: bool,
+    /// Exchange it was published to.
+    pub exchange: &'a ShortString,
+    /// Routing key it was published with.
+    pub routing_key: &'a ShortString,
+    /// Ready messages left.
+    pub message_count: u32,
+}
+
+/// What `basic.return` says of a message.
+#[derive(Clone, Copy, Debug)]
+pub struct ReturnHead<'a> {
+    /// 312.
+    pub reply_code: u16,
+    /// `NO_ROUTE`.
+    pub reply_text: &'a ShortString,
+    /// Exchange it was published to.
+    pub exchange: &'a ShortString,
+    /// Routing key it was published with.
+    pub routing_key: &'a ShortString,
+}
+
+/// A message's content.
+#[derive(Clone, Copy, Debug)]
+pub struct Content<'a> {
+    /// Its properties.
+    pub properties: &'a Properties,
+    /// Its body, in parts of any size.
+    pub body: &'a [Bytes],
+}
+
+/// Appends `basic.deliver` with its content.
+pub fn encode_deliver(
+    sink: &mut impl FrameSink,
+    lane: Lane,
+    head: &DeliverHead<'_>,
+    content: &Content<'_>,
+) {
+    put_method(sink, lane, basic::Deliver::ID, |writer| {
+        writer.put(head.consumer_tag);
+        writer.put(&head.delivery_tag);
+        writer.put(&head.is_redelivered);
+        writer.put(head.exchange);
+        writer.put(head.routing_key);
+    });
+    encode_content(sink, lane, content);
+}
+
+/// Appends `basic.get-ok` with its content.
+pub fn encode_get_ok(
+    sink: &mut impl FrameSink,
+    lane: Lane,
+    head: &GetOkHead<'_>,
+    content: &Content<'_>,
+) {
+    put_method(sink, lane, basic::GetOk::ID, |writer| {
+        writer.put(&head.delivery_tag);
+        writer.put(&head.is_redelivered);
+        writer.put(head.exchange);
+        writer.put(head.routing_key);
+        writer.put(&head.message_count);
+    });
+    encode_content(sink, lane, content);
+}
+
+/// Appends `basic.return` with its content.
+pub fn encode_return(
+    sink: &mut impl FrameSink,
+    lane: Lane,
+    head: &ReturnHead<'_>,
+    content: &Content<'_>,
+) {
+    put_method(sink, lane, basic::Return::ID, |writer| {
+        writer.put(&head.reply_code);
+        writer.put(head.reply_text);
+        writer.put(head.exchange);
+        writer.put(head.routing_key);
+    });
+    encode_content(sink, lane, content);
+}
+
+fn put_method(
+    sink: &mut impl FrameSink,
+    lane: Lane,
+    id: MethodId,
+    write: impl FnOnce(&mut ArgumentWriter<'_>),
+) {
+    frame::encode(sink.buffer(), FrameKind::Method, lane.channel, |out| {
+        method::put_id(out, id);
+        write(&mut ArgumentWriter::new(out));
+    });
+}
+
+/// Appends header and body frames; the method frame must be there.
+pub fn encode_content(sink: &mut impl FrameSink, lane: Lane, content: &Content<'_>) {
+    let body_bytes: usize = content.body.iter().map(Bytes::len).sum();
+    // Lossless: usize has at most 64 bits on every platform.
+    let body_size_bytes = u64::try_from(body_bytes).unwrap_or(u64::MAX);
+    put_header_frame(
+        sink.buffer(),
+        lane.channel,
+        body_size_bytes,
+        content.properties,
+    );
+    put_body_frames(sink, lane, content.body, body_bytes);
+}
+
+/// Cuts a body into frames. A frame may take from several parts, and a part may fill several frames.
+fn put_body_frames(sink: &mut impl FrameSink, lane: Lane, body: &[Bytes], body_bytes: usize) {
+    let mut body_left = body_bytes;
+    let mut frame_left = 0;
+    for part in body {
+        let mut taken = 0;
+        while taken < part.len() {
+            if frame_left == 0 {
+                frame_left = body_left.min(lane.body_frame_max_bytes);
+                let size = u32::try_from(frame_left)
+                    .expect("a body frame is at most as long as frame_max, a u32");
+                frame::put_header(sink.buffer(), FrameKind::Body, lane.channel, size);
+            }
+            let end = part.len().min(taken + frame_left);
+            put_body_part(sink, part, taken, end);
+            frame_left -= end - taken;
+            body_left -= end - taken;
+            taken = end;
+            if frame_left == 0 {
+                sink.buffer().put_u8(FRAME_END);
+            }
+        }
+    }
+}
+
+/// Appends `part[start..end]`, copied when small.
+fn put_body_part(sink: &mut impl FrameSink, part: &Bytes, start: usize, end: usize) {
+    if end - start < CHUNK_MIN_BYTES {
+        sink.buffer().put_slice(&part[start..end]);
+    } else {
+        sink.chunk(part.slice(start..end));
+    }
+}
+
+#[cfg(test)]
+mod tests;
