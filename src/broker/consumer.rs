@@ -288,7 +288,8 @@ impl Consumers {
     /// The active consumer, chosen for good: first by priority, then by age.
     fn pick_active(&mut self, queue: &QueueHandle) -> Option<ConsumerIndex> {
         let first = self.groups.first()?.members.first()?.spec.id;
-        let index = self.find(*self.active.get_or_insert(first))?;
+        let active = *self.active.get_or_insert(first);
+        let index = self.find(active)?;
         self.groups[index.group].members[index.member]
             .can_take(queue)
             .then_some(index)

@@ -110,7 +110,11 @@ impl Message {
         let names = parts.exchange.as_bytes().len() + parts.routing_key.as_bytes().len();
         let capacity = 9
             + names
-            + parts.bcc.iter().map(|key| 1 + key.as_bytes().len()).sum::<usize>()
+            + parts
+                .bcc
+                .iter()
+                .map(|key| 1 + key.as_bytes().len())
+                .sum::<usize>()
             + parts.properties.raw().len()
             + if is_copied { body_bytes } else { 0 };
         let mut head = BytesMut::with_capacity(capacity);

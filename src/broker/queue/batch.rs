@@ -10,9 +10,7 @@ use super::{Locked, QueueHandle, Turn};
 use crate::broker::effects::AfterDurable;
 use crate::broker::message::Message;
 use crate::broker::outbox::{Outbox, OutboxItem};
-use crate::storage::types::{
-    QueueId, Receipt, Ref, Request, Seq, SeqRange, SettleCause, Urgency,
-};
+use crate::storage::types::{QueueId, Receipt, Ref, Request, Seq, SeqRange, SettleCause, Urgency};
 
 /// How many settle requests are looked at for one to extend.
 const SETTLE_SEARCH_MAX: usize = 16;
@@ -128,7 +126,11 @@ impl Batch {
     }
 
     /// Pushes and hands out, under the locks of all queues named.
-    pub(super) fn carry_out(mut self, turn: &mut Turn<'_>, locked: &mut Locked<'_>) -> Option<Receipt> {
+    pub(super) fn carry_out(
+        mut self,
+        turn: &mut Turn<'_>,
+        locked: &mut Locked<'_>,
+    ) -> Option<Receipt> {
         let receipt = self.push(turn, locked);
         self.deliver(turn);
         receipt
@@ -142,17 +144,25 @@ impl Batch {
                 + self.settlements.len(),
         );
         // Reservations first: those asked for ahead of a PUBLISH must precede it (invariant 4).
-        requests.extend(self.reservations.iter().map(|&(queue, ask)| Request::Reserve {
-            queue,
-            upto: ask.upto,
-        }));
-        requests.extend(self.publications.iter().map(|publication| Request::Publish {
-            refs: &self.refs[publication.from..publication.to],
-            priority: 0,
-            time_ms: turn.now_ms,
-            payload: publication.message.payload_parts(),
-            payload_crc: publication.message.payload_crc(),
-        }));
+        requests.extend(
+            self.reservations
+                .iter()
+                .map(|&(queue, ask)| Request::Reserve {
+                    queue,
+                    upto: ask.upto,
+                }),
+        );
+        requests.extend(
+            self.publications
+                .iter()
+                .map(|publication| Request::Publish {
+                    refs: &self.refs[publication.from..publication.to],
+                    priority: 0,
+                    time_ms: turn.now_ms,
+                    payload: publication.message.payload_parts(),
+                    payload_crc: publication.message.payload_crc(),
+                }),
+        );
         requests.extend(self.requeues.iter().map(|&(queue, seq, delivery_count)| {
             Request::Requeue {
                 queue,
@@ -169,12 +179,16 @@ impl Batch {
             return None;
         }
         let is_waited = self.is_waited || !self.publications.is_empty();
-        let urgency = if is_waited { Urgency::Waited } else { Urgency::Lazy };
+        let urgency = if is_waited {
+            Urgency::Waited
+        } else {
+            Urgency::Lazy
+        };
         let mut positions = Vec::with_capacity(self.publications.len());
-        let receipt = turn
-            .shared
-            .journal()
-            .push(&requests, self.is_atomic, urgency, &mut positions);
+        let receipt =
+            turn.shared
+                .journal()
+                .push(&requests, self.is_atomic, urgency, &mut positions);
         turn.effects.wakes_commit = true;
         assert_eq!(
             positions.len(),

@@ -95,9 +95,7 @@ fn take_dying(turn: &mut Turn<'_>, source: &QueueHandle) -> Vec<Dying> {
 fn bury_group(turn: &mut Turn<'_>, source: &QueueHandle, dying: &[Dying]) {
     let letters: Vec<Option<DeadLetter>> = dying
         .iter()
-        .map(|one| {
-            plan_dead_letter(turn.router, source, &one.message, one.reason, turn.now_ms)
-        })
+        .map(|one| plan_dead_letter(turn.router, source, &one.message, one.reason, turn.now_ms))
         .collect();
     let max_bytes = turn.shared.journal().group_max_bytes();
     let mut start = 0;

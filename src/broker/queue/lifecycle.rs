@@ -7,9 +7,7 @@ use super::batch::Batch;
 use super::dispatch::dispatch_one;
 use super::slots::Status;
 use super::state::Locked;
-use super::{
-    Aftermath, ConsumeRefusal, DeleteCondition, DeleteRefusal, Purged, QueueHandle, Turn,
-};
+use super::{Aftermath, ConsumeRefusal, DeleteCondition, DeleteRefusal, Purged, QueueHandle, Turn};
 use crate::broker::command::ConsumerId;
 use crate::broker::consumer::{ChannelCredit, ConsumerSpec};
 use crate::broker::outbox::OutboxItem;
@@ -54,10 +52,8 @@ pub fn cancel(turn: &mut Turn<'_>, queue: &QueueHandle, consumer: ConsumerId) ->
     if was_there && state.consumers.is_empty() {
         state.lease_from_ms = turn.now_ms;
     }
-    let is_unused = queue.spec.is_auto_delete
-        && was_there
-        && state.consumers.is_empty()
-        && !state.is_deleted;
+    let is_unused =
+        queue.spec.is_auto_delete && was_there && state.consumers.is_empty() && !state.is_deleted;
     // The active consumer of the queue may have been the one that left.
     state.dispatch(queue, turn, &mut batch, None);
     locked.conclude(turn, batch);

@@ -220,8 +220,17 @@ fn reveal_one(turn: &mut Turn<'_>, queue: &QueueHandle) {
     let mut batch = Batch::default();
     let (_, state) = locked.first();
     let confirm_lsn = turn.shared.journal().confirm_lsn();
-    while let Some((_, seqs)) = state.hidden.pop_front_if(|(lsn, _)| *lsn <= confirm_lsn) {
-        for seq in seqs {
+    while state
+        .hidden
+        .front()
+        .is_some_and(|(lsn, _)| *lsn <= confirm_lsn)
+    {
+        for seq in state
+            .hidden
+            .pop_front()
+            .into_iter()
+            .flat_map(|(_, seqs)| seqs)
+        {
             state.slots.set_status(seq, Status::Ready);
         }
     }

@@ -55,9 +55,8 @@ pub(super) fn settle_in(
     items: &[Unacked],
     outcome: SettleOutcome,
 ) {
-    let same_holder = |a: &Unacked, b: &Unacked| {
-        a.consumer == b.consumer && Arc::ptr_eq(&a.queue, &b.queue)
-    };
+    let same_holder =
+        |a: &Unacked, b: &Unacked| a.consumer == b.consumer && Arc::ptr_eq(&a.queue, &b.queue);
     for group in items.chunk_by(same_holder) {
         let (queue, state) = locked.entry_of(group[0].queue.id());
         let seqs = group.iter().map(|item| item.seq);

@@ -222,7 +222,10 @@ impl Slots {
 
     /// Puts back an entry of an image; seqs must come in ascending order, below `next_seq`.
     pub(super) fn restore(&mut self, seq: Seq, slot: Slot) {
-        debug_assert!(seq.0 < self.next_seq, "an image names no seq from its future");
+        debug_assert!(
+            seq.0 < self.next_seq,
+            "an image names no seq from its future"
+        );
         self.append(seq.0, slot);
     }
 

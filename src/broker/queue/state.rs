@@ -266,7 +266,13 @@ impl QueueState {
 
     fn report_memory(&mut self, shared: &QueueShared) {
         let bytes = self.slots.sums().resident_bytes;
-        if bytes.abs_diff(self.reported_bytes) >= RESIDENT_SLACK_BYTES {
+        // The last word about a queue is exact.
+        let slack_bytes = if self.is_deleted {
+            1
+        } else {
+            RESIDENT_SLACK_BYTES
+        };
+        if bytes.abs_diff(self.reported_bytes) >= slack_bytes {
             shared.report_resident(self.reported_bytes, bytes);
             self.reported_bytes = bytes;
         }
