@@ -36,8 +36,7 @@ mod state;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use self::batch::Batch;
-use self::state::{Locked, QueueState};
+use self::state::QueueState;
 use super::arguments::QueueArguments;
 use super::command::{ConfirmAt, Delivery};
 use super::dead_letter::DeadLetterRouter;
@@ -351,10 +350,9 @@ impl Queue {
     }
 
     /// Renews the lease of `x-expires` (declare; `get` does it itself) and arms its timer.
-    pub fn renew_lease(self: &Arc<Self>, turn: &mut Turn<'_>) {
-        let mut locked = Locked::one(self);
-        locked.first().1.lease_from_ms = turn.now_ms;
-        locked.conclude(turn, Batch::default());
-        turn.finish();
+    pub fn renew_lease(self: &Arc<Self>, now_ms: u64, effects: &mut Effects) {
+        let mut state = lock(&self.state);
+        state.lease_from_ms = now_ms;
+        state.arm_timer(self, effects);
     }
 }

@@ -13,7 +13,7 @@ use super::{QueueHandle, QueueShared, Turn};
 use crate::broker::arguments::Overflow;
 use crate::broker::consumer::Consumers;
 use crate::broker::dead_letter::DeathReason;
-use crate::broker::effects::Timer;
+use crate::broker::effects::{Effects, Timer};
 use crate::broker::message::Message;
 use crate::broker::outbox::Outbox;
 use crate::storage::types::{Lsn, QueueId, Receipt, Seq, SettleCause};
@@ -261,7 +261,7 @@ impl QueueState {
         if !self.leaving.is_empty() && !self.is_dead_lettering {
             turn.dying.push(Arc::clone(queue));
         }
-        self.arm_timer(queue, turn);
+        self.arm_timer(queue, turn.effects);
     }
 
     fn report_memory(&mut self, shared: &QueueShared) {
@@ -278,7 +278,7 @@ impl QueueState {
         }
     }
 
-    fn arm_timer(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>) {
+    pub(super) fn arm_timer(&mut self, queue: &QueueHandle, effects: &mut Effects) {
         if self.is_deleted {
             return;
         }
@@ -293,7 +293,7 @@ impl QueueState {
         };
         if due_at_ms != 0 && (self.armed_at_ms == 0 || due_at_ms < self.armed_at_ms) {
             self.armed_at_ms = due_at_ms;
-            turn.effects.timers.push(Timer {
+            effects.timers.push(Timer {
                 due_at_ms,
                 queue: Arc::clone(queue),
             });
