@@ -6,7 +6,8 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::reservation::Ask;
-use super::{Locked, QueueHandle, Turn};
+use super::state::Locked;
+use super::{QueueHandle, Turn};
 use crate::broker::effects::AfterDurable;
 use crate::broker::message::Message;
 use crate::broker::outbox::{Outbox, OutboxItem};
