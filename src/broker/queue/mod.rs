@@ -350,9 +350,9 @@ impl Queue {
     }
 
     /// Renews the lease of `x-expires` (declare; `get` does it itself) and arms its timer.
-    pub fn renew_lease(self: &Arc<Self>, now_ms: u64, effects: &mut Effects) {
+    pub fn renew_lease(self: &Arc<Self>, turn: &mut Turn<'_>) {
         let mut state = lock(&self.state);
-        state.lease_from_ms = now_ms;
-        state.arm_timer(self, effects);
+        state.lease_from_ms = turn.now_ms;
+        state.arm_timer(self, turn.effects);
     }
 }
