@@ -10,7 +10,7 @@ use super::connection::{Connection, done, exchange_argument, without_line_breaks
 use super::effects::Effects;
 use super::equivalence::{check_argument, check_property};
 use super::error::BrokerError;
-use super::exchange::{ALTERNATE_EXCHANGE, Exchange, ExchangeKind, ExchangeSpec};
+use super::exchange::{ALTERNATE_EXCHANGE, Exchange, ExchangeKind, ExchangeSpec, RESERVED_PREFIX};
 use super::meta::Change;
 use super::queue::{Queue, QueueHandle, QueueSpec};
 use super::records;
@@ -22,8 +22,6 @@ use crate::amqp::short_string::ShortString;
 use crate::storage::types::Lsn;
 use crate::sync::lock;
 
-/// Names that only the broker may give.
-const RESERVED_PREFIX: &str = "amq.";
 /// Random bytes in a generated name.
 const GENERATED_NAME_BYTES: usize = 16;
 /// Arguments that must not differ on a redeclare, beside `x-queue-type`.
@@ -97,7 +95,7 @@ impl Connection {
         now_ms: u64,
         effects: &mut Effects,
     ) -> Reply {
-        queue.renew_lease(now_ms, effects);
+        queue.renew_lease(&mut self.shared.turn(now_ms, effects));
         let stats = queue.stats();
         Reply {
             body: ReplyBody::QueueDeclared {

@@ -5,7 +5,7 @@
 //! a vhost -> queues in ascending id -> outboxes.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use bytes::Bytes;
@@ -87,6 +87,8 @@ pub(crate) struct Shared {
     next_consumer: AtomicU64,
     /// End of the newest META record, for who must not take `meta`.
     newest_meta: AtomicU64,
+    /// Nothing is delivered any more: snapshots may be exact about deliveries.
+    pub(crate) is_stopped: AtomicBool,
 }
 
 impl Broker {
@@ -212,6 +214,12 @@ impl Broker {
         }
     }
 
+    /// Messages that could not be read since the start; they are kept aside, never delivered.
+    #[must_use]
+    pub fn quarantined_count(&self) -> u64 {
+        self.shared.queues.quarantined_count()
+    }
+
     /// Number of open connections.
     #[must_use]
     pub fn connection_count(&self) -> usize {
@@ -236,6 +244,7 @@ impl Shared {
             next_connection: AtomicU64::new(1),
             next_consumer: AtomicU64::new(1),
             newest_meta: AtomicU64::new(0),
+            is_stopped: AtomicBool::new(false),
         }
     }
 

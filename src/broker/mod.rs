@@ -28,11 +28,13 @@ pub mod journal;
 pub mod message;
 pub mod meta;
 mod meta_log;
+mod operator;
 pub mod outbox;
 mod publish;
 pub mod queue;
 mod records;
 mod refusal;
+mod restore;
 mod routing;
 mod vhost;
 

@@ -142,19 +142,16 @@ impl Connection {
         let turn = &mut self.shared.turn(now_ms, effects);
         let is_unroutable = run.targets.is_empty();
         run.confirms.clear();
-        match queue::publish(turn, &run.targets, &run.messages, &mut run.confirms) {
-            Ok(()) => {
-                let confirms = run.confirms.iter();
-                out.extend(confirms.map(|confirm| Published {
-                    confirm: *confirm,
-                    is_unroutable,
-                }));
-            }
-            Err(queue::TargetDeleted) => {
-                let publishes = batch.iter().skip(run.first).take(run.messages.len());
-                for publish in publishes {
-                    out.push(self.publish_again(publish, now_ms, effects));
-                }
+        let outcome = queue::publish(turn, &run.targets, &run.messages, &mut run.confirms);
+        out.extend(run.confirms.iter().map(|confirm| Published {
+            confirm: *confirm,
+            is_unroutable,
+        }));
+        if outcome.is_err() {
+            let done_count = run.confirms.len();
+            let publishes = batch.iter().skip(run.first).take(run.messages.len());
+            for publish in publishes.skip(done_count) {
+                out.push(self.publish_again(publish, now_ms, effects));
             }
         }
         run.messages.clear();

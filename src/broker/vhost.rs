@@ -151,6 +151,13 @@ impl Topology {
         removed
     }
 
+    /// Forgets everything, for a vhost that is deleted.
+    pub(crate) fn clear(&mut self) {
+        self.exchanges.clear();
+        self.queues.clear();
+        self.inbound.clear();
+    }
+
     /// Removes a queue with its bindings, and the auto-delete exchanges that hang on them.
     pub(crate) fn remove_queue(&mut self, name: &ShortString) -> Removed {
         let mut removed = Removed::default();

@@ -17,6 +17,9 @@ use super::binding::{Binding, BindingKey};
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::short_string::ShortString;
 
+/// Names that only the broker may give.
+pub(crate) const RESERVED_PREFIX: &str = "amq.";
+
 /// Argument that names the exchange for what this one cannot route.
 pub(crate) const ALTERNATE_EXCHANGE: &str = "alternate-exchange";
 
@@ -85,6 +88,11 @@ impl ExchangeSpec {
             is_internal: false,
             arguments: FieldTable::default(),
         }
+    }
+
+    /// True for the exchanges that every vhost has from the start; nobody else may declare such a name.
+    pub(crate) fn is_predeclared(&self) -> bool {
+        self.name.as_str().starts_with(RESERVED_PREFIX)
     }
 
     /// The exchanges every vhost has from the start. The default exchange is not among them: it has no
