@@ -111,7 +111,7 @@ proptest! {
         let size = usize::try_from(frame_max).unwrap() - 8;
         let total: usize = parts.iter().sum();
         let mut expected = vec![size; total / size];
-        expected.extend((total % size != 0).then_some(total % size));
+        expected.extend(Some(total % size).filter(|&rest| rest > 0));
         check_cut(&parts, frame_max, &expected);
     }
 }
