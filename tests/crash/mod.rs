@@ -12,7 +12,12 @@
     reason = "each test binary includes this module and uses its own part of it"
 )]
 
+pub(crate) mod campaign;
+mod content;
 pub(crate) mod history;
 pub(crate) mod oracle;
 pub(crate) mod random;
+mod recorder;
+mod topology;
 pub(crate) mod verdict;
+mod workload;

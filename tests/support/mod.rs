@@ -358,7 +358,40 @@ impl TestBroker {
         }
     }
 
+    /// Starts the broker again and kills it after a while, wherever it is by then.
+    pub(crate) fn restart_interrupted(&mut self, after: Duration) {
+        self.kill();
+        self.spawn();
+        // No event to wait for: a moment in the middle of the start is the point.
+        std::thread::sleep(after);
+        self.kill();
+    }
+
     fn try_start(&mut self) -> Result<(), StartError> {
+        let first_line = self.spawn();
+        let process = self.process.as_ref().expect("put there just now");
+        let has_ended = || process.readers.iter().all(JoinHandle::is_finished);
+        if self.find_line(first_line, READY_LINE, has_ended).is_some() {
+            return Ok(());
+        }
+        if !has_ended() {
+            return Err(StartError::Silent);
+        }
+        let status = self.wait_for_exit();
+        let lines = self.log.lines();
+        let is_port_taken = lines
+            .iter()
+            .skip(first_line)
+            .any(|line| line.contains("in use") && line.contains(&self.port.to_string()));
+        Err(if is_port_taken {
+            StartError::PortTaken
+        } else {
+            StartError::Ended(status)
+        })
+    }
+
+    /// Starts the process and does not wait; where its lines begin in the log.
+    fn spawn(&mut self) -> usize {
         let first_line = self.log.lines().len();
         let mut command = self.settings.command(&self.data_dir, self.port);
         let mut child = command
@@ -378,25 +411,7 @@ impl TestBroker {
             readers,
             first_line,
         });
-        let process = self.process.as_ref().expect("put there just now");
-        let has_ended = || process.readers.iter().all(JoinHandle::is_finished);
-        if self.find_line(first_line, READY_LINE, has_ended).is_some() {
-            return Ok(());
-        }
-        if !has_ended() {
-            return Err(StartError::Silent);
-        }
-        let status = self.wait_for_exit();
-        let lines = self.log.lines();
-        let is_port_taken = lines
-            .iter()
-            .skip(first_line)
-            .any(|line| line.contains("ddress") && line.contains("in use"));
-        Err(if is_port_taken {
-            StartError::PortTaken
-        } else {
-            StartError::Ended(status)
-        })
+        first_line
     }
 }
 

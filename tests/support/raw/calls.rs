@@ -216,11 +216,35 @@ impl Client {
     /// Deletes a queue; how many messages went with it.
     #[track_caller]
     pub(crate) fn queue_delete(&mut self, channel: u16, queue: &str) -> u32 {
+        must("queue.delete", self.try_queue_delete(channel, queue))
+    }
+
+    /// Deletes a queue; how many messages went with it.
+    pub(crate) fn try_queue_delete(&mut self, channel: u16, queue: &str) -> Outcome<u32> {
         let delete = queue::Delete {
             queue: text(queue),
             ..queue::Delete::default()
         };
-        self.call::<queue::DeleteOk>(channel, delete).message_count
+        self.try_call::<queue::DeleteOk>(channel, delete)
+            .map(|reply| reply.message_count)
+    }
+
+    /// Binds an exchange to an exchange.
+    #[track_caller]
+    pub(crate) fn exchange_bind(
+        &mut self,
+        channel: u16,
+        destination: &str,
+        source: &str,
+        routing_key: &str,
+    ) {
+        let bind = exchange::Bind {
+            destination: text(destination),
+            source: text(source),
+            routing_key: text(routing_key),
+            ..exchange::Bind::default()
+        };
+        self.call::<exchange::BindOk>(channel, bind);
     }
 
     /// Limits unacknowledged deliveries of each consumer; also a round trip through the channel.
@@ -281,7 +305,13 @@ impl Client {
     /// Asks for confirms.
     #[track_caller]
     pub(crate) fn confirm_select(&mut self, channel: u16) {
-        self.call::<confirm::SelectOk>(channel, confirm::Select::default());
+        must("confirm.select", self.try_confirm_select(channel));
+    }
+
+    /// Asks for confirms.
+    pub(crate) fn try_confirm_select(&mut self, channel: u16) -> Outcome<()> {
+        self.try_call::<confirm::SelectOk>(channel, confirm::Select::default())
+            .map(drop)
     }
 
     /// The next confirm, which must be an ack.
@@ -394,38 +424,52 @@ impl Client {
     /// Acknowledges one delivery.
     #[track_caller]
     pub(crate) fn ack(&mut self, channel: u16, delivery_tag: u64) {
-        self.send(
-            channel,
-            basic::Ack {
-                delivery_tag,
-                multiple: false,
-            },
-        );
+        must("basic.ack", self.try_ack(channel, delivery_tag, false));
     }
 
     /// Acknowledges everything up to a delivery.
     #[track_caller]
     pub(crate) fn ack_upto(&mut self, channel: u16, delivery_tag: u64) {
-        self.send(
+        must("basic.ack", self.try_ack(channel, delivery_tag, true));
+    }
+
+    /// Acknowledges one delivery, or everything up to it.
+    pub(crate) fn try_ack(
+        &mut self,
+        channel: u16,
+        delivery_tag: u64,
+        multiple: bool,
+    ) -> Outcome<()> {
+        self.try_send(
             channel,
             basic::Ack {
                 delivery_tag,
-                multiple: true,
+                multiple,
             },
-        );
+        )
     }
 
     /// Refuses one delivery.
     #[track_caller]
     pub(crate) fn nack(&mut self, channel: u16, delivery_tag: u64, requeue: bool) {
-        self.send(
+        must("basic.nack", self.try_nack(channel, delivery_tag, requeue));
+    }
+
+    /// Refuses one delivery.
+    pub(crate) fn try_nack(
+        &mut self,
+        channel: u16,
+        delivery_tag: u64,
+        requeue: bool,
+    ) -> Outcome<()> {
+        self.try_send(
             channel,
             basic::Nack {
                 delivery_tag,
                 multiple: false,
                 requeue,
             },
-        );
+        )
     }
 
     // ---- transactions ----
@@ -433,19 +477,37 @@ impl Client {
     /// Makes the channel transactional.
     #[track_caller]
     pub(crate) fn tx_select(&mut self, channel: u16) {
-        self.call::<tx::SelectOk>(channel, tx::Select {});
+        must("tx.select", self.try_tx_select(channel));
+    }
+
+    /// Makes the channel transactional.
+    pub(crate) fn try_tx_select(&mut self, channel: u16) -> Outcome<()> {
+        self.try_call::<tx::SelectOk>(channel, tx::Select {})
+            .map(drop)
     }
 
     /// Commits.
     #[track_caller]
     pub(crate) fn tx_commit(&mut self, channel: u16) {
-        self.call::<tx::CommitOk>(channel, tx::Commit {});
+        must("tx.commit", self.try_tx_commit(channel));
+    }
+
+    /// Commits.
+    pub(crate) fn try_tx_commit(&mut self, channel: u16) -> Outcome<()> {
+        self.try_call::<tx::CommitOk>(channel, tx::Commit {})
+            .map(drop)
     }
 
     /// Rolls back.
     #[track_caller]
     pub(crate) fn tx_rollback(&mut self, channel: u16) {
-        self.call::<tx::RollbackOk>(channel, tx::Rollback {});
+        must("tx.rollback", self.try_tx_rollback(channel));
+    }
+
+    /// Rolls back.
+    pub(crate) fn try_tx_rollback(&mut self, channel: u16) -> Outcome<()> {
+        self.try_call::<tx::RollbackOk>(channel, tx::Rollback {})
+            .map(drop)
     }
 }
 

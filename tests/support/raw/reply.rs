@@ -11,7 +11,7 @@ pub(crate) trait Reply: Sized {
     /// Its name, for complaints.
     const NAME: &'static str;
     /// Takes it out of the enum, or hands the other one back.
-    fn from_method(method: Method) -> Result<Self, Method>;
+    fn from_method(method: Method) -> Result<Self, Box<Method>>;
 }
 
 macro_rules! replies {
@@ -19,10 +19,10 @@ macro_rules! replies {
         impl Reply for $type {
             const ID: MethodId = <$type>::ID;
             const NAME: &'static str = <$type>::NAME;
-            fn from_method(method: Method) -> Result<Self, Method> {
+            fn from_method(method: Method) -> Result<Self, Box<Method>> {
                 match method {
                     Method::$variant(reply) => Ok(reply),
-                    other => Err(other),
+                    other => Err(Box::new(other)),
                 }
             }
         }
