@@ -422,6 +422,52 @@ fn a_delivery_after_the_ack_is_noticed() {
 }
 
 #[test]
+fn an_ack_that_crossed_the_close_of_its_connection_may_be_unread() {
+    let story = || {
+        Story::new()
+            .publish(&[1])
+            .confirm(&[1])
+            .deliver(1, false)
+            .ack(1, None)
+    };
+    let stop = || Event::Stopped { is_quiet: false };
+    let redelivered = story()
+        .event(Event::Stopping)
+        .deliver(1, true)
+        .event(stop());
+    redelivered.found("q", &[]).check(&[(Kind::Lost, 1)]);
+    let redelivered = story()
+        .event(Event::Stopping)
+        .deliver(1, true)
+        .event(stop());
+    redelivered.found("q", &[(1, true)]).check(&[]);
+    // But not one that the broker is known to have read.
+    let read = story()
+        .synced()
+        .event(Event::Stopping)
+        .deliver(1, true)
+        .event(stop());
+    read.found("q", &[]).check(&[(Kind::CameBack, 1)]);
+}
+
+#[test]
+fn a_transient_message_acked_in_a_transaction_says_nothing_after_a_restart() {
+    let one = Story::new()
+        .publish_as(1, &["q"], false, None)
+        .deliver(1, false);
+    let tx = one
+        .publish_as(2, &["q"], true, Some(4))
+        .ack(1, Some(4))
+        .event(Event::Commit { tx: 4 });
+    tx.killed().found("q", &[]).check(&[]);
+    let alone = Story::new()
+        .publish_as(1, &["q"], false, None)
+        .deliver(1, false);
+    let tx = alone.ack(1, Some(4)).event(Event::Commit { tx: 4 });
+    tx.killed().found("q", &[]).check(&[]);
+}
+
+#[test]
 fn transient_messages_stay_until_a_restart_and_no_longer() {
     let story = || {
         Story::new()

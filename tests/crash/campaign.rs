@@ -344,6 +344,7 @@ fn end(broker: &mut TestBroker, shared: &Shared, ending: Ending) -> Result<(), S
         broker.kill();
         return Ok(());
     }
+    shared.recorder.record(Event::Stopping);
     let began = now();
     let status = broker.terminate();
     let took = now() - began;

@@ -126,6 +126,8 @@ pub(crate) enum Event {
         /// The transaction.
         tx: TxId,
     },
+    /// About to stop the broker: from now on it closes connections, and may have read no more of what they sent.
+    Stopping,
     /// The broker was killed.
     Killed,
     /// The broker was asked to stop and did.
@@ -144,7 +146,7 @@ impl Event {
             | Self::Ack { id, .. }
             | Self::Requeue { id, .. } => *id == wanted,
             Self::Delivered { observed, .. } => observed.id == Some(wanted),
-            Self::Killed | Self::Stopped { .. } => true,
+            Self::Stopping | Self::Killed | Self::Stopped { .. } => true,
             Self::Purge { .. }
             | Self::Synced { .. }
             | Self::Commit { .. }

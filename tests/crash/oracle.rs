@@ -141,6 +141,8 @@ pub(crate) struct Oracle {
     asked: BTreeMap<ChannelKey, Vec<(String, MessageId)>>,
     /// Settlements in the log, with the place in the history at which that was known.
     received: VecDeque<(usize, String, MessageId)>,
+    /// Connections are being closed.
+    is_stopping: bool,
     /// The broker handed out nothing that no client saw.
     pub(super) is_flag_exact: bool,
     pub(super) violations: Vec<Violation>,
@@ -216,6 +218,7 @@ impl Oracle {
             Event::Commit { tx } => self.txs.entry(*tx).or_default().commit_at = Some(at),
             Event::Committed { tx } => self.committed(*tx),
             Event::RolledBack { tx } => self.undo(*tx),
+            Event::Stopping => self.is_stopping = true,
             Event::Killed => self.ended(false),
             Event::Stopped { is_quiet } => {
                 self.settle_received(usize::MAX);
@@ -288,9 +291,14 @@ impl Oracle {
         {
             self.committed(tx);
         }
+        let is_stopping = self.is_stopping;
         let Some(entry) = self.entry(queue, id) else {
             return;
         };
+        if is_stopping && entry.settlement == Settlement::Asked {
+            // The acknowledgement was on its way when its connection was closed.
+            entry.settlement = Settlement::Open;
+        }
         let (settlement, was_delivered) = (entry.settlement, entry.was_delivered);
         entry.was_delivered = true;
         entry.is_unacked = true;
@@ -382,7 +390,9 @@ impl Oracle {
 
     fn synced(&mut self, channel: ChannelKey, at: usize) {
         for (queue, id) in self.asked.remove(&channel).unwrap_or_default() {
-            if let Some(entry) = self.entry(&queue, id) {
+            if let Some(entry) = self.entry(&queue, id)
+                && entry.settlement == Settlement::Asked
+            {
                 entry.settlement = Settlement::Received;
                 self.received.push_back((at, queue, id));
             }
@@ -408,6 +418,7 @@ impl Oracle {
 
     /// The transaction did not happen.
     pub(super) fn undo(&mut self, tx: TxId) {
+        let settled_by_it = Settlement::InTx(tx);
         let Some(tx) = self.txs.remove(&tx) else {
             return;
         };
@@ -417,7 +428,9 @@ impl Oracle {
             }
         }
         for (queue, id) in tx.acks {
-            if let Some(entry) = self.entry(&queue, id) {
+            if let Some(entry) = self.entry(&queue, id)
+                && entry.settlement == settled_by_it
+            {
                 entry.settlement = Settlement::Open;
             }
         }
@@ -426,6 +439,7 @@ impl Oracle {
     /// The process is gone, and with it transient messages and transactions that nobody asked to commit.
     fn ended(&mut self, is_quiet: bool) {
         self.is_flag_exact &= is_quiet;
+        self.is_stopping = false;
         let is_open = |(id, tx): (&TxId, &Tx)| tx.commit_at.is_none().then_some(*id);
         let open: Vec<TxId> = self.txs.iter().filter_map(is_open).collect();
         for tx in open {

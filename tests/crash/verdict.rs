@@ -131,6 +131,10 @@ impl Oracle {
         }
     }
 
+    fn is_persistent(&self, id: MessageId) -> bool {
+        self.sent.get(&id).is_some_and(|sent| sent.is_persistent)
+    }
+
     /// Commits that were not answered happened as a whole or not at all.
     fn resolve_txs(&mut self, present: &BTreeMap<String, BTreeSet<MessageId>>) {
         let asked = |(id, tx): (&TxId, &super::oracle::Tx)| tx.commit_at.is_some().then_some(*id);
@@ -156,6 +160,9 @@ impl Oracle {
                 }
             }
             for (queue, acked) in &tx.acks {
+                if !self.is_persistent(*acked) {
+                    continue;
+                }
                 let is_present = present.get(queue).is_some_and(|ids| ids.contains(acked));
                 let said = if is_present {
                     Evidence::DidNot

@@ -3,6 +3,8 @@
 //! Options are the specification's own structs, so that nothing of a method is out of reach:
 //! `client.queue_declare(1, "q", queue::Declare { arguments, ..durable() })`.
 
+use std::time::Duration;
+
 use stratamq::amqp::field_table::FieldTable;
 use stratamq::amqp::method::{Method, basic, channel, confirm, connection, exchange, queue, tx};
 
@@ -322,7 +324,15 @@ impl Client {
 
     /// The next confirm, which must be an ack; deliveries stay in the inbox.
     pub(crate) fn try_wait_confirm(&mut self, channel: u16) -> Outcome<basic::Ack> {
-        let limit = self.read_limit;
+        self.try_next_confirm_within(channel, self.read_limit)
+    }
+
+    /// The next confirm if it comes within the limit.
+    pub(crate) fn try_next_confirm_within(
+        &mut self,
+        channel: u16,
+        limit: Duration,
+    ) -> Outcome<basic::Ack> {
         let is_confirm = |incoming: &super::Incoming| {
             matches!(incoming.method, Method::BasicAck(_) | Method::BasicNack(_))
         };
@@ -335,8 +345,14 @@ impl Client {
     /// Waits until the confirms have reached this number (the first publish on a channel is 1).
     #[track_caller]
     pub(crate) fn wait_confirms_upto(&mut self, channel: u16, last: u64) {
-        // Acks may come singly and out of order: count those that are no `multiple`.
-        let mut open: std::collections::BTreeSet<u64> = (1..=last).collect();
+        self.wait_confirms_upto_from(channel, 0, last);
+    }
+
+    /// The same when those up to `confirmed` have come already.
+    #[track_caller]
+    pub(crate) fn wait_confirms_upto_from(&mut self, channel: u16, confirmed: u64, last: u64) {
+        // Acks may come singly and out of order: each one counts for itself unless it is `multiple`.
+        let mut open: std::collections::BTreeSet<u64> = (confirmed + 1..=last).collect();
         while !open.is_empty() {
             let ack = self.wait_confirm(channel);
             if ack.multiple {
