@@ -3,6 +3,7 @@ use crate::amqp::field_table::FieldTable;
 use crate::amqp::frame::Frame;
 use crate::amqp::method::Method;
 use crate::amqp::properties::PropertiesBuilder;
+use proptest::prelude::*;
 
 /// Keeps buffer and chunks apart, as the socket's writer does.
 #[derive(Default)]
@@ -97,8 +98,22 @@ fn bodies_are_cut_into_full_frames() {
 #[test]
 fn frames_take_from_several_parts() {
     check_cut(&[10, 0, 20], 4096, &[30]);
+    check_cut(&[4087, 1], 4096, &[4088]);
+    check_cut(&[4087, 2], 4096, &[4088, 1]);
+    check_cut(&[4088, 1], 4096, &[4088, 1]);
     check_cut(&[4000, 4000, 4000], 4096, &[4088, 4088, 3824]);
     check_cut(&[5000, 1, 50_000], 131_072, &[55_001]);
+}
+
+proptest! {
+    #[test]
+    fn any_parts_are_cut_alike(parts in prop::collection::vec(0..9000_usize, 0..6), frame_max in 9..9000_u32) {
+        let size = usize::try_from(frame_max).unwrap() - 8;
+        let total: usize = parts.iter().sum();
+        let mut expected = vec![size; total / size];
+        expected.extend(Some(total % size).filter(|&rest| rest > 0));
+        check_cut(&parts, frame_max, &expected);
+    }
 }
 
 #[test]
