@@ -2,8 +2,6 @@
 //!
 //! Reads every `crate::ROOM` path in `src`, comments and tests aside, and checks it against the table.
 
-#![expect(clippy::disallowed_methods, reason = "a test reads the sources")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -85,10 +83,17 @@ fn sources(directory: &Path) -> Vec<PathBuf> {
 /// The code of a file without comments and without its tests, which stand last.
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).expect("sources are text");
-    let lines = text.lines().map(|line| line.split("//").next().unwrap_or_default());
-    let code: Vec<&str> = lines.take_while(|line| !line.starts_with("#[cfg(test)]\nmod")).collect();
+    let lines = text
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default());
+    let code: Vec<&str> = lines
+        .take_while(|line| !line.starts_with("#[cfg(test)]\nmod"))
+        .collect();
     let code = code.join("\n");
-    code.split("#[cfg(test)]\nmod tests").next().unwrap_or_default().to_owned()
+    code.split("#[cfg(test)]\nmod tests")
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// The room a file belongs to; `None` for `lib.rs`, `main.rs` and `sync.rs`.
@@ -96,24 +101,37 @@ fn room(path: &Path, root: &Path) -> Option<String> {
     let relative = path.strip_prefix(root).expect("below the root");
     let first = relative.iter().next()?.to_str()?;
     let name = first.strip_suffix(".rs").unwrap_or(first);
-    TABLE.iter().any(|(room, _)| *room == name).then(|| name.to_owned())
+    TABLE
+        .iter()
+        .any(|(room, _)| *room == name)
+        .then(|| name.to_owned())
 }
 
 fn is_test_file(path: &Path) -> bool {
-    path.iter().any(|part| ["tests", "tests.rs", "testing.rs", "testing"].iter().any(|name| part == *name))
+    path.iter().any(|part| {
+        ["tests", "tests.rs", "testing.rs", "testing"]
+            .iter()
+            .any(|name| part == *name)
+    })
 }
 
 /// Every path behind `crate::`, groups resolved one level deep.
 fn paths(code: &str) -> Vec<String> {
     let mut paths = Vec::new();
     for rest in code.split("crate::").skip(1) {
-        let is_path = |character: char| character.is_alphanumeric() || character == '_' || character == ':';
-        let end = rest.find(|character| !is_path(character)).unwrap_or(rest.len());
+        let is_path =
+            |character: char| character.is_alphanumeric() || character == '_' || character == ':';
+        let end = rest
+            .find(|character| !is_path(character))
+            .unwrap_or(rest.len());
         let (path, behind) = rest.split_at(end);
         match behind.strip_prefix('{') {
             Some(group) => {
                 let group = group.split('}').next().unwrap_or_default();
-                let names = group.split(',').map(str::trim).filter(|name| !name.is_empty());
+                let names = group
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|name| !name.is_empty());
                 paths.extend(names.map(|name| format!("{path}{name}")));
             }
             None => paths.push(path.to_owned()),
@@ -123,19 +141,28 @@ fn paths(code: &str) -> Vec<String> {
 }
 
 fn is_below(path: &str, allowed: &str) -> bool {
-    path == allowed || path.strip_prefix(allowed).is_some_and(|rest| rest.starts_with("::"))
+    path == allowed
+        || path
+            .strip_prefix(allowed)
+            .is_some_and(|rest| rest.starts_with("::"))
 }
 
 #[test]
 fn rooms_use_each_other_as_the_table_says() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut violations = Vec::new();
-    for path in sources(&root).into_iter().filter(|path| !is_test_file(path)) {
+    for path in sources(&root)
+        .into_iter()
+        .filter(|path| !is_test_file(path))
+    {
         let Some(room) = room(&path, &root) else {
             continue;
         };
         let code = code(&path);
-        let (_, allowed) = TABLE.iter().find(|(name, _)| *name == room).expect("room() looked it up");
+        let (_, allowed) = TABLE
+            .iter()
+            .find(|(name, _)| *name == room)
+            .expect("room() looked it up");
         for used in paths(&code) {
             let is_allowed = is_below(&used, &room)
                 || is_below(&used, "sync")

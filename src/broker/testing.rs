@@ -84,7 +84,9 @@ impl Logged {
                 queue,
                 seq,
                 delivery_count,
-            } => self.image(*queue).apply_requeue(*seq, *delivery_count, start, end),
+            } => self
+                .image(*queue)
+                .apply_requeue(*seq, *delivery_count, start, end),
             Request::Reserve { queue, upto } => self.image(*queue).apply_reserve(*upto, start, end),
             Request::Meta {
                 kind,
@@ -107,7 +109,9 @@ impl Logged {
     }
 
     fn image(&mut self, id: QueueId) -> &mut QueueImage {
-        self.images.get_mut(&id).expect("a record names a queue that exists")
+        self.images
+            .get_mut(&id)
+            .expect("a record names a queue that exists")
     }
 }
 
@@ -182,7 +186,9 @@ impl TestBroker {
             Some(_) => Vec::new(),
             None => {
                 let metas = logged.metas.iter();
-                metas.map(|(kind, version, body)| (*kind, *version, &body[..])).collect()
+                metas
+                    .map(|(kind, version, body)| (*kind, *version, &body[..]))
+                    .collect()
             }
         };
         let images: Vec<QueueImage> = logged.images.values().cloned().collect();
@@ -209,7 +215,11 @@ impl TestBroker {
     }
 
     /// A connection; the password is the name.
-    pub(crate) fn connect_as(&self, user: &str, vhost: &str) -> Result<TestConnection, BrokerError> {
+    pub(crate) fn connect_as(
+        &self,
+        user: &str,
+        vhost: &str,
+    ) -> Result<TestConnection, BrokerError> {
         let logged_in = self.broker.login(user, user.as_bytes(), true);
         let user = logged_in.expect("the password of a test user is its name");
         let outbox = Arc::new(Outbox::new(Box::new(Deaf)));
@@ -244,34 +254,35 @@ impl TestConnection {
     pub(crate) fn run(&mut self, command: Command) -> Outcome {
         let reply = self.execute(command);
         self.journal.commit();
-        reply
-            .map(|reply| reply.body)
-            .map_err(|error| match error {
-                BrokerError::Channel { code, text } => format!("{} {code} - {text}", code.code()),
-                BrokerError::Connection { code, text } => format!("{} {code} - {text}", code.code()),
-            })
+        reply.map(|reply| reply.body).map_err(|error| match error {
+            BrokerError::Channel { code, text } => format!("{} {code} - {text}", code.code()),
+            BrokerError::Connection { code, text } => format!("{} {code} - {text}", code.code()),
+        })
     }
 
     pub(crate) fn close(mut self) {
-        self.connection.execute(
-            1,
-            Command::CloseChannel { unacked: vec![] },
-            0,
-            &mut self.effects,
-        )
-        .expect("closing a channel is not refused");
+        self.connection
+            .execute(
+                1,
+                Command::CloseChannel { unacked: vec![] },
+                0,
+                &mut self.effects,
+            )
+            .expect("closing a channel is not refused");
         self.connection.close(0, &mut self.effects);
         self.journal.commit();
     }
 
     /// Declares a durable queue.
     pub(crate) fn queue(&mut self, name: &str) {
-        self.run(Command::QueueDeclare(queue(name))).expect("declares");
+        self.run(Command::QueueDeclare(queue(name)))
+            .expect("declares");
     }
 
     /// Declares a durable exchange.
     pub(crate) fn exchange(&mut self, name: &str, kind: &str) {
-        self.run(Command::ExchangeDeclare(exchange(name, kind))).expect("declares");
+        self.run(Command::ExchangeDeclare(exchange(name, kind)))
+            .expect("declares");
     }
 
     /// Binds a queue.

@@ -32,7 +32,11 @@ fn golden() -> Vec<(Change, u16, &'static str)> {
             3,
             "1 u 1 h 1 1 t",
         ),
-        (Change::UserDeleted(UserNameV1 { name: "u".into() }), 4, "1 u"),
+        (
+            Change::UserDeleted(UserNameV1 { name: "u".into() }),
+            4,
+            "1 u",
+        ),
         (
             Change::PermissionsSet(PermissionsV1 {
                 vhost: "v".into(),
@@ -77,8 +81,16 @@ fn golden() -> Vec<(Change, u16, &'static str)> {
             "7 1 v 1 q =00 4 =00 =00 =00 =00",
         ),
         (Change::QueueDeleted(QueueIdV1 { id: 7 }), 10, "7"),
-        (Change::BindingAdded(binding()), 11, "1 v =01 1 q 1 x 1 k 4 =00 =00 =00 =00"),
-        (Change::BindingRemoved(binding()), 12, "1 v =01 1 q 1 x 1 k 4 =00 =00 =00 =00"),
+        (
+            Change::BindingAdded(binding()),
+            11,
+            "1 v =01 1 q 1 x 1 k 4 =00 =00 =00 =00",
+        ),
+        (
+            Change::BindingRemoved(binding()),
+            12,
+            "1 v =01 1 q 1 x 1 k 4 =00 =00 =00 =00",
+        ),
     ]
 }
 
@@ -110,10 +122,19 @@ fn records_are_the_bytes_that_were_agreed() {
 fn newer_records_are_refused() {
     for (_, kind, picture) in golden() {
         let newer = Change::decode(kind, 2, &bytes(picture));
-        assert_eq!(newer, Err(RestoreError::UnknownVersion { kind, version: 2 }));
+        assert_eq!(
+            newer,
+            Err(RestoreError::UnknownVersion { kind, version: 2 })
+        );
     }
-    assert_eq!(Change::decode(13, 1, &[]), Err(RestoreError::UnknownKind { kind: 13 }));
-    assert_eq!(Change::decode(0, 1, &[]), Err(RestoreError::UnknownKind { kind: 0 }));
+    assert_eq!(
+        Change::decode(13, 1, &[]),
+        Err(RestoreError::UnknownKind { kind: 13 })
+    );
+    assert_eq!(
+        Change::decode(0, 1, &[]),
+        Err(RestoreError::UnknownKind { kind: 0 })
+    );
 }
 
 #[test]
@@ -122,11 +143,17 @@ fn bodies_are_used_to_the_last_byte_and_no_length_is_believed() {
         let whole = bytes(picture);
         for length in 0..whole.len() {
             let cut = Change::decode(kind, 1, &whole[..length]);
-            assert!(matches!(cut, Err(RestoreError::Malformed { .. })), "{kind} cut at {length}");
+            assert!(
+                matches!(cut, Err(RestoreError::Malformed { .. })),
+                "{kind} cut at {length}"
+            );
         }
         let longer = [&whole[..], &[0]].concat();
         let refused = Change::decode(kind, 1, &longer);
-        assert!(matches!(refused, Err(RestoreError::Malformed { .. })), "{kind} with a byte more");
+        assert!(
+            matches!(refused, Err(RestoreError::Malformed { .. })),
+            "{kind} with a byte more"
+        );
     }
     let huge = u64::MAX.to_le_bytes();
     assert!(Change::decode(1, 1, &huge).is_err());
@@ -166,10 +193,19 @@ fn snapshot_comes_back_and_its_envelope_is_checked() {
         MetaState::decode(&bytes)
     };
     assert_eq!(edited(0, 5), Err(RestoreError::UnknownKind { kind: 5 }));
-    assert_eq!(edited(2, 9), Err(RestoreError::UnknownVersion { kind: 0, version: 9 }));
+    assert_eq!(
+        edited(2, 9),
+        Err(RestoreError::UnknownVersion {
+            kind: 0,
+            version: 9
+        })
+    );
     assert!(matches!(edited(4, 0), Err(RestoreError::Malformed { .. })));
     for length in 0..encoded.len() {
-        assert!(MetaState::decode(&encoded[..length]).is_err(), "cut at {length}");
+        assert!(
+            MetaState::decode(&encoded[..length]).is_err(),
+            "cut at {length}"
+        );
     }
 }
 

@@ -15,7 +15,10 @@ pub(super) fn add_user(broker: &mut TestBroker, name: &str) {
         password: name.as_bytes().to_vec(),
         tags: vec![],
     };
-    broker.broker.admin(command, 0, &mut broker.effects).expect("adds the user");
+    broker
+        .broker
+        .admin(command, 0, &mut broker.effects)
+        .expect("adds the user");
     broker.journal.commit();
 }
 
@@ -27,7 +30,10 @@ pub(super) fn allow(broker: &mut TestBroker, name: &str, configure: &str, write:
         write: write.to_owned(),
         read: read.to_owned(),
     };
-    broker.broker.admin(command, 0, &mut broker.effects).expect("sets permissions");
+    broker
+        .broker
+        .admin(command, 0, &mut broker.effects)
+        .expect("sets permissions");
     broker.journal.commit();
 }
 
@@ -35,8 +41,14 @@ pub(super) fn allow(broker: &mut TestBroker, name: &str, configure: &str, write:
 fn guest_may_only_log_in_from_this_machine() {
     let broker = TestBroker::new().broker;
     assert!(broker.login("guest", b"guest", true).is_ok());
-    assert_eq!(broker.login("guest", b"guest", false), Err(LoginError::NotLoopback));
-    assert_eq!(broker.login("guest", b"wrong", false), Err(LoginError::InvalidCredentials));
+    assert_eq!(
+        broker.login("guest", b"guest", false),
+        Err(LoginError::NotLoopback)
+    );
+    assert_eq!(
+        broker.login("guest", b"wrong", false),
+        Err(LoginError::InvalidCredentials)
+    );
 }
 
 #[test]
@@ -47,12 +59,23 @@ fn opening_needs_a_vhost_and_permissions() {
         ("guest", "/", ""),
         ("guest", "nosuch", "NOT_ALLOWED: vhost nosuch not found"),
         ("guest", "", "NOT_ALLOWED: vhost  not found"),
-        ("bob", "/", "NOT_ALLOWED: access to vhost '/' refused for user 'bob'"),
+        (
+            "bob",
+            "/",
+            "NOT_ALLOWED: access to vhost '/' refused for user 'bob'",
+        ),
     ] {
-        let refusal = broker.connect_as(user, vhost).err().map(|error| error.to_string());
+        let refusal = broker
+            .connect_as(user, vhost)
+            .err()
+            .map(|error| error.to_string());
         assert_eq!(refusal.unwrap_or_default(), expected);
     }
-    assert_eq!(broker.broker.connection_count(), 1, "refused ones are forgotten");
+    assert_eq!(
+        broker.broker.connection_count(),
+        1,
+        "refused ones are forgotten"
+    );
 }
 
 /// The operations of the table with what each needs, as `(command, rights)`.
@@ -66,30 +89,63 @@ fn operations() -> Vec<(Command, &'static str)> {
         ..exchange("new", "fanout")
     };
     vec![
-        (Command::ExchangeDeclare(exchange("new", "fanout")), "configure exchange new"),
-        (Command::ExchangeDeclare(alternate.clone()), "read exchange new"),
+        (
+            Command::ExchangeDeclare(exchange("new", "fanout")),
+            "configure exchange new",
+        ),
+        (
+            Command::ExchangeDeclare(alternate.clone()),
+            "read exchange new",
+        ),
         (Command::ExchangeDeclare(alternate), "write exchange ae"),
         (
-            Command::ExchangeDelete { exchange: short("x"), if_unused: false },
+            Command::ExchangeDelete {
+                exchange: short("x"),
+                if_unused: false,
+            },
             "configure exchange x",
         ),
         (Command::QueueDeclare(queue("new")), "configure queue new"),
-        (Command::QueueDeclare(dead_letters.clone()), "read queue new"),
+        (
+            Command::QueueDeclare(dead_letters.clone()),
+            "read queue new",
+        ),
         (Command::QueueDeclare(dead_letters), "write exchange dlx"),
         (
-            Command::QueueDelete { queue: short("q"), if_unused: false, if_empty: false },
+            Command::QueueDelete {
+                queue: short("q"),
+                if_unused: false,
+                if_empty: false,
+            },
             "configure queue q",
         ),
         (Command::QueuePurge { queue: short("q") }, "read queue q"),
-        (Command::Get { queue: short("q"), is_no_ack: true }, "read queue q"),
+        (
+            Command::Get {
+                queue: short("q"),
+                is_no_ack: true,
+            },
+            "read queue q",
+        ),
         (Command::Bind(bind("q", "x", "")), "write queue q"),
         (Command::Bind(bind("q", "x", "")), "read exchange x"),
         (Command::Unbind(bind("q", "x", "")), "write queue q"),
         (Command::Unbind(bind("q", "x", "")), "read exchange x"),
-        (Command::Bind(bind_exchange("y", "x", "")), "write exchange y"),
-        (Command::Bind(bind_exchange("y", "x", "")), "read exchange x"),
+        (
+            Command::Bind(bind_exchange("y", "x", "")),
+            "write exchange y",
+        ),
+        (
+            Command::Bind(bind_exchange("y", "x", "")),
+            "read exchange x",
+        ),
         // Before existence.
-        (Command::QueuePurge { queue: short("none") }, "read queue none"),
+        (
+            Command::QueuePurge {
+                queue: short("none"),
+            },
+            "read queue none",
+        ),
     ]
 }
 
@@ -107,17 +163,34 @@ fn every_operation_needs_its_rights() {
         // Everything but this one right.
         let others = match name {
             "new" => "^(x|y|q|ae|dlx)$".to_owned(),
-            name => ["x", "y", "q", "ae", "dlx", "new"].into_iter().filter(|other| *other != name)
-                .collect::<Vec<_>>().join("|"),
+            name => ["x", "y", "q", "ae", "dlx", "new"]
+                .into_iter()
+                .filter(|other| *other != name)
+                .collect::<Vec<_>>()
+                .join("|"),
         };
         let others = format!("^({})$", others.trim_matches(['^', '(', ')', '$']));
-        let right = |of: &str| if of == operation { others.clone() } else { ".*".to_owned() };
+        let right = |of: &str| {
+            if of == operation {
+                others.clone()
+            } else {
+                ".*".to_owned()
+            }
+        };
         add_user(&mut broker, "bob");
-        allow(&mut broker, "bob", &right("configure"), &right("write"), &right("read"));
+        allow(
+            &mut broker,
+            "bob",
+            &right("configure"),
+            &right("write"),
+            &right("read"),
+        );
         let mut bob = broker.connect_as("bob", "/").expect("bob has permissions");
         assert_eq!(
             refusal(bob.run(command.clone())),
-            format!("403 ACCESS_REFUSED - {operation} access to {kind} '{name}' in vhost '/' refused for user 'bob'"),
+            format!(
+                "403 ACCESS_REFUSED - {operation} access to {kind} '{name}' in vhost '/' refused for user 'bob'"
+            ),
             "{command:?}"
         );
         let everything = refusal(broker.connect().run(command));
@@ -142,7 +215,8 @@ fn publishing_needs_write_and_the_default_exchange_has_a_name() {
     allow(&mut broker, "bob", "", "^q$", "");
     assert!(bob.has_queue("q"), "permissions are effective at once");
     assert_eq!(
-        bob.publish("", "q").expect_err("no right any more, cached or not"),
+        bob.publish("", "q")
+            .expect_err("no right any more, cached or not"),
         "403 ACCESS_REFUSED - write access to exchange 'amq.default' in vhost '/' refused for user 'bob'"
     );
 }
@@ -154,7 +228,10 @@ fn impersonator_may_use_any_user_id() {
         name: "guest".into(),
         tags: vec!["impersonator".into()],
     };
-    broker.broker.admin(command, 0, &mut broker.effects).expect("sets tags");
+    broker
+        .broker
+        .admin(command, 0, &mut broker.effects)
+        .expect("sets tags");
     let mut client: TestConnection = broker.connect();
     let mut builder = crate::amqp::properties::PropertiesBuilder::new();
     builder.set_user_id(Some(short("bob")));

@@ -17,14 +17,24 @@ fn same_binding_twice_is_one_and_arguments_count() {
     let ab = FieldTable::new().with("a", 1).with("b", 2);
     let ba = FieldTable::new().with("b", 2).with("a", 1);
     for arguments in [FieldTable::new(), ab.clone(), ba] {
-        client.run(Command::Bind(with(bind("q", "x", "k"), arguments))).expect("binds");
+        client
+            .run(Command::Bind(with(bind("q", "x", "k"), arguments)))
+            .expect("binds");
     }
     client.publish("x", "k").expect("publishes");
     assert_eq!(client.ready_count("q"), 1, "a queue gets a message once");
-    client.run(Command::Unbind(bind("q", "x", "k"))).expect("unbinds");
+    client
+        .run(Command::Unbind(bind("q", "x", "k")))
+        .expect("unbinds");
     client.publish("x", "k").expect("publishes");
-    assert_eq!(client.ready_count("q"), 2, "the one with arguments is still there");
-    client.run(Command::Unbind(with(bind("q", "x", "k"), ab))).expect("unbinds");
+    assert_eq!(
+        client.ready_count("q"),
+        2,
+        "the one with arguments is still there"
+    );
+    client
+        .run(Command::Unbind(with(bind("q", "x", "k"), ab)))
+        .expect("unbinds");
     assert!(client.publish("x", "k").expect("publishes").is_unroutable);
 }
 
@@ -36,10 +46,22 @@ fn refused_bindings() {
     let no_default = "403 ACCESS_REFUSED - operation not permitted on the default exchange";
     let x_match = |value: &str| FieldTable::new().with("x-match", value);
     for (bind, expected) in [
-        (bind("q", "none", ""), "404 NOT_FOUND - no exchange 'none' in vhost '/'"),
-        (bind("none", "amq.direct", ""), "404 NOT_FOUND - no queue 'none' in vhost '/'"),
-        (bind("none", "missing", ""), "404 NOT_FOUND - no exchange 'missing' in vhost '/'"),
-        (bind_exchange("none", "amq.direct", ""), "404 NOT_FOUND - no exchange 'none' in vhost '/'"),
+        (
+            bind("q", "none", ""),
+            "404 NOT_FOUND - no exchange 'none' in vhost '/'",
+        ),
+        (
+            bind("none", "amq.direct", ""),
+            "404 NOT_FOUND - no queue 'none' in vhost '/'",
+        ),
+        (
+            bind("none", "missing", ""),
+            "404 NOT_FOUND - no exchange 'missing' in vhost '/'",
+        ),
+        (
+            bind_exchange("none", "amq.direct", ""),
+            "404 NOT_FOUND - no exchange 'none' in vhost '/'",
+        ),
         (bind("q", "", ""), no_default),
         (bind_exchange("", "amq.direct", ""), no_default),
         (bind_exchange("amq.fanout", "amq.direct", "k"), ""),
@@ -55,7 +77,11 @@ fn refused_bindings() {
         ),
     ] {
         let shown = format!("{bind:?}");
-        assert_eq!(refusal(client.run(Command::Bind(bind))), expected, "{shown}");
+        assert_eq!(
+            refusal(client.run(Command::Bind(bind))),
+            expected,
+            "{shown}"
+        );
     }
 }
 

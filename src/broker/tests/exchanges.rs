@@ -93,21 +93,35 @@ fn refused_and_idempotent_deletes() {
     let mut client = TestBroker::new().connect();
     client.exchange("x", "fanout");
     client.exchange("y", "fanout");
-    client.run(Command::Bind(bind_exchange("y", "x", ""))).expect("binds");
+    client
+        .run(Command::Bind(bind_exchange("y", "x", "")))
+        .expect("binds");
     for (name, if_unused, expected) in [
         ("none", false, ""),
-        ("", false, "403 ACCESS_REFUSED - operation not permitted on the default exchange"),
+        (
+            "",
+            false,
+            "403 ACCESS_REFUSED - operation not permitted on the default exchange",
+        ),
         (
             "amq.direct",
             false,
             "403 ACCESS_REFUSED - deletion of system exchange 'amq.direct' in vhost '/' not allowed",
         ),
-        ("x", true, "406 PRECONDITION_FAILED - exchange 'x' in vhost '/' in use"),
+        (
+            "x",
+            true,
+            "406 PRECONDITION_FAILED - exchange 'x' in vhost '/' in use",
+        ),
         // Being a destination is no use.
         ("y", true, ""),
         ("x", true, ""),
     ] {
-        assert_eq!(refusal(client.run(delete(name, if_unused))), expected, "{name}");
+        assert_eq!(
+            refusal(client.run(delete(name, if_unused))),
+            expected,
+            "{name}"
+        );
     }
 }
 
@@ -123,12 +137,18 @@ fn auto_delete_exchange_goes_with_its_last_binding_as_source() {
         declare_exchange(&mut client, auto(name)).expect("declares");
     }
     // a -> b -> q
-    client.run(Command::Bind(bind_exchange("b", "a", "k"))).expect("binds");
+    client
+        .run(Command::Bind(bind_exchange("b", "a", "k")))
+        .expect("binds");
     client.bind("q", "b", "k1");
     client.bind("q", "b", "k2");
-    client.run(Command::Unbind(bind("q", "b", "k1"))).expect("unbinds");
+    client
+        .run(Command::Unbind(bind("q", "b", "k1")))
+        .expect("unbinds");
     assert!(client.has_exchange("b"));
-    client.run(Command::Unbind(bind("q", "b", "k2"))).expect("unbinds");
+    client
+        .run(Command::Unbind(bind("q", "b", "k2")))
+        .expect("unbinds");
     assert!(!client.has_exchange("b"), "its last binding went");
     assert!(!client.has_exchange("a"), "its destination went");
     assert!(client.has_exchange("never-bound"));
@@ -145,8 +165,12 @@ fn auto_delete_cascades_from_a_queue_and_ends_at_cycles() {
     for name in ["a", "b"] {
         declare_exchange(&mut client, auto(name)).expect("declares");
     }
-    client.run(Command::Bind(bind_exchange("a", "a", ""))).expect("binds to itself");
-    client.run(Command::Bind(bind_exchange("b", "a", ""))).expect("binds");
+    client
+        .run(Command::Bind(bind_exchange("a", "a", "")))
+        .expect("binds to itself");
+    client
+        .run(Command::Bind(bind_exchange("b", "a", "")))
+        .expect("binds");
     client.bind("q", "b", "");
     client
         .run(Command::QueueDelete {
@@ -157,6 +181,8 @@ fn auto_delete_cascades_from_a_queue_and_ends_at_cycles() {
         .expect("deletes");
     assert!(!client.has_exchange("b"));
     assert!(client.has_exchange("a"), "it is still bound to itself");
-    client.run(Command::Unbind(bind_exchange("a", "a", ""))).expect("unbinds");
+    client
+        .run(Command::Unbind(bind_exchange("a", "a", "")))
+        .expect("unbinds");
     assert!(!client.has_exchange("a"));
 }

@@ -8,7 +8,9 @@ use crate::broker::testing::TestBroker;
 fn admin(broker: &mut TestBroker, command: AdminCommand) -> Result<AdminReplyBody, String> {
     let reply = broker.broker.admin(command, 0, &mut broker.effects);
     broker.journal.commit();
-    reply.map(|reply| reply.body).map_err(|error| error.to_string())
+    reply
+        .map(|reply| reply.body)
+        .map_err(|error| error.to_string())
 }
 
 fn vhosts(broker: &mut TestBroker) -> Vec<String> {
@@ -37,19 +39,46 @@ fn refused_commands_change_nothing() {
     for (command, expected) in [
         (add("guest"), "user 'guest' already exists"),
         (add(""), "a name must have 1 to 255 bytes"),
-        (AdminCommand::DeleteUser { name: "bob".into() }, "user 'bob' does not exist"),
         (
-            AdminCommand::SetPassword { name: "bob".into(), password: vec![] },
+            AdminCommand::DeleteUser { name: "bob".into() },
             "user 'bob' does not exist",
         ),
-        (AdminCommand::SetTags { name: "bob".into(), tags: vec![] }, "user 'bob' does not exist"),
+        (
+            AdminCommand::SetPassword {
+                name: "bob".into(),
+                password: vec![],
+            },
+            "user 'bob' does not exist",
+        ),
+        (
+            AdminCommand::SetTags {
+                name: "bob".into(),
+                tags: vec![],
+            },
+            "user 'bob' does not exist",
+        ),
         (permit("bob", "/", ""), "user 'bob' does not exist"),
         (permit("guest", "none", ""), "vhost 'none' does not exist"),
-        (AdminCommand::AddVhost { name: "/".into() }, "vhost '/' already exists"),
-        (AdminCommand::AddVhost { name: "v".repeat(256) }, "a name must have 1 to 255 bytes"),
-        (AdminCommand::DeleteVhost { name: "none".into() }, "vhost 'none' does not exist"),
         (
-            AdminCommand::ListPermissions { vhost: Some("none".into()) },
+            AdminCommand::AddVhost { name: "/".into() },
+            "vhost '/' already exists",
+        ),
+        (
+            AdminCommand::AddVhost {
+                name: "v".repeat(256),
+            },
+            "a name must have 1 to 255 bytes",
+        ),
+        (
+            AdminCommand::DeleteVhost {
+                name: "none".into(),
+            },
+            "vhost 'none' does not exist",
+        ),
+        (
+            AdminCommand::ListPermissions {
+                vhost: Some("none".into()),
+            },
             "vhost 'none' does not exist",
         ),
     ] {
@@ -90,7 +119,10 @@ fn deleting_a_user_closes_its_connections() {
     assert!(guest.arrived().is_empty());
     assert!(!bob.has_queue("any"), "its permissions went");
     let outbox = std::sync::Arc::clone(&guest.outbox);
-    assert!(broker.broker.connect(&user, "/", outbox).is_err(), "between login and open");
+    assert!(
+        broker.broker.connect(&user, "/", outbox).is_err(),
+        "between login and open"
+    );
 }
 
 #[test]
@@ -119,9 +151,15 @@ fn deleting_a_vhost_deletes_everything_in_it() {
     assert!(!client.has_queue("q"));
     assert!(client.publish("amq.topic", "k").is_err());
     client.close();
-    assert!(broker.journal.logged().images.is_empty(), "the engine was told");
+    assert!(
+        broker.journal.logged().images.is_empty(),
+        "the engine was told"
+    );
     admin(&mut broker, AdminCommand::AddVhost { name: "v".into() }).expect("adds again");
-    assert!(broker.connect_as("guest", "v").is_err(), "permissions went with it");
+    assert!(
+        broker.connect_as("guest", "v").is_err(),
+        "permissions went with it"
+    );
     assert_eq!(vhosts(&mut broker.restart()), ["/", "v"]);
 }
 
@@ -139,7 +177,14 @@ fn queues_are_listed_with_their_counts() {
     };
     let counts: Vec<_> = rows
         .iter()
-        .map(|row| (&*row.name, row.ready_count, row.unacked_count, row.consumer_count))
+        .map(|row| {
+            (
+                &*row.name,
+                row.ready_count,
+                row.unacked_count,
+                row.consumer_count,
+            )
+        })
         .collect();
     assert_eq!(counts, [("a", 0, 0, 1), ("b", 1, 0, 0)]);
 }

@@ -45,17 +45,41 @@ fn refused_publishes() {
     let user = |text: &str| properties(|p| _ = p.set_user_id(Some(short(text))));
     let header = |name: &str| properties(|p| _ = p.set_header(name, "text"));
     for (exchange, properties, expected) in [
-        ("none", plain.clone(), "404 NOT_FOUND - no exchange 'none' in vhost '/'"),
-        ("in", plain, "403 ACCESS_REFUSED - cannot publish to internal exchange 'in' in vhost '/'"),
-        ("", expiration("abc"), "406 PRECONDITION_FAILED - invalid expiration 'abc': no_integer"),
-        ("", expiration(""), "406 PRECONDITION_FAILED - invalid expiration '': no_integer"),
-        ("", expiration("-1"), "406 PRECONDITION_FAILED - invalid expiration '-1': {value_negative,-1}"),
+        (
+            "none",
+            plain.clone(),
+            "404 NOT_FOUND - no exchange 'none' in vhost '/'",
+        ),
+        (
+            "in",
+            plain,
+            "403 ACCESS_REFUSED - cannot publish to internal exchange 'in' in vhost '/'",
+        ),
+        (
+            "",
+            expiration("abc"),
+            "406 PRECONDITION_FAILED - invalid expiration 'abc': no_integer",
+        ),
+        (
+            "",
+            expiration(""),
+            "406 PRECONDITION_FAILED - invalid expiration '': no_integer",
+        ),
+        (
+            "",
+            expiration("-1"),
+            "406 PRECONDITION_FAILED - invalid expiration '-1': {value_negative,-1}",
+        ),
         (
             "",
             expiration("315360000001"),
             "406 PRECONDITION_FAILED - invalid expiration '315360000001': {value_too_large,315360000001}",
         ),
-        ("", expiration("10x"), "406 PRECONDITION_FAILED - invalid expiration '10x': {leftover_string,\"x\"}"),
+        (
+            "",
+            expiration("10x"),
+            "406 PRECONDITION_FAILED - invalid expiration '10x': {leftover_string,\"x\"}",
+        ),
         ("", expiration("+007"), ""),
         ("", expiration("315360000000"), ""),
         (
@@ -109,11 +133,17 @@ fn exchanges_bound_to_exchanges_may_form_cycles() {
         client.bind(name, name, "");
     }
     for (destination, source) in [("b", "a"), ("c", "b"), ("a", "c"), ("a", "a")] {
-        client.run(Command::Bind(bind_exchange(destination, source, ""))).expect("binds");
+        client
+            .run(Command::Bind(bind_exchange(destination, source, "")))
+            .expect("binds");
     }
     for start in ["a", "b", "c"] {
         client.publish(start, "").expect("publishes");
-        assert_eq!(arrived_in(&mut client, &["a", "b", "c"]), "a b c", "from {start}");
+        assert_eq!(
+            arrived_in(&mut client, &["a", "b", "c"]),
+            "a b c",
+            "from {start}"
+        );
     }
 }
 
@@ -132,7 +162,9 @@ fn alternate_exchange_takes_what_has_no_destination_at_all() {
     }
     client.bind("q", "main", "q");
     client.bind("rest", "alternate", "");
-    client.run(Command::Bind(bind_exchange("dead-end", "main", "dead-end"))).expect("binds");
+    client
+        .run(Command::Bind(bind_exchange("dead-end", "main", "dead-end")))
+        .expect("binds");
     for (key, expected) in [("q", "q"), ("unknown", "rest"), ("dead-end", "")] {
         let published = client.publish("main", key).expect("publishes");
         assert_eq!(published.is_unroutable, expected.is_empty(), "{key}");
@@ -144,7 +176,12 @@ fn alternate_exchange_takes_what_has_no_destination_at_all() {
         if_unused: false,
     };
     client.run(delete).expect("deletes");
-    assert!(client.publish("main", "unknown").expect("publishes").is_unroutable);
+    assert!(
+        client
+            .publish("main", "unknown")
+            .expect("publishes")
+            .is_unroutable
+    );
 }
 
 #[test]
@@ -158,14 +195,19 @@ fn cc_and_bcc_are_further_keys_and_bcc_is_hidden() {
         p.set_header("CC", keys(&["copy", "main"]));
         p.set_header("BCC", keys(&["hidden", "nowhere"]));
     });
-    client.publish_with("", "main", &properties).expect("publishes");
+    client
+        .publish_with("", "main", &properties)
+        .expect("publishes");
     for name in queues {
         let get = Command::Get {
             queue: short(name),
             is_no_ack: true,
         };
         match client.run(get) {
-            Ok(ReplyBody::Got { delivery, remaining }) => {
+            Ok(ReplyBody::Got {
+                delivery,
+                remaining,
+            }) => {
                 let message = &delivery.message;
                 assert_eq!(remaining, 0, "{name} got it once");
                 assert_eq!(message.routing_key().as_str(), "main");
@@ -186,7 +228,9 @@ fn headers_decide_for_each_message_anew() {
     client.run(Command::Bind(binding)).expect("binds");
     for (color, expected) in [("red", "red"), ("blue", ""), ("red", "red")] {
         let properties = properties(|p| _ = p.set_header("color", color));
-        client.publish_with("h", "same key", &properties).expect("publishes");
+        client
+            .publish_with("h", "same key", &properties)
+            .expect("publishes");
         assert_eq!(arrived_in(&mut client, &["red"]), expected);
     }
 }
@@ -207,7 +251,9 @@ fn cached_routes_follow_every_change() {
     check(&mut client, "a");
     client.bind("b", "x", "#");
     check(&mut client, "a b");
-    client.run(Command::Unbind(bind("a", "x", "*"))).expect("unbinds");
+    client
+        .run(Command::Unbind(bind("a", "x", "*")))
+        .expect("unbinds");
     check(&mut client, "b");
     let delete = Command::QueueDelete {
         queue: short("b"),
@@ -226,20 +272,34 @@ fn batch_is_cut_into_runs_and_stops_at_a_refusal() {
     client.queue("b");
     let pushes_before = broker.journal.logged().pushes_count;
     let plain = persistent();
-    let batch: Vec<_> = [("", "a"), ("", "a"), ("", "b"), ("", "nobody"), ("none", ""), ("", "a")]
-        .into_iter()
-        .map(|(exchange, key)| message(exchange, key, &plain))
-        .collect();
+    let batch: Vec<_> = [
+        ("", "a"),
+        ("", "a"),
+        ("", "b"),
+        ("", "nobody"),
+        ("none", ""),
+        ("", "a"),
+    ]
+    .into_iter()
+    .map(|(exchange, key)| message(exchange, key, &plain))
+    .collect();
     let mut out = Vec::new();
     let mut effects = Effects::default();
     let refused = client.connection.publish(&batch, 0, &mut effects, &mut out);
     let (index, _) = refused.expect_err("an exchange is missing");
     assert_eq!((index, out.len()), (4, 4));
-    let unroutable: Vec<bool> = out.iter().map(|published| published.is_unroutable).collect();
+    let unroutable: Vec<bool> = out
+        .iter()
+        .map(|published| published.is_unroutable)
+        .collect();
     assert_eq!(unroutable, [false, false, false, true]);
     assert!(matches!(out[0].confirm, ConfirmAt::Durable(_)));
     assert_eq!(out[3].confirm, ConfirmAt::Now);
-    assert_eq!(broker.journal.logged().pushes_count, pushes_before + 2, "one push a run");
+    assert_eq!(
+        broker.journal.logged().pushes_count,
+        pushes_before + 2,
+        "one push a run"
+    );
     assert_eq!(client.ready_count("a"), 2);
 }
 
@@ -261,6 +321,8 @@ fn transaction_publishes_and_settles() {
         }
         other => panic!("{other:?}"),
     }
-    let refused = client.connection.check_publish(&message("none", "", &persistent()));
+    let refused = client
+        .connection
+        .check_publish(&message("none", "", &persistent()));
     assert!(refused.is_err(), "refusals do not wait for the commit");
 }

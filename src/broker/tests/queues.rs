@@ -51,9 +51,15 @@ fn generated_names_are_unguessable_and_distinct() {
     let mut client = TestBroker::new().connect();
     let first = declared_name(declare_queue(&mut client, queue("")));
     let second = declared_name(declare_queue(&mut client, queue("")));
-    assert!(first.starts_with("amq.gen-") && first.len() == 30, "{first}");
+    assert!(
+        first.starts_with("amq.gen-") && first.len() == 30,
+        "{first}"
+    );
     assert_ne!(first, second);
-    assert_eq!(declared_name(declare_queue(&mut client, passive(&first))), first);
+    assert_eq!(
+        declared_name(declare_queue(&mut client, passive(&first))),
+        first
+    );
     assert_eq!(
         refusal(declare_queue(&mut client, queue(&first))),
         format!("403 ACCESS_REFUSED - queue name '{first}' contains reserved prefix 'amq.*'")
@@ -138,14 +144,24 @@ fn exclusive_queue_is_locked_for_others_and_goes_with_its_connection() {
     assert_eq!(refusal(other.consume("mine")), LOCKED);
     let unknown = other.run(Command::Unbind(bind("mine", "amq.direct", "unknown")));
     assert_eq!(refusal(unknown), "");
-    other.publish("amq.direct", "k").expect("publishing is allowed");
+    other
+        .publish("amq.direct", "k")
+        .expect("publishing is allowed");
     assert_eq!(owner.ready_count("mine"), 1);
     owner.close();
     assert!(!other.has_queue("mine"));
-    assert!(other.publish("amq.direct", "k").expect("publishes").is_unroutable);
+    assert!(
+        other
+            .publish("amq.direct", "k")
+            .expect("publishes")
+            .is_unroutable
+    );
     // A queue that was shared cannot become exclusive either.
     other.queue("mine");
-    assert_eq!(refusal(declare_queue(&mut other, exclusive("mine"))), LOCKED);
+    assert_eq!(
+        refusal(declare_queue(&mut other, exclusive("mine"))),
+        LOCKED
+    );
 }
 
 #[test]
@@ -185,7 +201,10 @@ fn deleting_tells_the_consumers() {
     check_removed(&mut client, delete("q", false, false), 0);
     let items = client.arrived();
     assert!(
-        matches!(items[..], [OutboxItem::ConsumerCancelled { channel: 1, .. }]),
+        matches!(
+            items[..],
+            [OutboxItem::ConsumerCancelled { channel: 1, .. }]
+        ),
         "{items:?}"
     );
 }
@@ -231,9 +250,13 @@ fn queue_with_a_lease_goes_when_its_time_is_up() {
     declare_queue(&mut client, with("leased", "x-expires", 100)).expect("declares");
     let timer = client.effects.timers.pop().expect("a lease arms a timer");
     assert_eq!(timer.due_at_ms, 100);
-    broker.broker.timer_due(&timer.queue, 99, &mut broker.effects);
+    broker
+        .broker
+        .timer_due(&timer.queue, 99, &mut broker.effects);
     assert!(client.has_queue("leased"));
-    broker.broker.timer_due(&timer.queue, 200, &mut broker.effects);
+    broker
+        .broker
+        .timer_due(&timer.queue, 200, &mut broker.effects);
     assert!(!client.has_queue("leased"));
 }
 
@@ -258,7 +281,9 @@ fn refused_consumers() {
         "406 PRECONDITION_FAILED - invalid arg 'x-stream-offset' for queue 'q' in vhost '/' of queue type rabbit_classic_queue"
     );
     consume.arguments = FieldTable::new().with("x-priority", 5);
-    client.run(Command::Consume(consume.clone())).expect("consumes alone");
+    client
+        .run(Command::Consume(consume.clone()))
+        .expect("consumes alone");
     assert_eq!(
         refusal(client.consume("q")),
         "403 ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use"

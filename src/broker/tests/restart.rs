@@ -41,11 +41,15 @@ fn busy_broker() -> TestBroker {
     client.bind("transient", "x", "#");
     client.bind("limited", "gone", "k");
     client.bind("q", "transient", "");
-    client.run(Command::Bind(bind_exchange("y", "x", "to.y"))).expect("binds");
+    client
+        .run(Command::Bind(bind_exchange("y", "x", "to.y")))
+        .expect("binds");
     let mut arguments = bind("limited", "y", "");
     arguments.arguments = FieldTable::new().with("k", 1).with("a", "text");
     client.run(Command::Bind(arguments)).expect("binds");
-    client.run(Command::Unbind(bind("q", "x", "unbound"))).expect("unbinds");
+    client
+        .run(Command::Unbind(bind("q", "x", "unbound")))
+        .expect("unbinds");
     for command in [
         Command::QueueDelete {
             queue: short("gone"),
@@ -83,16 +87,33 @@ fn replay_and_snapshot_agree_with_the_live_topology() {
 fn durable_things_survive_and_transient_ones_do_not() {
     let restarted = busy_broker().restart();
     let mut client = restarted.connect();
-    for (name, expected) in [("q", true), ("limited", true), ("transient", false), ("exclusive", false), ("gone", false)] {
+    for (name, expected) in [
+        ("q", true),
+        ("limited", true),
+        ("transient", false),
+        ("exclusive", false),
+        ("gone", false),
+    ] {
         assert_eq!(client.has_queue(name), expected, "queue {name}");
     }
-    for (name, expected) in [("x", true), ("y", true), ("transient", false), ("gone", false), ("amq.topic", true)] {
+    for (name, expected) in [
+        ("x", true),
+        ("y", true),
+        ("transient", false),
+        ("gone", false),
+        ("amq.topic", true),
+    ] {
         assert_eq!(client.has_exchange(name), expected, "exchange {name}");
     }
     assert_eq!(client.ready_count("q"), 1);
     // Bindings and arguments are the old ones.
     client.publish("x", "a.c").expect("publishes");
-    assert!(client.publish("x", "unbound").expect("publishes").is_unroutable);
+    assert!(
+        client
+            .publish("x", "unbound")
+            .expect("publishes")
+            .is_unroutable
+    );
     assert_eq!(client.ready_count("q"), 2);
     let same = QueueDeclare {
         arguments: FieldTable::new().with("x-max-length", 2),
@@ -119,7 +140,9 @@ fn nothing_durable_waits_for_nothing() {
     let broker = TestBroker::new();
     let mut client = broker.connect();
     let pending = |client: &mut crate::broker::testing::TestConnection, declare: QueueDeclare| {
-        let reply = client.execute(Command::QueueDeclare(declare)).expect("declares");
+        let reply = client
+            .execute(Command::QueueDeclare(declare))
+            .expect("declares");
         reply.durable_at.is_some()
     };
     let transient = QueueDeclare {
@@ -128,7 +151,10 @@ fn nothing_durable_waits_for_nothing() {
     };
     assert!(!pending(&mut client, transient));
     assert!(pending(&mut client, queue("q")), "a durable declare waits");
-    assert!(pending(&mut client, queue("q")), "so does who repeats it meanwhile");
+    assert!(
+        pending(&mut client, queue("q")),
+        "so does who repeats it meanwhile"
+    );
     broker.journal.commit();
     assert!(!pending(&mut client, queue("q")));
 }
@@ -137,7 +163,13 @@ fn nothing_durable_waits_for_nothing() {
 fn unknown_records_are_refused() {
     for (record, expected) in [
         ((99, 1, &b""[..]), RestoreError::UnknownKind { kind: 99 }),
-        ((9, 2, &b""[..]), RestoreError::UnknownVersion { kind: 9, version: 2 }),
+        (
+            (9, 2, &b""[..]),
+            RestoreError::UnknownVersion {
+                kind: 9,
+                version: 2,
+            },
+        ),
     ] {
         let outcome = crate::broker::Broker::restore(
             TestBroker::new().journal,
@@ -158,7 +190,9 @@ fn users_and_permissions_survive() {
     super::access::add_user(&mut broker, "bob");
     super::access::allow(&mut broker, "bob", "", "", "^q$");
     let restarted = broker.restart();
-    let mut bob = restarted.connect_as("bob", "/").expect("password and permissions are there");
+    let mut bob = restarted
+        .connect_as("bob", "/")
+        .expect("password and permissions are there");
     restarted.connect().queue("q");
     assert!(bob.has_queue("q"));
     assert!(bob.publish("", "q").is_err());
