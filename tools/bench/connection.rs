@@ -60,6 +60,8 @@ impl Connection {
             "connection.start",
         )?;
         let capabilities = FieldTable::default()
+            // Asks for a close with the reason when the login is refused; without it the socket just ends.
+            .with("authentication_failure_close", FieldValue::Bool(true))
             .with("publisher_confirms", FieldValue::Bool(true))
             .with("basic.nack", FieldValue::Bool(true));
         let properties = FieldTable::default()
