@@ -86,14 +86,9 @@ fn code(path: &Path) -> String {
     let lines = text
         .lines()
         .map(|line| line.split("//").next().unwrap_or_default());
-    let code: Vec<&str> = lines
-        .take_while(|line| !line.starts_with("#[cfg(test)]\nmod"))
-        .collect();
-    let code = code.join("\n");
-    code.split("#[cfg(test)]\nmod tests")
-        .next()
-        .unwrap_or_default()
-        .to_owned()
+    let code = lines.collect::<Vec<_>>().join("\n");
+    let before_tests = code.split("#[cfg(test)]\nmod tests").next();
+    before_tests.unwrap_or_default().to_owned()
 }
 
 /// The room a file belongs to; `None` for `lib.rs`, `main.rs` and `sync.rs`.

@@ -1,117 +1,158 @@
-//! A log in memory and a broker on it, for the tests of this room.
+//! Stand-ins for what the domain talks to, for tests only.
 
-use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
-use super::command::{Bind, Command, Consume, ExchangeDeclare, Publish, Published, QueueDeclare};
-use super::command::{Reply, ReplyBody};
-use super::effects::Effects;
-use super::error::BrokerError;
-use super::facade::{Broker, BrokerOptions};
 use super::journal::Journal;
-use super::message::Message;
 use super::outbox::{Outbox, OutboxItem, Wake};
-use super::{Connection, RestoreError};
-use crate::amqp::field_table::FieldTable;
-use crate::amqp::properties::Properties;
-use crate::amqp::short_string::ShortString;
-use crate::storage::QueueImage;
+use crate::storage::image::QueueImage;
 use crate::storage::types::{
-    ImageEntry, Lsn, MetaEffect, Position, QueueId, Receipt, Request, Urgency,
+    ImageEntry, Lsn, MetaEffect, Position, QueueId, Receipt, Ref, Request, Seq, SeqRange,
+    SettleCause, Urgency,
 };
 use crate::sync::lock;
 
-/// A log that keeps what it was told, as the engine would after a restart. Nothing is durable before
-/// [`FakeJournal::commit`].
-#[derive(Debug, Default)]
-pub(crate) struct FakeJournal {
-    state: Mutex<Logged>,
+/// A record as the fake log keeps it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Logged {
+    /// PUBLISH.
+    Publish { refs: Vec<Ref>, payload: Bytes },
+    /// ACK or DROP.
+    Settle {
+        queue: QueueId,
+        cause: SettleCause,
+        ranges: Vec<SeqRange>,
+    },
+    /// REQUEUE.
+    Requeue {
+        queue: QueueId,
+        seq: Seq,
+        delivery_count: u32,
+    },
+    /// DELIVERED_UPTO.
+    Reserve { queue: QueueId, upto: Seq },
+    /// META.
+    Meta { kind: u16, effect: MetaEffect },
 }
 
-/// What a restart would find.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Logged {
-    next_lsn: u64,
-    confirm_lsn: Lsn,
-    pub(crate) pushes_count: usize,
-    pub(crate) metas: Vec<(u16, u16, Vec<u8>)>,
-    pub(crate) images: BTreeMap<QueueId, QueueImage>,
+/// One call of `push`.
+#[derive(Clone, Debug)]
+pub(crate) struct Push {
+    pub(crate) records: Vec<Logged>,
+    pub(crate) is_atomic: bool,
+    pub(crate) urgency: Urgency,
+    /// Start of the first record; each is 64 bytes long.
+    pub(crate) start: Lsn,
+    pub(crate) end: Lsn,
+}
+
+/// Every record of the fake log is this long.
+const RECORD_BYTES: u32 = 64;
+
+/// A log in memory whose watermark moves only when a test says so.
+#[derive(Debug)]
+pub(crate) struct FakeJournal {
+    pushes: Mutex<Vec<Push>>,
+    confirm_lsn: AtomicU64,
+    group_max_bytes: AtomicU64,
 }
 
 impl FakeJournal {
-    /// Makes everything pushed so far durable.
-    pub(crate) fn commit(&self) {
-        let mut state = lock(&self.state);
-        state.confirm_lsn = Lsn(state.next_lsn);
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            pushes: Mutex::default(),
+            confirm_lsn: AtomicU64::new(0),
+            group_max_bytes: AtomicU64::new(16 << 20),
+        })
     }
 
-    /// What a restart would find.
-    pub(crate) fn logged(&self) -> Logged {
-        lock(&self.state).clone()
+    pub(crate) fn set_group_max_bytes(&self, bytes: u64) {
+        self.group_max_bytes.store(bytes, Ordering::SeqCst);
     }
-}
 
-impl Logged {
-    fn apply(&mut self, request: &Request<'_>, positions: &mut Vec<Position>) {
-        let start = Lsn(self.next_lsn);
-        let len_bytes = 64;
-        self.next_lsn += u64::from(len_bytes);
-        let end = Lsn(self.next_lsn);
-        match request {
-            Request::Publish { refs, priority, .. } => {
-                let lsn = start;
-                let position = Position { lsn, len_bytes };
-                positions.push(position);
-                for target in *refs {
-                    let entry = ImageEntry {
-                        seq: target.seq,
-                        position,
-                        expires_at_ms: target.expires_at_ms,
-                        priority: *priority,
-                        delivery_count: 0,
-                        is_redelivered: false,
-                    };
-                    self.image(target.queue).apply_publish(entry, start, end);
-                }
-            }
-            Request::Settle { queue, ranges, .. } => {
-                let ranges = ranges.iter().copied();
-                self.image(*queue).apply_settle(ranges, start, end);
-            }
-            Request::Requeue {
-                queue,
-                seq,
-                delivery_count,
-            } => self
-                .image(*queue)
-                .apply_requeue(*seq, *delivery_count, start, end),
-            Request::Reserve { queue, upto } => self.image(*queue).apply_reserve(*upto, start, end),
-            Request::Meta {
-                kind,
-                version,
-                effect,
-                body,
-            } => {
-                self.metas.push((*kind, *version, body.to_vec()));
-                match effect {
-                    MetaEffect::None => {}
-                    MetaEffect::QueueCreated(id) => {
-                        self.images.insert(*id, QueueImage::new(*id, end));
-                    }
-                    MetaEffect::QueueDeleted(id) => {
-                        self.images.remove(id);
-                    }
-                }
-            }
+    fn end(pushes: &[Push]) -> Lsn {
+        pushes.last().map_or(Lsn(4096), |push| push.end)
+    }
+
+    /// Everything pushed so far is on stable storage.
+    pub(crate) fn make_durable(&self) {
+        let end = Self::end(&lock(&self.pushes));
+        self.confirm_lsn.store(end.0, Ordering::SeqCst);
+    }
+
+    pub(crate) fn pushes(&self) -> Vec<Push> {
+        lock(&self.pushes).clone()
+    }
+
+    pub(crate) fn records(&self) -> Vec<Logged> {
+        self.pushes()
+            .into_iter()
+            .flat_map(|push| push.records)
+            .collect()
+    }
+
+    /// What a reader thread would find.
+    pub(crate) fn read(&self, position: Position) -> Option<Bytes> {
+        let pushes = lock(&self.pushes);
+        let push = pushes
+            .iter()
+            .find(|push| push.start <= position.lsn && position.lsn < push.end)?;
+        let at = (position.lsn.0 - push.start.0) / u64::from(RECORD_BYTES);
+        match push.records.get(usize::try_from(at).ok()?)? {
+            Logged::Publish { payload, .. } => Some(payload.clone()),
+            _ => None,
         }
     }
 
-    fn image(&mut self, id: QueueId) -> &mut QueueImage {
-        self.images
-            .get_mut(&id)
-            .expect("a record names a queue that exists")
+    /// The state of `queue` by replay from the beginning.
+    pub(crate) fn replay(&self, queue: QueueId) -> QueueImage {
+        let mut image = QueueImage::new(queue, Lsn(0));
+        for push in lock(&self.pushes).iter() {
+            let mut start = push.start;
+            for record in &push.records {
+                let end = Lsn(start.0 + u64::from(RECORD_BYTES));
+                apply(&mut image, record, start, end);
+                start = end;
+            }
+        }
+        image.entries.compact();
+        image
+    }
+}
+
+fn apply(image: &mut QueueImage, record: &Logged, start: Lsn, end: Lsn) {
+    match record {
+        Logged::Publish { refs, .. } => {
+            let id = image.id;
+            for reference in refs.iter().filter(|reference| reference.queue == id) {
+                let entry = ImageEntry {
+                    seq: reference.seq,
+                    position: Position {
+                        lsn: start,
+                        len_bytes: RECORD_BYTES,
+                    },
+                    expires_at_ms: reference.expires_at_ms,
+                    priority: 0,
+                    delivery_count: 0,
+                    is_redelivered: false,
+                };
+                image.apply_publish(entry, start, end);
+            }
+        }
+        Logged::Settle { queue, ranges, .. } if *queue == image.id => {
+            image.apply_settle(ranges.iter().copied(), start, end);
+        }
+        Logged::Requeue {
+            queue,
+            seq,
+            delivery_count,
+        } if *queue == image.id => image.apply_requeue(*seq, *delivery_count, start, end),
+        Logged::Reserve { queue, upto } if *queue == image.id => {
+            image.apply_reserve(*upto, start, end);
+        }
+        _ => {}
     }
 }
 
@@ -119,305 +160,105 @@ impl Journal for FakeJournal {
     fn push(
         &self,
         requests: &[Request<'_>],
-        _is_atomic: bool,
-        _urgency: Urgency,
+        is_atomic: bool,
+        urgency: Urgency,
         positions: &mut Vec<Position>,
     ) -> Receipt {
-        let mut state = lock(&self.state);
-        state.pushes_count += 1;
+        let mut pushes = lock(&self.pushes);
+        let start = Self::end(&pushes);
+        let mut end = start;
+        let mut records = Vec::new();
         for request in requests {
-            state.apply(request, positions);
+            if let Request::Publish { .. } = request {
+                positions.push(Position {
+                    lsn: end,
+                    len_bytes: RECORD_BYTES,
+                });
+            }
+            end = Lsn(end.0 + u64::from(RECORD_BYTES));
+            records.push(keep(request));
         }
-        let end = Lsn(state.next_lsn);
+        pushes.push(Push {
+            records,
+            is_atomic,
+            urgency,
+            start,
+            end,
+        });
         Receipt { end }
     }
 
     fn confirm_lsn(&self) -> Lsn {
-        lock(&self.state).confirm_lsn
+        Lsn(self.confirm_lsn.load(Ordering::SeqCst))
     }
 
     fn group_max_bytes(&self) -> u64 {
-        1 << 24
+        self.group_max_bytes.load(Ordering::SeqCst)
     }
 }
 
-/// Nobody is there to be woken.
-#[derive(Debug)]
-struct Deaf;
+/// Copies a request, and checks what the engine relies on.
+fn keep(request: &Request<'_>) -> Logged {
+    match *request {
+        Request::Publish {
+            refs,
+            payload,
+            payload_crc,
+            ..
+        } => {
+            assert!(!refs.is_empty(), "a PUBLISH has a ref");
+            assert!(refs.is_sorted_by(|a, b| a.queue < b.queue), "refs ascend");
+            let payload = payload.concat();
+            assert_eq!(crc32fast::hash(&payload), payload_crc, "the CRC is right");
+            Logged::Publish {
+                refs: refs.to_vec(),
+                payload: payload.into(),
+            }
+        }
+        Request::Settle {
+            queue,
+            cause,
+            ranges,
+        } => {
+            assert!(
+                ranges.is_sorted_by(|a, b| a.last < b.first),
+                "ranges ascend and are disjoint"
+            );
+            Logged::Settle {
+                queue,
+                cause,
+                ranges: ranges.to_vec(),
+            }
+        }
+        Request::Requeue {
+            queue,
+            seq,
+            delivery_count,
+        } => Logged::Requeue {
+            queue,
+            seq,
+            delivery_count,
+        },
+        Request::Reserve { queue, upto } => Logged::Reserve { queue, upto },
+        Request::Meta { kind, effect, .. } => Logged::Meta { kind, effect },
+    }
+}
 
-impl Wake for Deaf {
+#[derive(Debug)]
+struct NoWake;
+
+impl Wake for NoWake {
     fn wake(&self) {}
 }
 
-/// A short string in a test.
-pub(crate) fn short(text: &str) -> ShortString {
-    ShortString::from_text(text).expect("names in tests are short")
+/// An outbox that nobody listens to.
+pub(crate) fn outbox() -> Arc<Outbox> {
+    Arc::new(Outbox::new(Box::new(NoWake)))
 }
 
-/// A broker on a [`FakeJournal`].
-pub(crate) struct TestBroker {
-    pub(crate) journal: Arc<FakeJournal>,
-    pub(crate) broker: Broker,
-    pub(crate) effects: Effects,
-}
-
-impl TestBroker {
-    /// A blank one.
-    pub(crate) fn new() -> Self {
-        let journal = Arc::new(FakeJournal::default());
-        let broker = Broker::new(Arc::clone(&journal) as _, BrokerOptions::default());
-        journal.commit();
-        Self {
-            journal,
-            broker,
-            effects: Effects::default(),
-        }
-    }
-
-    /// The one that starts on what this one has logged.
-    pub(crate) fn restart(&self) -> Self {
-        self.try_restart(None).expect("restores")
-    }
-
-    /// As `restart`, from a snapshot of everything but the messages.
-    pub(crate) fn try_restart(&self, snapshot: Option<&[u8]>) -> Result<Self, RestoreError> {
-        let logged = self.journal.logged();
-        let records: Vec<(u16, u16, &[u8])> = match snapshot {
-            Some(_) => Vec::new(),
-            None => {
-                let metas = logged.metas.iter();
-                metas
-                    .map(|(kind, version, body)| (*kind, *version, &body[..]))
-                    .collect()
-            }
-        };
-        let images: Vec<QueueImage> = logged.images.values().cloned().collect();
-        let mut effects = Effects::default();
-        let broker = Broker::restore(
-            Arc::clone(&self.journal) as _,
-            BrokerOptions::default(),
-            snapshot,
-            &records,
-            images,
-            0,
-            &mut effects,
-        )?;
-        Ok(Self {
-            journal: Arc::clone(&self.journal),
-            broker,
-            effects,
-        })
-    }
-
-    /// A connection of `guest` to `/`.
-    pub(crate) fn connect(&self) -> TestConnection {
-        self.connect_as("guest", "/").expect("guest may")
-    }
-
-    /// A connection; the password is the name.
-    pub(crate) fn connect_as(
-        &self,
-        user: &str,
-        vhost: &str,
-    ) -> Result<TestConnection, BrokerError> {
-        let logged_in = self.broker.login(user, user.as_bytes(), true);
-        let user = logged_in.expect("the password of a test user is its name");
-        let outbox = Arc::new(Outbox::new(Box::new(Deaf)));
-        let connection = self.broker.connect(&user, vhost, Arc::clone(&outbox))?;
-        Ok(TestConnection {
-            connection,
-            outbox,
-            journal: Arc::clone(&self.journal),
-            effects: Effects::default(),
-        })
-    }
-}
-
-/// A connection whose commands read like the protocol. Everything is durable at once.
-pub(crate) struct TestConnection {
-    pub(crate) connection: Connection,
-    pub(crate) outbox: Arc<Outbox>,
-    journal: Arc<FakeJournal>,
-    pub(crate) effects: Effects,
-}
-
-/// Answer or the text of the refusal, as on the wire.
-pub(crate) type Outcome = Result<ReplyBody, String>;
-
-impl TestConnection {
-    /// Runs a command on channel 1.
-    pub(crate) fn execute(&mut self, command: Command) -> Result<Reply, BrokerError> {
-        self.connection.execute(1, command, 0, &mut self.effects)
-    }
-
-    /// Runs a command and commits the log.
-    pub(crate) fn run(&mut self, command: Command) -> Outcome {
-        let reply = self.execute(command);
-        self.journal.commit();
-        reply.map(|reply| reply.body).map_err(|error| match error {
-            BrokerError::Channel { code, text } => format!("{} {code} - {text}", code.code()),
-            BrokerError::Connection { code, text } => format!("{} {code} - {text}", code.code()),
-        })
-    }
-
-    pub(crate) fn close(mut self) {
-        self.connection
-            .execute(
-                1,
-                Command::CloseChannel { unacked: vec![] },
-                0,
-                &mut self.effects,
-            )
-            .expect("closing a channel is not refused");
-        self.connection.close(0, &mut self.effects);
-        self.journal.commit();
-    }
-
-    /// Declares a durable queue.
-    pub(crate) fn queue(&mut self, name: &str) {
-        self.run(Command::QueueDeclare(queue(name)))
-            .expect("declares");
-    }
-
-    /// Declares a durable exchange.
-    pub(crate) fn exchange(&mut self, name: &str, kind: &str) {
-        self.run(Command::ExchangeDeclare(exchange(name, kind)))
-            .expect("declares");
-    }
-
-    /// Binds a queue.
-    pub(crate) fn bind(&mut self, queue: &str, source: &str, key: &str) {
-        let bound = self.run(Command::Bind(bind(queue, source, key)));
-        bound.expect("binds");
-    }
-
-    /// Publishes a persistent message.
-    pub(crate) fn publish(&mut self, exchange: &str, key: &str) -> Result<Published, String> {
-        self.publish_with(exchange, key, &persistent())
-    }
-
-    /// Publishes a message with these properties.
-    pub(crate) fn publish_with(
-        &mut self,
-        exchange: &str,
-        key: &str,
-        properties: &Properties,
-    ) -> Result<Published, String> {
-        let publish = message(exchange, key, properties);
-        let mut out = Vec::new();
-        let done = self
-            .connection
-            .publish(&[publish], 0, &mut self.effects, &mut out);
-        self.journal.commit();
-        match done {
-            Ok(()) => Ok(out[0]),
-            Err((_, BrokerError::Channel { code, text })) => {
-                Err(format!("{} {code} - {text}", code.code()))
-            }
-            Err((_, error)) => Err(error.to_string()),
-        }
-    }
-
-    /// Starts a consumer without acknowledgement.
-    pub(crate) fn consume(&mut self, queue: &str) -> Outcome {
-        self.run(Command::Consume(Consume {
-            queue: short(queue),
-            tag: short("tag"),
-            is_no_ack: true,
-            is_exclusive: false,
-            prefetch: 0,
-            arguments: FieldTable::new(),
-        }))
-    }
-
-    /// Ready messages of a queue.
-    pub(crate) fn ready_count(&mut self, name: &str) -> u32 {
-        let mut declare = queue(name);
-        declare.is_passive = true;
-        match self.run(Command::QueueDeclare(declare)) {
-            Ok(ReplyBody::QueueDeclared { messages, .. }) => messages,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Whether a queue is there.
-    pub(crate) fn has_queue(&mut self, name: &str) -> bool {
-        let mut declare = queue(name);
-        declare.is_passive = true;
-        self.run(Command::QueueDeclare(declare)).is_ok()
-    }
-
-    /// Whether an exchange is there.
-    pub(crate) fn has_exchange(&mut self, name: &str) -> bool {
-        let mut declare = exchange(name, "");
-        declare.is_passive = true;
-        self.run(Command::ExchangeDeclare(declare)).is_ok()
-    }
-
-    /// What arrived in the outbox since the last call.
-    pub(crate) fn arrived(&self) -> Vec<OutboxItem> {
-        let mut items = Vec::new();
-        self.outbox.drain(&mut items);
-        items
-    }
-}
-
-/// A durable queue to declare.
-pub(crate) fn queue(name: &str) -> QueueDeclare {
-    QueueDeclare {
-        queue: short(name),
-        is_passive: false,
-        is_durable: true,
-        is_exclusive: false,
-        is_auto_delete: false,
-        arguments: FieldTable::new(),
-    }
-}
-
-/// A durable exchange to declare.
-pub(crate) fn exchange(name: &str, kind: &str) -> ExchangeDeclare {
-    ExchangeDeclare {
-        exchange: short(name),
-        kind: short(kind),
-        is_passive: false,
-        is_durable: true,
-        is_auto_delete: false,
-        is_internal: false,
-        arguments: FieldTable::new(),
-    }
-}
-
-/// A binding of a queue.
-pub(crate) fn bind(queue: &str, source: &str, key: &str) -> Bind {
-    Bind {
-        destination: short(queue),
-        is_to_queue: true,
-        source: short(source),
-        routing_key: short(key),
-        arguments: FieldTable::new(),
-    }
-}
-
-/// A binding of an exchange.
-pub(crate) fn bind_exchange(destination: &str, source: &str, key: &str) -> Bind {
-    Bind {
-        is_to_queue: false,
-        ..bind(destination, source, key)
-    }
-}
-
-/// The properties of a persistent message.
-pub(crate) fn persistent() -> Properties {
-    Properties::decode(Bytes::from_static(&[0x10, 0, 2])).expect("delivery mode 2")
-}
-
-/// A message to publish.
-pub(crate) fn message(exchange: &str, key: &str, properties: &Properties) -> Publish {
-    let body = vec![Bytes::from_static(b"body")];
-    let message = Message::new(short(exchange), short(key), properties.clone(), body);
-    Publish {
-        channel: 1,
-        is_mandatory: false,
-        message: Arc::new(message),
-    }
+/// What lies in an outbox.
+pub(crate) fn drain(outbox: &Outbox) -> Vec<OutboxItem> {
+    let mut items = Vec::new();
+    outbox.drain(&mut items);
+    items
 }

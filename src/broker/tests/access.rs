@@ -1,13 +1,11 @@
 //! Permissions (section 27 of the behaviour reference) and opening (section 3.5).
 
 use super::refusal;
+use super::support::{TestBroker, TestConnection, bind, bind_exchange, exchange, queue, short};
 use crate::amqp::field_table::FieldTable;
 use crate::broker::LoginError;
 use crate::broker::admin::AdminCommand;
 use crate::broker::command::{Command, ExchangeDeclare, QueueDeclare};
-use crate::broker::testing::{
-    TestBroker, TestConnection, bind, bind_exchange, exchange, queue, short,
-};
 
 pub(super) fn add_user(broker: &mut TestBroker, name: &str) {
     let command = AdminCommand::AddUser {

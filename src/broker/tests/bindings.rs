@@ -1,9 +1,9 @@
 //! Bindings: identity, idempotence, refusals (section 8 of the behaviour reference).
 
 use super::refusal;
+use super::support::{TestBroker, bind, bind_exchange};
 use crate::amqp::field_table::FieldTable;
 use crate::broker::command::{Bind, Command};
-use crate::broker::testing::{TestBroker, bind, bind_exchange};
 
 fn with(bind: Bind, arguments: FieldTable) -> Bind {
     Bind { arguments, ..bind }

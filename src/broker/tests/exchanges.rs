@@ -1,9 +1,9 @@
 //! Exchanges: declare, delete, auto-delete (sections 6 and 9.1 of the behaviour reference).
 
+use super::support::{TestBroker, bind, bind_exchange, exchange, short};
 use super::{declare_exchange, refusal};
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::broker::command::{Command, ExchangeDeclare};
-use crate::broker::testing::{TestBroker, bind, bind_exchange, exchange, short};
 
 fn delete(name: &str, if_unused: bool) -> Command {
     Command::ExchangeDelete {

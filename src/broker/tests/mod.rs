@@ -7,9 +7,10 @@ mod operator;
 mod publishing;
 mod queues;
 mod restart;
+mod support;
 
 use super::command::{Command, ExchangeDeclare, QueueDeclare, ReplyBody};
-use super::testing::{Outcome, TestConnection};
+use support::{Outcome, TestConnection};
 
 /// The refusal of a command; the empty text when it was not refused.
 fn refusal(outcome: Outcome) -> String {

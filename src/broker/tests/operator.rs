@@ -1,9 +1,9 @@
 //! Users and vhosts as an operator changes them (section 26 of the behaviour reference).
 
 use super::access::{add_user, allow};
+use super::support::TestBroker;
 use crate::broker::admin::{AdminCommand, AdminReplyBody};
 use crate::broker::outbox::OutboxItem;
-use crate::broker::testing::TestBroker;
 
 fn admin(broker: &mut TestBroker, command: AdminCommand) -> Result<AdminReplyBody, String> {
     let reply = broker.broker.admin(command, 0, &mut broker.effects);

@@ -1,13 +1,13 @@
 //! Publishing and routing: checks, CC and BCC, alternate exchanges, cycles, caches (sections 9, 10, 21).
 
 use super::declare_exchange;
+use super::support::{
+    TestBroker, TestConnection, bind, bind_exchange, exchange, message, persistent, short,
+};
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::properties::{Properties, PropertiesBuilder};
 use crate::broker::command::{Command, ConfirmAt, ExchangeDeclare, ReplyBody};
 use crate::broker::effects::Effects;
-use crate::broker::testing::{
-    TestBroker, TestConnection, bind, bind_exchange, exchange, message, persistent, short,
-};
 
 fn properties(edit: impl FnOnce(&mut PropertiesBuilder)) -> Properties {
     let mut builder = PropertiesBuilder::new();

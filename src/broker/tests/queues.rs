@@ -1,11 +1,11 @@
 //! Queues: declare, exclusive, auto-delete, delete, purge (section 7 of the behaviour reference).
 
+use super::support::{TestBroker, TestConnection, bind, queue, short};
 use super::{declare_queue, declared_name, refusal};
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::properties::Properties;
 use crate::broker::command::{Command, QueueDeclare, ReplyBody};
 use crate::broker::outbox::OutboxItem;
-use crate::broker::testing::{TestBroker, TestConnection, bind, queue, short};
 
 const LOCKED: &str = "405 RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'mine' in vhost '/'. It could be originally declared on another connection or the exclusive property value does not match that of the original declaration.";
 

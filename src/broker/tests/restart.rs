@@ -1,11 +1,11 @@
 //! What survives a restart (section 2 of the persistence reference), by replay and by snapshot.
 
+use super::support::{TestBroker, bind, bind_exchange, exchange, queue, short};
 use super::{declare_exchange, declare_queue};
 use crate::amqp::field_table::FieldTable;
 use crate::broker::RestoreError;
 use crate::broker::command::{Command, ExchangeDeclare, QueueDeclare};
 use crate::broker::meta::MetaState;
-use crate::broker::testing::{TestBroker, bind, bind_exchange, exchange, queue, short};
 use crate::storage::CheckpointSource;
 
 /// A broker with some of everything, and some of it deleted again.
@@ -139,7 +139,7 @@ fn queue_ids_are_never_used_again() {
 fn nothing_durable_waits_for_nothing() {
     let broker = TestBroker::new();
     let mut client = broker.connect();
-    let pending = |client: &mut crate::broker::testing::TestConnection, declare: QueueDeclare| {
+    let pending = |client: &mut super::support::TestConnection, declare: QueueDeclare| {
         let reply = client
             .execute(Command::QueueDeclare(declare))
             .expect("declares");
