@@ -147,18 +147,18 @@ fn status(hub: &Hub, now_ms: u64, queues: Vec<QueueStatus>) -> Status {
 
 fn log_status(stats: &crate::storage::Stats) -> LogStatus {
     LogStatus {
-        fdatasync_count: stats.syncs,
-        fdatasync_p50_us: stats.sync_latency.percentile_us(50.0),
-        fdatasync_p99_us: stats.sync_latency.percentile_us(99.0),
-        fdatasync_max_us: stats.sync_latency.max_us(),
-        commits: stats.commits,
-        messages: stats.messages,
-        bytes: stats.bytes,
-        messages_per_commit: ratio(stats.messages, stats.commits),
-        bytes_per_commit: ratio(stats.bytes, stats.commits),
+        fdatasync_count: stats.sync_count,
+        fdatasync_p50_us: stats.sync_ns.percentile(500) / 1000,
+        fdatasync_p99_us: stats.sync_ns.percentile(990) / 1000,
+        fdatasync_max_us: stats.sync_ns.max() / 1000,
+        commits: stats.commit_count,
+        messages: stats.message_count,
+        bytes: stats.written_bytes,
+        messages_per_commit: ratio(stats.message_count, stats.commit_count),
+        bytes_per_commit: ratio(stats.written_bytes, stats.commit_count),
         undurable_bytes: stats.undurable_bytes,
-        segments: stats.segments,
-        checkpoints: stats.checkpoints,
+        segments: stats.segment_count,
+        checkpoints: stats.checkpoint_count,
     }
 }
 
