@@ -5,6 +5,7 @@ pub mod broker;
 pub mod config;
 pub mod disk;
 pub mod session;
+pub mod server;
 pub mod storage;
 pub mod sync;
 pub mod telemetry;

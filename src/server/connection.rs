@@ -252,7 +252,7 @@ impl ConnectionTask {
         if catch_unwind(AssertUnwindSafe(|| self.round())).is_err() {
             tracing::error!(peer = %self.peer, "a panic in the code of this connection; closing it");
             Counters::add(&self.hub.counters.connection_panics, 1);
-            self.session.fail_internally("a fault in the broker");
+            self.session.fail_internally();
         }
     }
 

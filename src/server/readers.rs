@@ -5,12 +5,17 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
 
+use bytes::Bytes;
+
 use super::hub::Hub;
 use crate::broker::effects::{Effects, Fetch};
+use crate::broker::queue::FetchFailure;
 use crate::sync::lock;
 
 /// Reader threads; cold reads wait for the device, not for the processor.
 pub(super) const READER_THREADS: usize = 2;
+/// Reads answered together: the queue is locked once for all of them.
+const RUN_MAX: usize = 64;
 
 #[derive(Default)]
 struct State {
@@ -39,14 +44,22 @@ impl ReadQueue {
         self.wakes.notify_all();
     }
 
-    fn next(&self) -> Option<Fetch> {
+    /// Waits for work and moves a run of reads of one queue into `run`; false when the thread is to end.
+    fn next_run(&self, run: &mut Vec<Fetch>) -> bool {
         let mut state = lock(&self.state);
         loop {
             if state.is_stopping {
-                return None;
+                return false;
             }
-            if let Some(fetch) = state.fetches.pop_front() {
-                return Some(fetch);
+            if let Some(first) = state.fetches.pop_front() {
+                let queue = Arc::clone(&first.queue);
+                run.push(first);
+                while run.len() < RUN_MAX
+                    && state.fetches.front().is_some_and(|next| Arc::ptr_eq(&next.queue, &queue))
+                {
+                    run.extend(state.fetches.pop_front());
+                }
+                return true;
             }
             state = match self.wakes.wait(state) {
                 Ok(state) => state,
@@ -59,10 +72,17 @@ impl ReadQueue {
 /// A thread's body; ends after [`ReadQueue::stop`].
 pub(super) fn run(hub: &Arc<Hub>) {
     let mut effects = Effects::default();
-    while let Some(fetch) = hub.read_queue().next() {
-        let payload = hub.storage.read(fetch.queue.id(), fetch.seq, fetch.position);
-        let payload = payload.map_err(|error| error.to_string());
-        hub.broker.fetched(&fetch.queue, fetch.seq, fetch.position, payload, hub.now_ms(), &mut effects);
+    let mut run = Vec::new();
+    while hub.read_queue().next_run(&mut run) {
+        let Some(queue) = run.first().map(|fetch| Arc::clone(&fetch.queue)) else { continue };
+        let results = run.drain(..).map(|fetch| (fetch.seq, read(hub, &fetch))).collect();
+        hub.broker.fetched(&queue, results, hub.now_ms(), &mut effects);
         hub.carry_out(&mut effects);
     }
+}
+
+fn read(hub: &Hub, fetch: &Fetch) -> Result<Bytes, FetchFailure> {
+    hub.storage
+        .read(fetch.queue.id(), fetch.seq, fetch.position)
+        .map_err(|error| FetchFailure { reason: error.to_string() })
 }

@@ -41,8 +41,7 @@ impl StartError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Storage(error) if error.is_damage() => 3,
-            Self::Restore { .. } => 3,
+            Self::Storage(StorageError::Damaged { .. }) | Self::Restore { .. } => 3,
             Self::Storage(_) | Self::Failed(_) => 1,
         }
     }
