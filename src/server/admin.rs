@@ -352,6 +352,7 @@ fn on_stopped(config: &Config, request: Request) -> Result<Response, AdminClient
             }
         }
     };
+    hub.broker.stop();
     hub.storage.close(&hub.broker).map_err(StartError::Storage)?;
     Ok(response)
 }

@@ -242,9 +242,11 @@ impl ConnectionTask {
         }
     }
 
-    /// True when the session has input it could not take before, or the outbox more than fitted.
+    /// True when the session left input in the buffer that it would take now, or the outbox held more
+    /// than fitted.
     fn has_more_to_do(&self) -> bool {
-        !self.items.is_empty() && self.session.output_len() < OUTPUT_HIGH_BYTES
+        let takes_output = self.session.output_len() < OUTPUT_HIGH_BYTES;
+        (!self.items.is_empty() && takes_output) || (self.session.has_stalled_input() && self.wants_input())
     }
 
     /// One round; a panic in it becomes the end of this connection.

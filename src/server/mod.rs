@@ -71,6 +71,8 @@ pub fn run(config: &Config) -> Result<(), StartError> {
         // A panic there has already been reported; stopping goes on.
         let _ = thread.join();
     }
+    // From here on images of queues carry their exact delivery state.
+    hub.broker.stop();
     let closed = hub.storage.close(&hub.broker);
     runtime.shutdown_timeout(Duration::from_millis(100));
     outcome.map_err(|error| StartError::Failed(format!("cannot serve: {error}")))?;
