@@ -9,7 +9,7 @@ use super::message::Message;
 use super::queue::QueueHandle;
 use crate::amqp::field_table::FieldTable;
 use crate::amqp::short_string::ShortString;
-pub use crate::storage::types::{Lsn, QueueId, Seq};
+pub use crate::storage::types::{Lsn, Seq};
 
 /// Names a consumer, unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,24 +1,11 @@
 //! Any bytes from a client: no panic, bounded memory.
 
-use std::sync::Arc;
-
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 
 use super::{Event, HELD_BYTES_MAX, HELD_FRAMES_MAX, OUTPUT_HIGH_BYTES, Session, SessionOptions};
-use crate::amqp::field_table::FieldTable;
-use crate::amqp::method::{Method, channel, connection};
-use crate::amqp::properties::Properties;
 use crate::amqp::protocol_header::AMQP_0_9_1;
-use crate::amqp::reply_code::ChannelReplyCode;
-use crate::amqp::short_string::ShortString;
-use crate::broker::arguments::QueueArguments;
-use crate::broker::command::{
-    Command, ConfirmAt, ConsumerId, Delivery, Lsn, Published, QueueId, Reply, ReplyBody, Seq,
-};
+use crate::broker::command::{Command, ConfirmAt, Lsn, Published, Reply, ReplyBody};
 use crate::broker::error::BrokerError;
-use crate::broker::message::Message;
-use crate::broker::outbox::OutboxItem;
-use crate::broker::queue::{Queue, QueueHandle, QueueSpec};
 
 /// Largest step of time between two reads.
 const STEP_MS: u64 = 1000;
@@ -73,10 +60,12 @@ pub fn fuzz_session(data: &[u8]) {
 
 /// The client's side of a handshake.
 fn opening() -> BytesMut {
+    use crate::amqp::method::{Method, channel, connection};
+    use crate::amqp::short_string::ShortString;
     let mut bytes = BytesMut::from(&AMQP_0_9_1[..]);
     let start_ok = connection::StartOk {
         mechanism: ShortString::from_static("PLAIN"),
-        response: Bytes::from_static(b"\0guest\0guest"),
+        response: bytes::Bytes::from_static(b"\0guest\0guest"),
         ..Default::default()
     };
     let tune_ok = connection::TuneOk {
@@ -103,14 +92,6 @@ fn serve(session: &mut Session, now_ms: u64) {
     let mut count = 0;
     while let Some(event) = session.poll_event() {
         count += 1;
-        if let Event::Command { channel, command } = &event
-            && !matches!(command, Command::Settle { .. })
-        {
-            // Sometimes to a consumer that is there, sometimes to one that is not.
-            for consumer in 1..3 {
-                session.handle_outbox(OutboxItem::Deliver(delivery(*channel, consumer, count)));
-            }
-        }
         match event {
             Event::Login(_) => session.login_result(Ok(())),
             Event::Open { .. } => session.open_result(Ok(())),
@@ -160,11 +141,6 @@ fn answer(command: Command, now_ms: u64, count: u64) -> Result<Reply, BrokerErro
                 .collect(),
         },
         Command::CloseChannel { .. } => ReplyBody::Done,
-        Command::Consume(_) if count.is_multiple_of(3) => return Err(refusal()),
-        Command::Consume(_) => ReplyBody::Consuming {
-            consumer: ConsumerId(count),
-            queue: queue(),
-        },
         _ if count.is_multiple_of(5) => return Err(refusal()),
         _ => ReplyBody::Done,
     };
@@ -172,40 +148,7 @@ fn answer(command: Command, now_ms: u64, count: u64) -> Result<Reply, BrokerErro
     Ok(Reply { body, durable_at })
 }
 
-/// A queue that only serves as a name.
-fn queue() -> QueueHandle {
-    let spec = QueueSpec {
-        id: QueueId(1),
-        vhost: "/".into(),
-        name: ShortString::from_static("q"),
-        is_durable: false,
-        exclusive_owner: None,
-        is_auto_delete: false,
-        arguments: FieldTable::new(),
-        settings: QueueArguments::default(),
-    };
-    Queue::new(spec, Lsn(0), 0)
-}
-
-fn delivery(channel: u16, consumer: u64, count: u64) -> Delivery {
-    let name = ShortString::default();
-    let body = vec![Bytes::from_static(b"x")];
-    Delivery {
-        channel,
-        consumer: Some(ConsumerId(consumer)),
-        queue: queue(),
-        seq: Seq(count),
-        is_redelivered: false,
-        is_settled: count.is_multiple_of(4),
-        message: Arc::new(Message::new(
-            name.clone(),
-            name,
-            Properties::default(),
-            body,
-        )),
-    }
-}
-
 fn refusal() -> BrokerError {
+    use crate::amqp::reply_code::ChannelReplyCode;
     BrokerError::channel(ChannelReplyCode::NotFound, "no queue")
 }

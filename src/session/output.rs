@@ -14,8 +14,6 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::amqp::content::FrameSink;
 
-/// A larger tail is given back when it has been written, so that a burst costs no memory afterwards.
-const TAIL_KEPT_MAX_BYTES: usize = 64 * 1024;
 /// What the tail is given when it has to grow from nothing.
 const TAIL_BYTES: usize = 8 * 1024;
 
@@ -97,7 +95,7 @@ impl Buf for Output {
         while count > 0 {
             let Some(front) = self.chunks.front_mut() else {
                 self.tail.advance(count);
-                break;
+                return;
             };
             let taken = count.min(front.len());
             front.advance(taken);
@@ -106,9 +104,6 @@ impl Buf for Output {
             }
             self.chunks_len -= taken;
             count -= taken;
-        }
-        if self.is_empty() && self.tail.capacity() > TAIL_KEPT_MAX_BYTES {
-            self.tail = BytesMut::new();
         }
     }
 }

@@ -12,14 +12,15 @@ use crate::amqp::protocol_header::AMQP_0_9_1;
 use crate::amqp::short_string::ShortString;
 use crate::broker::arguments::QueueArguments;
 use crate::broker::command::{
-    Command, ConfirmAt, ConsumerId, Delivery, Lsn, Publish, Published, QueueId, Reply, ReplyBody,
-    Seq, Unacked,
+    Command, ConfirmAt, ConsumerId, Delivery, Lsn, Publish, Published, Reply, ReplyBody, Seq,
+    Unacked,
 };
 use crate::broker::error::BrokerError;
 use crate::broker::message::Message;
 use crate::broker::outbox::OutboxItem;
 use crate::broker::queue::{Queue, QueueHandle, QueueSpec};
 use crate::session::{Event, Session, SessionOptions};
+use crate::storage::types::QueueId;
 
 /// A text as a short string.
 pub(super) fn short(text: &str) -> ShortString {
