@@ -53,13 +53,20 @@ fn status(config: &Config, json: bool) -> Result<(), CliError> {
 
 fn user(config: &Config, command: UserCommand) -> Result<(), CliError> {
     let request = match command {
-        UserCommand::Add { name, password, tags } => {
-            Request::AddUser { name, password: password_or_stdin(password)?, tags }
-        }
+        UserCommand::Add {
+            name,
+            password,
+            tags,
+        } => Request::AddUser {
+            name,
+            password: password_or_stdin(password)?,
+            tags,
+        },
         UserCommand::Delete { name } => Request::DeleteUser { name },
-        UserCommand::SetPassword { name, password } => {
-            Request::SetPassword { name, password: password_or_stdin(password)? }
-        }
+        UserCommand::SetPassword { name, password } => Request::SetPassword {
+            name,
+            password: password_or_stdin(password)?,
+        },
         UserCommand::SetTags { name, tags } => Request::SetTags { name, tags },
         UserCommand::List { json } => {
             return list(config, Request::ListUsers, json, |user: &UserEntry| {
@@ -73,17 +80,32 @@ fn user(config: &Config, command: UserCommand) -> Result<(), CliError> {
 
 fn permission(config: &Config, command: PermissionCommand) -> Result<(), CliError> {
     let request = match command {
-        PermissionCommand::Set { user, configure, write, read, vhost } => {
-            Request::SetPermissions { user, vhost, configure, write, read }
-        }
+        PermissionCommand::Set {
+            user,
+            configure,
+            write,
+            read,
+            vhost,
+        } => Request::SetPermissions {
+            user,
+            vhost,
+            configure,
+            write,
+            read,
+        },
         PermissionCommand::Clear { user, vhost } => Request::ClearPermissions { user, vhost },
         PermissionCommand::List { json } => {
-            return list(config, Request::ListPermissions, json, |entry: &PermissionEntry| {
-                format!(
-                    "{}\t{}\tconfigure '{}'\twrite '{}'\tread '{}'",
-                    entry.vhost, entry.user, entry.configure, entry.write, entry.read
-                )
-            });
+            return list(
+                config,
+                Request::ListPermissions,
+                json,
+                |entry: &PermissionEntry| {
+                    format!(
+                        "{}\t{}\tconfigure '{}'\twrite '{}'\tread '{}'",
+                        entry.vhost, entry.user, entry.configure, entry.write, entry.read
+                    )
+                },
+            );
         }
     };
     admin::run_command(config, request)?;
@@ -94,7 +116,9 @@ fn vhost(config: &Config, command: VhostCommand) -> Result<(), CliError> {
     let request = match command {
         VhostCommand::Add { name } => Request::AddVhost { name },
         VhostCommand::Delete { name } => Request::DeleteVhost { name },
-        VhostCommand::List { json } => return list(config, Request::ListVhosts, json, String::clone),
+        VhostCommand::List { json } => {
+            return list(config, Request::ListVhosts, json, String::clone);
+        }
     };
     admin::run_command(config, request)?;
     Ok(())
@@ -126,6 +150,9 @@ fn password_or_stdin(password: Option<String>) -> Result<String, CliError> {
         eprint!("Password: ");
     }
     let mut line = String::new();
-    io::stdin().lock().read_line(&mut line).map_err(CliError::Password)?;
+    io::stdin()
+        .lock()
+        .read_line(&mut line)
+        .map_err(CliError::Password)?;
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }

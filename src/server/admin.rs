@@ -107,19 +107,38 @@ impl Request {
     fn into_command(self) -> Option<AdminCommand> {
         Some(match self {
             Self::Status => return None,
-            Self::AddUser { name, password, tags } => {
-                AdminCommand::AddUser { name, password: password.into_bytes(), tags }
-            }
+            Self::AddUser {
+                name,
+                password,
+                tags,
+            } => AdminCommand::AddUser {
+                name,
+                password: password.into_bytes(),
+                tags,
+            },
             Self::DeleteUser { name } => AdminCommand::DeleteUser { name },
-            Self::SetPassword { name, password } => {
-                AdminCommand::SetPassword { name, password: password.into_bytes() }
-            }
+            Self::SetPassword { name, password } => AdminCommand::SetPassword {
+                name,
+                password: password.into_bytes(),
+            },
             Self::SetTags { name, tags } => AdminCommand::SetTags { name, tags },
             Self::ListUsers => AdminCommand::ListUsers,
-            Self::SetPermissions { user, vhost, configure, write, read } => {
-                AdminCommand::SetPermissions { user, vhost, configure, write, read }
+            Self::SetPermissions {
+                user,
+                vhost,
+                configure,
+                write,
+                read,
+            } => AdminCommand::SetPermissions {
+                user,
+                vhost,
+                configure,
+                write,
+                read,
+            },
+            Self::ClearPermissions { user, vhost } => {
+                AdminCommand::ClearPermissions { user, vhost }
             }
-            Self::ClearPermissions { user, vhost } => AdminCommand::ClearPermissions { user, vhost },
             Self::ListPermissions => AdminCommand::ListPermissions { vhost: None },
             Self::AddVhost { name } => AdminCommand::AddVhost { name },
             Self::DeleteVhost { name } => AdminCommand::DeleteVhost { name },
@@ -177,7 +196,8 @@ pub(super) fn listen(data_dir: &Path, hub: Arc<Hub>) -> io::Result<tokio::task::
                 Ok((stream, _)) => {
                     let hub = Arc::clone(&hub);
                     tokio::spawn(async move {
-                        let served = tokio::time::timeout(CLIENT_TIMEOUT, answer(stream, &hub)).await;
+                        let served =
+                            tokio::time::timeout(CLIENT_TIMEOUT, answer(stream, &hub)).await;
                         if !matches!(served, Ok(Ok(()))) {
                             tracing::info!("an admin client went away or was too slow");
                         }
@@ -200,14 +220,19 @@ fn short_socket_path(path: &Path) -> io::Result<(Option<std::fs::File>, PathBuf)
         return Ok((None, path.to_owned()));
     }
     let directory = std::fs::File::open(path.parent().unwrap_or(Path::new(".")))?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}/{SOCKET_NAME}", directory.as_raw_fd()));
+    let short = PathBuf::from(format!(
+        "/proc/self/fd/{}/{SOCKET_NAME}",
+        directory.as_raw_fd()
+    ));
     Ok((Some(directory), short))
 }
 
 async fn answer(stream: UnixStream, hub: &Hub) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(read.take(REQUEST_MAX_BYTES)).read_line(&mut line).await?;
+    BufReader::new(read.take(REQUEST_MAX_BYTES))
+        .read_line(&mut line)
+        .await?;
     let response = match serde_json::from_str::<Request>(&line) {
         Ok(request) => respond(request, hub).await,
         Err(error) => Response::Error(format!("bad request: {error}")),
@@ -282,7 +307,10 @@ fn body_response(body: &AdminReplyBody) -> Response {
         AdminReplyBody::Users(rows) => to_response(
             &rows
                 .iter()
-                .map(|row| UserEntry { name: row.name.clone(), tags: row.tags.clone() })
+                .map(|row| UserEntry {
+                    name: row.name.clone(),
+                    tags: row.tags.clone(),
+                })
                 .collect::<Vec<_>>(),
         ),
         AdminReplyBody::Permissions(rows) => to_response(
@@ -304,7 +332,10 @@ fn body_response(body: &AdminReplyBody) -> Response {
 ///
 /// # Errors
 /// When the broker refuses, or neither can be reached.
-pub fn run_command(config: &Config, request: Request) -> Result<serde_json::Value, AdminClientError> {
+pub fn run_command(
+    config: &Config,
+    request: Request,
+) -> Result<serde_json::Value, AdminClientError> {
     let directory = config.data_dir.display().to_string();
     let response = match ask_running(&config.data_dir, &request) {
         Ok(response) => response,
@@ -321,7 +352,10 @@ pub fn run_command(config: &Config, request: Request) -> Result<serde_json::Valu
 }
 
 fn is_nobody_there(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
 }
 
 fn ask_running(data_dir: &Path, request: &Request) -> io::Result<Response> {
@@ -353,6 +387,8 @@ fn on_stopped(config: &Config, request: Request) -> Result<Response, AdminClient
         }
     };
     hub.broker.stop();
-    hub.storage.close(&hub.broker).map_err(StartError::Storage)?;
+    hub.storage
+        .close(&hub.broker)
+        .map_err(StartError::Storage)?;
     Ok(response)
 }

@@ -28,7 +28,10 @@ impl Checkpointer {
         let stop = Arc::new(Stop::default());
         let thread_stop = Arc::clone(&stop);
         let thread = super::named("stratamq-ckpt".into(), move || run(&hub, &thread_stop))?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
     }
 
     /// Ends the thread after the checkpoint it may be writing.

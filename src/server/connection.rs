@@ -246,7 +246,8 @@ impl ConnectionTask {
     /// than fitted.
     fn has_more_to_do(&self) -> bool {
         let takes_output = self.session.output_len() < OUTPUT_HIGH_BYTES;
-        (!self.items.is_empty() && takes_output) || (self.session.has_stalled_input() && self.wants_input())
+        (!self.items.is_empty() && takes_output)
+            || (self.session.has_stalled_input() && self.wants_input())
     }
 
     /// One round; a panic in it becomes the end of this connection.
@@ -280,7 +281,9 @@ impl ConnectionTask {
                 self.items.reverse();
                 if turned_somebody_away && let Some(domain) = &mut self.domain {
                     let now_ms = self.hub.now_ms();
-                    self.hub.broker.outbox_drained(domain, now_ms, &mut self.effects);
+                    self.hub
+                        .broker
+                        .outbox_drained(domain, now_ms, &mut self.effects);
                 }
             }
             if self.items.is_empty() {
@@ -327,7 +330,10 @@ impl ConnectionTask {
 
     fn login(&mut self, login: &Login) {
         let is_loopback = self.peer.ip().to_canonical().is_loopback();
-        let result = self.hub.broker.login(&login.user, &login.password, is_loopback);
+        let result = self
+            .hub
+            .broker
+            .login(&login.user, &login.password, is_loopback);
         match result {
             Ok(user) => {
                 tracing::info!(peer = %self.peer, user = login.user, client = login.client,
@@ -344,7 +350,10 @@ impl ConnectionTask {
 
     fn open(&mut self, vhost: &str) {
         let Some(user) = self.user.take() else { return };
-        let result = self.hub.broker.connect(&user, vhost, Arc::clone(&self.outbox));
+        let result = self
+            .hub
+            .broker
+            .connect(&user, vhost, Arc::clone(&self.outbox));
         let answer = match result {
             Ok(domain) => {
                 self.domain = Some(domain);
@@ -356,8 +365,13 @@ impl ConnectionTask {
     }
 
     fn execute(&mut self, channel: u16, command: Command) {
-        let must_drain = matches!(command, Command::CloseChannel { .. } | Command::Cancel { .. });
-        let Some(domain) = &mut self.domain else { return };
+        let must_drain = matches!(
+            command,
+            Command::CloseChannel { .. } | Command::Cancel { .. }
+        );
+        let Some(domain) = &mut self.domain else {
+            return;
+        };
         let now_ms = self.hub.now_ms();
         let result = domain.execute(channel, command, now_ms, &mut self.effects);
         if must_drain {
@@ -368,7 +382,9 @@ impl ConnectionTask {
     }
 
     fn check_publish(&mut self, publish: &Publish) {
-        let Some(domain) = &mut self.domain else { return };
+        let Some(domain) = &mut self.domain else {
+            return;
+        };
         if let Err(error) = domain.check_publish(publish) {
             self.session.publish_refused(publish.channel, error);
         }
@@ -384,7 +400,8 @@ impl ConnectionTask {
                 return;
             };
             self.published.clear();
-            let result = domain.publish(&self.batch, now_ms, &mut self.effects, &mut self.published);
+            let result =
+                domain.publish(&self.batch, now_ms, &mut self.effects, &mut self.published);
             let done = self.published.len().min(self.batch.len());
             let (answered, _) = self.batch.split_at(done);
             self.session.publish_results(answered, &self.published);
@@ -398,7 +415,8 @@ impl ConnectionTask {
                         self.session.publish_refused(channel, error);
                     }
                     let session = &self.session;
-                    self.batch.retain(|publish| session.is_open_channel(publish.channel));
+                    self.batch
+                        .retain(|publish| session.is_open_channel(publish.channel));
                 }
             }
         }

@@ -77,7 +77,11 @@ impl Hub {
             self.reads.add(&mut effects.fetches);
         }
         if !effects.after_durable.is_empty() || !effects.timers.is_empty() {
-            self.worker.add(&mut effects.after_durable, &mut effects.timers, self.storage.confirm_lsn());
+            self.worker.add(
+                &mut effects.after_durable,
+                &mut effects.timers,
+                self.storage.confirm_lsn(),
+            );
         }
     }
 

@@ -57,9 +57,9 @@ pub fn run(config: &Config) -> Result<(), StartError> {
     let address = SocketAddr::new(config.bind, config.amqp_port);
     // Before recovery: a port that is taken is known at once and changes nothing on disk. The socket
     // listens only after recovery.
-    let socket = runtime.block_on(async { bind(address) }).map_err(|error| {
-        StartError::Failed(format!("cannot listen on {address}: {error}"))
-    })?;
+    let socket = runtime
+        .block_on(async { bind(address) })
+        .map_err(|error| StartError::Failed(format!("cannot listen on {address}: {error}")))?;
     let hub = start::start(config)?;
     let threads = spawn_threads(&hub)?;
     let mut checkpointer = Checkpointer::spawn(Arc::clone(&hub))
@@ -95,7 +95,8 @@ fn spawn_threads(hub: &Arc<Hub>) -> Result<Vec<JoinHandle<()>>, StartError> {
     let failed = |error: io::Error| StartError::Failed(format!("cannot start a thread: {error}"));
     let mut threads = Vec::new();
     let worker_hub = Arc::clone(hub);
-    threads.push(named("stratamq-worker".into(), move || worker::run(&worker_hub)).map_err(failed)?);
+    threads
+        .push(named("stratamq-worker".into(), move || worker::run(&worker_hub)).map_err(failed)?);
     for number in 0..readers::READER_THREADS {
         let reader_hub = Arc::clone(hub);
         let name = format!("stratamq-read-{number}");
@@ -139,8 +140,14 @@ async fn serve(config: &Config, hub: &Arc<Hub>, socket: tokio::net::TcpSocket) -
     tracing::info!(connections = live.count(), "stopping");
     // Receivers may all be gone: then there is nobody to tell.
     let _ = stop.send(true);
-    if tokio::time::timeout(DRAIN_TIMEOUT, live.wait_until_none()).await.is_err() {
-        tracing::warn!(connections = live.count(), "connections did not answer the close in time");
+    if tokio::time::timeout(DRAIN_TIMEOUT, live.wait_until_none())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            connections = live.count(),
+            "connections did not answer the close in time"
+        );
     }
     admin.abort();
     Ok(())
@@ -224,7 +231,10 @@ struct StopSignals {
 impl StopSignals {
     fn new() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     async fn wait(&mut self) {

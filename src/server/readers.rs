@@ -55,7 +55,10 @@ impl ReadQueue {
                 let queue = Arc::clone(&first.queue);
                 run.push(first);
                 while run.len() < RUN_MAX
-                    && state.fetches.front().is_some_and(|next| Arc::ptr_eq(&next.queue, &queue))
+                    && state
+                        .fetches
+                        .front()
+                        .is_some_and(|next| Arc::ptr_eq(&next.queue, &queue))
                 {
                     run.extend(state.fetches.pop_front());
                 }
@@ -74,9 +77,15 @@ pub(super) fn run(hub: &Arc<Hub>) {
     let mut effects = Effects::default();
     let mut run = Vec::new();
     while hub.read_queue().next_run(&mut run) {
-        let Some(queue) = run.first().map(|fetch| Arc::clone(&fetch.queue)) else { continue };
-        let results = run.drain(..).map(|fetch| (fetch.seq, read(hub, &fetch))).collect();
-        hub.broker.fetched(&queue, results, hub.now_ms(), &mut effects);
+        let Some(queue) = run.first().map(|fetch| Arc::clone(&fetch.queue)) else {
+            continue;
+        };
+        let results = run
+            .drain(..)
+            .map(|fetch| (fetch.seq, read(hub, &fetch)))
+            .collect();
+        hub.broker
+            .fetched(&queue, results, hub.now_ms(), &mut effects);
         hub.carry_out(&mut effects);
     }
 }
@@ -84,5 +93,7 @@ pub(super) fn run(hub: &Arc<Hub>) {
 fn read(hub: &Hub, fetch: &Fetch) -> Result<Bytes, FetchFailure> {
     hub.storage
         .read(fetch.queue.id(), fetch.seq, fetch.position)
-        .map_err(|error| FetchFailure { reason: error.to_string() })
+        .map_err(|error| FetchFailure {
+            reason: error.to_string(),
+        })
 }

@@ -66,7 +66,10 @@ impl Signals {
 
     /// Wakes `notify` once `lsn` is durable. The caller must look at the watermark after this call.
     pub(super) fn wake_at(&self, lsn: Lsn, notify: &Arc<Notify>) {
-        lock(&self.waiters).push(Reverse(Waiter { lsn, notify: Arc::clone(notify) }));
+        lock(&self.waiters).push(Reverse(Waiter {
+            lsn,
+            notify: Arc::clone(notify),
+        }));
     }
 
     /// Wakes `notify` when the store can take publishes again. The caller must ask the store after this.
@@ -88,7 +91,10 @@ impl CommitListener for Signals {
         let mut due = Vec::new();
         {
             let mut waiters = lock(&self.waiters);
-            while waiters.peek().is_some_and(|Reverse(waiter)| waiter.lsn <= confirm_lsn) {
+            while waiters
+                .peek()
+                .is_some_and(|Reverse(waiter)| waiter.lsn <= confirm_lsn)
+            {
                 due.extend(waiters.pop().map(|Reverse(waiter)| waiter.notify));
             }
         }

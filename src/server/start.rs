@@ -66,8 +66,9 @@ fn storage_options(config: &Config) -> Options {
 pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
     let directory = config.data_dir.display().to_string();
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
-    let disk = RealDisk::new(config.data_dir.clone())
-        .map_err(|error| StartError::Failed(format!("cannot use data directory {directory}: {error}")))?;
+    let disk = RealDisk::new(config.data_dir.clone()).map_err(|error| {
+        StartError::Failed(format!("cannot use data directory {directory}: {error}"))
+    })?;
     let worker = Arc::new(WorkerQueue::default());
     let signals = Arc::new(Signals::new(Arc::clone(&worker)));
     let (storage, recovered) = Storage::open(
@@ -93,13 +94,23 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         &mut effects,
     )
     .map_err(|error| StartError::Restore { directory, error })?;
-    let hub = Arc::new(Hub::new(storage, broker, recovered.report, signals, worker, clock));
+    let hub = Arc::new(Hub::new(
+        storage,
+        broker,
+        recovered.report,
+        signals,
+        worker,
+        clock,
+    ));
     hub.carry_out(&mut effects);
     Ok(hub)
 }
 
 /// The lines a person or a script waits for.
-#[expect(clippy::print_stdout, reason = "the start-up lines are the program's output")]
+#[expect(
+    clippy::print_stdout,
+    reason = "the start-up lines are the program's output"
+)]
 pub(super) fn print_banner(config: &Config, hub: &Hub, address: SocketAddr) {
     let durability = match config.fsync {
         FsyncMode::Always => "always (a confirm means: on stable storage)".to_owned(),
@@ -119,5 +130,8 @@ pub(super) fn print_banner(config: &Config, hub: &Hub, address: SocketAddr) {
 }
 
 fn absolute(path: &Path) -> String {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
+    std::path::absolute(path)
+        .unwrap_or_else(|_| path.to_owned())
+        .display()
+        .to_string()
 }

@@ -104,8 +104,12 @@ pub struct QueueStatus {
 pub(super) fn collect(hub: &Hub) -> Result<Status, AdminError> {
     let mut effects = Effects::default();
     let now_ms = hub.now_ms();
-    let reply = hub.broker.admin(AdminCommand::ListQueues, now_ms, &mut effects)?;
-    let AdminReplyBody::Queues(rows) = reply.body else { return Ok(status(hub, now_ms, Vec::new())) };
+    let reply = hub
+        .broker
+        .admin(AdminCommand::ListQueues, now_ms, &mut effects)?;
+    let AdminReplyBody::Queues(rows) = reply.body else {
+        return Ok(status(hub, now_ms, Vec::new()));
+    };
     let queues = rows
         .into_iter()
         .map(|row| QueueStatus {
@@ -164,15 +168,33 @@ fn log_status(stats: &crate::storage::Stats) -> LogStatus {
 
 #[expect(clippy::cast_precision_loss, reason = "an average for people")]
 fn ratio(sum: u64, count: u64) -> f64 {
-    if count == 0 { 0.0 } else { sum as f64 / count as f64 }
+    if count == 0 {
+        0.0
+    } else {
+        sum as f64 / count as f64
+    }
 }
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { log, messages, connections, .. } = self;
-        writeln!(f, "StrataMQ {}, up {} s", self.version, self.uptime_ms / 1000)?;
+        let Self {
+            log,
+            messages,
+            connections,
+            ..
+        } = self;
+        writeln!(
+            f,
+            "StrataMQ {}, up {} s",
+            self.version,
+            self.uptime_ms / 1000
+        )?;
         writeln!(f, "recovery      {}", self.recovery)?;
-        let alarms = if self.alarms.is_empty() { "none".to_owned() } else { self.alarms.join(", ") };
+        let alarms = if self.alarms.is_empty() {
+            "none".to_owned()
+        } else {
+            self.alarms.join(", ")
+        };
         writeln!(f, "alarms        {alarms}")?;
         writeln!(
             f,
@@ -187,7 +209,12 @@ impl fmt::Display for Status {
         writeln!(
             f,
             "log           {} commits, {:.1} messages and {:.0} bytes each; {} bytes not durable yet; {} segments, {} checkpoints",
-            log.commits, log.messages_per_commit, log.bytes_per_commit, log.undurable_bytes, log.segments, log.checkpoints
+            log.commits,
+            log.messages_per_commit,
+            log.bytes_per_commit,
+            log.undurable_bytes,
+            log.segments,
+            log.checkpoints
         )?;
         writeln!(
             f,
@@ -196,7 +223,11 @@ impl fmt::Display for Status {
         )?;
         writeln!(f, "queues        {}", self.queues.len())?;
         if !self.queues.is_empty() {
-            writeln!(f, "  {:<16} {:<40} {:>7} {:>10} {:>10} {:>9}", "vhost", "name", "durable", "ready", "unacked", "consumers")?;
+            writeln!(
+                f,
+                "  {:<16} {:<40} {:>7} {:>10} {:>10} {:>9}",
+                "vhost", "name", "durable", "ready", "unacked", "consumers"
+            )?;
         }
         for queue in &self.queues {
             let durable = if queue.durable { "yes" } else { "no" };

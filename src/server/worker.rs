@@ -79,7 +79,11 @@ impl WorkerQueue {
     pub(super) fn committed(&self, confirm_lsn: Lsn) {
         let mut state = lock(&self.state);
         state.confirm_lsn = state.confirm_lsn.max(confirm_lsn);
-        if state.continuations.peek().is_some_and(|Reverse(due)| due.key <= confirm_lsn) {
+        if state
+            .continuations
+            .peek()
+            .is_some_and(|Reverse(due)| due.key <= confirm_lsn)
+        {
             self.wakes.notify_one();
         }
     }
@@ -118,7 +122,11 @@ impl WorkerQueue {
             }
             let now_ms = hub.now_ms();
             let confirm_lsn = state.confirm_lsn;
-            take_due(&mut state.continuations, &confirm_lsn, &mut due.continuations);
+            take_due(
+                &mut state.continuations,
+                &confirm_lsn,
+                &mut due.continuations,
+            );
             take_due(&mut state.timers, &now_ms, &mut due.timers);
             if !due.is_empty() {
                 return Some(());
@@ -156,7 +164,9 @@ pub(super) fn run(hub: &Arc<Hub>) {
         let now_ms = hub.now_ms();
         for continuation in due.continuations.drain(..) {
             match continuation {
-                AfterDurable::Redispatch(queue) => hub.broker.redispatch(&queue, now_ms, &mut effects),
+                AfterDurable::Redispatch(queue) => {
+                    hub.broker.redispatch(&queue, now_ms, &mut effects)
+                }
                 AfterDurable::Reveal(queue) => hub.broker.reveal(&queue, now_ms, &mut effects),
             }
             hub.carry_out(&mut effects);
