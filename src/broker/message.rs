@@ -14,6 +14,8 @@
 //!    but dead-lettering still routes by it.
 //! 3. Flag bit 0 says that the `x-death` header was written by a broker. Without it, it came from a client
 //!    and counts for nothing.
+//! 4. Flag bit 1 says that a dead-letter routing key took the place of all keys it was published with: its
+//!    `CC` header is only shown from then on.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
@@ -26,8 +28,9 @@ use crate::amqp::short_string::ShortString;
 pub const COPIED_BODY_MAX_BYTES: usize = 16 * 1024;
 
 const FLAG_HAS_DEATHS: u8 = 1;
+const FLAG_IS_REKEYED: u8 = 2;
 /// Bits that mean nothing yet; a payload that has one was written by a newer version.
-const UNKNOWN_FLAGS: u8 = !FLAG_HAS_DEATHS;
+const UNKNOWN_FLAGS: u8 = !(FLAG_HAS_DEATHS | FLAG_IS_REKEYED);
 
 /// An immutable message, shared by all queues and consumers that hold it.
 #[derive(Debug)]
@@ -43,6 +46,7 @@ pub struct Message {
     body_bytes: usize,
     payload_crc: u32,
     has_deaths: bool,
+    is_rekeyed: bool,
     is_persistent: bool,
     ttl_ms: Option<u64>,
 }
@@ -62,6 +66,8 @@ pub struct MessageParts {
     pub body: Vec<Bytes>,
     /// Its `x-death` header was written by a broker.
     pub has_deaths: bool,
+    /// Its routing key is its only one, whatever its `CC` header says.
+    pub is_rekeyed: bool,
 }
 
 /// A payload that no version of this broker wrote.
@@ -118,7 +124,9 @@ impl Message {
             + parts.properties.raw().len()
             + if is_copied { body_bytes } else { 0 };
         let mut head = BytesMut::with_capacity(capacity);
-        head.put_u8(if parts.has_deaths { FLAG_HAS_DEATHS } else { 0 });
+        let deaths = if parts.has_deaths { FLAG_HAS_DEATHS } else { 0 };
+        let rekeyed = if parts.is_rekeyed { FLAG_IS_REKEYED } else { 0 };
+        head.put_u8(deaths | rekeyed);
         put_name(&mut head, &parts.exchange);
         put_name(&mut head, &parts.routing_key);
         // A header holds fewer keys than its bytes: at most 4 GiB / 5, in practice a frame's worth. What
@@ -189,6 +197,7 @@ impl Message {
             body_bytes,
             payload_crc: crc.finalize(),
             has_deaths: flags & FLAG_HAS_DEATHS != 0,
+            is_rekeyed: flags & FLAG_IS_REKEYED != 0,
             parts,
         })
     }
@@ -261,6 +270,11 @@ impl Message {
     #[must_use]
     pub fn has_deaths(&self) -> bool {
         self.has_deaths
+    }
+    /// Its routing key is its only one, whatever its `CC` header says.
+    #[must_use]
+    pub fn is_rekeyed(&self) -> bool {
+        self.is_rekeyed
     }
 }
 
@@ -337,6 +351,7 @@ mod tests {
             properties: properties.build(),
             body,
             has_deaths: true,
+            is_rekeyed: true,
         }
     }
 
@@ -352,7 +367,7 @@ mod tests {
         assert_eq!(back.properties(), message.properties());
         assert_eq!(back.body().concat(), message.body().concat());
         assert_eq!(back.body_len(), message.body_len());
-        assert!(back.has_deaths() && back.is_persistent());
+        assert!(back.has_deaths() && back.is_rekeyed() && back.is_persistent());
     }
 
     #[test]

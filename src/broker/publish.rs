@@ -362,5 +362,6 @@ fn visible_copy(message: &Arc<Message>, bcc: Vec<ShortString>) -> Arc<Message> {
         properties: message.properties().without_bcc(),
         body: message.body().to_vec(),
         has_deaths: false,
+        is_rekeyed: false,
     }))
 }

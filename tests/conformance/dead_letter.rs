@@ -272,36 +272,82 @@ fn the_dead_letter_key_replaces_all_keys() {
     }
 }
 
-/// DL-5: a second death of a message with a fixed key: its CC is still no routing key of the message it became,
-/// unless the next queue uses the message's own keys, as RabbitMQ does.
+/// DL-16.
 #[test]
 fn a_message_can_die_twice_and_remembers_both() {
-    let mut c = stage("dl15.b", []);
+    let mut c = stage("dl16.b", []);
     // a dies into b, b into b.dead.
     let arguments = [
         ("x-dead-letter-exchange", string("")),
-        ("x-dead-letter-routing-key", string("dl15.b")),
+        ("x-dead-letter-routing-key", string("dl16.b")),
     ];
-    c.call::<queue::DeclareOk>(1, q_with("dl15.a", arguments));
-    fill(&mut c, "dl15.a", &["m"]);
-    for queue in ["dl15.a", "dl15.b"] {
+    c.call::<queue::DeclareOk>(1, q_with("dl16.a", arguments));
+    let message = Message::with("m", |properties| {
+        properties.set_header("CC", keys(&["dl16.cc"]));
+    });
+    c.publish(1, "", "dl16.a", &message);
+    for queue in ["dl16.a", "dl16.b"] {
         wait_ready(&mut c, queue, 1);
         let got = c.get(1, queue).expect("the message");
         c.nack(1, got.tag, false);
     }
-    let letter = dead_letter(&mut c, "dl15.b.dead");
-    let queues: Vec<_> = deaths(&letter)
+    let letter = dead_letter(&mut c, "dl16.b.dead");
+    let history: Vec<_> = deaths(&letter)
         .iter()
-        .map(|death| death.get_text("queue").map(str::to_owned))
+        .map(|death| {
+            (
+                death.get_text("queue").map(str::to_owned),
+                death.get("routing-keys").cloned(),
+            )
+        })
         .collect();
-    assert_eq!(
-        queues,
-        [Some("dl15.b".to_owned()), Some("dl15.a".to_owned())],
-        "the latest first"
-    );
+    // The latest first; and a key given by a queue is the only one since then (DL-5).
+    let expected = [
+        (Some("dl16.b".to_owned()), Some(keys(&["dl16.b"]))),
+        (
+            Some("dl16.a".to_owned()),
+            Some(keys(&["dl16.a", "dl16.cc"])),
+        ),
+    ];
+    assert_eq!(history, expected);
     let headers = headers(&letter);
-    assert_eq!(headers.get_text("x-first-death-queue"), Some("dl15.a"));
-    assert_eq!(headers.get_text("x-last-death-queue"), Some("dl15.b"));
+    assert_eq!(headers.get_text("x-first-death-queue"), Some("dl16.a"));
+    assert_eq!(headers.get_text("x-last-death-queue"), Some("dl16.b"));
+}
+
+/// DL-5: a message that got a new key is not routed by its CC any more, however often it dies.
+#[test]
+fn a_new_key_ends_the_life_of_cc() {
+    let mut c = client();
+    c.call::<exchange::DeclareOk>(1, x("dl5b.x", "direct"));
+    for queue in ["dl5b.cc", "dl5b.end"] {
+        c.queue_declare(1, queue, q(""));
+    }
+    c.bind(1, "dl5b.cc", "dl5b.x", "cc");
+    c.bind(1, "dl5b.end", "dl5b.x", "dl5b.second");
+    let first = [
+        ("x-dead-letter-exchange", string("")),
+        ("x-dead-letter-routing-key", string("dl5b.second")),
+    ];
+    c.call::<queue::DeclareOk>(1, q_with("dl5b.first", first));
+    c.call::<queue::DeclareOk>(
+        1,
+        q_with(
+            "dl5b.second",
+            [("x-dead-letter-exchange", string("dl5b.x"))],
+        ),
+    );
+    let message = Message::with("m", |properties| {
+        properties.set_header("CC", keys(&["cc"]));
+    });
+    c.publish(1, "", "dl5b.first", &message);
+    for queue in ["dl5b.first", "dl5b.second"] {
+        wait_ready(&mut c, queue, 1);
+        let got = c.get(1, queue).expect("the message");
+        c.nack(1, got.tag, false);
+    }
+    dead_letter(&mut c, "dl5b.end");
+    assert_eq!(counts(&mut c, "dl5b.cc").0, 0);
 }
 
 /// DL-15, DL-21, DL-23: the retry loop of reject and wait goes on, and counts.
