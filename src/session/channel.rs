@@ -155,8 +155,11 @@ pub(super) enum Mode {
 /// The transaction that is open on a channel.
 #[derive(Debug, Default)]
 pub(super) struct Transaction {
-    pub(super) publishes: Vec<Publish>,
-    /// Body bytes of `publishes`.
+    /// Publishes, which the broker keeps.
+    pub(super) publish_count: usize,
+    /// Those of them that may have to be returned, with their place among all.
+    pub(super) mandatory: Vec<(usize, Publish)>,
+    /// Bytes of the publishes.
     pub(super) size_bytes: u64,
     /// Acks and rejects in order of issue.
     pub(super) settlements: Vec<(SettleOutcome, Vec<Outstanding>)>,
@@ -243,6 +246,14 @@ impl Channel {
 }
 
 impl Transaction {
+    /// Counts a publish.
+    pub(super) fn add(&mut self, publish: &Publish) {
+        if publish.is_mandatory {
+            self.mandatory.push((self.publish_count, publish.clone()));
+        }
+        self.publish_count += 1;
+    }
+
     /// The deliveries it would have settled.
     pub(super) fn into_settled(self) -> impl Iterator<Item = Outstanding> {
         self.settlements.into_iter().flat_map(|(_, items)| items)

@@ -189,7 +189,7 @@ impl Work {
     fn is_event_of(&self, id: u16) -> bool {
         match self {
             Self::Event(Event::Command { channel, .. }) => *channel == id,
-            Self::Event(Event::Publish(publish) | Event::CheckPublish(publish)) => {
+            Self::Event(Event::Publish(publish) | Event::TxPublish(publish)) => {
                 publish.channel == id
             }
             Self::CloseChannel(_)

@@ -146,8 +146,6 @@ fn bad_arguments_are_refused_with_their_reason() {
             string("k"),
             ": routing_key_but_no_dlx_defined",
         ),
-        ("x-max-priority", int(300), ": {max_value_exceeded,300}"),
-        ("x-max-priority", int(-1), ": {value_negative,-1}"),
         (
             "x-single-active-consumer",
             string("yes"),
