@@ -36,6 +36,10 @@ mod records;
 mod refusal;
 mod restore;
 mod routing;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod vhost;
 
 pub use access::{LoginError, User};

@@ -19,7 +19,7 @@ use super::command::{ConfirmAt, Publish, Published};
 use super::connection::Connection;
 use super::effects::Effects;
 use super::error::BrokerError;
-use super::message::Message;
+use super::message::{Message, MessageParts};
 use super::queue::{self, QueueHandle};
 use super::refusal::{access_refused, no_exchange, precondition_failed};
 use super::routing::is_same_set;
@@ -196,31 +196,29 @@ impl Connection {
         message: &Arc<Message>,
     ) -> Result<(Arc<Message>, SharedTargets), BrokerError> {
         self.renew_cache();
-        let further_keys = self.check_message(message)?;
+        let FurtherKeys { cc, bcc } = self.check_message(message)?;
         let (exchange, key) = (message.exchange(), message.routing_key());
-        if further_keys.is_empty()
-            && let Some(targets) = self.routes.get(exchange, key)
-        {
-            return Ok((visible_copy(message), Arc::clone(targets)));
+        let is_plain = cc.is_empty() && bcc.is_empty();
+        if is_plain && let Some(targets) = self.routes.get(exchange, key) {
+            return Ok((visible_copy(message, bcc), Arc::clone(targets)));
         }
-        let mut keys = further_keys;
-        keys.insert(0, key.clone());
+        let mut keys: SmallVec<[ShortString; 4]> = SmallVec::new();
+        keys.push(key.clone());
+        keys.extend(cc);
+        keys.extend(bcc.iter().cloned());
         let headers = || message.properties().headers().unwrap_or_default();
         let route = self.vhost.read().route(exchange, &keys, headers);
         // Deleted since it was checked.
         let route = route.ok_or_else(|| no_exchange(exchange, self.vhost.name()))?;
         let targets: SharedTargets = Arc::from(&route.targets[..]);
-        if keys.len() == 1 && !route.depends_on_headers {
+        if is_plain && !route.depends_on_headers {
             self.routes.insert(exchange, key, &targets);
         }
-        Ok((visible_copy(message), targets))
+        Ok((visible_copy(message, bcc), targets))
     }
 
     /// The checks of a publish, in RabbitMQ's order; returns the keys of `CC` and `BCC`.
-    fn check_message(
-        &mut self,
-        message: &Message,
-    ) -> Result<SmallVec<[ShortString; 2]>, BrokerError> {
+    fn check_message(&mut self, message: &Message) -> Result<FurtherKeys, BrokerError> {
         let exchange = message.exchange();
         if !self.routes.has_exchange(exchange) {
             self.check_exchange(exchange)?;
@@ -276,31 +274,42 @@ struct Run {
     confirms: Vec<ConfirmAt>,
 }
 
-/// The routing keys in `CC` and `BCC` (CC-1).
-fn further_keys(properties: &Properties) -> Result<SmallVec<[ShortString; 2]>, BrokerError> {
-    let mut keys = SmallVec::new();
-    if !properties.has_cc() && !properties.has_bcc() {
-        return Ok(keys);
+/// The routing keys in the headers `CC` and `BCC` (CC-1). Usually none.
+#[derive(Debug, Default)]
+struct FurtherKeys {
+    cc: Vec<ShortString>,
+    bcc: Vec<ShortString>,
+}
+
+fn further_keys(properties: &Properties) -> Result<FurtherKeys, BrokerError> {
+    let mut keys = FurtherKeys::default();
+    if properties.has_cc() {
+        keys.cc = keys_in(properties, CC_HEADER)?;
     }
-    for header in [CC_HEADER, BCC_HEADER] {
-        match properties.header(header) {
-            None => {}
-            Some(FieldValue::Array(items)) => {
-                // What is no routing key reaches nobody; RabbitMQ skips it too.
-                keys.extend(items.into_iter().filter_map(|item| match item {
-                    FieldValue::LongString(key) => ShortString::new(key),
-                    _ => None,
-                }));
-            }
-            Some(other) => {
-                let kind = other.type_name();
-                return Err(precondition_failed(format!(
-                    "invalid message: {{unacceptable_type_in_header,\"{header}\",{kind}}}"
-                )));
-            }
-        }
+    if properties.has_bcc() {
+        keys.bcc = keys_in(properties, BCC_HEADER)?;
     }
     Ok(keys)
+}
+
+fn keys_in(properties: &Properties, header: &str) -> Result<Vec<ShortString>, BrokerError> {
+    match properties.header(header) {
+        None => Ok(Vec::new()),
+        // What is no routing key reaches nobody; RabbitMQ skips it too.
+        Some(FieldValue::Array(items)) => Ok(items
+            .into_iter()
+            .filter_map(|item| match item {
+                FieldValue::LongString(key) => ShortString::new(key),
+                _ => None,
+            })
+            .collect()),
+        Some(other) => {
+            let kind = other.type_name();
+            Err(precondition_failed(format!(
+                "invalid message: {{unacceptable_type_in_header,\"{header}\",{kind}}}"
+            )))
+        }
+    }
 }
 
 /// Longest time to live in milliseconds, ten years.
@@ -341,15 +350,17 @@ fn check_expiration(text: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// The message as receivers see it (CC-3).
-fn visible_copy(message: &Arc<Message>) -> Arc<Message> {
+/// The message as receivers see it (CC-3). The hidden keys stay known for dead-lettering.
+fn visible_copy(message: &Arc<Message>, bcc: Vec<ShortString>) -> Arc<Message> {
     if !message.properties().has_bcc() {
         return Arc::clone(message);
     }
-    Arc::new(Message::new(
-        message.exchange().clone(),
-        message.routing_key().clone(),
-        message.properties().without_bcc(),
-        message.body().to_vec(),
-    ))
+    Arc::new(Message::from_parts(&MessageParts {
+        exchange: message.exchange().clone(),
+        routing_key: message.routing_key().clone(),
+        bcc,
+        properties: message.properties().without_bcc(),
+        body: message.body().to_vec(),
+        has_deaths: false,
+    }))
 }
