@@ -18,9 +18,15 @@ pub(crate) fn strata_dump(words: &[&str]) -> Output {
 /// Its exit code, output and errors, as one text without the place of the repository in it.
 pub(crate) fn transcript(words: &[&str]) -> String {
     let output = strata_dump(words);
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
     let code = output.status.code().expect("the tool was not killed");
-    let text = format!("$ strata-dump {}\n{out}{err}exit code {code}\n", words.join(" "));
+    let text = format!(
+        "$ strata-dump {}\n{out}{err}exit code {code}\n",
+        words.join(" ")
+    );
     text.replace(&format!("{}/", env!("CARGO_MANIFEST_DIR")), "")
 }
 

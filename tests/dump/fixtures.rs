@@ -13,17 +13,27 @@ use crate::script::{End, tell};
 use crate::scripted::Scripted;
 
 /// The fixtures, and how the story of each ends.
-const NAMES: [(&str, End); 4] =
-    [("clean", End::Stopped), ("torn", End::Killed), ("damaged", End::Killed), ("rotten", End::Killed)];
+const NAMES: [(&str, End); 4] = [
+    ("clean", End::Stopped),
+    ("torn", End::Killed),
+    ("damaged", End::Killed),
+    ("rotten", End::Killed),
+];
 
 /// With STRATAMQ_MAKE_FIXTURES=DIR makes the directories in DIR, which must not have them yet. It was run once for
 /// each version of the format; what it made is committed and never made again.
 #[test]
 fn fixtures_are_made_only_on_demand_and_never_twice() {
-    let Some(target) = std::env::var_os("STRATAMQ_MAKE_FIXTURES").map(PathBuf::from) else { return };
+    let Some(target) = std::env::var_os("STRATAMQ_MAKE_FIXTURES").map(PathBuf::from) else {
+        return;
+    };
     for (name, end) in NAMES {
         let root = target.join(name);
-        assert!(!root.exists(), "{} exists: a fixture is never made again", root.display());
+        assert!(
+            !root.exists(),
+            "{} exists: a fixture is never made again",
+            root.display()
+        );
         make(&root, name, end);
     }
 }
@@ -63,21 +73,42 @@ fn open(root: &Path) -> Result<(Scripted, Recovered), StorageError> {
 
 /// id, next seq, reserved, unsettled, redelivered.
 fn summary(queue: &QueueImage) -> (u64, u64, u64, usize, usize) {
-    let redelivered = queue.entries.iter().filter(|entry| entry.is_redelivered).count();
-    (queue.id.0, queue.next_seq.0, queue.reserved_upto.0, queue.entries.len(), redelivered)
+    let redelivered = queue
+        .entries
+        .iter()
+        .filter(|entry| entry.is_redelivered)
+        .count();
+    (
+        queue.id.0,
+        queue.next_seq.0,
+        queue.reserved_upto.0,
+        queue.entries.len(),
+        redelivered,
+    )
 }
 
 /// Opens a copy of a fixture: its queues are these, and every message in them can be read.
 #[track_caller]
-fn check_opens(name: &str, is_found: impl Fn(&Found) -> bool, expected: &[(u64, u64, u64, usize, usize)]) {
+fn check_opens(
+    name: &str,
+    is_found: impl Fn(&Found) -> bool,
+    expected: &[(u64, u64, u64, usize, usize)],
+) {
     let copy = copy_of(name);
     let (store, recovered) = open(copy.path()).expect("it opens");
-    assert!(is_found(&recovered.report.found), "{:?}", recovered.report.found);
+    assert!(
+        is_found(&recovered.report.found),
+        "{:?}",
+        recovered.report.found
+    );
     let found: Vec<_> = recovered.queues.iter().map(summary).collect();
     assert_eq!(found, expected);
     for queue in &recovered.queues {
         for entry in queue.entries.iter() {
-            store.storage.read(queue.id, entry.seq, entry.position).expect("every message is whole");
+            store
+                .storage
+                .read(queue.id, entry.seq, entry.position)
+                .expect("every message is whole");
         }
     }
     assert_eq!(store.queues(), recovered.queues);
@@ -85,14 +116,28 @@ fn check_opens(name: &str, is_found: impl Fn(&Found) -> bool, expected: &[(u64, 
 
 #[test]
 fn clean_fixture_opens_with_its_state() {
-    let expected = [(1, 77, 50, 40, 2), (2, 21, 16, 10, 0), (3, 7, 0, 4, 0), (5, 6, 0, 4, 0)];
+    let expected = [
+        (1, 77, 50, 40, 2),
+        (2, 21, 16, 10, 0),
+        (3, 7, 0, 4, 0),
+        (5, 6, 0, 4, 0),
+    ];
     check_opens("clean", |found| *found == Found::Clean, &expected);
 }
 
 #[test]
 fn torn_fixture_opens_without_its_last_batch() {
-    let expected = [(1, 76, 50, 39, 2), (2, 21, 16, 10, 0), (3, 7, 0, 4, 0), (5, 6, 0, 4, 0)];
-    check_opens("torn", |found| matches!(found, Found::TornTail(_)), &expected);
+    let expected = [
+        (1, 76, 50, 39, 2),
+        (2, 21, 16, 10, 0),
+        (3, 7, 0, 4, 0),
+        (5, 6, 0, 4, 0),
+    ];
+    check_opens(
+        "torn",
+        |found| matches!(found, Found::TornTail(_)),
+        &expected,
+    );
 }
 
 #[test]
@@ -104,16 +149,32 @@ fn damaged_fixture_is_refused_and_left_as_it_is() {
     let mut after = files_of(copy.path());
     // The process that holds the lock writes its id.
     after.retain(|(path, _)| !path.ends_with("LOCK"));
-    assert!(before.iter().filter(|(path, _)| !path.ends_with("LOCK")).eq(after.iter()));
+    assert!(
+        before
+            .iter()
+            .filter(|(path, _)| !path.ends_with("LOCK"))
+            .eq(after.iter())
+    );
 }
 
 #[test]
 fn rotten_message_hurts_only_itself() {
     let copy = copy_of("rotten");
     let (store, recovered) = open(copy.path()).expect("what is replayed is whole");
-    let work = recovered.queues.iter().find(|queue| queue.id == QueueId(1)).expect("the queue");
-    let read = |entry: &stratamq::storage::types::ImageEntry| store.storage.read(work.id, entry.seq, entry.position);
-    let broken: Vec<u64> = work.entries.iter().filter(|entry| read(entry).is_err()).map(|entry| entry.seq.0).collect();
+    let work = recovered
+        .queues
+        .iter()
+        .find(|queue| queue.id == QueueId(1))
+        .expect("the queue");
+    let read = |entry: &stratamq::storage::types::ImageEntry| {
+        store.storage.read(work.id, entry.seq, entry.position)
+    };
+    let broken: Vec<u64> = work
+        .entries
+        .iter()
+        .filter(|entry| read(entry).is_err())
+        .map(|entry| entry.seq.0)
+        .collect();
     assert_eq!(broken, [8]);
 }
 

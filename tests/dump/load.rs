@@ -24,7 +24,12 @@ fn work(store: &Scripted, is_over: &AtomicBool) {
     let mut number = 0u64;
     while !is_over.load(Ordering::Relaxed) {
         number += 1;
-        store.publish(&message("", "load", body.clone()), &[(1, 0), (2, 0)], 0, number);
+        store.publish(
+            &message("", "load", body.clone()),
+            &[(1, 0), (2, 0)],
+            0,
+            number,
+        );
         if number > BACKLOG {
             let seq = number - BACKLOG;
             store.settle(1, SettleCause::Acked, &[(seq, seq)]);
@@ -44,11 +49,18 @@ fn work(store: &Scripted, is_over: &AtomicBool) {
 fn verify_is_clean_beside_a_working_engine() {
     let place = tempfile::tempdir().expect("a temporary directory");
     let root = place.path().join("data");
-    let (store, _) = Scripted::threaded(&root, Arc::new(RealClock::new())).expect("the store opens");
+    let (store, _) =
+        Scripted::threaded(&root, Arc::new(RealClock::new())).expect("the store opens");
     for id in [1, 2] {
         let arguments = arguments(&FieldTable::default());
         let (vhost, name) = ("/".to_owned(), format!("load-{id}"));
-        store.change(Change::QueueDeclared(QueueV1 { id, vhost, name, is_auto_delete: false, arguments }));
+        store.change(Change::QueueDeclared(QueueV1 {
+            id,
+            vhost,
+            name,
+            is_auto_delete: false,
+            arguments,
+        }));
     }
     store.storage.wake();
     let is_over = AtomicBool::new(false);
@@ -67,8 +79,10 @@ fn verify_is_clean_beside_a_working_engine() {
                 let code = output.status.code();
                 if code != Some(0) {
                     is_over.store(true, Ordering::Relaxed);
-                    let (out, err) =
-                        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+                    let (out, err) = (
+                        String::from_utf8_lossy(&output.stdout),
+                        String::from_utf8_lossy(&output.stderr),
+                    );
                     panic!("round {round}, {words:?}: exit code {code:?}\n{out}{err}");
                 }
             }
@@ -78,5 +92,10 @@ fn verify_is_clean_beside_a_working_engine() {
     store.storage.close(&store).expect("a clean stop");
     drop(store);
     let output = strata_dump(&["verify", root.to_str().expect("a plain path")]);
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
 }

@@ -6,10 +6,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-
 mod command;
 mod fixtures;
 mod load;
-mod scripted;
 mod script;
+mod scripted;
 mod snapshots;

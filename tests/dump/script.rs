@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use stratamq::amqp::field_table::{FieldTable, FieldValue};
 use stratamq::broker::meta::{
-    BindingV1, Change, ExchangeNameV1, ExchangeV1, PermissionsV1, QueueIdV1, QueueV1, UserV1, VhostV1,
+    BindingV1, Change, ExchangeNameV1, ExchangeV1, PermissionsV1, QueueIdV1, QueueV1, UserV1,
+    VhostV1,
 };
 use stratamq::disk::sim::SimClock;
 use stratamq::storage::types::{Position, SettleCause};
@@ -43,7 +44,11 @@ pub(crate) fn tell(root: &Path, end: End) -> Told {
     let old_message = first_incarnation(root);
     second_incarnation(root);
     let (synced_message, last_message) = third_incarnation(root, end);
-    Told { old_message, synced_message, last_message }
+    Told {
+        old_message,
+        synced_message,
+        last_message,
+    }
 }
 
 fn open(root: &Path, hour: u64) -> Scripted {
@@ -57,7 +62,13 @@ fn name(text: &str) -> String {
 
 fn queue(id: u64, vhost: &str, queue: &str, table: &FieldTable) -> Change {
     let arguments = arguments(table);
-    Change::QueueDeclared(QueueV1 { id, vhost: name(vhost), name: name(queue), is_auto_delete: false, arguments })
+    Change::QueueDeclared(QueueV1 {
+        id,
+        vhost: name(vhost),
+        name: name(queue),
+        is_auto_delete: false,
+        arguments,
+    })
 }
 
 fn exchange(vhost: &str, exchange: &str, kind: &str) -> Change {
@@ -118,7 +129,10 @@ fn declare_topology(store: &Scripted) {
         binding("orders", "work", "order.*"),
         binding("orders", "quotes", "quote.#"),
         binding("audit", "audit-all", ""),
-        Change::ExchangeDeleted(ExchangeNameV1 { vhost: name("/"), name: name("mistake") }),
+        Change::ExchangeDeleted(ExchangeNameV1 {
+            vhost: name("/"),
+            name: name("mistake"),
+        }),
         Change::VhostAdded(VhostV1 { name: name("shop") }),
         user("till", &[]),
         permissions("shop", "till", "^work$"),
@@ -130,7 +144,12 @@ fn declare_topology(store: &Scripted) {
 
 /// A body that tells its number and can be compressed well.
 fn body(number: u64, len: usize) -> Vec<u8> {
-    format!("order {number:06} ").into_bytes().into_iter().cycle().take(len).collect()
+    format!("order {number:06} ")
+        .into_bytes()
+        .into_iter()
+        .cycle()
+        .take(len)
+        .collect()
 }
 
 fn first_incarnation(root: &Path) -> Position {
@@ -141,7 +160,11 @@ fn first_incarnation(root: &Path) -> Position {
     for number in 1..=40 {
         let order = message("orders", "order.new", body(number, 3000));
         // Every fourth one is for the auditors too.
-        let targets: &[(u64, u64)] = if number % 4 == 0 { &[(1, 0), (2, 0)] } else { &[(1, 0)] };
+        let targets: &[(u64, u64)] = if number % 4 == 0 {
+            &[(1, 0), (2, 0)]
+        } else {
+            &[(1, 0)]
+        };
         let position = store.publish(&order, targets, 0, time(number));
         if number == 8 {
             old_message = Some(position);
@@ -154,7 +177,12 @@ fn first_incarnation(root: &Path) -> Position {
         let quote = message("orders", "quote.new", body(number, 100));
         store.publish(&quote, &[(3, time(number) + 3_600_000)], 0, time(number));
     }
-    store.publish(&message("", "gone", "lost with its queue"), &[(4, 0)], 0, time(1));
+    store.publish(
+        &message("", "gone", "lost with its queue"),
+        &[(4, 0)],
+        0,
+        time(1),
+    );
     store.commit();
     for number in 1..=5 {
         let sale = message("", "work", body(number, 50));

@@ -14,7 +14,8 @@ use stratamq::broker::meta::{Change, MetaState};
 use stratamq::disk::{Clock, RealDisk};
 use stratamq::storage::format::StoreId;
 use stratamq::storage::types::{
-    ImageEntry, Lsn, MetaEffect, Position, QueueId, Receipt, Ref, Request, Seq, SeqRange, SettleCause, Urgency,
+    ImageEntry, Lsn, MetaEffect, Position, QueueId, Receipt, Ref, Request, Seq, SeqRange,
+    SettleCause, Urgency,
 };
 use stratamq::storage::{
     CheckpointSource, CommitListener, Options, QueueImage, Recovered, Storage, StorageError,
@@ -45,20 +46,30 @@ pub(crate) struct Scripted {
 
 /// Segments of the size of the fixtures.
 pub(crate) fn options() -> Options {
-    Options { segment_size_bytes: 64 * 1024, ..Options::default() }
+    Options {
+        segment_size_bytes: 64 * 1024,
+        ..Options::default()
+    }
 }
 
 impl Scripted {
     /// Opens a store that is stepped by hand, so that every run writes the same bytes.
-    pub(crate) fn by_hand(root: &Path, clock: Arc<dyn Clock>) -> Result<(Self, Recovered), StorageError> {
+    pub(crate) fn by_hand(
+        root: &Path,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Self, Recovered), StorageError> {
         let disk = Arc::new(RealDisk::new(root.to_owned()).expect("a directory"));
         let name = StoreId(*b"strata fixtures!");
-        let (storage, recovered) = Storage::open_by_hand(disk, clock, options(), Arc::new(Deaf), name)?;
+        let (storage, recovered) =
+            Storage::open_by_hand(disk, clock, options(), Arc::new(Deaf), name)?;
         Ok((Self::over(storage, &recovered), recovered))
     }
 
     /// Opens a store with a commit thread.
-    pub(crate) fn threaded(root: &Path, clock: Arc<dyn Clock>) -> Result<(Self, Recovered), StorageError> {
+    pub(crate) fn threaded(
+        root: &Path,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Self, Recovered), StorageError> {
         let disk = Arc::new(RealDisk::new(root.to_owned()).expect("a directory"));
         let (storage, recovered) = Storage::open(disk, clock, options(), Arc::new(Deaf))?;
         Ok((Self::over(storage, &recovered), recovered))
@@ -66,16 +77,26 @@ impl Scripted {
 
     fn over(storage: Storage, recovered: &Recovered) -> Self {
         let snapshot = recovered.meta_snapshot.as_deref();
-        let mut topology = snapshot.map_or_else(MetaState::new, |bytes| MetaState::decode(bytes).expect("our own"));
+        let mut topology = snapshot.map_or_else(MetaState::new, |bytes| {
+            MetaState::decode(bytes).expect("our own")
+        });
         for record in &recovered.meta_records {
-            topology.apply(Change::decode(record.kind, record.version, &record.body).expect("our own"));
+            topology
+                .apply(Change::decode(record.kind, record.version, &record.body).expect("our own"));
         }
         let live = Live {
-            queues: recovered.queues.iter().map(|queue| (queue.id, queue.clone())).collect(),
+            queues: recovered
+                .queues
+                .iter()
+                .map(|queue| (queue.id, queue.clone()))
+                .collect(),
             topology,
             meta_lsn: storage.confirm_lsn(),
         };
-        Self { storage, live: Mutex::new(live) }
+        Self {
+            storage,
+            live: Mutex::new(live),
+        }
     }
 
     /// Commits what was pushed, as one batch.
@@ -92,10 +113,17 @@ impl Scripted {
             Change::QueueDeleted(queue) => MetaEffect::QueueDeleted(QueueId(queue.id)),
             _ => MetaEffect::None,
         };
-        let request = Request::Meta { kind, version, effect, body: &change.encode() };
+        let request = Request::Meta {
+            kind,
+            version,
+            effect,
+            body: &change.encode(),
+        };
         let receipt = self.push(&[request], &mut Vec::new());
         match effect {
-            MetaEffect::QueueCreated(id) => drop(live.queues.insert(id, QueueImage::new(id, receipt.end))),
+            MetaEffect::QueueCreated(id) => {
+                drop(live.queues.insert(id, QueueImage::new(id, receipt.end)))
+            }
             MetaEffect::QueueDeleted(id) => drop(live.queues.remove(&id)),
             MetaEffect::None => {}
         }
@@ -104,13 +132,23 @@ impl Scripted {
     }
 
     /// Publishes a message to queues in ascending id; each target with its own expiry.
-    pub(crate) fn publish(&self, message: &Message, targets: &[(u64, u64)], priority: u8, time_ms: u64) -> Position {
+    pub(crate) fn publish(
+        &self,
+        message: &Message,
+        targets: &[(u64, u64)],
+        priority: u8,
+        time_ms: u64,
+    ) -> Position {
         let mut live = self.live.lock().expect("no panic");
         let refs: Vec<Ref> = targets
             .iter()
             .map(|(id, expires_at_ms)| {
                 let queue = QueueId(*id);
-                Ref { queue, seq: live.queues[&queue].next_seq, expires_at_ms: *expires_at_ms }
+                Ref {
+                    queue,
+                    seq: live.queues[&queue].next_seq,
+                    expires_at_ms: *expires_at_ms,
+                }
             })
             .collect();
         let mut positions = Vec::new();
@@ -139,38 +177,75 @@ impl Scripted {
 
     /// Messages leave a queue.
     pub(crate) fn settle(&self, queue: u64, cause: SettleCause, ranges: &[(u64, u64)]) {
-        let ranges: Vec<SeqRange> =
-            ranges.iter().map(|(first, last)| SeqRange { first: Seq(*first), last: Seq(*last) }).collect();
-        let request = Request::Settle { queue: QueueId(queue), cause, ranges: &ranges };
-        self.touch(queue, request, |image, start, end| image.apply_settle(ranges.iter().copied(), start, end));
+        let ranges: Vec<SeqRange> = ranges
+            .iter()
+            .map(|(first, last)| SeqRange {
+                first: Seq(*first),
+                last: Seq(*last),
+            })
+            .collect();
+        let request = Request::Settle {
+            queue: QueueId(queue),
+            cause,
+            ranges: &ranges,
+        };
+        self.touch(queue, request, |image, start, end| {
+            image.apply_settle(ranges.iter().copied(), start, end)
+        });
     }
 
     /// A message goes back to its place.
     pub(crate) fn requeue(&self, queue: u64, seq: u64, delivery_count: u32) {
-        let request = Request::Requeue { queue: QueueId(queue), seq: Seq(seq), delivery_count };
-        self.touch(queue, request, |image, start, end| image.apply_requeue(Seq(seq), delivery_count, start, end));
+        let request = Request::Requeue {
+            queue: QueueId(queue),
+            seq: Seq(seq),
+            delivery_count,
+        };
+        self.touch(queue, request, |image, start, end| {
+            image.apply_requeue(Seq(seq), delivery_count, start, end)
+        });
     }
 
     /// Messages below `upto` may be delivered from here on.
     pub(crate) fn reserve(&self, queue: u64, upto: u64) {
-        let request = Request::Reserve { queue: QueueId(queue), upto: Seq(upto) };
-        self.touch(queue, request, |image, start, end| image.apply_reserve(Seq(upto), start, end));
+        let request = Request::Reserve {
+            queue: QueueId(queue),
+            upto: Seq(upto),
+        };
+        self.touch(queue, request, |image, start, end| {
+            image.apply_reserve(Seq(upto), start, end)
+        });
     }
 
-    fn touch(&self, queue: u64, request: Request<'_>, apply: impl FnOnce(&mut QueueImage, Lsn, Lsn)) {
+    fn touch(
+        &self,
+        queue: u64,
+        request: Request<'_>,
+        apply: impl FnOnce(&mut QueueImage, Lsn, Lsn),
+    ) {
         let mut live = self.live.lock().expect("no panic");
         let receipt = self.push(&[request], &mut Vec::new());
-        let image = live.queues.get_mut(&QueueId(queue)).expect("the queue exists");
+        let image = live
+            .queues
+            .get_mut(&QueueId(queue))
+            .expect("the queue exists");
         apply(image, image.last_lsn, receipt.end);
     }
 
     fn push(&self, requests: &[Request<'_>], positions: &mut Vec<Position>) -> Receipt {
-        self.storage.push(requests, false, Urgency::Waited, positions)
+        self.storage
+            .push(requests, false, Urgency::Waited, positions)
     }
 
     /// The live state of all queues.
     pub(crate) fn queues(&self) -> Vec<QueueImage> {
-        self.live.lock().expect("no panic").queues.values().cloned().collect()
+        self.live
+            .lock()
+            .expect("no panic")
+            .queues
+            .values()
+            .cloned()
+            .collect()
     }
 }
 
@@ -180,7 +255,13 @@ impl CheckpointSource for Scripted {
         (live.topology.clone().encode(), live.meta_lsn)
     }
     fn queue_ids(&self) -> Vec<QueueId> {
-        self.live.lock().expect("no panic").queues.keys().copied().collect()
+        self.live
+            .lock()
+            .expect("no panic")
+            .queues
+            .keys()
+            .copied()
+            .collect()
     }
     fn queue(&self, id: QueueId) -> Option<QueueImage> {
         self.live.lock().expect("no panic").queues.get(&id).cloned()
@@ -191,8 +272,14 @@ impl CheckpointSource for Scripted {
 pub(crate) fn message(exchange: &str, routing_key: &str, body: impl Into<Bytes>) -> Message {
     let name = |text| ShortString::from_text(text).expect("a short name");
     // Property flags of a content header with nothing but delivery mode 2 (AMQP 0-9-1 section 4.2.6.1).
-    let properties = Properties::decode(Bytes::from_static(&[0x10, 0x00, 2])).expect("flags and one octet");
-    Message::new(name(exchange), name(routing_key), properties, vec![body.into()])
+    let properties =
+        Properties::decode(Bytes::from_static(&[0x10, 0x00, 2])).expect("flags and one octet");
+    Message::new(
+        name(exchange),
+        name(routing_key),
+        properties,
+        vec![body.into()],
+    )
 }
 
 /// Arguments as META records keep them.

@@ -12,9 +12,22 @@ const COMMANDS: [(&str, &[&str]); 12] = [
     ("segments", &["segments", "DIR"]),
     ("batches", &["batches", "DIR"]),
     ("records", &["records", "DIR"]),
-    ("records-of-a-queue", &["records", "DIR", "--queue", "shop/work"]),
-    ("records-of-a-place", &["records", "DIR", "--type", "publish", "--from", "2:4096", "--to", "2:20000"]),
-    ("bodies", &["records", "DIR", "--bodies", "--queue", "5", "--type", "publish"]),
+    (
+        "records-of-a-queue",
+        &["records", "DIR", "--queue", "shop/work"],
+    ),
+    (
+        "records-of-a-place",
+        &[
+            "records", "DIR", "--type", "publish", "--from", "2:4096", "--to", "2:20000",
+        ],
+    ),
+    (
+        "bodies",
+        &[
+            "records", "DIR", "--bodies", "--queue", "5", "--type", "publish",
+        ],
+    ),
     ("queues", &["queues", "DIR"]),
     ("index", &["index", "//work", "DIR"]),
     ("topology", &["topology", "DIR"]),
@@ -24,13 +37,24 @@ const COMMANDS: [(&str, &[&str]); 12] = [
 ];
 
 fn expected_path(fixture: &str, name: &str) -> PathBuf {
-    in_repository("tests/fixtures/v1/expected").join(fixture).join(format!("{name}.txt"))
+    in_repository("tests/fixtures/v1/expected")
+        .join(fixture)
+        .join(format!("{name}.txt"))
 }
 
 #[track_caller]
 fn check(fixture_name: &str, name: &str, words: &[&str]) {
     let directory = fixture(fixture_name);
-    let words: Vec<&str> = words.iter().map(|word| if *word == "DIR" { directory.as_str() } else { word }).collect();
+    let words: Vec<&str> = words
+        .iter()
+        .map(|word| {
+            if *word == "DIR" {
+                directory.as_str()
+            } else {
+                word
+            }
+        })
+        .collect();
     let json = [words.as_slice(), &["--json"]].concat();
     let found = format!("{}\n{}", transcript(&words), transcript(&json));
     let path = expected_path(fixture_name, name);
@@ -41,14 +65,19 @@ fn check(fixture_name: &str, name: &str, words: &[&str]) {
     }
     let expected = std::fs::read_to_string(&path).unwrap_or_default();
     if let Some((line, (expected, found))) = first_difference(&expected, &found) {
-        panic!("{}, line {line}:\nexpected: {expected}\n   found: {found}", path.display());
+        panic!(
+            "{}, line {line}:\nexpected: {expected}\n   found: {found}",
+            path.display()
+        );
     }
 }
 
 fn first_difference<'t>(expected: &'t str, found: &'t str) -> Option<(usize, (&'t str, &'t str))> {
     let lines = expected.lines().count().max(found.lines().count());
     let at = |text: &'t str, line: usize| text.lines().nth(line).unwrap_or("(nothing)");
-    (0..lines).map(|line| (line + 1, (at(expected, line), at(found, line)))).find(|(_, (e, f))| e != f)
+    (0..lines)
+        .map(|line| (line + 1, (at(expected, line), at(found, line))))
+        .find(|(_, (e, f))| e != f)
 }
 
 #[track_caller]
@@ -104,15 +133,24 @@ fn exit_codes_tell_what_was_found() {
         assert_eq!(output.status.code(), Some(expected), "{words:?}: {errors}");
         assert_eq!(expected == 0, errors.is_empty(), "{words:?}: {errors}");
     }
-    assert!(!in_repository("tests/no-such-directory").exists(), "looking creates nothing");
+    assert!(
+        !in_repository("tests/no-such-directory").exists(),
+        "looking creates nothing"
+    );
 }
 
 #[test]
 fn password_hashes_are_never_shown() {
     for (_, words) in COMMANDS {
         let directory = fixture("clean");
-        let words: Vec<&str> = words.iter().map(|word| if *word == "DIR" { &directory } else { *word }).collect();
+        let words: Vec<&str> = words
+            .iter()
+            .map(|word| if *word == "DIR" { &directory } else { *word })
+            .collect();
         let output = strata_dump(&[words.as_slice(), &["--json"]].concat());
-        assert!(!String::from_utf8_lossy(&output.stdout).contains("c2FsdHNl"), "{words:?}");
+        assert!(
+            !String::from_utf8_lossy(&output.stdout).contains("c2FsdHNl"),
+            "{words:?}"
+        );
     }
 }

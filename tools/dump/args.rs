@@ -144,7 +144,9 @@ fn parse_segment(text: &str) -> Result<SegmentId, String> {
 
 fn parse_lsn(text: &str) -> Result<Lsn, String> {
     let Some((segment, offset)) = text.split_once(':') else {
-        return parse_number(text).map(Lsn).ok_or_else(|| "not a place: SEGMENT:OFFSET, or one number".into());
+        return parse_number(text)
+            .map(Lsn)
+            .ok_or_else(|| "not a place: SEGMENT:OFFSET, or one number".into());
     };
     let offset = parse_number(offset).and_then(|offset| u32::try_from(offset).ok());
     match offset.filter(|offset| *offset < 1 << Lsn::OFFSET_BITS) {

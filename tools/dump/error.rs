@@ -12,7 +12,9 @@ pub(crate) enum DumpError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// The directory is not one of a broker.
-    #[error("{path} is not a StrataMQ data directory: it has no superblock; name the broker's --data-dir")]
+    #[error(
+        "{path} is not a StrataMQ data directory: it has no superblock; name the broker's --data-dir"
+    )]
     NotADataDirectory {
         /// The directory.
         path: String,
@@ -32,7 +34,9 @@ pub(crate) enum DumpError {
     #[error("{0}; `strata-dump queues` lists them")]
     Queue(String),
     /// `verify` has said where and what.
-    #[error("{count} place(s) of {path} are damaged; nothing was changed: keep a copy before anything else")]
+    #[error(
+        "{count} place(s) of {path} are damaged; nothing was changed: keep a copy before anything else"
+    )]
     Damaged {
         /// The data directory.
         path: String,
@@ -49,7 +53,10 @@ impl DumpError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Storage(StorageError::Damaged { .. }) | Self::Damaged { .. } => 3,
-            Self::Topology { error: RestoreError::Malformed { .. }, .. } => 3,
+            Self::Topology {
+                error: RestoreError::Malformed { .. },
+                ..
+            } => 3,
             Self::Queue(_) => 2,
             _ => 1,
         }

@@ -31,7 +31,8 @@ pub(crate) fn run(store: &Store, queue: &str, printer: &mut Printer<'_>) -> Resu
         let snapshot = Snapshot::read(store, superblock)?;
         let id = snapshot.find_queue(queue)?;
         let image = snapshot.image(id).cloned();
-        let image = image.ok_or_else(|| DumpError::Queue(format!("queue {id} has no messages in the log")))?;
+        let image = image
+            .ok_or_else(|| DumpError::Queue(format!("queue {id} has no messages in the log")))?;
         let found = read_settled(store, &Log::read(store, &superblock)?, &snapshot, &image)?;
         Ok((image, found))
     })?;
@@ -46,13 +47,20 @@ pub(crate) fn run(store: &Store, queue: &str, printer: &mut Printer<'_>) -> Resu
     printer.end()
 }
 
-fn read_settled(store: &Store, log: &Log, snapshot: &Snapshot, image: &QueueImage) -> Result<Found, DumpError> {
+fn read_settled(
+    store: &Store,
+    log: &Log,
+    snapshot: &Snapshot,
+    image: &QueueImage,
+) -> Result<Found, DumpError> {
     let mut found = Found::default();
     for file in log.in_order() {
         file.scan(store, None, |batch| {
             // A running broker writes on: what the state does not contain yet is not shown.
             if batch.header.lsn < snapshot.end {
-                batch.records().for_each(|(position, record)| found.note(image, position, &record));
+                batch
+                    .records()
+                    .for_each(|(position, record)| found.note(image, position, &record));
             }
             Ok(())
         })?;
@@ -64,7 +72,11 @@ impl Found {
     fn note(&mut self, image: &QueueImage, position: Position, record: &Record<'_>) {
         match *record {
             Record::Publish(publish) => {
-                for r in publish.refs.iter().filter(|r| r.queue == image.id && image.entries.get(r.seq).is_none()) {
+                for r in publish
+                    .refs
+                    .iter()
+                    .filter(|r| r.queue == image.id && image.entries.get(r.seq).is_none())
+                {
                     let entry = ImageEntry {
                         seq: r.seq,
                         position,
@@ -76,10 +88,19 @@ impl Found {
                     self.settled.insert(r.seq, entry);
                 }
             }
-            Record::Settle { queue, cause, ranges } if queue == image.id => {
-                self.causes.extend(ranges.iter().map(|range| (range, cause)));
+            Record::Settle {
+                queue,
+                cause,
+                ranges,
+            } if queue == image.id => {
+                self.causes
+                    .extend(ranges.iter().map(|range| (range, cause)));
             }
-            Record::Requeue { queue, seq, delivery_count } if queue == image.id => {
+            Record::Requeue {
+                queue,
+                seq,
+                delivery_count,
+            } if queue == image.id => {
                 if let Some(entry) = self.settled.get_mut(&seq) {
                     entry.delivery_count = delivery_count;
                     entry.is_redelivered = true;
@@ -112,4 +133,3 @@ fn row(image: &QueueImage, entry: &ImageEntry, settled: Option<Option<SettleCaus
         .number("priority", entry.priority)
         .time("expires_at_ms", "expires_at", entry.expires_at_ms)
 }
-

@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use stratamq::disk::{Disk, OpenMode};
 use stratamq::storage::StorageError;
-use stratamq::storage::batch::{Batch, Invalid};
+use stratamq::storage::batch::{Batch, BatchHeader, Invalid};
 use stratamq::storage::format::{FORMAT_VERSION, segment_path};
-use stratamq::storage::scan::{Remains, SegmentScan, survey_remains};
+use stratamq::storage::scan::{SegmentScan, survey_remains};
 use stratamq::storage::segment::{self, FIRST_BATCH_OFFSET, HeaderError, SegmentHeader};
 use stratamq::storage::superblock::Superblock;
 use stratamq::storage::survey::opening;
@@ -34,6 +35,8 @@ pub(crate) struct SegmentFile {
     pub(crate) is_void: bool,
     /// Where its part of the log ends, if its successor is there to say so.
     pub(crate) end: Option<Lsn>,
+    /// The log is known to reach at least to here.
+    proven: Option<Lsn>,
 }
 
 /// All segment files, in order.
@@ -44,12 +47,22 @@ pub(crate) struct Log {
 
 /// How the reading of a segment ended.
 pub(crate) struct Scanned {
-    /// Behind the last valid batch of the log.
+    /// Behind the last batch of the log.
     pub(crate) end: Lsn,
-    /// Why it ends there; `None` when its successor says so.
-    pub(crate) invalid: Option<Invalid>,
+    /// Batches that do not verify although the log is known to go on behind them.
+    pub(crate) damage: Vec<Damage>,
     /// CRC of the last batch's header.
     pub(crate) last_crc: Option<u32>,
+}
+
+/// A batch that does not verify.
+pub(crate) struct Damage {
+    /// Its place.
+    pub(crate) place: Lsn,
+    /// What is wrong with it.
+    pub(crate) invalid: Invalid,
+    /// The log is known to reach at least to here.
+    pub(crate) proven: Lsn,
 }
 
 impl Log {
@@ -61,6 +74,10 @@ impl Log {
         }
         let mut log = Self { files };
         log.find_order();
+        for file in log.files.values_mut() {
+            let begins_here = superblock.begin.segment() == file.segment;
+            file.proven = file.end.max(begins_here.then_some(superblock.begin));
+        }
         Ok(log)
     }
 
@@ -68,8 +85,12 @@ impl Log {
     fn find_order(&mut self) {
         let mut successors: BTreeMap<SegmentId, (u64, SegmentId, Lsn)> = BTreeMap::new();
         for file in self.files.values() {
-            let (Ok(header), Some(end)) = (file.header, file.predecessor_end) else { continue };
-            let best = successors.entry(end.segment()).or_insert((header.epoch, file.segment, end));
+            let (Ok(header), Some(end)) = (file.header, file.predecessor_end) else {
+                continue;
+            };
+            let best = successors
+                .entry(end.segment())
+                .or_insert((header.epoch, file.segment, end));
             if best.0 < header.epoch {
                 *best = (header.epoch, file.segment, end);
             }
@@ -80,7 +101,8 @@ impl Log {
             let is_successor = predecessor
                 .and_then(|predecessor| successors.get(&predecessor))
                 .is_some_and(|(_, best, _)| *best == file.segment);
-            file.is_void = !is_successor || predecessor.is_some_and(|predecessor| void.contains(&predecessor));
+            file.is_void =
+                !is_successor || predecessor.is_some_and(|predecessor| void.contains(&predecessor));
             if file.is_void {
                 void.push(file.segment);
             } else {
@@ -111,12 +133,15 @@ impl SegmentFile {
             predecessor_end: None,
             is_void: true,
             end: None,
+            proven: None,
         };
         let Ok(header) = header else { return Ok(read) };
         let mut scan = SegmentScan::new(file, header, FIRST_BATCH_OFFSET).map_err(error)?;
         match scan.next_batch().map_err(error)? {
             Ok(batch) => read.predecessor_end = opening(&batch, header.epoch),
-            Err(invalid) if invalid.is_newer() => return Err(newer(store, &path, FORMAT_VERSION + 1)),
+            Err(invalid) if invalid.is_newer() => {
+                return Err(newer(store, &path, FORMAT_VERSION + 1));
+            }
             Err(_) => {}
         }
         Ok(read)
@@ -127,59 +152,96 @@ impl SegmentFile {
         Lsn::new(self.segment, FIRST_BATCH_OFFSET)
     }
 
-    /// Shows every batch of the log in this segment to `visit`. Each continues the one before it; the first one
-    /// continues `previous_crc`, if that is known.
+    /// Shows every valid batch of the log in this segment to `visit`. Each continues the one before it; the first
+    /// one continues `previous_crc`, if that is known.
     pub(crate) fn scan(
         &self,
         store: &Store,
         previous_crc: Option<u32>,
         mut visit: impl FnMut(&Batch<'_>) -> Result<(), DumpError>,
     ) -> Result<Scanned, DumpError> {
-        let mut scanned = Scanned { end: self.first_batch(), invalid: None, last_crc: previous_crc };
-        let Ok(header) = self.header else { return Ok(scanned) };
+        let mut scanned = Scanned {
+            end: self.first_batch(),
+            damage: Vec::new(),
+            last_crc: previous_crc,
+        };
+        let Ok(header) = self.header else {
+            return Ok(scanned);
+        };
         let path = segment_path(self.segment);
         let error = |source| io_error(store, "read a segment", &path, source);
         let file = store.view.open(&path, OpenMode::Read).map_err(error)?;
-        let mut scan = SegmentScan::new(file, header, FIRST_BATCH_OFFSET).map_err(error)?;
-        while Some(scanned.end) != self.end {
-            let batch = match scan.next_batch().map_err(error)? {
-                Ok(batch) => batch,
-                Err(invalid) => {
-                    scanned.invalid = Some(invalid);
-                    break;
-                }
+        let mut scan =
+            SegmentScan::new(Arc::clone(&file), header, FIRST_BATCH_OFFSET).map_err(error)?;
+        let mut proven = self.proven;
+        while self.end.is_none_or(|end| scanned.end < end) {
+            let place = scanned.end;
+            let (batch, invalid) = match scan.next_batch().map_err(error)? {
+                Ok(batch) => (Some(batch), check_chain(&batch.header, scanned.last_crc)),
+                Err(invalid) => (None, Some(invalid)),
             };
-            let found = batch.header.previous_crc;
-            if let Some(expected) = scanned.last_crc.filter(|expected| *expected != found) {
-                scanned.invalid = Some(Invalid::Chain { expected, found });
-                break;
+            if let Some(invalid) = invalid {
+                if proven.is_none_or(|proven| proven <= place) {
+                    // Perhaps something behind it says that it had been synced.
+                    let file = Arc::clone(&file);
+                    let remains = survey_remains(file, header.store, self.segment, place.offset());
+                    proven = proven.max(Some(remains.map_err(error)?.synced));
+                }
+                let Some(proven) = proven.filter(|proven| place < *proven) else {
+                    break;
+                };
+                scanned.damage.push(Damage {
+                    place,
+                    invalid,
+                    proven,
+                });
             }
-            visit(&batch)?;
-            scanned.last_crc = Some(batch.header.crc);
-            scanned.end = batch.header.end();
+            let header = match batch {
+                Some(batch) => {
+                    visit(&batch)?;
+                    Some(batch.header)
+                }
+                None => scan.skip_batch().map_err(error)?,
+            };
+            let Some(header) = header else {
+                // Where the next batch begins is lost as well.
+                scanned.end = scanned.end.max(proven.unwrap_or(place));
+                scanned.last_crc = None;
+                break;
+            };
+            scanned.last_crc = Some(header.crc);
+            scanned.end = header.end();
         }
         Ok(scanned)
     }
+}
 
-    /// What lies behind `from`.
-    pub(crate) fn remains(
-        &self,
-        store: &Store,
-        superblock: &Superblock,
-        from: Lsn,
-    ) -> Result<Remains, DumpError> {
-        let path = segment_path(self.segment);
-        let error = |source| io_error(store, "read a segment", &path, source);
-        let file = store.view.open(&path, OpenMode::Read).map_err(error)?;
-        survey_remains(file, superblock.store, self.segment, from.offset()).map_err(error)
-    }
+fn check_chain(header: &BatchHeader, expected: Option<u32>) -> Option<Invalid> {
+    let found = header.previous_crc;
+    let expected = expected.filter(|expected| *expected != found)?;
+    Some(Invalid::Chain { expected, found })
 }
 
 /// The system's refusal, as the engine would say it.
-pub(crate) fn io_error(store: &Store, operation: &'static str, path: &Path, source: std::io::Error) -> DumpError {
-    StorageError::Io { operation, path: store.view.describe(path), source }.into()
+pub(crate) fn io_error(
+    store: &Store,
+    operation: &'static str,
+    path: &Path,
+    source: std::io::Error,
+) -> DumpError {
+    StorageError::Io {
+        operation,
+        path: store.view.describe(path),
+        source,
+    }
+    .into()
 }
 
 fn newer(store: &Store, path: &Path, found: u32) -> DumpError {
-    StorageError::NewerFormat { path: store.view.describe(path), found, supported: FORMAT_VERSION }.into()
+    StorageError::NewerFormat {
+        path: store.view.describe(path),
+        found,
+        supported: FORMAT_VERSION,
+    }
+    .into()
 }

@@ -48,7 +48,9 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has seen enough.
-        Err(DumpError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(DumpError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             // What was found before the error comes before it.
             let _ = out.flush();
@@ -66,7 +68,9 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), DumpError> {
     match &args.command {
         Command::Segments(_) => segments::run(&store, printer),
         Command::Batches { range, .. } => records::batches(&store, range, printer),
-        Command::Records { range, selection, .. } => records::records(&store, range, selection, printer),
+        Command::Records {
+            range, selection, ..
+        } => records::records(&store, range, selection, printer),
         Command::Queues(_) => queues::run(&store, printer),
         Command::Index { queue, .. } => index::run(&store, queue, printer),
         Command::Topology(_) => topology::run(&store, printer),

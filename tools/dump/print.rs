@@ -67,14 +67,27 @@ impl Row {
 
     /// Yes or no.
     pub(crate) fn flag(self, name: &'static str, is_set: bool) -> Self {
-        self.cell(name, Some(is_set.into()), Some(if is_set { "yes" } else { "no" }.to_owned()))
+        self.cell(
+            name,
+            Some(is_set.into()),
+            Some(if is_set { "yes" } else { "no" }.to_owned()),
+        )
     }
 
     /// Unix milliseconds, 0 for never: a number for machines, a date for people.
     pub(crate) fn time(self, name: &'static str, people_name: &'static str, unix_ms: u64) -> Self {
-        let value = if unix_ms == 0 { Value::Null } else { unix_ms.into() };
-        let text = if unix_ms == 0 { ABSENT.to_owned() } else { date(unix_ms) };
-        self.cell(name, Some(value), None).cell(people_name, None, Some(text))
+        let value = if unix_ms == 0 {
+            Value::Null
+        } else {
+            unix_ms.into()
+        };
+        let text = if unix_ms == 0 {
+            ABSENT.to_owned()
+        } else {
+            date(unix_ms)
+        };
+        self.cell(name, Some(value), None)
+            .cell(people_name, None, Some(text))
     }
 
     /// A value for machines.
@@ -88,7 +101,9 @@ impl Row {
     }
 
     fn texts(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.cells.iter().filter_map(|cell| cell.text.as_deref().map(|text| (cell.name, text)))
+        self.cells
+            .iter()
+            .filter_map(|cell| cell.text.as_deref().map(|text| (cell.name, text)))
     }
 }
 
@@ -112,7 +127,15 @@ fn visible(text: &str) -> String {
     if !text.contains(char::is_control) {
         return text.to_owned();
     }
-    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+    text.chars()
+        .map(|c| {
+            if c.is_control() {
+                c.escape_default().to_string()
+            } else {
+                c.to_string()
+            }
+        })
+        .collect()
 }
 
 /// Prints rows.
@@ -126,7 +149,12 @@ pub(crate) struct Printer<'a> {
 
 impl<'a> Printer<'a> {
     pub(crate) fn new(out: &'a mut dyn Write, is_json: bool) -> Self {
-        Self { out, is_json, pending: Vec::new(), columns: Vec::new() }
+        Self {
+            out,
+            is_json,
+            pending: Vec::new(),
+            columns: Vec::new(),
+        }
     }
 
     /// Adds a row to the table.
@@ -136,7 +164,11 @@ impl<'a> Printer<'a> {
             return writeln!(self.out, "{line}").map_err(DumpError::Output);
         }
         self.pending.push(row);
-        if self.pending.len() >= CHUNK_ROWS { self.flush() } else { Ok(()) }
+        if self.pending.len() >= CHUNK_ROWS {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     /// Ends the table.
@@ -149,7 +181,11 @@ impl<'a> Printer<'a> {
     /// A line between tables, for people only.
     pub(crate) fn title(&mut self, title: &str) -> Result<(), DumpError> {
         self.end()?;
-        if self.is_json { Ok(()) } else { writeln!(self.out, "{title}").map_err(DumpError::Output) }
+        if self.is_json {
+            Ok(())
+        } else {
+            writeln!(self.out, "{title}").map_err(DumpError::Output)
+        }
     }
 
     /// A line for machines only.
@@ -162,7 +198,11 @@ impl<'a> Printer<'a> {
         if self.is_json {
             return self.row(row);
         }
-        let width = row.texts().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+        let width = row
+            .texts()
+            .map(|(name, _)| name.chars().count())
+            .max()
+            .unwrap_or(0);
         row.texts()
             .try_for_each(|(name, text)| writeln!(self.out, "  {name:width$}  {text}"))
             .map_err(DumpError::Output)
@@ -170,13 +210,17 @@ impl<'a> Printer<'a> {
 
     fn flush(&mut self) -> Result<(), DumpError> {
         let rows = std::mem::take(&mut self.pending);
-        let Some(first) = rows.first() else { return Ok(()) };
+        let Some(first) = rows.first() else {
+            return Ok(());
+        };
         let heads: Vec<String> = first.texts().map(|(name, _)| name.to_uppercase()).collect();
         if self.columns.is_empty() {
             self.columns = heads
                 .iter()
                 .enumerate()
-                .map(|(index, head)| measure(head, rows.iter().filter_map(|row| row.texts().nth(index))))
+                .map(|(index, head)| {
+                    measure(head, rows.iter().filter_map(|row| row.texts().nth(index)))
+                })
                 .collect();
             self.line(heads.iter().map(String::as_str))?;
         }
@@ -193,21 +237,30 @@ impl<'a> Printer<'a> {
                 line.push_str("  ");
             }
             let padding = " ".repeat(width.saturating_sub(text.chars().count()));
-            let (before, behind) = if *is_number { (padding.as_str(), "") } else { ("", padding.as_str()) };
+            let (before, behind) = if *is_number {
+                (padding.as_str(), "")
+            } else {
+                ("", padding.as_str())
+            };
             line.extend([before, text, behind]);
         }
         writeln!(self.out, "{}", line.trim_end()).map_err(DumpError::Output)
     }
 }
 
+/// The width of a column, and whether it holds numbers, which stand at its right edge.
 fn measure<'t>(head: &str, cells: impl Iterator<Item = (&'static str, &'t str)>) -> (usize, bool) {
     let mut width = head.chars().count();
-    let mut is_number = true;
+    let (mut number_count, mut text_count) = (0, 0);
     for (_, text) in cells {
         width = width.max(text.chars().count());
-        is_number &= text == ABSENT || text.bytes().all(|byte| byte.is_ascii_digit());
+        match text {
+            ABSENT => {}
+            text if text.bytes().all(|byte| byte.is_ascii_digit()) => number_count += 1,
+            _ => text_count += 1,
+        }
     }
-    (width, is_number)
+    (width, number_count > 0 && text_count == 0)
 }
 
 /// Unix milliseconds as an RFC 3339 date, by the civil calendar's 400 year cycle.
@@ -217,11 +270,16 @@ pub(crate) fn date(unix_ms: u64) -> String {
     // Days since 0000-03-01: years then end with the leap day.
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
@@ -250,7 +308,11 @@ mod tests {
         let mut printer = Printer::new(&mut out, is_json);
         let rows = [(7u64, "a\nb"), (12, "")];
         for (number, name) in rows {
-            let row = Row::new().number("id", number).text("name", name).json("more", true).flag("old", false);
+            let row = Row::new()
+                .number("id", number)
+                .text("name", name)
+                .json("more", true)
+                .flag("old", false);
             printer.row(row).expect("a vector takes all");
         }
         printer.end().expect("a vector takes all");
@@ -259,7 +321,10 @@ mod tests {
 
     #[test]
     fn people_get_columns_and_no_control_characters() {
-        assert_eq!(rows(false), "ID  NAME  OLD\n 7  a\\nb  no\n12  \"\"    no\n");
+        assert_eq!(
+            rows(false),
+            "ID  NAME  OLD\n 7  a\\nb  no\n12  \"\"    no\n"
+        );
     }
 
     #[test]

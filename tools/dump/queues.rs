@@ -10,14 +10,23 @@ use crate::store::Store;
 
 pub(crate) fn run(store: &Store, printer: &mut Printer<'_>) -> Result<(), DumpError> {
     let snapshot = Snapshot::load(store)?;
-    snapshot.queues.iter().try_for_each(|image| printer.row(row(&snapshot, image)))?;
+    snapshot
+        .queues
+        .iter()
+        .try_for_each(|image| printer.row(row(&snapshot, image)))?;
     printer.end()
 }
 
 fn row(snapshot: &Snapshot, image: &QueueImage) -> Row {
     let queue = snapshot.topology.queues.get(&image.id.0);
-    let head = image.entries.iter().next().map_or(image.next_seq, |entry| entry.seq);
-    let count = |predicate: &dyn Fn(&&ImageEntry) -> bool| image.entries.iter().filter(predicate).count() as u64;
+    let head = image
+        .entries
+        .iter()
+        .next()
+        .map_or(image.next_seq, |entry| entry.seq);
+    let count = |predicate: &dyn Fn(&&ImageEntry) -> bool| {
+        image.entries.iter().filter(predicate).count() as u64
+    };
     Row::new()
         .number("id", image.id.0)
         .maybe_text("vhost", queue.map(|queue| &queue.vhost))

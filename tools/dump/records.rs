@@ -30,8 +30,14 @@ impl Reading {
     /// Opens the log; of a damaged one what can still be read, beside the damage.
     fn open(store: &Store) -> Result<(Self, Option<DumpError>), DumpError> {
         Snapshot::look(store, |snapshot, superblock| {
-            let synced = snapshot.as_ref().map_or(superblock.synced, |snapshot| snapshot.synced);
-            Ok(Self { log: Log::read(store, superblock)?, snapshot, synced })
+            let synced = snapshot
+                .as_ref()
+                .map_or(superblock.synced, |snapshot| snapshot.synced);
+            Ok(Self {
+                log: Log::read(store, superblock)?,
+                snapshot,
+                synced,
+            })
         })
     }
 
@@ -42,7 +48,11 @@ impl Reading {
         range: &LogRange,
         mut visit: impl FnMut(&Batch<'_>) -> Result<(), DumpError>,
     ) -> Result<(), DumpError> {
-        for file in self.log.in_order().filter(|file| range.has_segment(file.segment)) {
+        for file in self
+            .log
+            .in_order()
+            .filter(|file| range.has_segment(file.segment))
+        {
             match file.scan(store, None, &mut visit) {
                 // The broker freed it meanwhile: everything in it is settled.
                 Err(error) if error.is_missing_file() && store.view.is_running() => {}
@@ -54,8 +64,14 @@ impl Reading {
 
     /// A queue with its name, if it has one still.
     fn queue_text(&self, id: QueueId) -> String {
-        let queue = self.snapshot.as_ref().and_then(|snapshot| snapshot.topology.queues.get(&id.0));
-        queue.map_or_else(|| id.to_string(), |queue| format!("{id} ({})", full_name(&queue.vhost, &queue.name)))
+        let queue = self
+            .snapshot
+            .as_ref()
+            .and_then(|snapshot| snapshot.topology.queues.get(&id.0));
+        queue.map_or_else(
+            || format!("queue {id}"),
+            |queue| format!("queue {id} ({})", full_name(&queue.vhost, &queue.name)),
+        )
     }
 
     fn find_queue(&self, text: &str) -> Result<QueueId, DumpError> {
@@ -70,7 +86,11 @@ impl Reading {
     }
 }
 
-pub(crate) fn batches(store: &Store, range: &LogRange, printer: &mut Printer<'_>) -> Result<(), DumpError> {
+pub(crate) fn batches(
+    store: &Store,
+    range: &LogRange,
+    printer: &mut Printer<'_>,
+) -> Result<(), DumpError> {
     let (reading, damage) = Reading::open(store)?;
     reading.scan(store, range, |batch| {
         let header = &batch.header;
@@ -99,7 +119,11 @@ pub(crate) fn records(
     printer: &mut Printer<'_>,
 ) -> Result<(), DumpError> {
     let (reading, damage) = Reading::open(store)?;
-    let queue = selection.queue.as_deref().map(|text| reading.find_queue(text)).transpose()?;
+    let queue = selection
+        .queue
+        .as_deref()
+        .map(|text| reading.find_queue(text))
+        .transpose()?;
     reading.scan(store, range, |batch| {
         for (position, record) in batch.records() {
             let is_chosen = range.has(position.lsn)
@@ -130,10 +154,13 @@ fn kind_of(record: &Record<'_>) -> RecordKind {
 fn touches(record: &Record<'_>, wanted: QueueId) -> bool {
     match *record {
         Record::Publish(publish) => publish.refs.iter().any(|r| r.queue == wanted),
-        Record::Settle { queue, .. } | Record::Requeue { queue, .. } | Record::Reserve { queue, .. } => queue == wanted,
-        Record::Meta { effect: MetaEffect::QueueCreated(queue) | MetaEffect::QueueDeleted(queue), .. } => {
-            queue == wanted
-        }
+        Record::Settle { queue, .. }
+        | Record::Requeue { queue, .. }
+        | Record::Reserve { queue, .. } => queue == wanted,
+        Record::Meta {
+            effect: MetaEffect::QueueCreated(queue) | MetaEffect::QueueDeleted(queue),
+            ..
+        } => queue == wanted,
         Record::Meta { .. } | Record::Open { .. } | Record::Mark => false,
     }
 }
@@ -145,31 +172,78 @@ fn row(reading: &Reading, position: Position, record: &Record<'_>, with_body: bo
         .text("type", format!("{:?}", kind_of(record)).to_uppercase());
     match *record {
         Record::Publish(publish) => publish_cells(row, reading, &publish, with_body),
-        Record::Settle { queue, cause, ranges } => {
-            let text: Vec<String> = ranges.iter().map(|run| range_text(run.first.0, run.last.0)).collect();
-            let ranges: Vec<Value> =
-                ranges.iter().map(|run| json!({"first": run.first.0, "last": run.last.0})).collect();
+        Record::Settle {
+            queue,
+            cause,
+            ranges,
+        } => {
+            let text: Vec<String> = ranges
+                .iter()
+                .map(|run| range_text(run.first.0, run.last.0))
+                .collect();
+            let ranges: Vec<Value> = ranges
+                .iter()
+                .map(|run| json!({"first": run.first.0, "last": run.last.0}))
+                .collect();
             row.json("queue", queue.0)
                 .json("cause", cause_name(cause))
                 .json("ranges", ranges)
-                .people("what", format!("{} in {}: {}", cause_name(cause), reading.queue_text(queue), text.join(", ")))
+                .people(
+                    "what",
+                    format!(
+                        "{} {}: {}",
+                        reading.queue_text(queue),
+                        cause_name(cause),
+                        text.join(", ")
+                    ),
+                )
         }
-        Record::Requeue { queue, seq, delivery_count } => row
+        Record::Requeue {
+            queue,
+            seq,
+            delivery_count,
+        } => row
             .json("queue", queue.0)
             .json("seq", seq.0)
             .json("delivery_count", delivery_count)
-            .people("what", format!("seq {} of {}, deliveries {delivery_count}", seq.0, reading.queue_text(queue))),
-        Record::Reserve { queue, upto } => row
-            .json("queue", queue.0)
-            .json("upto", upto.0)
-            .people("what", format!("seqs below {} of {} may be delivered", upto.0, reading.queue_text(queue))),
-        Record::Meta { kind, version, effect, body } => meta_cells(row, kind, version, effect, body),
-        Record::Open { predecessor_end, epoch } => row
+            .people(
+                "what",
+                format!(
+                    "{} seq {}, delivered {delivery_count} times",
+                    reading.queue_text(queue),
+                    seq.0
+                ),
+            ),
+        Record::Reserve { queue, upto } => row.json("queue", queue.0).json("upto", upto.0).people(
+            "what",
+            format!(
+                "{}: seqs below {} may be delivered",
+                reading.queue_text(queue),
+                upto.0
+            ),
+        ),
+        Record::Meta {
+            kind,
+            version,
+            effect,
+            body,
+        } => meta_cells(row, kind, version, effect, body),
+        Record::Open {
+            predecessor_end,
+            epoch,
+        } => row
             .json("predecessor_end", predecessor_end.to_string())
             .json("epoch", epoch)
-            .people("what", format!("epoch {epoch}, continues the log at {predecessor_end}")),
+            .people("what", open_text(predecessor_end, epoch)),
         Record::Mark => row.people("what", "idle"),
     }
+}
+
+fn open_text(predecessor_end: Lsn, epoch: u64) -> String {
+    if predecessor_end == Lsn(0) {
+        return format!("epoch {epoch}, the log begins");
+    }
+    format!("epoch {epoch}, continues the log at {predecessor_end}")
 }
 
 fn publish_cells(row: Row, reading: &Reading, publish: &Publish<'_>, with_body: bool) -> Row {
@@ -181,8 +255,11 @@ fn publish_cells(row: Row, reading: &Reading, publish: &Publish<'_>, with_body: 
             json!({"queue": r.queue.0, "seq": r.seq.0, "expires_at_ms": expires_at})
         })
         .collect();
-    let targets: Vec<String> =
-        publish.refs.iter().map(|r| format!("seq {} of {}", r.seq.0, reading.queue_text(r.queue))).collect();
+    let targets: Vec<String> = publish
+        .refs
+        .iter()
+        .map(|r| format!("{} seq {}", reading.queue_text(r.queue), r.seq.0))
+        .collect();
     let row = row
         .json("refs", refs)
         .json("priority", publish.priority)
@@ -191,9 +268,18 @@ fn publish_cells(row: Row, reading: &Reading, publish: &Publish<'_>, with_body: 
     let targets = targets.join(", ");
     match Message::decode_payload(Bytes::copy_from_slice(publish.payload)) {
         Ok(message) => {
-            let (exchange, key) = (name_text(message.exchange()), name_text(message.routing_key()));
-            let mut what = format!("{targets}; exchange {exchange:?} key {key:?}, body {} bytes", message.body_len());
-            let mut row = row.json("exchange", exchange).json("routing_key", key).json("body_bytes", message.body_len());
+            let (exchange, key) = (
+                name_text(message.exchange()),
+                name_text(message.routing_key()),
+            );
+            let mut what = format!(
+                "{targets}; exchange {exchange:?} key {key:?}, body {} bytes",
+                message.body_len()
+            );
+            let mut row = row
+                .json("exchange", exchange)
+                .json("routing_key", key)
+                .json("body_bytes", message.body_len());
             if with_body {
                 let body = message.body().concat();
                 what = format!("{what}: {}", body.escape_ascii());
@@ -201,7 +287,9 @@ fn publish_cells(row: Row, reading: &Reading, publish: &Publish<'_>, with_body: 
             }
             row.people("what", what)
         }
-        Err(error) => row.json("error", error.to_string()).people("what", format!("{targets}; {error}")),
+        Err(error) => row
+            .json("error", error.to_string())
+            .people("what", format!("{targets}; {error}")),
     }
 }
 
@@ -218,11 +306,16 @@ fn meta_cells(row: Row, kind: u16, version: u16, effect: MetaEffect, body: &[u8]
         MetaEffect::QueueCreated(queue) | MetaEffect::QueueDeleted(queue) => Some(queue.0),
         MetaEffect::None => None,
     };
-    let row = row.json("kind", kind).json("version", version).json("queue", queue);
+    let row = row
+        .json("kind", kind)
+        .json("version", version)
+        .json("queue", queue);
     match Change::decode(kind, version, body) {
         Ok(change) => {
             let (name, value) = topology::describe(&change);
-            row.json("change", name).json("value", value.clone()).people("what", format!("{name} {}", tables::short(&value)))
+            row.json("change", name)
+                .json("value", value.clone())
+                .people("what", format!("{name} {}", tables::short(&value)))
         }
         Err(error) => row.json("error", error.to_string()).people("what", error),
     }
@@ -233,7 +326,11 @@ fn name_text(name: &stratamq::amqp::short_string::ShortString) -> String {
 }
 
 fn range_text(first: u64, last: u64) -> String {
-    if first == last { format!("seq {first}") } else { format!("seqs {first} to {last}") }
+    if first == last {
+        format!("seq {first}")
+    } else {
+        format!("seqs {first} to {last}")
+    }
 }
 
 /// The cause as operators call it.

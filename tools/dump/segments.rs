@@ -24,8 +24,14 @@ pub(crate) fn run(store: &Store, printer: &mut Printer<'_>) -> Result<(), DumpEr
         let log = Log::read(store, superblock)?;
         let mut rows = Vec::new();
         for file in log.files.values() {
-            let content = if file.is_void { None } else { Some(read_content(store, file)?) };
-            let alive = live.as_ref().map(|live| live.get(&file.segment).copied().unwrap_or_default());
+            let content = if file.is_void {
+                None
+            } else {
+                Some(read_content(store, file)?)
+            };
+            let alive = live
+                .as_ref()
+                .map(|live| live.get(&file.segment).copied().unwrap_or_default());
             let reason = why_kept(store, file, snapshot.as_ref(), superblock);
             rows.push(row(file, content, alive, reason));
         }
@@ -37,7 +43,11 @@ pub(crate) fn run(store: &Store, printer: &mut Printer<'_>) -> Result<(), DumpEr
 }
 
 fn read_content(store: &Store, file: &SegmentFile) -> Result<Content, DumpError> {
-    let mut content = Content { end: file.first_batch(), batch_count: 0, record_count: 0 };
+    let mut content = Content {
+        end: file.first_batch(),
+        batch_count: 0,
+        record_count: 0,
+    };
     let scanned = file.scan(store, None, |batch| {
         content.batch_count += 1;
         content.record_count += u64::from(batch.header.record_count);
@@ -51,7 +61,9 @@ fn row(file: &SegmentFile, content: Option<Content>, alive: Option<Live>, reason
     let log_bytes = content.map(|content| content.end.0 - file.first_batch().0);
     let live_bytes = alive.map(|alive| alive.record_bytes);
     // Headers of batches, acks and topology count as dead: nobody will read them again once a checkpoint is made.
-    let dead_bytes = log_bytes.zip(live_bytes).map(|(all, live)| all.saturating_sub(live));
+    let dead_bytes = log_bytes
+        .zip(live_bytes)
+        .map(|(all, live)| all.saturating_sub(live));
     Row::new()
         .text("segment", file.segment)
         .maybe_text("first_lsn", content.map(|_| file.first_batch()))
@@ -68,7 +80,12 @@ fn row(file: &SegmentFile, content: Option<Content>, alive: Option<Live>, reason
 
 /// The first reason of those there may be. A segment is freed when the newest checkpoint counts no live ref in it and
 /// replay does not begin in or before it.
-fn why_kept(store: &Store, file: &SegmentFile, snapshot: Option<&Snapshot>, superblock: &Superblock) -> &'static str {
+fn why_kept(
+    store: &Store,
+    file: &SegmentFile,
+    snapshot: Option<&Snapshot>,
+    superblock: &Superblock,
+) -> &'static str {
     if file.is_void {
         return "void: no part of the log, freed with its neighbours";
     }

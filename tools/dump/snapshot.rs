@@ -50,9 +50,14 @@ impl Snapshot {
         let survey = survey(&store.view, superblock)?;
         let replayed_count = survey.replay.record_count();
         let (queues, records) = survey.replay.finish();
-        let snapshot = survey.checkpoint.as_ref().map(|checkpoint| checkpoint.meta.as_slice());
-        let topology = read_topology(snapshot, &records)
-            .map_err(|error| DumpError::Topology { path: store.name(), error })?;
+        let snapshot = survey
+            .checkpoint
+            .as_ref()
+            .map(|checkpoint| checkpoint.meta.as_slice());
+        let topology = read_topology(snapshot, &records).map_err(|error| DumpError::Topology {
+            path: store.name(),
+            error,
+        })?;
         Ok(Self {
             superblock,
             checkpoint: survey.checkpoint,
@@ -125,17 +130,25 @@ impl Snapshot {
         if let Some(queue) = queues().find(|queue| full_name(&queue.vhost, &queue.name) == text) {
             return Ok(QueueId(queue.id));
         }
-        let named: Vec<u64> = queues().filter(|queue| queue.name == text).map(|queue| queue.id).collect();
+        let named: Vec<u64> = queues()
+            .filter(|queue| queue.name == text)
+            .map(|queue| queue.id)
+            .collect();
         match named.as_slice() {
             [id] => Ok(QueueId(*id)),
             [] => Err(DumpError::Queue(format!("there is no queue {text:?}"))),
-            _ => Err(DumpError::Queue(format!("several vhosts have a queue {text:?}: name it VHOST/NAME or by id"))),
+            _ => Err(DumpError::Queue(format!(
+                "several vhosts have a queue {text:?}: name it VHOST/NAME or by id"
+            ))),
         }
     }
 
     /// The image of a queue, if the log knows it.
     pub(crate) fn image(&self, id: QueueId) -> Option<&QueueImage> {
-        let index = self.queues.binary_search_by_key(&id, |image| image.id).ok()?;
+        let index = self
+            .queues
+            .binary_search_by_key(&id, |image| image.id)
+            .ok()?;
         self.queues.get(index)
     }
 }
@@ -145,7 +158,10 @@ pub(crate) fn full_name(vhost: &str, name: &str) -> String {
     format!("{vhost}/{name}")
 }
 
-fn read_topology(snapshot: Option<&[u8]>, records: &[MetaRecord]) -> Result<MetaState, RestoreError> {
+fn read_topology(
+    snapshot: Option<&[u8]>,
+    records: &[MetaRecord],
+) -> Result<MetaState, RestoreError> {
     let mut state = snapshot.map_or_else(|| Ok(MetaState::new()), MetaState::decode)?;
     for record in records {
         state.apply(Change::decode(record.kind, record.version, &record.body)?);

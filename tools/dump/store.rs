@@ -28,7 +28,10 @@ impl Store {
     /// Looks at the data directory `root`, which must exist.
     pub(crate) fn open(root: &Path) -> Result<Self, DumpError> {
         let view = View::open(root.to_owned()).map_err(DumpError::Directory)?;
-        Ok(Self { view, root: root.to_owned() })
+        Ok(Self {
+            view,
+            root: root.to_owned(),
+        })
     }
 
     /// The directory, for messages.
@@ -60,12 +63,20 @@ impl Store {
         let mut last_sequence = None;
         for _ in 1..LOOKS_MAX {
             let superblock = self.superblock();
-            let sequence = superblock.as_ref().ok().map(|(_, superblock)| superblock.sequence);
-            let error = match superblock.and_then(|(copies, superblock)| look(&copies, superblock)) {
+            let sequence = superblock
+                .as_ref()
+                .ok()
+                .map(|(_, superblock)| superblock.sequence);
+            let error = match superblock.and_then(|(copies, superblock)| look(&copies, superblock))
+            {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
-            equal_looks = if sequence == last_sequence { equal_looks + 1 } else { 1 };
+            equal_looks = if sequence == last_sequence {
+                equal_looks + 1
+            } else {
+                1
+            };
             last_sequence = sequence;
             if !self.is_worth_another_look(&error, sequence, equal_looks) {
                 return Err(error);
@@ -79,13 +90,21 @@ impl Store {
         look(&copies, superblock)
     }
 
-    fn is_worth_another_look(&self, error: &DumpError, sequence: Option<u64>, equal_looks: u32) -> bool {
+    fn is_worth_another_look(
+        &self,
+        error: &DumpError,
+        sequence: Option<u64>,
+        equal_looks: u32,
+    ) -> bool {
         let may_be_stale = error.exit_code() == 3 || error.is_missing_file();
         if !may_be_stale {
             return false;
         }
         // A broker may also have begun to run after we looked at the lock.
-        let now = self.superblock().ok().map(|(_, superblock)| superblock.sequence);
+        let now = self
+            .superblock()
+            .ok()
+            .map(|(_, superblock)| superblock.sequence);
         now != sequence || (self.view.is_running() && equal_looks < EQUAL_LOOKS_MAX)
     }
 }

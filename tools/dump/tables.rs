@@ -19,7 +19,12 @@ pub(crate) fn arguments(bytes: &[u8]) -> Value {
 }
 
 fn from_table(table: &FieldTable) -> Value {
-    let entries = table.iter().map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), from_value(value)));
+    let entries = table.iter().map(|(name, value)| {
+        (
+            String::from_utf8_lossy(name).into_owned(),
+            from_value(value),
+        )
+    });
     Value::Object(entries.collect::<Map<_, _>>())
 }
 
@@ -36,10 +41,12 @@ fn from_value(value: &FieldValue) -> Value {
         FieldValue::Float(value) => json!(value),
         FieldValue::Double(value) => json!(value),
         FieldValue::Decimal { scale, value } => json!({"scale": scale, "value": value}),
-        FieldValue::LongString(bytes) | FieldValue::Binary(bytes) => match std::str::from_utf8(bytes) {
-            Ok(text) => json!(text),
-            Err(_) => json!({"base64": base64(bytes)}),
-        },
+        FieldValue::LongString(bytes) | FieldValue::Binary(bytes) => {
+            match std::str::from_utf8(bytes) {
+                Ok(text) => json!(text),
+                Err(_) => json!({"base64": base64(bytes)}),
+            }
+        }
         FieldValue::Array(values) => values.iter().map(from_value).collect(),
         FieldValue::Timestamp(seconds) => json!(seconds),
         FieldValue::Table(table) => from_table(table),
@@ -51,16 +58,31 @@ fn from_value(value: &FieldValue) -> Value {
 pub(crate) fn short(value: &Value) -> String {
     match value {
         Value::Object(entries) => {
-            let parts: Vec<String> = entries.iter().map(|(name, value)| format!("{name}={}", plain(value))).collect();
+            let parts: Vec<String> = entries
+                .iter()
+                .filter(|(_, value)| !is_empty(value))
+                .map(|(name, value)| format!("{name}={}", plain(value)))
+                .collect();
             parts.join(" ")
         }
         other => plain(other),
     }
 }
 
+/// An empty table or list, such as that of no arguments.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Object(entries) => entries.is_empty(),
+        Value::Array(values) => values.is_empty(),
+        _ => false,
+    }
+}
+
 fn plain(value: &Value) -> String {
     match value {
-        Value::String(text) if !text.is_empty() && !text.contains([' ', '"', '=', ',']) => text.clone(),
+        Value::String(text) if !text.is_empty() && !text.contains([' ', '"', '=', ',']) => {
+            text.clone()
+        }
         other => other.to_string(),
     }
 }

@@ -11,16 +11,35 @@ use crate::tables::{arguments, short};
 
 pub(crate) fn run(store: &Store, printer: &mut Printer<'_>) -> Result<(), DumpError> {
     let topology = Snapshot::load(store)?.topology;
-    let vhosts = topology.vhosts.iter().map(|name| start("vhost").text("vhost", name));
+    let vhosts = topology
+        .vhosts
+        .iter()
+        .map(|name| start("vhost").text("vhost", name));
     section(printer, "vhosts", vhosts)?;
     section(printer, "users", topology.users.values().map(user_row))?;
-    section(printer, "permissions", topology.permissions.values().map(permissions_row))?;
-    section(printer, "exchanges", topology.exchanges.values().map(exchange_row))?;
+    section(
+        printer,
+        "permissions",
+        topology.permissions.values().map(permissions_row),
+    )?;
+    section(
+        printer,
+        "exchanges",
+        topology.exchanges.values().map(exchange_row),
+    )?;
     section(printer, "queues", topology.queues.values().map(queue_row))?;
-    section(printer, "bindings", topology.bindings.iter().map(binding_row))
+    section(
+        printer,
+        "bindings",
+        topology.bindings.iter().map(binding_row),
+    )
 }
 
-fn section(printer: &mut Printer<'_>, title: &str, rows: impl Iterator<Item = Row>) -> Result<(), DumpError> {
+fn section(
+    printer: &mut Printer<'_>,
+    title: &str,
+    rows: impl Iterator<Item = Row>,
+) -> Result<(), DumpError> {
     let rows: Vec<Row> = rows.collect();
     printer.title(&format!("{title}: {}", rows.len()))?;
     rows.into_iter().try_for_each(|row| printer.row(row))?;
@@ -32,11 +51,15 @@ fn start(kind: &str) -> Row {
 }
 
 fn user_row(user: &UserV1) -> Row {
-    start("user").text("user", &user.name).json("tags", user.tags.clone()).people("tags", user.tags.join(", ")).flag(
-        // The hash itself is nobody's business; that there is none, and so no way to log in, is the operator's.
-        "has_password",
-        !user.password_hash.is_empty(),
-    )
+    start("user")
+        .text("user", &user.name)
+        .json("tags", user.tags.clone())
+        .people("tags", or_dash(user.tags.join(", ")))
+        .flag(
+            // The hash itself is nobody's business; that there is none, and so no way to log in, is the operator's.
+            "has_password",
+            !user.password_hash.is_empty(),
+        )
 }
 
 fn permissions_row(permissions: &PermissionsV1) -> Row {
@@ -72,7 +95,14 @@ fn binding_row(binding: &BindingV1) -> Row {
         .text("vhost", &binding.vhost)
         .text("source", &binding.source)
         .text("destination", &binding.destination)
-        .text("destination_type", if binding.is_to_queue { "queue" } else { "exchange" })
+        .text(
+            "destination_type",
+            if binding.is_to_queue {
+                "queue"
+            } else {
+                "exchange"
+            },
+        )
         .text("routing_key", &binding.routing_key);
     arguments_cells(row, &binding.arguments)
 }
@@ -80,7 +110,16 @@ fn binding_row(binding: &BindingV1) -> Row {
 fn arguments_cells(row: Row, bytes: &[u8]) -> Row {
     let arguments = arguments(bytes);
     let text = short(&arguments);
-    row.json("arguments", arguments).people("arguments", if text.is_empty() { "-".to_owned() } else { text })
+    row.json("arguments", arguments)
+        .people("arguments", or_dash(text))
+}
+
+fn or_dash(text: String) -> String {
+    if text.is_empty() {
+        "-".to_owned()
+    } else {
+        text
+    }
 }
 
 /// A change of topology in words, and what it says, without password hashes.
@@ -94,13 +133,19 @@ pub(crate) fn describe(change: &Change) -> (&'static str, Value) {
             "permissions set",
             json!({"vhost": set.vhost, "user": set.user, "configure": set.configure, "write": set.write, "read": set.read}),
         ),
-        Change::PermissionsCleared(name) => ("permissions cleared", json!({"vhost": name.vhost, "user": name.user})),
+        Change::PermissionsCleared(name) => (
+            "permissions cleared",
+            json!({"vhost": name.vhost, "user": name.user}),
+        ),
         Change::ExchangeDeclared(exchange) => (
             "exchange declared",
             json!({"vhost": exchange.vhost, "name": exchange.name, "type": exchange.kind,
                 "arguments": arguments(&exchange.arguments)}),
         ),
-        Change::ExchangeDeleted(name) => ("exchange deleted", json!({"vhost": name.vhost, "name": name.name})),
+        Change::ExchangeDeleted(name) => (
+            "exchange deleted",
+            json!({"vhost": name.vhost, "name": name.name}),
+        ),
         Change::QueueDeclared(queue) => (
             "queue declared",
             json!({"id": queue.id, "vhost": queue.vhost, "name": queue.name, "arguments": arguments(&queue.arguments)}),

@@ -56,25 +56,50 @@ struct Report {
 
 impl Report {
     fn add(&mut self, check: &'static str, outcome: Outcome, text: impl Into<String>) {
-        self.findings.push(Finding { check, outcome, place: None, text: text.into() });
+        self.findings.push(Finding {
+            check,
+            outcome,
+            place: None,
+            text: text.into(),
+        });
     }
 
     fn damage(&mut self, check: &'static str, path: String, offset: u64, text: impl Into<String>) {
         self.damage_count += 1;
         if self.findings.len() < LISTED_MAX {
             let place = Some((path, offset));
-            self.findings.push(Finding { check, outcome: Outcome::Damaged, place, text: text.into() });
+            self.findings.push(Finding {
+                check,
+                outcome: Outcome::Damaged,
+                place,
+                text: text.into(),
+            });
         }
+    }
+
+    /// True when damage at this place was found before.
+    fn has(&self, path: &str, offset: u64) -> bool {
+        let is_place = |place: &(String, u64)| place.0 == path && place.1 == offset;
+        self.findings
+            .iter()
+            .any(|finding| finding.place.as_ref().is_some_and(is_place))
     }
 
     /// Adds an error of the engine if it is damage; other errors end the command.
     fn add_error(&mut self, check: &'static str, error: DumpError) -> Result<(), DumpError> {
         match error {
-            DumpError::Storage(StorageError::Damaged { path, offset, detail }) => {
+            DumpError::Storage(StorageError::Damaged {
+                path,
+                offset,
+                detail,
+            }) => {
                 self.damage(check, path, offset, format!("{detail}; {RESTORE}"));
                 Ok(())
             }
-            DumpError::Topology { path, error: reason } if error_is_damage(&reason) => {
+            DumpError::Topology {
+                path,
+                error: reason,
+            } if error_is_damage(&reason) => {
                 self.damage("topology", path, 0, format!("{reason}; {RESTORE}"));
                 Ok(())
             }
@@ -90,7 +115,10 @@ impl Report {
                 Outcome::Damaged => "DAMAGED",
             };
             let (path, offset) = finding.place.clone().unzip();
-            let place = finding.place.as_ref().map(|(path, offset)| format!("{path} at offset {offset}: "));
+            let place = finding
+                .place
+                .as_ref()
+                .map(|(path, offset)| format!("{path} at offset {offset}: "));
             let row = Row::new()
                 .people("result", result)
                 .json("result", result.to_lowercase())
@@ -113,6 +141,11 @@ impl Report {
     }
 }
 
+/// A number of things, in words.
+fn counted(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
 fn error_is_damage(error: &stratamq::broker::RestoreError) -> bool {
     matches!(error, stratamq::broker::RestoreError::Malformed { .. })
 }
@@ -124,7 +157,10 @@ pub(crate) fn run(store: &Store, printer: &mut Printer<'_>) -> Result<(), DumpEr
         check(store, copies, superblock, &mut report)?;
         match report.damage_count {
             0 => Ok(()),
-            count => Err(DumpError::Damaged { path: store.name(), count }),
+            count => Err(DumpError::Damaged {
+                path: store.name(),
+                count,
+            }),
         }
     });
     match outcome {
@@ -132,7 +168,10 @@ pub(crate) fn run(store: &Store, printer: &mut Printer<'_>) -> Result<(), DumpEr
         Err(error @ DumpError::Storage(StorageError::Damaged { .. })) => {
             report.add_error("superblock", error)?;
             report.print(printer)?;
-            Err(DumpError::Damaged { path: store.name(), count: report.damage_count })
+            Err(DumpError::Damaged {
+                path: store.name(),
+                count: report.damage_count,
+            })
         }
         Err(error @ DumpError::Damaged { .. }) => {
             report.print(printer)?;
@@ -143,7 +182,12 @@ pub(crate) fn run(store: &Store, printer: &mut Printer<'_>) -> Result<(), DumpEr
     }
 }
 
-fn check(store: &Store, copies: &[Copy; 2], superblock: Superblock, report: &mut Report) -> Result<(), DumpError> {
+fn check(
+    store: &Store,
+    copies: &[Copy; 2],
+    superblock: Superblock,
+    report: &mut Report,
+) -> Result<(), DumpError> {
     check_superblock(copies, &superblock, report);
     let snapshot = match Snapshot::read(store, superblock) {
         Ok(snapshot) => Some(snapshot),
@@ -163,7 +207,11 @@ fn check(store: &Store, copies: &[Copy; 2], superblock: Superblock, report: &mut
             check_topology(store, snapshot, report);
             describe_tail(store, snapshot, report);
         }
-        None => report.add("index", Outcome::Note, "not checked: the state at the end of the log is not known"),
+        None => report.add(
+            "index",
+            Outcome::Note,
+            "not checked: the state at the end of the log is not known",
+        ),
     }
     Ok(())
 }
@@ -172,23 +220,36 @@ fn check_superblock(copies: &[Copy; 2], superblock: &Superblock, report: &mut Re
     for (copy, name) in copies.iter().zip(SUPERBLOCK_FILES) {
         match copy {
             Copy::Missing => {
-                report.add("superblock", Outcome::Note, format!("{name} is missing; the next start writes it again"));
+                report.add(
+                    "superblock",
+                    Outcome::Note,
+                    format!("{name} is missing; the next start writes it again"),
+                );
             }
             Copy::Invalid => {
-                let text = format!("{name} is not whole: torn by a crash, or damaged; the next start writes it again");
+                let text = format!(
+                    "{name} is not whole: torn by a crash, or damaged; the next start writes it again"
+                );
                 report.add("superblock", Outcome::Note, text);
             }
             Copy::Valid(_) | Copy::Newer(_) => {}
         }
     }
-    let text = format!("sequence {}, epoch {}", superblock.sequence, superblock.epoch);
+    let text = format!(
+        "sequence {}, epoch {}",
+        superblock.sequence, superblock.epoch
+    );
     report.add("superblock", Outcome::Ok, text);
 }
 
 fn describe_state(snapshot: &Snapshot, report: &mut Report) {
     match &snapshot.checkpoint {
         Some(checkpoint) => {
-            let refs: u64 = checkpoint.segments.values().map(|used| used.live_refs).sum();
+            let refs: u64 = checkpoint
+                .segments
+                .values()
+                .map(|used| used.live_refs)
+                .sum();
             let text = format!(
                 "generation {}: {refs} live refs in {} segments, as its entries say",
                 checkpoint.header.generation,
@@ -199,25 +260,35 @@ fn describe_state(snapshot: &Snapshot, report: &mut Report) {
         None => report.add("checkpoint", Outcome::Ok, "none yet"),
     }
     let text = format!(
-        "{} segments from {} to {}, {} records",
-        snapshot.chain.len(),
+        "from {} to {} in {}, {}",
         snapshot.superblock.begin,
         snapshot.end,
-        snapshot.replayed_count
+        counted(snapshot.chain.len() as u64, "segment"),
+        counted(snapshot.replayed_count, "record")
     );
     report.add("log", Outcome::Ok, text);
 }
 
 fn check_topology(store: &Store, snapshot: &Snapshot, report: &mut Report) {
     let topology = &snapshot.topology;
-    let without_state = topology.queues.keys().find(|id| !snapshot.queues.iter().any(|image| image.id.0 == **id));
-    let without_name = snapshot.queues.iter().find(|image| !topology.queues.contains_key(&image.id.0));
+    let without_state = topology
+        .queues
+        .keys()
+        .find(|id| !snapshot.queues.iter().any(|image| image.id.0 == **id));
+    let without_name = snapshot
+        .queues
+        .iter()
+        .find(|image| !topology.queues.contains_key(&image.id.0));
     if let Some(id) = without_state {
-        let text = format!("queue {id} is declared, but the log never heard of it; report this as a bug");
+        let text =
+            format!("queue {id} is declared, but the log never heard of it; report this as a bug");
         report.damage("topology", store.name(), 0, text);
     }
     if let Some(image) = without_name {
-        let text = format!("the log keeps queue {}, but nobody declared it; report this as a bug", image.id);
+        let text = format!(
+            "the log keeps queue {}, but nobody declared it; report this as a bug",
+            image.id
+        );
         report.damage("topology", store.name(), 0, text);
     }
     if without_state.is_none() && without_name.is_none() {
@@ -234,7 +305,11 @@ fn check_topology(store: &Store, snapshot: &Snapshot, report: &mut Report) {
 }
 
 fn describe_tail(store: &Store, snapshot: &Snapshot, report: &mut Report) {
-    let behind: u64 = snapshot.discarded.iter().map(|discarded| discarded.remains.len_bytes).sum();
+    let behind: u64 = snapshot
+        .discarded
+        .iter()
+        .map(|discarded| discarded.remains.len_bytes)
+        .sum();
     if store.view.is_running() {
         let (end, synced) = (snapshot.end, snapshot.synced);
         let text = if behind == 0 && end <= synced {
@@ -247,7 +322,11 @@ fn describe_tail(store: &Store, snapshot: &Snapshot, report: &mut Report) {
         };
         report.add("tail", Outcome::Ok, text);
     } else if behind == 0 {
-        report.add("tail", Outcome::Ok, format!("the log ends cleanly at {}", snapshot.end));
+        report.add(
+            "tail",
+            Outcome::Ok,
+            format!("the log ends cleanly at {}", snapshot.end),
+        );
     } else {
         let text = format!(
             "torn tail: {behind} bytes behind {}, of which nothing was ever confirmed; the next start leaves them out \

@@ -32,7 +32,11 @@ impl View {
     pub(crate) fn open(root: PathBuf) -> io::Result<Self> {
         let disk = RealDisk::open_existing(root)?;
         let is_running = disk.is_locked(Path::new(LOCK_FILE))?;
-        Ok(Self { disk, is_running, held: Mutex::default() })
+        Ok(Self {
+            disk,
+            is_running,
+            held: Mutex::default(),
+        })
     }
 
     /// True when a broker held the lock as the view was opened.
@@ -66,7 +70,10 @@ impl View {
 
 /// Keeps (1).
 pub(crate) fn refused<T>() -> io::Result<T> {
-    Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "the dump tool never writes"))
+    Err(io::Error::new(
+        io::ErrorKind::ReadOnlyFilesystem,
+        "the dump tool never writes",
+    ))
 }
 
 impl Disk for View {

@@ -13,23 +13,38 @@ use crate::snapshot::Snapshot;
 use crate::store::Store;
 
 /// What an operator can do about one message.
-const ADVICE: &str = "only this message is lost: restore the segment from a backup, or purge the queue";
+const ADVICE: &str =
+    "only this message is lost: restore the segment from a backup, or purge the queue";
 
-pub(super) fn check(store: &Store, snapshot: &Snapshot, ends: &Ends, report: &mut Report) -> Result<(), DumpError> {
+pub(super) fn check(
+    store: &Store,
+    snapshot: &Snapshot,
+    ends: &Ends,
+    report: &mut Report,
+) -> Result<(), DumpError> {
     let damage_before = report.damage_count;
     let mut entries: Vec<(Position, QueueId, Seq)> = snapshot
         .queues
         .iter()
-        .flat_map(|image| image.entries.iter().map(|entry| (entry.position, image.id, entry.seq)))
+        .flat_map(|image| {
+            image
+                .entries
+                .iter()
+                .map(|entry| (entry.position, image.id, entry.seq))
+        })
         .collect();
     // In the order of the log, so that the disk is read once from front to back.
     entries.sort_unstable_by_key(|(position, queue, seq)| (position.lsn, queue.0, seq.0));
     let mut record = Vec::new();
     for (position, queue, seq) in &entries {
         // A segment that is missing or void was reported as a whole.
-        let Some(end) = ends.get(&position.lsn.segment()) else { continue };
+        let Some(end) = ends.get(&position.lsn.segment()) else {
+            continue;
+        };
         let wrong = if position.lsn >= *end {
-            Some(format!("the record lies behind {end}, where its segment ends"))
+            Some(format!(
+                "the record lies behind {end}, where its segment ends"
+            ))
         } else {
             read(store, *position, &mut record)?;
             check_record(&record, *queue, *seq, *position).err()
@@ -41,7 +56,11 @@ pub(super) fn check(store: &Store, snapshot: &Snapshot, ends: &Ends, report: &mu
         }
     }
     if report.damage_count == damage_before {
-        let text = format!("{} messages in {} queues, each in its place", entries.len(), snapshot.queues.len());
+        let text = format!(
+            "{} messages in {} queues, each in its place",
+            entries.len(),
+            snapshot.queues.len()
+        );
         report.add("index", Outcome::Ok, text);
     }
     Ok(())
@@ -53,11 +72,16 @@ fn read(store: &Store, position: Position, record: &mut Vec<u8>) -> Result<(), D
     let error = |source| io_error(store, "read a segment", &path, source);
     let file = store.view.open(&path, OpenMode::Read).map_err(error)?;
     // A length from the disk: never more than the file has.
-    let rest = file.len().map_err(error)?.saturating_sub(u64::from(position.lsn.offset()));
+    let rest = file
+        .len()
+        .map_err(error)?
+        .saturating_sub(u64::from(position.lsn.offset()));
     let len = u64::from(position.len_bytes).min(rest);
     record.clear();
     record.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
-    let count = file.read_at(record, u64::from(position.lsn.offset())).map_err(error)?;
+    let count = file
+        .read_at(record, u64::from(position.lsn.offset()))
+        .map_err(error)?;
     record.truncate(count);
     Ok(())
 }

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 
 use stratamq::disk::Disk;
-use stratamq::storage::batch::Invalid;
 use stratamq::storage::format::segment_path;
 use stratamq::storage::superblock::Superblock;
 use stratamq::storage::types::{Lsn, SegmentId};
 
 use super::{Outcome, RESTORE, Report};
 use crate::error::DumpError;
-use crate::log::{Log, Scanned, SegmentFile};
+use crate::log::{Damage, Log, SegmentFile};
 use crate::snapshot::Snapshot;
 use crate::store::Store;
 
@@ -37,20 +36,28 @@ pub(super) fn check(
     let damage_before = report.damage_count;
     for file in log.in_order() {
         let Ok(header) = file.header else { continue };
-        let scanned = file.scan(store, first_crc(file, header.epoch, previous.as_ref()), |batch| {
-            batch_count += 1;
-            record_count += u64::from(batch.header.record_count);
-            Ok(())
-        })?;
-        // What is wrong from the checkpoint's begin on has been found by replay already.
-        if scanned.end < superblock.begin
-            && let Some(text) = damage_of(store, superblock, file, &scanned)?
-        {
-            let path = store.view.describe(&segment_path(file.segment));
-            report.damage("segments", path, u64::from(scanned.end.offset()), format!("{text}; {RESTORE}"));
+        let scanned = file.scan(
+            store,
+            first_crc(file, header.epoch, previous.as_ref()),
+            |batch| {
+                batch_count += 1;
+                record_count += u64::from(batch.header.record_count);
+                Ok(())
+            },
+        )?;
+        for damage in &scanned.damage {
+            // What is wrong from the checkpoint's begin on has been found by replay already; but replay ends with
+            // the first place it finds.
+            if damage.place < superblock.begin || snapshot.is_none() {
+                report_damage(store, damage, report);
+            }
         }
         ends.insert(file.segment, scanned.end);
-        previous = Some(Previous { segment: file.segment, epoch: header.epoch, crc: scanned.last_crc });
+        previous = Some(Previous {
+            segment: file.segment,
+            epoch: header.epoch,
+            crc: scanned.last_crc,
+        });
     }
     check_needed(store, log, snapshot, report);
     if report.damage_count == damage_before {
@@ -71,29 +78,25 @@ fn first_crc(file: &SegmentFile, epoch: u64, previous: Option<&Previous>) -> Opt
     match previous {
         _ if file.predecessor_end == Some(Lsn(0)) => Some(0),
         Some(previous) if predecessor == Some(previous.segment) => {
-            if previous.epoch == epoch { previous.crc } else { Some(0) }
+            if previous.epoch == epoch {
+                previous.crc
+            } else {
+                Some(0)
+            }
         }
         _ => None,
     }
 }
 
-fn damage_of(
-    store: &Store,
-    superblock: &Superblock,
-    file: &SegmentFile,
-    scanned: &Scanned,
-) -> Result<Option<String>, DumpError> {
-    let Some(invalid) = &scanned.invalid else { return Ok(None) };
-    let is_first_replayed = file.segment == superblock.begin.segment();
-    if let Some(end) = file.end.or(is_first_replayed.then_some(superblock.begin)) {
-        return Ok(Some(format!("{invalid}, but the log of this segment goes on to {end}")));
+fn report_damage(store: &Store, damage: &Damage, report: &mut Report) {
+    let path = store.view.describe(&segment_path(damage.place.segment()));
+    let batch_offset = u64::from(damage.place.offset());
+    if report.has(&path, batch_offset) {
+        return;
     }
-    // The segment that would say where this one ends has been freed. A tail that was torn once is legal here.
-    let remains = file.remains(store, superblock, scanned.end)?;
-    if *invalid != Invalid::Absent && remains.synced > scanned.end {
-        return Ok(Some(format!("{invalid}, but everything before {} had been synced", remains.synced)));
-    }
-    Ok(None)
+    let (invalid, proven) = (&damage.invalid, damage.proven);
+    let text = format!("{invalid}, but the log is known to go on to {proven}; {RESTORE}");
+    report.damage("segments", path, batch_offset, text);
 }
 
 /// Segments that hold live messages must be part of the log.
@@ -107,6 +110,14 @@ fn check_needed(store: &Store, log: &Log, snapshot: Option<&Snapshot>, report: &
             Some(_) => continue,
         };
         let path = store.view.describe(&segment_path(segment));
-        report.damage("segments", path, 0, format!("{text}, but {} live messages lie in it; {RESTORE}", live.refs));
+        report.damage(
+            "segments",
+            path,
+            0,
+            format!(
+                "{text}, but {} live messages lie in it; {RESTORE}",
+                live.refs
+            ),
+        );
     }
 }
