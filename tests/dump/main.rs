@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod broker;
 mod command;
 mod fixtures;
 mod load;

@@ -33,6 +33,12 @@ pub(crate) enum DumpError {
     /// A queue that does not exist, or several that do.
     #[error("{0}; `strata-dump queues` lists them")]
     Queue(String),
+    /// A queue is named, but topology cannot be read.
+    #[error(
+        "the directory is damaged and the names of queues cannot be read: give the id of {0:?}; `strata-dump verify` \
+         says where the damage is"
+    )]
+    NoNames(String),
     /// `verify` has said where and what.
     #[error(
         "{count} place(s) of {path} are damaged; nothing was changed: keep a copy before anything else"
@@ -52,7 +58,9 @@ impl DumpError {
     /// The code the process ends with.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Storage(StorageError::Damaged { .. }) | Self::Damaged { .. } => 3,
+            Self::Storage(StorageError::Damaged { .. })
+            | Self::Damaged { .. }
+            | Self::NoNames(_) => 3,
             Self::Topology {
                 error: RestoreError::Malformed { .. },
                 ..

@@ -78,10 +78,10 @@ impl Reading {
         // Queues that are gone still have records, and a damaged directory has no names.
         let by_id = || text.parse().ok().map(QueueId);
         match &self.snapshot {
-            Some(snapshot) => snapshot.find_queue(text).or_else(|error| by_id().ok_or(error)),
-            None => by_id().ok_or_else(|| {
-                DumpError::Queue(format!("the names of queues cannot be read from a damaged directory: give the id of {text:?}"))
-            }),
+            Some(snapshot) => snapshot
+                .find_queue(text)
+                .or_else(|error| by_id().ok_or(error)),
+            None => by_id().ok_or_else(|| DumpError::NoNames(text.to_owned())),
         }
     }
 }

@@ -32,7 +32,13 @@ pub(crate) fn run(store: &Store, printer: &mut Printer<'_>) -> Result<(), DumpEr
             let alive = live
                 .as_ref()
                 .map(|live| live.get(&file.segment).copied().unwrap_or_default());
-            let reason = why_kept(store, file, snapshot.as_ref(), superblock);
+            let reason = why_kept(
+                store,
+                file,
+                snapshot.as_ref(),
+                superblock,
+                alive.is_some_and(|alive| alive.refs > 0),
+            );
             rows.push(row(file, content, alive, reason));
         }
         Ok(rows)
@@ -85,6 +91,7 @@ fn why_kept(
     file: &SegmentFile,
     snapshot: Option<&Snapshot>,
     superblock: &Superblock,
+    has_live: bool,
 ) -> &'static str {
     if file.is_void {
         return "void: no part of the log, freed with its neighbours";
@@ -98,7 +105,8 @@ fn why_kept(
     }
     let checkpoint = snapshot.and_then(|snapshot| snapshot.checkpoint.as_ref());
     match checkpoint.map(|checkpoint| checkpoint.segments.contains_key(&file.segment)) {
-        Some(true) => "live refs",
+        Some(true) if has_live => "live refs",
+        Some(true) => "live refs in the newest checkpoint",
         Some(false) => "nothing: freed by the next checkpoint",
         None => "unknown: the state cannot be read",
     }
