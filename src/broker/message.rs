@@ -320,3 +320,99 @@ impl Reader {
         ShortString::new(bytes).ok_or(PayloadError::Malformed { field })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::amqp::properties::PropertiesBuilder;
+    use proptest::prelude::*;
+
+    fn parts(body: Vec<Bytes>) -> MessageParts {
+        let mut properties = PropertiesBuilder::new();
+        properties.set_delivery_mode(Some(2)).set_header("a", 1);
+        MessageParts {
+            exchange: ShortString::from_static("exchange"),
+            routing_key: ShortString::from_static("key"),
+            bcc: vec![ShortString::from_static("blind")],
+            properties: properties.build(),
+            body,
+            has_deaths: true,
+        }
+    }
+
+    #[track_caller]
+    fn check_round_trip(body: Vec<Bytes>) {
+        let message = Message::from_parts(&parts(body));
+        let payload = message.payload_parts().concat();
+        assert_eq!(crc32fast::hash(&payload), message.payload_crc());
+        let back = Message::decode_payload(payload.into()).expect("written by us");
+        assert_eq!(back.exchange(), message.exchange());
+        assert_eq!(back.routing_key(), message.routing_key());
+        assert_eq!(back.bcc(), message.bcc());
+        assert_eq!(back.properties(), message.properties());
+        assert_eq!(back.body().concat(), message.body().concat());
+        assert_eq!(back.body_len(), message.body_len());
+        assert!(back.has_deaths() && back.is_persistent());
+    }
+
+    #[test]
+    fn payload_round_trip() {
+        for len in [
+            0,
+            1,
+            COPIED_BODY_MAX_BYTES,
+            COPIED_BODY_MAX_BYTES + 1,
+            1 << 20,
+        ] {
+            let body = Bytes::from(vec![7; len]);
+            check_round_trip(vec![body.clone()]);
+            check_round_trip(vec![body.slice(..len / 2), body.slice(len / 2..)]);
+        }
+        check_round_trip(Vec::new());
+    }
+
+    #[test]
+    fn small_message_does_not_keep_its_read_buffer_alive_and_large_is_not_copied() {
+        let buffer = Bytes::from(vec![1; 64 * 1024]);
+        let small = Message::from_parts(&parts(vec![buffer.slice(..100)]));
+        assert!(!buffer.as_ptr_range().contains(&small.body()[0].as_ptr()));
+        let large = Message::from_parts(&parts(vec![buffer.slice(..40_000)]));
+        assert!(buffer.as_ptr_range().contains(&large.body()[0].as_ptr()));
+    }
+
+    #[test]
+    fn expiration_is_a_decimal_number_of_at_most_ten_years() {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("+5", Some(5)),
+            ("007", Some(7)),
+            ("315360000000", Some(TTL_MAX_MS)),
+            ("315360000001", None),
+            ("99999999999999999999999", None),
+            ("", None),
+            ("+", None),
+            ("-1", None),
+            ("5x", None),
+            (" 5", None),
+        ] {
+            assert_eq!(parse_expiration(text.as_bytes()), expected, "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Message::decode_payload(bytes.into());
+        }
+
+        #[test]
+        fn damaged_payload_never_panics(at in 0usize..60, value in any::<u8>(), cut in 0usize..60) {
+            let payload = Message::from_parts(&parts(vec![Bytes::from_static(b"body")]));
+            let mut bytes = payload.payload_parts().concat();
+            let at = at % bytes.len();
+            bytes[at] = value;
+            bytes.truncate(bytes.len().saturating_sub(cut));
+            let _ = Message::decode_payload(bytes.into());
+        }
+    }
+}

@@ -42,3 +42,5 @@ pub use access::{LoginError, User};
 pub use connection::Connection;
 pub use facade::{Broker, BrokerOptions};
 pub use meta::RestoreError;
+#[cfg(test)]
+pub(crate) mod testing;

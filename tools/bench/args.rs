@@ -21,6 +21,7 @@ pub(crate) struct Args {
     #[arg(
         long,
         env = "AMQP_URL",
+        hide_env_values = true,
         default_value = "amqp://guest:guest@127.0.0.1:5672/%2f"
     )]
     pub(crate) url: Url,

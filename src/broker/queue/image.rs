@@ -48,7 +48,8 @@ impl Queue {
         Some(image)
     }
 
-    /// The queue that `image` shows. `Effects::timers` is armed through `turn`; limits and expiry apply.
+    /// The queue that `image` shows. Limits and expiry apply, but nothing is routed yet: once the whole
+    /// topology stands, [`Queue::renew_lease`] starts timers and dead letters.
     #[must_use]
     pub fn restore(spec: QueueSpec, image: &QueueImage, turn: &mut Turn<'_>) -> QueueHandle {
         let mut state = QueueState::new(

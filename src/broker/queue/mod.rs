@@ -36,7 +36,8 @@ mod state;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use self::state::QueueState;
+use self::batch::Batch;
+use self::state::{Locked, QueueState};
 use super::arguments::QueueArguments;
 use super::command::{ConfirmAt, Delivery};
 use super::dead_letter::DeadLetterRouter;
@@ -116,8 +117,8 @@ pub struct Turn<'a> {
     refused: Vec<(QueueHandle, Arc<Message>)>,
 }
 
-/// A target queue was deleted: nothing was done, route once more with a fresh topology (leaving out
-/// queues that say [`Queue::is_deleted`]).
+/// A target queue was deleted: route once more with a fresh topology (leaving out queues that say
+/// [`Queue::is_deleted`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TargetDeleted;
 
@@ -349,10 +350,16 @@ impl Queue {
         }
     }
 
-    /// Renews the lease of `x-expires` (declare; `get` does it itself) and arms its timer.
+    /// Renews the lease of `x-expires` (declare; `get` does it itself) and arms its timer. After a
+    /// restart this also starts what [`Queue::restore`] left to do: dead letters of messages that expired
+    /// or became too many meanwhile.
     pub fn renew_lease(self: &Arc<Self>, turn: &mut Turn<'_>) {
-        let mut state = lock(&self.state);
-        state.lease_from_ms = turn.now_ms;
-        state.arm_timer(self, turn.effects);
+        let mut locked = Locked::one(self);
+        locked.first().1.lease_from_ms = turn.now_ms;
+        locked.conclude(turn, Batch::default());
+        turn.finish();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ const NOT_PUSHED: Receipt = Receipt { end: Lsn(0) };
 /// `out`. `targets` ascending by id, distinct; with no targets every outcome is `Now`.
 ///
 /// # Errors
-/// [`TargetDeleted`] before anything was done.
+/// [`TargetDeleted`]; the messages without an outcome in `out` were not published.
 pub fn publish(
     turn: &mut Turn<'_>,
     targets: &[QueueHandle],
@@ -26,14 +26,15 @@ pub fn publish(
     out: &mut Vec<ConfirmAt>,
 ) -> Result<(), TargetDeleted> {
     let mut rest = messages;
+    let mut result = Ok(());
     // A push with drops is one atomic group, so a run may not outgrow a group.
-    while !rest.is_empty() {
+    while !rest.is_empty() && result.is_ok() {
         let (run, later) = rest.split_at(run_len(turn, targets, rest));
-        publish_run(turn, targets, run, out)?;
+        result = publish_run(turn, targets, run, out);
         rest = later;
     }
     turn.finish();
-    Ok(())
+    result
 }
 
 /// Messages from the front of `messages` that one push takes. Queues that drop from the head need the

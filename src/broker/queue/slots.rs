@@ -403,6 +403,12 @@ impl Slots {
         })
     }
 
+    /// Runs in memory.
+    #[cfg(test)]
+    pub(super) fn run_count(&self) -> usize {
+        self.runs.len()
+    }
+
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
         *self = Self::new(Seq(self.next_seq));
