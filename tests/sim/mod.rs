@@ -1,0 +1,10 @@
+//! Proof of the storage engine on a simulated disk; see `tests/README.md`.
+
+mod action;
+mod explore;
+mod live;
+mod model;
+mod oracle;
+mod oracle_tests;
+mod scripts;
+mod world;
