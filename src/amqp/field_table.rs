@@ -26,6 +26,10 @@ use super::wire::{
 /// (`x-death`) have two.
 pub const MAX_NESTING: usize = 64;
 
+// What a hostile table can cost: its smallest entry, two bytes, becomes this much, and its smallest array
+// item, one byte, a value. So a frame of 128 KiB cannot make more than some megabytes of table.
+const _: () = assert!(size_of::<(Bytes, FieldValue)>() <= 80 && size_of::<FieldValue>() <= 48);
+
 /// A table of names and values; order and duplicates are kept, look-up finds the first.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FieldTable {

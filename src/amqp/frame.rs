@@ -363,3 +363,6 @@ pub fn encode(
 pub fn encode_heartbeat(out: &mut BytesMut) {
     encode(out, FrameKind::Heartbeat, 0, |_| {});
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! Fuzz targets as plain functions: any bytes may be given, none may panic or break a promise.
 //!
-//! A test drives them from a seeded generator; a fuzzer may call them as they are.
+//! A test drives them from a seeded generator; a fuzzer may call them as they are. For a long run:
+//! `STRATAMQ_FUZZ_CASES=1000000 cargo test --lib amqp::fuzz`.
 
 use bytes::{Bytes, BytesMut};
 

@@ -224,6 +224,14 @@ macro_rules! methods {
             }
         }
 
+        /// One of every method, with random arguments.
+        #[cfg(test)]
+        pub(super) fn samples(random: &mut super::samples::Random) -> Vec<Method> {
+            vec![$($(Method::$variant($class::$struct {
+                $($field: super::samples::Sample::sample(random),)*
+            }),)*)*]
+        }
+
         impl MethodId {
             /// Every method there is.
             pub const ALL: &'static [Self] = &[$($($class::$struct::ID,)*)*];
@@ -479,3 +487,6 @@ pub(super) fn put_id(out: &mut BytesMut, id: MethodId) {
     out.put_u16(id.class_id);
     out.put_u16(id.method_id);
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,8 @@ pub mod method;
 pub mod properties;
 pub mod protocol_header;
 pub mod reply_code;
+#[cfg(test)]
+mod samples;
 pub mod short_string;
 mod wire;
 

@@ -65,3 +65,69 @@ reply_codes! {
         InternalError = 541 "INTERNAL_ERROR",
     }
 }
+
+/// Reply code of a close without an error.
+pub const REPLY_SUCCESS: u16 = 200;
+
+/// Reply code of `basic.return` for a mandatory message that no queue took.
+pub const NO_ROUTE: u16 = 312;
+
+/// Reply text that goes with [`NO_ROUTE`].
+pub const NO_ROUTE_TEXT: &str = "NO_ROUTE";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Codes an error may carry, and whether they may close just a channel (reference section 4.1). The
+    /// others of AMQP 0-9-1 (311, 313, 402) are never sent.
+    const TABLE: &[(u16, &str, &str)] = &[
+        (320, "CONNECTION_FORCED", "connection"),
+        (403, "ACCESS_REFUSED", "channel and connection"),
+        (404, "NOT_FOUND", "channel"),
+        (405, "RESOURCE_LOCKED", "channel"),
+        (406, "PRECONDITION_FAILED", "channel"),
+        (501, "FRAME_ERROR", "connection"),
+        (502, "SYNTAX_ERROR", "connection"),
+        (503, "COMMAND_INVALID", "connection"),
+        (504, "CHANNEL_ERROR", "connection"),
+        (505, "UNEXPECTED_FRAME", "connection"),
+        (506, "RESOURCE_ERROR", "connection"),
+        (530, "NOT_ALLOWED", "connection"),
+        (540, "NOT_IMPLEMENTED", "connection"),
+        (541, "INTERNAL_ERROR", "connection"),
+    ];
+
+    fn of_scope(scope: &str) -> Vec<(u16, &'static str)> {
+        TABLE
+            .iter()
+            .filter(|(_, _, scopes)| scopes.contains(scope))
+            .map(|(code, name, _)| (*code, *name))
+            .collect()
+    }
+
+    #[test]
+    fn every_code_closes_what_the_specification_says() {
+        let channel: Vec<_> = ChannelReplyCode::ALL
+            .iter()
+            .map(|code| (code.code(), code.name()))
+            .collect();
+        assert_eq!(channel, of_scope("channel"));
+        let connection: Vec<_> = ConnectionReplyCode::ALL
+            .iter()
+            .map(|code| (code.code(), code.name()))
+            .collect();
+        assert_eq!(connection, of_scope("connection"));
+    }
+
+    #[test]
+    fn the_numbers_are_those_of_a_foreign_client() {
+        use lapin::protocol::AMQPErrorKind;
+        for (code, name, _) in TABLE {
+            let kind = AMQPErrorKind::from_id(*code).expect(name);
+            let kind = format!("{kind:?}").replace(['(', ')'], "");
+            let spoken = name.replace('_', "").to_lowercase();
+            assert!(kind.to_lowercase().ends_with(&spoken), "{kind} {name}");
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Queue arguments, parsed once.
 
-use crate::amqp::field_table::FieldTable;
+use super::message::TTL_MAX_MS;
+use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::short_string::ShortString;
 
 /// What happens to a message that would make a queue too long.
@@ -48,12 +49,268 @@ pub struct QueueArguments {
 #[error("{0}")]
 pub struct ArgumentError(pub String);
 
+/// Longest `x-expires`, 10 years, as RabbitMQ has it; the same as the longest message TTL.
+const EXPIRES_MAX_MS: u64 = TTL_MAX_MS;
+
+/// Arguments that only other queue types know (reference section 7.3): a classic queue refuses them.
+const OF_OTHER_TYPES: [&str; 14] = [
+    "x-delivery-limit",
+    "x-quorum-initial-group-size",
+    "x-dead-letter-strategy",
+    "x-consumer-timeout",
+    "x-consumer-disconnected-timeout",
+    "x-delayed-retry-type",
+    "x-delayed-retry-min",
+    "x-delayed-retry-max",
+    "x-max-in-memory-length",
+    "x-max-in-memory-bytes",
+    "x-max-age",
+    "x-stream-max-segment-size-bytes",
+    "x-stream-filter-size-bytes",
+    "x-initial-cluster-size",
+];
+
+/// Arguments that a classic queue compares on redeclare (QU-13); the others are stored only.
+pub const COMPARED: [&str; 10] = [
+    "x-message-ttl",
+    "x-expires",
+    "x-max-length",
+    "x-max-length-bytes",
+    "x-overflow",
+    "x-dead-letter-exchange",
+    "x-dead-letter-routing-key",
+    "x-max-priority",
+    "x-single-active-consumer",
+    "x-queue-type",
+];
+
 impl QueueArguments {
     /// Checks and understands the arguments of `queue.declare` for a classic queue.
     ///
     /// # Errors
     /// The reply text for 406, naming the argument, the queue and the vhost.
     pub fn parse(arguments: &FieldTable, queue: &str, vhost: &str) -> Result<Self, ArgumentError> {
-        todo!()
+        let parser = Parser {
+            arguments,
+            queue,
+            vhost,
+        };
+        parser.check_type()?;
+        Ok(Self {
+            message_ttl_ms: parser.number("x-message-ttl", 0, TTL_MAX_MS)?,
+            expires_ms: parser.number("x-expires", 1, EXPIRES_MAX_MS)?,
+            max_length: parser.number("x-max-length", 0, u64::MAX)?,
+            max_length_bytes: parser.number("x-max-length-bytes", 0, u64::MAX)?,
+            overflow: parser.overflow()?,
+            dead_letter: parser.dead_letter()?,
+            is_single_active_consumer: parser.flag("x-single-active-consumer")?,
+        })
+    }
+}
+
+struct Parser<'a> {
+    arguments: &'a FieldTable,
+    queue: &'a str,
+    vhost: &'a str,
+}
+
+impl Parser<'_> {
+    fn invalid(&self, name: &str, reason: impl std::fmt::Display) -> ArgumentError {
+        let (queue, vhost) = (self.queue, self.vhost);
+        ArgumentError(format!(
+            "invalid arg '{name}' for queue '{queue}' in vhost '{vhost}': {reason}"
+        ))
+    }
+
+    fn check_type(&self) -> Result<(), ArgumentError> {
+        if let Some(value) = self.arguments.get("x-queue-type") {
+            let text = value.as_text();
+            let is_classic = matches!(text, Some("" | "classic" | "undefined"))
+                || matches!(value, FieldValue::Void);
+            if !is_classic {
+                let found = text.unwrap_or(value.type_name());
+                return Err(self.invalid(
+                    "x-queue-type",
+                    format_args!("\"unsupported queue type '{found}'\""),
+                ));
+            }
+        }
+        if self.arguments.get("x-max-priority").is_some() {
+            return Err(self.invalid("x-max-priority", "\"priority queues are not supported\""));
+        }
+        let foreign = OF_OTHER_TYPES
+            .iter()
+            .find(|name| self.arguments.get(name).is_some());
+        foreign.map_or(Ok(()), |name| {
+            let (queue, vhost) = (self.queue, self.vhost);
+            Err(ArgumentError(format!(
+                "invalid arg '{name}' for queue '{queue}' in vhost '{vhost}' of queue type \
+                 rabbit_classic_queue"
+            )))
+        })
+    }
+
+    fn number(&self, name: &str, min: u64, max: u64) -> Result<Option<u64>, ArgumentError> {
+        let Some(value) = self.arguments.get(name) else {
+            return Ok(None);
+        };
+        let Some(number) = value.as_integer() else {
+            let found = value.type_name();
+            return Err(self.invalid(name, format_args!("\"expected integer, got {found}\"")));
+        };
+        match u64::try_from(number) {
+            Err(_) => Err(self.invalid(name, format_args!("{{value_negative,{number}}}"))),
+            Ok(0) if min > 0 => Err(self.invalid(name, "{value_zero,0}")),
+            Ok(number) if number > max => {
+                Err(self.invalid(name, format_args!("{{value_too_large,{number}}}")))
+            }
+            Ok(number) => Ok(Some(number)),
+        }
+    }
+
+    fn flag(&self, name: &str) -> Result<bool, ArgumentError> {
+        match self.arguments.get(name) {
+            None => Ok(false),
+            Some(FieldValue::Bool(value)) => Ok(*value),
+            Some(other) => {
+                let found = other.type_name();
+                Err(self.invalid(name, format_args!("{{unacceptable_type,{found}}}")))
+            }
+        }
+    }
+
+    fn overflow(&self) -> Result<Overflow, ArgumentError> {
+        let name = "x-overflow";
+        let Some(value) = self.arguments.get(name) else {
+            return Ok(Overflow::default());
+        };
+        let FieldValue::LongString(text) = value else {
+            let found = value.type_name();
+            return Err(self.invalid(name, format_args!("{{unacceptable_type,{found}}}")));
+        };
+        match &text[..] {
+            b"drop-head" => Ok(Overflow::DropHead),
+            b"reject-publish" => Ok(Overflow::RejectPublish),
+            b"reject-publish-dlx" => Ok(Overflow::RejectPublishDlx),
+            _ => Err(self.invalid(name, "invalid_overflow")),
+        }
+    }
+
+    fn dead_letter(&self) -> Result<Option<DeadLetterTarget>, ArgumentError> {
+        let exchange = self.name("x-dead-letter-exchange")?;
+        let routing_key = self.name("x-dead-letter-routing-key")?;
+        match (exchange, routing_key) {
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(self.invalid(
+                "x-dead-letter-routing-key",
+                "routing_key_but_no_dlx_defined",
+            )),
+            (Some(exchange), routing_key) => Ok(Some(DeadLetterTarget {
+                exchange,
+                routing_key,
+            })),
+        }
+    }
+
+    fn name(&self, name: &str) -> Result<Option<ShortString>, ArgumentError> {
+        let Some(value) = self.arguments.get(name) else {
+            return Ok(None);
+        };
+        let FieldValue::LongString(bytes) = value else {
+            let (queue, vhost, found) = (self.queue, self.vhost, value.type_name());
+            return Err(ArgumentError(format!(
+                "invalid type '{found}' for arg '{name}' in queue '{queue}' in vhost '{vhost}'"
+            )));
+        };
+        ShortString::new(bytes.clone())
+            .map(Some)
+            .ok_or_else(|| self.invalid(name, "\"not a short string of UTF-8\""))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_refused(name: &str, value: FieldValue, expected: &str) {
+        let arguments = FieldTable::new().with(name, value);
+        let error = QueueArguments::parse(&arguments, "Q", "/").expect_err("refused");
+        assert_eq!(error.0, expected);
+    }
+
+    #[test]
+    fn bad_values_are_refused_in_the_words_of_the_reference() {
+        check_refused(
+            "x-message-ttl",
+            FieldValue::SignedInt(-1),
+            "invalid arg 'x-message-ttl' for queue 'Q' in vhost '/': {value_negative,-1}",
+        );
+        check_refused(
+            "x-message-ttl",
+            FieldValue::Long(315_360_000_001),
+            "invalid arg 'x-message-ttl' for queue 'Q' in vhost '/': {value_too_large,315360000001}",
+        );
+        check_refused(
+            "x-message-ttl",
+            FieldValue::text("5"),
+            "invalid arg 'x-message-ttl' for queue 'Q' in vhost '/': \"expected integer, got longstr\"",
+        );
+        check_refused(
+            "x-expires",
+            FieldValue::SignedInt(0),
+            "invalid arg 'x-expires' for queue 'Q' in vhost '/': {value_zero,0}",
+        );
+        check_refused(
+            "x-overflow",
+            FieldValue::text("drop-tail"),
+            "invalid arg 'x-overflow' for queue 'Q' in vhost '/': invalid_overflow",
+        );
+        check_refused(
+            "x-dead-letter-exchange",
+            FieldValue::SignedInt(1),
+            "invalid type 'signedint' for arg 'x-dead-letter-exchange' in queue 'Q' in vhost '/'",
+        );
+        check_refused(
+            "x-dead-letter-routing-key",
+            FieldValue::text("k"),
+            "invalid arg 'x-dead-letter-routing-key' for queue 'Q' in vhost '/': \
+             routing_key_but_no_dlx_defined",
+        );
+        check_refused(
+            "x-queue-type",
+            FieldValue::text("quorum"),
+            "invalid arg 'x-queue-type' for queue 'Q' in vhost '/': \"unsupported queue type 'quorum'\"",
+        );
+        check_refused(
+            "x-max-age",
+            FieldValue::text("1D"),
+            "invalid arg 'x-max-age' for queue 'Q' in vhost '/' of queue type rabbit_classic_queue",
+        );
+    }
+
+    #[test]
+    fn known_arguments_are_understood_and_unknown_ones_ignored() {
+        let arguments = FieldTable::new()
+            .with("x-message-ttl", 5)
+            .with("x-max-length", 7i64)
+            .with("x-overflow", "reject-publish")
+            .with("x-dead-letter-exchange", "")
+            .with("x-single-active-consumer", true)
+            .with("x-queue-mode", "lazy")
+            .with("x-my-own", 1);
+        let parsed = QueueArguments::parse(&arguments, "Q", "/").expect("all fine");
+        let expected = QueueArguments {
+            message_ttl_ms: Some(5),
+            max_length: Some(7),
+            overflow: Overflow::RejectPublish,
+            dead_letter: Some(DeadLetterTarget {
+                exchange: ShortString::default(),
+                routing_key: None,
+            }),
+            is_single_active_consumer: true,
+            ..QueueArguments::default()
+        };
+        assert_eq!(parsed, expected);
     }
 }

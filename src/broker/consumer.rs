@@ -1,13 +1,18 @@
-//! Consumers of a queue and the credit they deliver against.
+//! Consumers of a queue, whose turn it is, and the credit they deliver against.
 //!
 //! Two limits hold at once: the consumer's own prefetch, and one that all consumers of a channel share
 //! (`basic.qos` with the global bit). Messages taken without acknowledgement count for neither.
+//!
+//! Higher `x-priority` is served first; equal ones take turns, one message each. A consumer that cannot
+//! take a message (its limits, or a full outbox) is passed over until something gives it room again.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 
 use super::command::ConsumerId;
 use super::outbox::Outbox;
+use super::queue::{Queue, QueueHandle};
+use crate::sync::lock;
 
 /// A consumer as `basic.consume` asks for it.
 #[derive(Clone, Debug)]
@@ -31,10 +36,15 @@ pub struct ConsumerSpec {
 }
 
 /// The prefetch limit that the consumers of one channel share.
+///
+/// Lock order: a queue's lock, then the one inside.
 #[derive(Debug, Default)]
 pub struct ChannelCredit {
+    /// 0 for none.
     limit: AtomicU32,
     used: AtomicU32,
+    /// Queues that passed over a consumer because of this limit.
+    waiting: Mutex<Vec<Weak<Queue>>>,
 }
 
 impl ChannelCredit {
@@ -43,9 +53,278 @@ impl ChannelCredit {
     pub fn new() -> Self {
         Self::default()
     }
+
     /// Unacked deliveries of the channel's consumers.
     #[must_use]
     pub fn used(&self) -> u32 {
         self.used.load(Ordering::SeqCst)
+    }
+
+    fn has_room(&self) -> bool {
+        let limit = self.limit.load(Ordering::SeqCst);
+        limit == 0 || self.used() < limit
+    }
+
+    /// True when a delivery may be tried; else `queue` is told when there is room.
+    fn check_room(&self, queue: &QueueHandle) -> bool {
+        if self.has_room() {
+            return true;
+        }
+        let mut waiting = lock(&self.waiting);
+        let is_known = waiting
+            .iter()
+            .any(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(queue)));
+        if !is_known {
+            waiting.push(Arc::downgrade(queue));
+        }
+        // Room may have come up between the check and the note: then nobody may read the note.
+        self.has_room()
+    }
+
+    /// Takes one unit of room; false when another queue was faster.
+    fn try_take(&self) -> bool {
+        let limit = self.limit.load(Ordering::SeqCst);
+        if limit == 0 {
+            self.used.fetch_add(1, Ordering::SeqCst);
+            return true;
+        }
+        self.used
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |used| {
+                (used < limit).then_some(used + 1)
+            })
+            .is_ok()
+    }
+
+    /// Gives back room; the queues to try again are added to `resumed`.
+    fn give_back(&self, count: u32, resumed: &mut Vec<QueueHandle>) {
+        self.used.fetch_sub(count, Ordering::SeqCst);
+        if self.limit.load(Ordering::SeqCst) != 0 {
+            self.take_waiting(resumed);
+        }
+    }
+
+    /// Sets the limit, 0 for none; the queues to try again are added to `resumed`.
+    pub(super) fn set_limit(&self, limit: u32, resumed: &mut Vec<QueueHandle>) {
+        self.limit.store(limit, Ordering::SeqCst);
+        self.take_waiting(resumed);
+    }
+
+    fn take_waiting(&self, resumed: &mut Vec<QueueHandle>) {
+        let waiting = std::mem::take(&mut *lock(&self.waiting));
+        resumed.extend(waiting.iter().filter_map(Weak::upgrade));
+    }
+}
+
+/// A registered consumer.
+#[derive(Debug)]
+pub(super) struct Consumer {
+    pub(super) spec: ConsumerSpec,
+    unacked_count: u32,
+}
+
+impl Consumer {
+    fn can_take(&self, queue: &QueueHandle) -> bool {
+        let spec = &self.spec;
+        let has_credit = spec.is_no_ack
+            || ((spec.prefetch == 0 || self.unacked_count < u32::from(spec.prefetch))
+                && spec.channel_credit.check_room(queue));
+        has_credit && !spec.outbox.check_full()
+    }
+}
+
+/// Consumers of equal priority.
+#[derive(Debug)]
+struct Group {
+    priority: i64,
+    /// In the order they came.
+    members: Vec<Consumer>,
+    /// Whose turn it is.
+    next: usize,
+}
+
+/// Where a consumer stands in [`Consumers`]; good until the next change of the set.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ConsumerIndex {
+    group: usize,
+    member: usize,
+}
+
+/// The consumers of one queue.
+#[derive(Debug, Default)]
+pub(super) struct Consumers {
+    /// Highest priority first.
+    groups: Vec<Group>,
+    /// Cancelled ones that still hold unacked messages: their channel's credit comes back through them.
+    departed: Vec<Consumer>,
+    /// The only one that is served, where a queue wants just one.
+    active: Option<ConsumerId>,
+    /// Nobody could take a message when last asked, and nothing that could change it has happened.
+    is_exhausted: bool,
+}
+
+impl Consumers {
+    pub(super) fn count(&self) -> usize {
+        self.groups.iter().map(|group| group.members.len()).sum()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    pub(super) fn has_exclusive(&self) -> bool {
+        self.iter().any(|consumer| consumer.spec.is_exclusive)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Consumer> {
+        self.groups.iter().flat_map(|group| &group.members)
+    }
+
+    /// Something happened that may let a consumer take messages again.
+    pub(super) fn refresh(&mut self) {
+        self.is_exhausted = false;
+    }
+
+    pub(super) fn add(&mut self, spec: ConsumerSpec) {
+        self.refresh();
+        let priority = spec.priority;
+        let consumer = Consumer {
+            spec,
+            unacked_count: 0,
+        };
+        match self
+            .groups
+            .binary_search_by(|group| priority.cmp(&group.priority))
+        {
+            Ok(at) => self.groups[at].members.push(consumer),
+            Err(at) => self.groups.insert(
+                at,
+                Group {
+                    priority,
+                    members: vec![consumer],
+                    next: 0,
+                },
+            ),
+        }
+    }
+
+    /// Removes a consumer; what it holds stays unacked. True when it was there.
+    pub(super) fn remove(&mut self, id: ConsumerId) -> bool {
+        self.refresh();
+        if self.active == Some(id) {
+            self.active = None;
+        }
+        let Some(index) = self.find(id) else {
+            return false;
+        };
+        let group = &mut self.groups[index.group];
+        let consumer = group.members.remove(index.member);
+        if index.member < group.next {
+            group.next -= 1;
+        }
+        if group.next >= group.members.len() {
+            group.next = 0;
+        }
+        if group.members.is_empty() {
+            self.groups.remove(index.group);
+        }
+        if consumer.unacked_count > 0 {
+            self.departed.push(consumer);
+        }
+        true
+    }
+
+    /// Removes all of them, remembering who holds what.
+    pub(super) fn remove_all(&mut self, mut told: impl FnMut(&ConsumerSpec)) {
+        for consumer in self.groups.drain(..).flat_map(|group| group.members) {
+            told(&consumer.spec);
+            if consumer.unacked_count > 0 {
+                self.departed.push(consumer);
+            }
+        }
+        self.active = None;
+    }
+
+    fn find(&self, id: ConsumerId) -> Option<ConsumerIndex> {
+        self.groups.iter().enumerate().find_map(|(group, members)| {
+            let member = members
+                .members
+                .iter()
+                .position(|consumer| consumer.spec.id == id)?;
+            Some(ConsumerIndex { group, member })
+        })
+    }
+
+    /// Who gets the next message.
+    pub(super) fn pick(
+        &mut self,
+        queue: &QueueHandle,
+        is_single_active: bool,
+    ) -> Option<ConsumerIndex> {
+        if self.is_exhausted || self.groups.is_empty() {
+            return None;
+        }
+        let picked = if is_single_active {
+            self.pick_active(queue)
+        } else {
+            self.pick_in_turn(queue)
+        };
+        self.is_exhausted = picked.is_none();
+        picked
+    }
+
+    fn pick_in_turn(&self, queue: &QueueHandle) -> Option<ConsumerIndex> {
+        for (at, group) in self.groups.iter().enumerate() {
+            let count = group.members.len();
+            let found = (0..count)
+                .map(|step| (group.next + step) % count)
+                .find(|&member| group.members[member].can_take(queue));
+            if let Some(member) = found {
+                return Some(ConsumerIndex { group: at, member });
+            }
+        }
+        None
+    }
+
+    /// The active consumer, chosen for good: first by priority, then by age.
+    fn pick_active(&mut self, queue: &QueueHandle) -> Option<ConsumerIndex> {
+        let first = self.groups.first()?.members.first()?.spec.id;
+        let active = *self.active.get_or_insert(first);
+        let index = self.find(active)?;
+        self.groups[index.group].members[index.member]
+            .can_take(queue)
+            .then_some(index)
+    }
+
+    /// Gives the consumer a message: takes its credit and passes the turn on. `None` when its channel
+    /// ran out of credit meanwhile: pick again.
+    pub(super) fn take(&mut self, index: ConsumerIndex) -> Option<&ConsumerSpec> {
+        let group = &mut self.groups[index.group];
+        let consumer = &mut group.members[index.member];
+        if !consumer.spec.is_no_ack {
+            if !consumer.spec.channel_credit.try_take() {
+                return None;
+            }
+            consumer.unacked_count += 1;
+        }
+        group.next = (index.member + 1) % group.members.len();
+        Some(&group.members[index.member].spec)
+    }
+
+    /// `count` messages that consumer `id` held were settled or went back; the queues that its channel's
+    /// credit had stopped are added to `resumed`.
+    pub(super) fn give_back(&mut self, id: ConsumerId, count: u32, resumed: &mut Vec<QueueHandle>) {
+        self.refresh();
+        if let Some(index) = self.find(id) {
+            let consumer = &mut self.groups[index.group].members[index.member];
+            consumer.unacked_count -= count;
+            consumer.spec.channel_credit.give_back(count, resumed);
+        } else if let Some(at) = self.departed.iter().position(|gone| gone.spec.id == id) {
+            let consumer = &mut self.departed[at];
+            consumer.unacked_count -= count;
+            consumer.spec.channel_credit.give_back(count, resumed);
+            if consumer.unacked_count == 0 {
+                self.departed.swap_remove(at);
+            }
+        }
     }
 }

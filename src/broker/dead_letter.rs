@@ -1,7 +1,22 @@
 //! Dead-lettering: what is written into a message that dies, and where it goes.
+//!
+//! A message carries its history in the header `x-death`: one table per (queue, reason), the latest death
+//! first. A client may send a header of that name; it means nothing until the first death overwrites it
+//! (DL-17), which is why a message says itself whether a broker wrote it ([`Message::has_deaths`]).
+//!
+//! Cycles (DL-20, DL-21): a message that would come back to a queue it died in, without a rejection since,
+//! is dropped there; without that, a queue that expires into itself would turn for ever. Rejections are
+//! somebody's decision, so loops with one go on.
 
-use super::message::Message;
-use super::queue::QueueHandle;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::arguments::DeadLetterTarget;
+use super::message::{Message, MessageParts};
+use super::queue::{QueueHandle, QueueSpec};
+use crate::amqp::field_table::{FieldTable, FieldValue};
+use crate::amqp::properties::Properties;
 use crate::amqp::short_string::ShortString;
 
 /// Why a message died.
@@ -39,4 +54,233 @@ pub trait DeadLetterRouter: Send + Sync {
         routing_keys: &[ShortString],
         message: &Message,
     ) -> Option<Vec<QueueHandle>>;
+}
+
+/// A message after its death, and its next queues.
+#[derive(Clone, Debug)]
+pub(super) struct DeadLetter {
+    pub(super) message: Arc<Message>,
+    /// Ascending by id, distinct.
+    pub(super) targets: Vec<QueueHandle>,
+}
+
+/// What becomes of a message that dies in `source`; `None` when no queue takes it.
+pub(super) fn plan_dead_letter(
+    router: &dyn DeadLetterRouter,
+    source: &QueueHandle,
+    message: &Message,
+    reason: DeathReason,
+    now_ms: u64,
+) -> Option<DeadLetter> {
+    let spec = source.spec();
+    let target = spec.settings.dead_letter.as_ref()?;
+    let letter = Arc::new(die(spec, target, message, reason, now_ms));
+    let routing_keys = match &target.routing_key {
+        Some(key) => vec![key.clone()],
+        None => routing_keys(message),
+    };
+    let Some(mut targets) = router.route(&spec.vhost, &target.exchange, &routing_keys, &letter)
+    else {
+        tracing::warn!(
+            queue = %spec.name,
+            vhost = %spec.vhost,
+            exchange = %target.exchange,
+            "dead-letter exchange does not exist; the message is dropped"
+        );
+        return None;
+    };
+    if reason != DeathReason::Rejected {
+        let deaths = deaths_of(&letter);
+        targets.retain(|queue| {
+            let is_cycle = is_cycle(&deaths, queue.spec().name.as_str());
+            if is_cycle {
+                tracing::debug!(
+                    queue = %queue.spec().name,
+                    vhost = %spec.vhost,
+                    "dead letter would go round without end; it is dropped"
+                );
+            }
+            !is_cycle
+        });
+    }
+    (!targets.is_empty()).then_some(DeadLetter {
+        message: letter,
+        targets,
+    })
+}
+
+/// The message as it leaves `spec`, with its death in the headers.
+fn die(
+    spec: &QueueSpec,
+    target: &DeadLetterTarget,
+    message: &Message,
+    reason: DeathReason,
+    now_ms: u64,
+) -> Message {
+    let (routing_key, bcc) = match &target.routing_key {
+        Some(key) => (key.clone(), Vec::new()),
+        None => (message.routing_key().clone(), message.bcc().to_vec()),
+    };
+    Message::from_parts(&MessageParts {
+        exchange: target.exchange.clone(),
+        routing_key,
+        bcc,
+        properties: write_death(spec, message, reason, now_ms),
+        body: message.body().to_vec(),
+        has_deaths: true,
+    })
+}
+
+fn write_death(
+    spec: &QueueSpec,
+    message: &Message,
+    reason: DeathReason,
+    now_ms: u64,
+) -> Properties {
+    let mut properties = message.properties().edit();
+    properties.set_expiration(None);
+    let headers = properties.headers_mut();
+    let queue = long_string(&spec.name);
+    let exchange = long_string(message.exchange());
+    let why = FieldValue::text(reason.as_str());
+    let deaths = add_death(spec, message, reason, now_ms);
+    headers.set("x-death", FieldValue::Array(deaths));
+    if !message.has_deaths() {
+        headers.set("x-first-death-queue", queue.clone());
+        headers.set("x-first-death-reason", why.clone());
+        headers.set("x-first-death-exchange", exchange.clone());
+    }
+    headers.set("x-last-death-queue", queue);
+    headers.set("x-last-death-reason", why);
+    headers.set("x-last-death-exchange", exchange);
+    properties.build()
+}
+
+/// The history with one more death, which comes first (DL-15, DL-16).
+fn add_death(
+    spec: &QueueSpec,
+    message: &Message,
+    reason: DeathReason,
+    now_ms: u64,
+) -> Vec<FieldValue> {
+    let mut deaths = if message.has_deaths() {
+        match message.properties().header("x-death") {
+            Some(FieldValue::Array(deaths)) => deaths,
+            _ => Vec::new(),
+        }
+    } else {
+        Vec::new()
+    };
+    let known = deaths
+        .iter()
+        .position(|death| is_death_of(death, spec.name.as_str(), reason));
+    let latest = match known {
+        Some(at) => count_again(deaths.remove(at)),
+        None => FieldValue::Table(first_death(spec, message, reason, now_ms)),
+    };
+    deaths.insert(0, latest);
+    deaths
+}
+
+fn is_death_of(death: &FieldValue, queue: &str, reason: DeathReason) -> bool {
+    death.as_table().is_some_and(|table| {
+        table.get_text("queue") == Some(queue) && table.get_text("reason") == Some(reason.as_str())
+    })
+}
+
+fn count_again(mut death: FieldValue) -> FieldValue {
+    if let FieldValue::Table(table) = &mut death
+        && let Some(FieldValue::Long(count)) = table.get_mut("count")
+    {
+        *count = count.saturating_add(1);
+    }
+    death
+}
+
+/// A table of `x-death`, its fields in the order clients see (reference section 18.2).
+fn first_death(
+    spec: &QueueSpec,
+    message: &Message,
+    reason: DeathReason,
+    now_ms: u64,
+) -> FieldTable {
+    let mut death = FieldTable::new();
+    if let Some(expiration) = message.properties().expiration() {
+        let text = Bytes::copy_from_slice(expiration);
+        death.push(
+            Bytes::from_static(b"original-expiration"),
+            FieldValue::LongString(text),
+        );
+    }
+    let fields: [(&'static [u8], FieldValue); 6] = [
+        (b"count", FieldValue::Long(1)),
+        (b"reason", FieldValue::text(reason.as_str())),
+        (b"queue", long_string(&spec.name)),
+        (b"time", FieldValue::Timestamp(now_ms / 1000)),
+        (b"exchange", long_string(message.exchange())),
+        (b"routing-keys", FieldValue::Array(visible_keys(message))),
+    ];
+    for (name, value) in fields {
+        death.push(Bytes::from_static(name), value);
+    }
+    death
+}
+
+/// Routing key and CC; BCC is nobody's business.
+fn visible_keys(message: &Message) -> Vec<FieldValue> {
+    let own = long_string(message.routing_key());
+    std::iter::once(own).chain(cc_of(message)).collect()
+}
+
+/// All keys a message was published with.
+fn routing_keys(message: &Message) -> Vec<ShortString> {
+    let cc = cc_of(message).into_iter().filter_map(|value| match value {
+        FieldValue::LongString(key) => ShortString::new(key),
+        _ => None,
+    });
+    std::iter::once(message.routing_key().clone())
+        .chain(cc)
+        .chain(message.bcc().iter().cloned())
+        .collect()
+}
+
+/// The strings of the `CC` header (CC-1: other items are skipped).
+fn cc_of(message: &Message) -> Vec<FieldValue> {
+    if !message.properties().has_cc() {
+        return Vec::new();
+    }
+    match message.properties().header("CC") {
+        Some(FieldValue::Array(items)) => items
+            .into_iter()
+            .filter(|item| matches!(item, FieldValue::LongString(_)))
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn long_string(name: &ShortString) -> FieldValue {
+    FieldValue::LongString(name.as_bytes().clone())
+}
+
+/// (queue, was rejected) of every death, the latest first.
+fn deaths_of(message: &Message) -> Vec<(String, bool)> {
+    let Some(FieldValue::Array(deaths)) = message.properties().header("x-death") else {
+        return Vec::new();
+    };
+    deaths
+        .iter()
+        .filter_map(FieldValue::as_table)
+        .map(|death| {
+            let queue = death.get_text("queue").unwrap_or_default().to_owned();
+            (queue, death.get_text("reason") == Some("rejected"))
+        })
+        .collect()
+}
+
+/// The message died in `queue` before, and since then only by itself.
+fn is_cycle(deaths: &[(String, bool)], queue: &str) -> bool {
+    let Some(at) = deaths.iter().position(|(name, _)| name == queue) else {
+        return false;
+    };
+    deaths[..=at].iter().all(|(_, was_rejected)| !was_rejected)
 }

@@ -1,17 +1,87 @@
-//! A message: where it was published, its properties and its body.
+//! A message: where it was published, its properties and its body; and its bytes in the log.
+//!
+//! What the log stores for it, all integers little endian:
+//!
+//! ```text
+//!  | flags u8 | len u8, exchange | len u8, routing key | count u16, { len u8, key }* | len u32, properties | body |
+//!                                                       '-- keys of BCC, see (2) --'
+//!  '------------------------------- head: one buffer, small bodies included --------------------------- ... '
+//! ```
+//!
+//! 1. The head is written once, when the message is built; all other parts are slices of it. A small body is
+//!    copied into it, so a small message does not keep a large read buffer alive.
+//! 2. Keys of the `BCC` header are kept beside the properties, since that header is removed before delivery
+//!    but dead-lettering still routes by it.
+//! 3. Flag bit 0 says that the `x-death` header was written by a broker. Without it, it came from a client
+//!    and counts for nothing.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
+use smallvec::SmallVec;
 
 use crate::amqp::properties::Properties;
 use crate::amqp::short_string::ShortString;
+
+/// Bodies up to this are copied into the head. A quarter of a connection's read buffer: a slice that keeps
+/// less than that of its buffer alive is not worth the buffer.
+pub const COPIED_BODY_MAX_BYTES: usize = 16 * 1024;
+
+const FLAG_HAS_DEATHS: u8 = 1;
+/// Bits that mean nothing yet; a payload that has one was written by a newer version.
+const UNKNOWN_FLAGS: u8 = !FLAG_HAS_DEATHS;
 
 /// An immutable message, shared by all queues and consumers that hold it.
 #[derive(Debug)]
 pub struct Message {
     exchange: ShortString,
     routing_key: ShortString,
+    bcc: SmallVec<[ShortString; 0]>,
     properties: Properties,
-    body: Vec<Bytes>,
+    /// The body when it stands in the head; else empty and the body is `parts[1..]`.
+    small_body: Bytes,
+    /// The payload: head, then the parts of a large body.
+    parts: SmallVec<[Bytes; 1]>,
+    body_bytes: usize,
+    payload_crc: u32,
+    has_deaths: bool,
+    is_persistent: bool,
+    ttl_ms: Option<u64>,
+}
+
+/// What a message is made of.
+#[derive(Clone, Debug, Default)]
+pub struct MessageParts {
+    /// Exchange it is published to.
+    pub exchange: ShortString,
+    /// Routing key it is published with.
+    pub routing_key: ShortString,
+    /// Keys of its `BCC` header, which is not in `properties` any more.
+    pub bcc: Vec<ShortString>,
+    /// Its properties.
+    pub properties: Properties,
+    /// Its body, in parts.
+    pub body: Vec<Bytes>,
+    /// Its `x-death` header was written by a broker.
+    pub has_deaths: bool,
+}
+
+/// A payload that no version of this broker wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PayloadError {
+    /// It ends too early.
+    #[error("message payload is cut short")]
+    Truncated,
+    /// It has a flag this version does not know.
+    #[error("message payload has unknown flags {flags:#04x}: written by a newer version")]
+    UnknownFlags {
+        /// The flags.
+        flags: u8,
+    },
+    /// Names or properties are malformed.
+    #[error("message payload has malformed {field}")]
+    Malformed {
+        /// Which.
+        field: &'static str,
+    },
 }
 
 impl Message {
@@ -23,13 +93,106 @@ impl Message {
         properties: Properties,
         body: Vec<Bytes>,
     ) -> Self {
-        Self {
+        Self::from_parts(&MessageParts {
             exchange,
             routing_key,
             properties,
             body,
-        }
+            ..MessageParts::default()
+        })
     }
+
+    /// A message with everything it may have.
+    #[must_use]
+    pub fn from_parts(parts: &MessageParts) -> Self {
+        let body_bytes: usize = parts.body.iter().map(Bytes::len).sum();
+        let is_copied = body_bytes <= COPIED_BODY_MAX_BYTES;
+        let names = parts.exchange.as_bytes().len() + parts.routing_key.as_bytes().len();
+        let capacity = 9
+            + names
+            + parts
+                .bcc
+                .iter()
+                .map(|key| 1 + key.as_bytes().len())
+                .sum::<usize>()
+            + parts.properties.raw().len()
+            + if is_copied { body_bytes } else { 0 };
+        let mut head = BytesMut::with_capacity(capacity);
+        head.put_u8(if parts.has_deaths { FLAG_HAS_DEATHS } else { 0 });
+        put_name(&mut head, &parts.exchange);
+        put_name(&mut head, &parts.routing_key);
+        // A header holds fewer keys than its bytes: at most 4 GiB / 5, in practice a frame's worth. What
+        // is above 65535 keys is not kept for dead-lettering.
+        let bcc = &parts.bcc[..parts.bcc.len().min(usize::from(u16::MAX))];
+        head.put_u16_le(u16::try_from(bcc.len()).unwrap_or(u16::MAX));
+        for key in bcc {
+            put_name(&mut head, key);
+        }
+        let raw = parts.properties.raw();
+        head.put_u32_le(u32::try_from(raw.len()).expect("a content header fits a frame"));
+        head.put_slice(raw);
+        let mut payload = SmallVec::new();
+        if is_copied {
+            for part in &parts.body {
+                head.put_slice(part);
+            }
+        }
+        payload.push(head.freeze());
+        if !is_copied {
+            payload.extend(parts.body.iter().cloned());
+        }
+        Self::from_payload(payload).expect("encoded just above")
+    }
+
+    /// Reads what the log stored.
+    ///
+    /// # Errors
+    /// [`PayloadError`]: the bytes were not written by [`Message::payload_parts`].
+    pub fn decode_payload(payload: Bytes) -> Result<Self, PayloadError> {
+        Self::from_payload(SmallVec::from_buf([payload]))
+    }
+
+    /// The message whose payload is `parts`, with its names and properties as slices of the first part.
+    fn from_payload(parts: SmallVec<[Bytes; 1]>) -> Result<Self, PayloadError> {
+        let head = parts.first().cloned().unwrap_or_default();
+        let mut reader = Reader { bytes: head };
+        let flags = reader.u8()?;
+        if flags & UNKNOWN_FLAGS != 0 {
+            return Err(PayloadError::UnknownFlags { flags });
+        }
+        let exchange = reader.name("exchange")?;
+        let routing_key = reader.name("routing key")?;
+        let bcc_count = reader.u16()?;
+        let mut bcc = SmallVec::new();
+        for _ in 0..bcc_count {
+            bcc.push(reader.name("bcc")?);
+        }
+        let properties_len = reader.u32()?;
+        let raw = reader.take(usize::try_from(properties_len).unwrap_or(usize::MAX))?;
+        let properties = Properties::decode(raw).map_err(|_| PayloadError::Malformed {
+            field: "properties",
+        })?;
+        let small_body = reader.bytes;
+        let body_bytes = small_body.len() + parts[1..].iter().map(Bytes::len).sum::<usize>();
+        let mut crc = crc32fast::Hasher::new();
+        for part in &parts {
+            crc.update(part);
+        }
+        Ok(Self {
+            is_persistent: properties.is_persistent(),
+            ttl_ms: properties.expiration().and_then(parse_expiration),
+            exchange,
+            routing_key,
+            bcc,
+            properties,
+            small_body,
+            body_bytes,
+            payload_crc: crc.finalize(),
+            has_deaths: flags & FLAG_HAS_DEATHS != 0,
+            parts,
+        })
+    }
+
     /// Exchange it was published to.
     #[must_use]
     pub fn exchange(&self) -> &ShortString {
@@ -40,6 +203,11 @@ impl Message {
     pub fn routing_key(&self) -> &ShortString {
         &self.routing_key
     }
+    /// Further routing keys of its `BCC` header.
+    #[must_use]
+    pub fn bcc(&self) -> &[ShortString] {
+        &self.bcc
+    }
     /// Its properties.
     #[must_use]
     pub fn properties(&self) -> &Properties {
@@ -48,16 +216,203 @@ impl Message {
     /// Its body, in parts.
     #[must_use]
     pub fn body(&self) -> &[Bytes] {
-        &self.body
+        if self.parts.len() > 1 {
+            &self.parts[1..]
+        } else {
+            std::slice::from_ref(&self.small_body)
+        }
     }
     /// Bytes of the body.
     #[must_use]
     pub fn body_len(&self) -> usize {
-        self.body.iter().map(Bytes::len).sum()
+        self.body_bytes
     }
-    /// Bytes it keeps in memory.
+    /// Bytes it keeps in memory, about.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
-        self.body_len() + self.properties.raw().len() + self.routing_key.as_bytes().len()
+        self.payload_len() + size_of::<Self>()
+    }
+    /// What the log stores for it.
+    #[must_use]
+    pub fn payload_parts(&self) -> &[Bytes] {
+        &self.parts
+    }
+    /// Bytes of the payload.
+    #[must_use]
+    pub fn payload_len(&self) -> usize {
+        self.parts.iter().map(Bytes::len).sum()
+    }
+    /// CRC-32 of the payload, computed when the message was built.
+    #[must_use]
+    pub fn payload_crc(&self) -> u32 {
+        self.payload_crc
+    }
+    /// Its delivery mode is 2.
+    #[must_use]
+    pub fn is_persistent(&self) -> bool {
+        self.is_persistent
+    }
+    /// Its own time to live, from the `expiration` property.
+    #[must_use]
+    pub fn ttl_ms(&self) -> Option<u64> {
+        self.ttl_ms
+    }
+    /// Its `x-death` header was written by a broker.
+    #[must_use]
+    pub fn has_deaths(&self) -> bool {
+        self.has_deaths
+    }
+}
+
+/// Longest time to live, 10 years, as RabbitMQ has it.
+pub const TTL_MAX_MS: u64 = 315_360_000_000;
+
+/// Understands the `expiration` property: decimal milliseconds, an optional `+`, at most
+/// [`TTL_MAX_MS`]; `None` when it is anything else (the publish is refused then).
+#[must_use]
+pub fn parse_expiration(text: &[u8]) -> Option<u64> {
+    let digits = text.strip_prefix(b"+").unwrap_or(text);
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let value: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    (value <= TTL_MAX_MS).then_some(value)
+}
+
+fn put_name(head: &mut BytesMut, name: &ShortString) {
+    head.put_u8(u8::try_from(name.as_bytes().len()).expect("a short string is at most 255 bytes"));
+    head.put_slice(name.as_bytes());
+}
+
+/// Takes values off the front of a payload.
+struct Reader {
+    bytes: Bytes,
+}
+
+impl Reader {
+    fn take(&mut self, len: usize) -> Result<Bytes, PayloadError> {
+        if len > self.bytes.len() {
+            return Err(PayloadError::Truncated);
+        }
+        Ok(self.bytes.split_to(len))
+    }
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], PayloadError> {
+        let (value, _) = self
+            .bytes
+            .split_first_chunk::<N>()
+            .ok_or(PayloadError::Truncated)?;
+        let value = *value;
+        bytes::Buf::advance(&mut self.bytes, N);
+        Ok(value)
+    }
+    fn u8(&mut self) -> Result<u8, PayloadError> {
+        Ok(u8::from_le_bytes(self.array()?))
+    }
+    fn u16(&mut self) -> Result<u16, PayloadError> {
+        Ok(u16::from_le_bytes(self.array()?))
+    }
+    fn u32(&mut self) -> Result<u32, PayloadError> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+    fn name(&mut self, field: &'static str) -> Result<ShortString, PayloadError> {
+        let len = self.u8()?;
+        let bytes = self.take(usize::from(len))?;
+        ShortString::new(bytes).ok_or(PayloadError::Malformed { field })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::amqp::properties::PropertiesBuilder;
+    use proptest::prelude::*;
+
+    fn parts(body: Vec<Bytes>) -> MessageParts {
+        let mut properties = PropertiesBuilder::new();
+        properties.set_delivery_mode(Some(2)).set_header("a", 1);
+        MessageParts {
+            exchange: ShortString::from_static("exchange"),
+            routing_key: ShortString::from_static("key"),
+            bcc: vec![ShortString::from_static("blind")],
+            properties: properties.build(),
+            body,
+            has_deaths: true,
+        }
+    }
+
+    #[track_caller]
+    fn check_round_trip(body: Vec<Bytes>) {
+        let message = Message::from_parts(&parts(body));
+        let payload = message.payload_parts().concat();
+        assert_eq!(crc32fast::hash(&payload), message.payload_crc());
+        let back = Message::decode_payload(payload.into()).expect("written by us");
+        assert_eq!(back.exchange(), message.exchange());
+        assert_eq!(back.routing_key(), message.routing_key());
+        assert_eq!(back.bcc(), message.bcc());
+        assert_eq!(back.properties(), message.properties());
+        assert_eq!(back.body().concat(), message.body().concat());
+        assert_eq!(back.body_len(), message.body_len());
+        assert!(back.has_deaths() && back.is_persistent());
+    }
+
+    #[test]
+    fn payload_round_trip() {
+        for len in [
+            0,
+            1,
+            COPIED_BODY_MAX_BYTES,
+            COPIED_BODY_MAX_BYTES + 1,
+            1 << 20,
+        ] {
+            let body = Bytes::from(vec![7; len]);
+            check_round_trip(vec![body.clone()]);
+            check_round_trip(vec![body.slice(..len / 2), body.slice(len / 2..)]);
+        }
+        check_round_trip(Vec::new());
+    }
+
+    #[test]
+    fn small_message_does_not_keep_its_read_buffer_alive_and_large_is_not_copied() {
+        let buffer = Bytes::from(vec![1; 64 * 1024]);
+        let small = Message::from_parts(&parts(vec![buffer.slice(..100)]));
+        assert!(!buffer.as_ptr_range().contains(&small.body()[0].as_ptr()));
+        let large = Message::from_parts(&parts(vec![buffer.slice(..40_000)]));
+        assert!(buffer.as_ptr_range().contains(&large.body()[0].as_ptr()));
+    }
+
+    #[test]
+    fn expiration_is_a_decimal_number_of_at_most_ten_years() {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("+5", Some(5)),
+            ("007", Some(7)),
+            ("315360000000", Some(TTL_MAX_MS)),
+            ("315360000001", None),
+            ("99999999999999999999999", None),
+            ("", None),
+            ("+", None),
+            ("-1", None),
+            ("5x", None),
+            (" 5", None),
+        ] {
+            assert_eq!(parse_expiration(text.as_bytes()), expected, "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Message::decode_payload(bytes.into());
+        }
+
+        #[test]
+        fn damaged_payload_never_panics(at in 0usize..60, value in any::<u8>(), cut in 0usize..60) {
+            let payload = Message::from_parts(&parts(vec![Bytes::from_static(b"body")]));
+            let mut bytes = payload.payload_parts().concat();
+            let at = at % bytes.len();
+            bytes[at] = value;
+            bytes.truncate(bytes.len().saturating_sub(cut));
+            let _ = Message::decode_payload(bytes.into());
+        }
     }
 }

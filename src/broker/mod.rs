@@ -1,12 +1,48 @@
 //! The domain: vhosts, exchanges, bindings, queues, consumers, users. No socket, no clock, no file, no tokio.
+//!
+//! ```text
+//!   server --> Broker -- login, connect, admin, continuations --> Shared { meta, vhosts, access }
+//!          --> Connection -- execute, publish, close ----------->   |
+//!                declare  bind  publish                             v
+//!                   '------'------'--> vhost { exchanges, bindings, queues } --> queue
+//! ```
+//!
+//! Calls never block; what is to be done after the locks are released comes back in `Effects`.
 
+pub mod access;
+pub mod admin;
 pub mod arguments;
+mod bind;
+mod binding;
 pub mod command;
+mod connection;
 pub mod consumer;
 pub mod dead_letter;
+mod declare;
 pub mod effects;
+mod equivalence;
 pub mod error;
+pub mod exchange;
+mod facade;
 pub mod journal;
 pub mod message;
+pub mod meta;
+mod meta_log;
+mod operator;
 pub mod outbox;
+mod publish;
 pub mod queue;
+mod records;
+mod refusal;
+mod restore;
+mod routing;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+mod vhost;
+
+pub use access::{LoginError, User};
+pub use connection::Connection;
+pub use facade::{Broker, BrokerOptions};
+pub use meta::RestoreError;

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::command::{ConsumerId, Delivery};
+use super::message::Message;
 use crate::sync::lock;
 
 /// Deliveries a connection may have outstanding in its outbox, in bytes of payload plus overhead each.
@@ -47,10 +48,24 @@ pub trait Wake: Send + Sync + std::fmt::Debug {
 /// See the module.
 #[derive(Debug)]
 pub struct Outbox {
-    items: Mutex<Vec<OutboxItem>>,
+    items: Mutex<Items>,
+    /// Bytes of the deliveries in the box and of those that were promised a place in it.
     size_bytes: AtomicUsize,
     was_full: AtomicBool,
     waker: Box<dyn Wake>,
+}
+
+#[derive(Debug, Default)]
+struct Items {
+    list: Vec<OutboxItem>,
+    /// Bytes of the deliveries in `list`.
+    size_bytes: usize,
+}
+
+/// Bytes a delivery of `message` counts in an outbox.
+#[must_use]
+pub fn delivery_bytes(message: &Message) -> usize {
+    message.size_bytes() + DELIVERY_OVERHEAD_BYTES
 }
 
 impl Outbox {
@@ -77,28 +92,55 @@ impl Outbox {
         false
     }
 
+    /// Promises a place for a delivery that [`Outbox::push_all`] brings later.
+    pub(super) fn reserve(&self, message: &Message) {
+        self.size_bytes
+            .fetch_add(delivery_bytes(message), Ordering::SeqCst);
+    }
+
+    /// Adds items whose places were [reserved](Outbox::reserve); true when the box was empty, so that
+    /// the caller must wake the connection (after releasing all locks).
+    pub(super) fn push_all(&self, added: impl Iterator<Item = OutboxItem>) -> bool {
+        let mut items = lock(&self.items);
+        let was_empty = items.list.is_empty();
+        for item in added {
+            items.size_bytes += item.size_bytes();
+            items.list.push(item);
+        }
+        was_empty && !items.list.is_empty()
+    }
+
     /// Adds an item; true when the box was empty, so that the caller must wake the connection
     /// (after releasing all locks).
     pub fn push(&self, item: OutboxItem) -> bool {
-        if let OutboxItem::Deliver(delivery) = &item {
-            let size = delivery.message.size_bytes() + DELIVERY_OVERHEAD_BYTES;
-            self.size_bytes.fetch_add(size, Ordering::SeqCst);
-        }
-        let mut items = lock(&self.items);
-        items.push(item);
-        items.len() == 1
+        self.size_bytes
+            .fetch_add(item.size_bytes(), Ordering::SeqCst);
+        self.push_all(std::iter::once(item))
     }
 
-    /// Moves everything into `into`; true when somebody was turned away since the last call, so that
-    /// `Broker::outbox_drained` is due.
+    /// Moves everything into `into`, which is empty; true when somebody was turned away since the last
+    /// call, so that `Broker::outbox_drained` is due.
     pub fn drain(&self, into: &mut Vec<OutboxItem>) -> bool {
-        std::mem::swap(&mut *lock(&self.items), into);
-        self.size_bytes.store(0, Ordering::SeqCst);
+        let size_bytes = {
+            let mut items = lock(&self.items);
+            std::mem::swap(&mut items.list, into);
+            std::mem::take(&mut items.size_bytes)
+        };
+        self.size_bytes.fetch_sub(size_bytes, Ordering::SeqCst);
         self.was_full.swap(false, Ordering::SeqCst)
     }
 
     /// Wakes the connection.
     pub fn wake(&self) {
         self.waker.wake();
+    }
+}
+
+impl OutboxItem {
+    fn size_bytes(&self) -> usize {
+        match self {
+            Self::Deliver(delivery) => delivery_bytes(&delivery.message),
+            Self::ConsumerCancelled { .. } | Self::GetReady { .. } | Self::ForceClose(_) => 0,
+        }
     }
 }

@@ -16,16 +16,54 @@
 //!    buffer, to be offered again when `wants_input` is true again;
 //! 2. move the outbox in with [`handle_outbox`](Session::handle_outbox), as long as the output is short;
 //! 3. [`poll_event`](Session::poll_event) until `None`, answering each event at once.
-//!    Before a `CloseChannel` or `Cancel` command is *answered*, drain the outbox into the session, so that
-//!    what the broker had handed over is known here: it is delivered, or given back;
+//!    Between executing a `Cancel` or `CloseChannel` and answering it, drain the outbox into the session
+//!    once more: what the broker had handed over before is then delivered, or given back, and nothing of
+//!    a cancelled consumer follows the answer. A `Consume` is answered *before* the outbox is drained, so
+//!    that consume-ok precedes the first delivery;
 //! 4. [`handle_durable`](Session::handle_durable), [`handle_timeout`](Session::handle_timeout);
 //! 5. write [`output`](Session::output); arm a timer for [`poll_timeout`](Session::poll_timeout);
 //!    ask to be woken at [`first_pending_lsn`](Session::first_pending_lsn);
-//! 6. close the socket when [`is_finished`](Session::is_finished) and the output is empty.
+//! 6. start again at once while [`has_stalled_input`](Session::has_stalled_input) (answers unlock input);
+//!    close the socket when [`is_finished`](Session::is_finished) and the output is empty.
+//!
+//! # Invariants
+//!
+//! 1. Events come in the order of the frames that caused them, on each channel.
+//! 2. A channel that waits for the broker or for durability holds its further frames; others go on.
+//! 3. What belongs to a channel that failed never reaches the broker, except the one `CloseChannel` with
+//!    everything that is unacked there.
+//! 4. A delivery that reaches a channel or consumer that is gone is given back, so none is lost. (One that
+//!    is settled already, taken without acknowledgement, is gone: at most once is what was asked for.)
+//! 5. Memory is bounded: held frames by [`HELD_FRAMES_MAX`] and [`HELD_BYTES_MAX`], output by
+//!    [`OUTPUT_HIGH_BYTES`], an assembled body by the message limit, a transaction by its own. At a bound
+//!    nothing more is read.
+//! 6. No clock, no randomness, no IO: the same calls give the same bytes.
 
+mod acks;
+mod answers;
+mod basic;
+mod channel;
+mod close;
+mod confirms;
+mod connection;
+mod content;
+mod deliveries;
+mod dispatch;
 pub mod event;
+pub mod fuzz;
+mod handshake;
+mod heartbeat;
+mod lifecycle;
+mod modes;
 pub mod options;
 pub mod output;
+mod sasl;
+mod topology;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::BytesMut;
 
@@ -33,86 +71,214 @@ pub use event::{Event, Login, LoginRefused, Mechanism};
 pub use options::SessionOptions;
 pub use output::Output;
 
-use crate::broker::command::{Lsn, Publish, Published, Reply};
-use crate::broker::error::BrokerError;
-use crate::broker::outbox::OutboxItem;
+use crate::amqp::content::FrameSink;
+use crate::amqp::frame;
+use crate::amqp::limits::FRAME_MAX_BEFORE_TUNE;
+use crate::amqp::method::{Method, MethodId};
+use crate::amqp::reply_code::ConnectionReplyCode;
+use crate::amqp::short_string::ShortString;
+use crate::broker::command::{Command, Lsn};
+use channel::Channel;
+use close::{CloseReason, Failure};
+use handshake::ClientCapabilities;
+use heartbeat::Heartbeat;
 
-/// Output above which a server should stop moving its outbox into the session.
+/// Output above which nothing is read, and a server should stop moving its outbox into the session.
 pub const OUTPUT_HIGH_BYTES: usize = 1024 * 1024;
+/// Frames held back on all channels above which nothing is read.
+pub const HELD_FRAMES_MAX: usize = 4096;
+/// Bytes in those frames above which nothing is read.
+pub const HELD_BYTES_MAX: usize = 1024 * 1024;
 
 /// The server's side of one connection. See the module.
 #[derive(Debug)]
 pub struct Session {
     options: SessionOptions,
-    output: Output,
-    events: std::collections::VecDeque<Event>,
+    /// Time of the last call that told it, Unix milliseconds.
     now_ms: u64,
+    phase: Phase,
+    client: ClientCapabilities,
+    /// Largest frame, both ways; before tune-ok what a stranger may send.
+    frame_max_bytes: u32,
+    /// Channels that may be open at a time.
+    channel_max: u16,
+    channels: BTreeMap<u16, Channel>,
+    /// What the server has not polled yet.
+    work: VecDeque<Work>,
+    output: Output,
+    /// Frames and bytes in the `held` of all channels.
+    held_frame_count: usize,
+    held_bytes: usize,
+    heartbeat: Option<Heartbeat>,
+    /// Heartbeats sent; they do not count as something written.
+    beat_count: u64,
+    /// Bytes ever received, and those of them that still lie in the caller's buffer.
+    received_total: u64,
+    input_left: usize,
+    /// Input was left that may hold complete frames.
+    is_input_stalled: bool,
+    /// The watermark as last heard.
+    durable: Lsn,
+    /// Channels whose confirms have changed since they were last looked at.
+    unconfirmed: Vec<u16>,
+    alarm: Alarm,
+    has_room: bool,
+    /// When a handshake must be over.
+    handshake_deadline_ms: u64,
+    /// Consumer tags generated.
+    tag_count: u128,
+}
+
+/// Where the connection is in its life.
+#[derive(Debug)]
+enum Phase {
+    AwaitHeader,
+    AwaitStartOk,
+    LoggingIn(Mechanism),
+    AwaitTuneOk,
+    AwaitOpen,
+    Opening,
+    Running,
+    /// The broker is told to close everything.
+    Ending(Ending),
+    /// The server has sent `connection.close`.
+    AwaitCloseOk {
+        until_ms: u64,
+    },
+    /// Nothing that comes is looked at; the socket stays open so that what was sent is not lost.
+    Lingering {
+        until_ms: u64,
+    },
+    Finished,
+}
+
+/// A connection that is being closed in the broker.
+#[derive(Debug)]
+struct Ending {
+    after: AfterEnding,
+    /// The broker has answered [`Event::Ended`].
+    is_ended: bool,
+    /// What has to be durable first.
+    lsn: Option<Lsn>,
+}
+
+/// What follows when the broker has closed everything.
+#[derive(Debug)]
+enum AfterEnding {
+    /// `connection.close-ok`.
+    CloseOk,
+    /// `connection.close`, then wait for close-ok.
+    Close(CloseReason<ConnectionReplyCode>),
+    /// `connection.close`, after which no byte of the client makes sense any more.
+    CloseAndLinger(CloseReason<ConnectionReplyCode>),
+    /// Nothing: nobody listens.
+    Silence,
+}
+
+/// One entry of the list of things to poll.
+#[derive(Debug)]
+enum Work {
+    Event(Event),
+    /// Becomes the command when it is polled, since deliveries may arrive until then.
+    CloseChannel(u16),
+}
+
+/// The state of `connection.blocked`.
+#[derive(Debug, Default)]
+struct Alarm {
+    /// An alarm is on, with this reason.
+    reason: Option<ShortString>,
+    /// This connection has published meanwhile, is not read, and was told if it can hear it.
+    is_blocking: bool,
 }
 
 impl Session {
     /// A connection just accepted.
     #[must_use]
     pub fn new(options: SessionOptions, now_ms: u64) -> Self {
+        let deadline_ms = now_ms + options.handshake_timeout_ms;
         Self {
+            channel_max: options.channel_max,
             options,
-            output: Output::default(),
-            events: std::collections::VecDeque::new(),
             now_ms,
+            handshake_deadline_ms: deadline_ms,
+            phase: Phase::AwaitHeader,
+            client: ClientCapabilities::default(),
+            frame_max_bytes: FRAME_MAX_BEFORE_TUNE,
+            channels: BTreeMap::new(),
+            work: VecDeque::new(),
+            output: Output::default(),
+            held_frame_count: 0,
+            held_bytes: 0,
+            heartbeat: None,
+            beat_count: 0,
+            received_total: 0,
+            input_left: 0,
+            is_input_stalled: false,
+            durable: Lsn::default(),
+            unconfirmed: Vec::new(),
+            alarm: Alarm::default(),
+            has_room: true,
+            tag_count: 0,
         }
     }
 
     /// Takes complete frames from `input`; the start of an incomplete one stays in it, and so does
-    /// everything from the moment when [`wants_input`](Self::wants_input) turned false.
+    /// everything from the moment when [`wants_input`](Self::wants_input) turned false. `input` must be
+    /// the same buffer every time, with new bytes added at its end.
     pub fn receive(&mut self, input: &mut BytesMut, now_ms: u64) {
         self.now_ms = now_ms;
-        input.clear();
+        self.received_total += input.len().saturating_sub(self.input_left) as u64;
+        while self.wants_input() && self.receive_one(input) {}
+        self.input_left = input.len();
+        self.is_input_stalled = !input.is_empty() && !self.wants_input();
     }
 
-    /// The client closed its side or the socket failed: nothing more is written or read.
-    pub fn handle_eof(&mut self) {
-        self.events.push_back(Event::Ended);
+    /// True when [`receive`](Self::receive) left frames that it can take now: call it again without waiting
+    /// for the socket.
+    #[must_use]
+    pub fn has_stalled_input(&self) -> bool {
+        self.is_input_stalled && self.wants_input()
+    }
+
+    /// Takes one frame; false when there is none.
+    fn receive_one(&mut self, input: &mut BytesMut) -> bool {
+        match self.phase {
+            Phase::AwaitHeader => return self.handle_protocol_header(input),
+            Phase::Lingering { .. } | Phase::Finished => {
+                input.clear();
+                return false;
+            }
+            _ => {}
+        }
+        match frame::decode(input, self.frame_max_bytes) {
+            Ok(None) => return false,
+            Ok(Some(frame)) => self.handle_frame(frame),
+            Err(error) => self.handle_frame_error(error),
+        }
+        true
     }
 
     /// The next thing for the server to do.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
-    }
-
-    /// Answers [`Event::Login`].
-    pub fn login_result(&mut self, _result: Result<(), LoginRefused>) {}
-
-    /// Answers [`Event::Open`].
-    pub fn open_result(&mut self, _result: Result<(), BrokerError>) {}
-
-    /// Answers the last [`Event::Command`] of `channel`.
-    pub fn command_result(&mut self, _channel: u16, _result: Result<Reply, BrokerError>) {}
-
-    /// Answers [`Event::Publish`]es: `published[i]` is the outcome of `publishes[i]`.
-    pub fn publish_results(&mut self, _publishes: &[Publish], _published: &[Published]) {}
-
-    /// The broker refused an [`Event::Publish`] or [`Event::CheckPublish`] of `channel`. What the server
-    /// still holds of this channel must be dropped: see [`is_open_channel`](Self::is_open_channel).
-    pub fn publish_refused(&mut self, _channel: u16, _error: BrokerError) {}
-
-    /// False when publishes of `channel` that the server has gathered must be dropped.
-    #[must_use]
-    pub fn is_open_channel(&self, _channel: u16) -> bool {
-        true
-    }
-
-    /// Answers [`Event::Ended`].
-    pub fn ended(&mut self) {}
-
-    /// One thing from the outbox: assigns the delivery tag and encodes, or gives a late one back.
-    pub fn handle_outbox(&mut self, _item: OutboxItem) {}
-
-    /// Everything below `confirm_lsn` is durable: sends confirms and held replies.
-    pub fn handle_durable(&mut self, _confirm_lsn: Lsn) {}
-
-    /// The lowest LSN whose durability this session waits for.
-    #[must_use]
-    pub fn first_pending_lsn(&self) -> Option<Lsn> {
-        None
+        loop {
+            match self.work.pop_front() {
+                Some(Work::Event(event)) => return Some(event),
+                Some(Work::CloseChannel(id)) => {
+                    if let Some(channel) = self.channels.get_mut(&id) {
+                        let unacked = channel.collect_unacked();
+                        return Some(Event::Command {
+                            channel: id,
+                            command: Command::CloseChannel { unacked },
+                        });
+                    }
+                }
+                None => {
+                    self.send_confirms();
+                    return None;
+                }
+            }
+        }
     }
 
     /// Bytes to write. `Output` is a `Buf`: write it vectored, or chunk by chunk.
@@ -126,35 +292,60 @@ impl Session {
         self.output.len()
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is due, Unix milliseconds.
-    #[must_use]
-    pub fn poll_timeout(&self) -> Option<u64> {
-        Some(self.now_ms + self.options.handshake_timeout_ms)
+    /// Whether the store can take more publishes; while it cannot, nothing is read.
+    pub fn set_has_room(&mut self, has_room: bool) {
+        self.has_room = has_room;
     }
-
-    /// Heartbeats, handshake and close timeouts.
-    pub fn handle_timeout(&mut self, now_ms: u64) {
-        self.now_ms = now_ms;
-    }
-
-    /// Memory or disk alarm: with a reason, the next publisher is blocked; `None` when it is over.
-    pub fn set_alarm(&mut self, _reason: Option<&str>) {}
-
-    /// Whether the store can take more publishes; while not, nothing is read.
-    pub fn set_has_room(&mut self, _has_room: bool) {}
-
-    /// Closes the connection with 320 CONNECTION_FORCED and `text`.
-    pub fn begin_shutdown(&mut self, _text: &str) {}
 
     /// False while the socket must not be read.
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        true
+        match self.phase {
+            Phase::LoggingIn(_) | Phase::Opening | Phase::Ending(_) => false,
+            Phase::Running => self.is_reading() && self.output.len() < OUTPUT_HIGH_BYTES,
+            _ => true,
+        }
+    }
+
+    /// The server itself is not the one who stopped the client.
+    fn is_reading(&self) -> bool {
+        self.has_room
+            && !self.alarm.is_blocking
+            && self.held_frame_count < HELD_FRAMES_MAX
+            && self.held_bytes < HELD_BYTES_MAX
     }
 
     /// True when the socket is to be closed as soon as the output is written.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        false
+        matches!(self.phase, Phase::Finished)
     }
+
+    /// The connection was opened and is not being closed.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        matches!(self.phase, Phase::Running)
+    }
+
+    /// Channels that are open, for status.
+    #[must_use]
+    pub fn channel_count(&self) -> usize {
+        self.channels.len()
+    }
+
+    fn send(&mut self, channel: u16, method: impl Into<Method>) {
+        method.into().encode(self.output.buffer(), channel);
+    }
+
+    fn fail(&mut self, channel: u16, failure: Failure) {
+        match failure {
+            Failure::Channel(reason) => self.fail_channel(channel, reason),
+            Failure::Connection(reason) => self.fail_connection(AfterEnding::Close(reason)),
+        }
+    }
+}
+
+/// The errors that are the server's own fault.
+fn internal_error(text: &str) -> Failure {
+    Failure::connection(ConnectionReplyCode::InternalError, text, MethodId::NONE)
 }

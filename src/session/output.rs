@@ -4,16 +4,16 @@
 //!  chunks: [frozen][large body][frozen][large body]   tail: BytesMut, still growing
 //!          ^ the socket takes from here                     ^ frames are encoded here
 //! ```
-//! Small things are copied into the tail; body parts from [`SHARED_MIN_BYTES`] up are queued as shared
-//! [`Bytes`] and never copied. Implements [`Buf`], so a vectored write takes several chunks at once.
+//! Small things are copied into the tail; large parts of bodies are queued as shared [`Bytes`] and never
+//! copied. Implements [`Buf`], so a vectored write takes several chunks at once.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// Body parts of at least this size are written from where they are.
-pub const SHARED_MIN_BYTES: usize = 4096;
+use crate::amqp::content::FrameSink;
+
 /// What the tail is given when it has to grow from nothing.
 const TAIL_BYTES: usize = 8 * 1024;
 
@@ -45,31 +45,27 @@ impl Output {
         self.written_total
     }
 
-    /// Where frames are encoded.
-    pub(super) fn tail(&mut self) -> &mut BytesMut {
-        if self.tail.capacity() == 0 {
-            self.tail.reserve(TAIL_BYTES);
-        }
-        &mut self.tail
-    }
-
-    /// Adds `bytes`, by reference when that pays.
-    pub(super) fn put_shared(&mut self, bytes: Bytes) {
-        if bytes.len() < SHARED_MIN_BYTES {
-            self.tail().extend_from_slice(&bytes);
-            return;
-        }
-        self.freeze_tail();
-        self.chunks_len += bytes.len();
-        self.chunks.push_back(bytes);
-    }
-
     fn freeze_tail(&mut self) {
         if !self.tail.is_empty() {
             let frozen = self.tail.split().freeze();
             self.chunks_len += frozen.len();
             self.chunks.push_back(frozen);
         }
+    }
+}
+
+impl FrameSink for Output {
+    fn buffer(&mut self) -> &mut BytesMut {
+        if self.tail.capacity() == 0 {
+            self.tail.reserve(TAIL_BYTES);
+        }
+        &mut self.tail
+    }
+
+    fn chunk(&mut self, chunk: Bytes) {
+        self.freeze_tail();
+        self.chunks_len += chunk.len();
+        self.chunks.push_back(chunk);
     }
 }
 
@@ -115,17 +111,18 @@ impl Buf for Output {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::amqp::limits::CHUNK_MIN_BYTES;
 
     #[test]
     fn bytes_leave_in_the_order_they_came_however_they_are_taken() {
-        let large = Bytes::from(vec![7; SHARED_MIN_BYTES]);
+        let large = Bytes::from(vec![7; CHUNK_MIN_BYTES]);
         for step in [1, 3, 100, 5000, 100_000] {
             let mut output = Output::default();
-            output.tail().extend_from_slice(b"head");
-            output.put_shared(large.clone());
-            output.put_shared(Bytes::from_static(b"small"));
-            output.put_shared(large.clone());
-            output.tail().extend_from_slice(b"end");
+            output.buffer().extend_from_slice(b"head");
+            FrameSink::chunk(&mut output, large.clone());
+            output.buffer().extend_from_slice(b"small");
+            FrameSink::chunk(&mut output, large.clone());
+            output.buffer().extend_from_slice(b"end");
             let expected = [b"head", &large[..], b"small", &large[..], b"end"].concat();
             assert_eq!(output.len(), expected.len());
             let mut taken = Vec::new();

@@ -1,12 +1,49 @@
 //! The log-structured persistence engine. It has never heard of AMQP.
+//!
+//! ```text
+//!   push ----> append ----> commit ----> segments (log/)          read <---- pending batches, segments
+//!  (any thread) (mutex)   (own thread)      |
+//!                                           v
+//!              checkpoint <---- source    survey ----> recovery ----> Recovered
+//! ```
+//! The truth is the newest checkpoint plus the log from the place where it begins. Everything that happens is one
+//! record in one log, in the order in which queues changed; one sync makes it durable, whatever the number of
+//! queues. Reading order: `types`, `format`, `record`, `batch`, `append`, `schedule`, `commit`, `engine`; then
+//! `image`, `checkpoint`, `scan`, `survey`, `replay`, `recovery`.
+//!
+//! 1. A watermark covers only what an fdatasync that began later than the write has returned for.
+//! 2. No file of an earlier incarnation is ever changed; LSNs and segment numbers are never used twice.
+//! 3. The log has one end: the first place without a valid batch. What was proven durable before it must verify.
+//! 4. A segment is removed only when the newest durable checkpoint needs nothing in it.
 
+mod append;
+pub mod batch;
+pub mod checkpoint;
+mod commit;
+mod engine;
 mod error;
+mod file;
+pub mod format;
 pub mod image;
 mod options;
+mod read;
+pub mod record;
+mod recovery;
+pub mod replay;
 mod report;
+pub mod scan;
+mod schedule;
+pub mod segment;
+mod shared;
 pub mod stats;
+pub mod superblock;
+pub mod survey;
+pub mod testing;
+#[cfg(test)]
+mod tests;
 pub mod types;
 
+pub use engine::Storage;
 pub use error::{ReadError, StorageError};
 pub use image::QueueImage;
 pub use options::{FsyncPolicy, Options};

@@ -1,1 +1,254 @@
+use super::*;
+use crate::amqp::field_table::FieldTable;
+use crate::amqp::frame::Frame;
+use crate::amqp::method::Method;
+use crate::amqp::properties::PropertiesBuilder;
+use proptest::prelude::*;
 
+/// Keeps buffer and chunks apart, as the socket's writer does.
+#[derive(Default)]
+struct Parts {
+    done: Vec<Bytes>,
+    chunk_count: usize,
+    buffer: BytesMut,
+}
+
+impl FrameSink for Parts {
+    fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.buffer
+    }
+    fn chunk(&mut self, chunk: Bytes) {
+        assert!(chunk.len() >= CHUNK_MIN_BYTES);
+        self.done.push(self.buffer.split().freeze());
+        self.done.push(chunk);
+        self.chunk_count += 1;
+    }
+}
+
+impl Parts {
+    fn frames(mut self) -> Vec<Frame> {
+        self.done.push(self.buffer.freeze());
+        let mut input = BytesMut::from(&self.done.concat()[..]);
+        let mut frames = Vec::new();
+        while let Some(frame) = frame::decode(&mut input, 0).expect("frames") {
+            frames.push(frame);
+        }
+        assert!(input.is_empty());
+        frames
+    }
+}
+
+fn name(text: &'static str) -> ShortString {
+    ShortString::from_static(text)
+}
+
+fn properties() -> Properties {
+    let headers = FieldTable::new().with("x", 1);
+    PropertiesBuilder::new().set_headers(Some(headers)).build()
+}
+
+/// Bytes that tell where they came from.
+fn body(count: usize) -> Bytes {
+    (0..=250u8).cycle().take(count).collect()
+}
+
+#[track_caller]
+fn check_cut(parts: &[usize], frame_max: u32, expected: &[usize]) {
+    let whole = body(parts.iter().sum());
+    let mut rest = whole.clone();
+    let parts: Vec<Bytes> = parts.iter().map(|&count| rest.split_to(count)).collect();
+    let content = Content {
+        properties: &properties(),
+        body: &parts,
+    };
+    let mut sink = Parts::default();
+    encode_content(&mut sink, Lane::new(5, frame_max), &content);
+    let frames = sink.frames();
+    let (header, bodies) = frames.split_first().unwrap();
+    assert_eq!((header.kind, header.channel), (FrameKind::Header, 5));
+    let header = ContentHeader::decode(&header.payload).unwrap();
+    assert_eq!(header.body_size_bytes, u64::try_from(whole.len()).unwrap());
+    assert_eq!(header.properties, properties());
+    assert!(
+        bodies
+            .iter()
+            .all(|frame| frame.kind == FrameKind::Body && frame.channel == 5)
+    );
+    let sizes: Vec<usize> = bodies.iter().map(|frame| frame.payload.len()).collect();
+    assert_eq!(sizes, expected);
+    let joined: Vec<u8> = bodies
+        .iter()
+        .flat_map(|frame| frame.payload.to_vec())
+        .collect();
+    assert_eq!(joined, whole);
+}
+
+#[test]
+fn bodies_are_cut_into_full_frames() {
+    check_cut(&[], 4096, &[]);
+    check_cut(&[0, 0], 4096, &[]);
+    check_cut(&[1], 4096, &[1]);
+    check_cut(&[4088], 4096, &[4088]);
+    check_cut(&[4089], 4096, &[4088, 1]);
+    check_cut(&[8176], 4096, &[4088, 4088]);
+    check_cut(&[20_000], 8192, &[8184, 8184, 3632]);
+    check_cut(&[100_000], 0, &[100_000]);
+}
+
+#[test]
+fn frames_take_from_several_parts() {
+    check_cut(&[10, 0, 20], 4096, &[30]);
+    check_cut(&[4087, 1], 4096, &[4088]);
+    check_cut(&[4087, 2], 4096, &[4088, 1]);
+    check_cut(&[4088, 1], 4096, &[4088, 1]);
+    check_cut(&[4000, 4000, 4000], 4096, &[4088, 4088, 3824]);
+    check_cut(&[5000, 1, 50_000], 131_072, &[55_001]);
+}
+
+proptest! {
+    #[test]
+    fn any_parts_are_cut_alike(parts in prop::collection::vec(0..9000_usize, 0..6), frame_max in 9..9000_u32) {
+        let size = usize::try_from(frame_max).unwrap() - 8;
+        let total: usize = parts.iter().sum();
+        let mut expected = vec![size; total / size];
+        expected.extend(Some(total % size).filter(|&rest| rest > 0));
+        check_cut(&parts, frame_max, &expected);
+    }
+}
+
+#[test]
+fn large_bodies_are_not_copied() {
+    let body = [body(300_000)];
+    let content = Content {
+        properties: &Properties::default(),
+        body: &body,
+    };
+    let mut sink = Parts::default();
+    encode_content(&mut sink, Lane::new(1, 131_072), &content);
+    assert_eq!(sink.chunk_count, 3);
+    let shared = sink
+        .done
+        .iter()
+        .filter(|part| body[0].as_ptr_range().contains(&part.as_ptr()));
+    assert_eq!(shared.count(), 3);
+}
+
+#[track_caller]
+fn check_method(sink: BytesMut, expected: impl Into<Method>) {
+    let mut input = sink;
+    let frame = frame::decode(&mut input, 0).unwrap().unwrap();
+    assert_eq!((frame.kind, frame.channel), (FrameKind::Method, 3));
+    assert_eq!(Method::decode(&frame.payload), Ok(expected.into()));
+    let frame = frame::decode(&mut input, 0).unwrap().unwrap();
+    assert_eq!(frame.kind, FrameKind::Header);
+    let frame = frame::decode(&mut input, 0).unwrap().unwrap();
+    assert_eq!(frame.payload, &b"hi"[..]);
+    assert!(input.is_empty());
+}
+
+#[test]
+fn the_fast_encoders_write_what_the_method_table_says() {
+    let (exchange, routing_key, text) = (name("logs"), name("a.b"), name("NO_ROUTE"));
+    let lane = Lane::new(3, 131_072);
+    let body = [Bytes::from_static(b"hi")];
+    let content = Content {
+        properties: &properties(),
+        body: &body,
+    };
+
+    let mut sink = BytesMut::new();
+    let head = DeliverHead {
+        consumer_tag: &name("c-1"),
+        delivery_tag: 77,
+        is_redelivered: true,
+        exchange: &exchange,
+        routing_key: &routing_key,
+    };
+    encode_deliver(&mut sink, lane, &head, &content);
+    let expected = basic::Deliver {
+        consumer_tag: name("c-1"),
+        delivery_tag: 77,
+        redelivered: true,
+        exchange: exchange.clone(),
+        routing_key: routing_key.clone(),
+    };
+    check_method(sink, expected);
+
+    let mut sink = BytesMut::new();
+    let head = GetOkHead {
+        delivery_tag: 78,
+        is_redelivered: false,
+        exchange: &exchange,
+        routing_key: &routing_key,
+        message_count: 5,
+    };
+    encode_get_ok(&mut sink, lane, &head, &content);
+    let expected = basic::GetOk {
+        delivery_tag: 78,
+        redelivered: false,
+        exchange: exchange.clone(),
+        routing_key: routing_key.clone(),
+        message_count: 5,
+    };
+    check_method(sink, expected);
+
+    let mut sink = BytesMut::new();
+    let head = ReturnHead {
+        reply_code: 312,
+        reply_text: &text,
+        exchange: &exchange,
+        routing_key: &routing_key,
+    };
+    encode_return(&mut sink, lane, &head, &content);
+    let expected = basic::Return {
+        reply_code: 312,
+        reply_text: text,
+        exchange,
+        routing_key,
+    };
+    check_method(sink, expected);
+}
+
+#[track_caller]
+fn check_refused(payload: &'static [u8], text: &str, code: ConnectionReplyCode) {
+    let error = ContentHeader::decode(&Bytes::from_static(payload)).expect_err("a bad header");
+    assert_eq!(error.to_string(), text);
+    assert_eq!(error.reply_code(), code);
+}
+
+#[test]
+fn bad_headers_get_rabbitmqs_texts() {
+    use ConnectionReplyCode::{FrameError, UnexpectedFrame};
+    check_refused(
+        b"\x00\x3c\x00",
+        "type 2, all octets = <<0,60,0>>: unknown_frame",
+        FrameError,
+    );
+    check_refused(
+        b"\x00\x3c\x00\x01\x00\x00\x00\x00\x00\x00\x00\x05\x00\x00",
+        "expected content header for class 60, got non content header frame instead",
+        UnexpectedFrame,
+    );
+    check_refused(
+        b"\x00\x0a\x00\x00\x00\x00\x00\x00\x00\x00\x00\x05\x00\x00",
+        "expected content header for class 60, got one for class 10 instead",
+        UnexpectedFrame,
+    );
+    check_refused(
+        b"\x00\x3c\x00\x00\x00\x00\x00\x00\x23\xc3\x46\x00\x00\x00",
+        "content body size 600000000 exceeds maximum allowed size 536870912",
+        FrameError,
+    );
+    check_refused(
+        b"\x00\x3c\x00\x00\x00\x00\x00\x00\x00\x00\x00\x05\x00\x01",
+        "cannot decode content properties: unknown property flags 0x0001",
+        FrameError,
+    );
+}
+
+#[test]
+fn the_largest_body_may_be_announced() {
+    let payload = b"\x00\x3c\x00\x00\x00\x00\x00\x00\x20\x00\x00\x00\x00\x00";
+    let header = ContentHeader::decode(&Bytes::from_static(payload)).unwrap();
+    assert_eq!(header.body_size_bytes, CONTENT_MAX_BYTES);
+}

@@ -12,7 +12,7 @@
 //!
 //! Invariants, cited by number in the code:
 //! 1. Every record is pushed while the locks of all queues it names are held; they are taken in ascending
-//!    queue id by [`lock_queues`]. So log order is the order in which each queue changed.
+//!    queue id by `lock_queues`. So log order is the order in which each queue changed.
 //! 2. Nothing under a queue lock waits, wakes a thread or calls back: that is collected in [`Effects`].
 //! 3. A range in a settle record names no entry that stays.
 //! 4. A logged message is delivered only when a reservation above it is durable or precedes its own
@@ -22,21 +22,38 @@
 //! The functions of this module take the locks themselves. They are called **without** the topology lock
 //! (dead-lettering routes, which takes it), except [`delete`], which never routes.
 
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+mod batch;
+mod death;
+mod dispatch;
+mod image;
+mod lifecycle;
+mod publish;
+mod reservation;
+mod settle;
+mod slots;
+mod state;
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use self::batch::Batch;
+use self::state::{Locked, QueueState};
 use super::arguments::QueueArguments;
-use super::command::{ConfirmAt, ConsumerId, Delivery, SettleOutcome, Unacked};
-use super::consumer::{ChannelCredit, ConsumerSpec};
+use super::command::{ConfirmAt, Delivery};
 use super::dead_letter::DeadLetterRouter;
 use super::effects::Effects;
 use super::journal::Journal;
 use super::message::Message;
-use super::outbox::Outbox;
 use crate::amqp::field_table::FieldTable;
 use crate::amqp::short_string::ShortString;
-use crate::storage::types::{Lsn, QueueId, Receipt, Seq};
+use crate::storage::types::{Lsn, QueueId, Seq};
+use crate::sync::lock;
+
+pub use self::dispatch::{abandon_get, dispatch, fetched, get};
+pub use self::image::ImageKind;
+pub use self::lifecycle::{cancel, consume, delete, purge, set_channel_prefetch, timer_due};
+pub use self::publish::{commit, publish, reveal};
+pub use self::settle::settle;
 
 /// A client connection, unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,9 +88,6 @@ pub struct Queue {
     state: Mutex<QueueState>,
 }
 
-#[derive(Debug, Default)]
-struct QueueState {}
-
 /// A shared handle to a queue.
 pub type QueueHandle = Arc<Queue>;
 
@@ -95,10 +109,16 @@ pub struct Turn<'a> {
     pub now_ms: u64,
     /// What to do after all locks are released.
     pub effects: &'a mut Effects,
+    /// Queues to dispatch again: their channel has credit.
+    resumed: Vec<QueueHandle>,
+    /// Queues with messages on their way to a dead-letter exchange.
+    dying: Vec<QueueHandle>,
+    /// Messages that a queue refused and dead-letters.
+    refused: Vec<(QueueHandle, Arc<Message>)>,
 }
 
-/// A target queue was deleted: nothing was done, route once more with a fresh topology (leaving out
-/// queues that say [`Queue::is_deleted`]).
+/// A target queue was deleted: route once more with a fresh topology (leaving out queues that say
+/// [`Queue::is_deleted`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TargetDeleted;
 
@@ -226,6 +246,9 @@ impl<'a> Turn<'a> {
             router,
             now_ms,
             effects,
+            resumed: Vec::new(),
+            dying: Vec::new(),
+            refused: Vec::new(),
         }
     }
 }
@@ -235,12 +258,48 @@ impl QueueShared {
     /// on disk as well.
     #[must_use]
     pub fn new(journal: Arc<dyn Journal>, resident_max_bytes: u64) -> Self {
-        todo!()
+        Self {
+            journal,
+            resident_max_bytes,
+            resident_bytes: AtomicU64::new(0),
+            quarantined_count: AtomicU64::new(0),
+        }
     }
+
     /// The log.
     #[must_use]
     pub fn journal(&self) -> &dyn Journal {
         &*self.journal
+    }
+
+    /// Bytes of messages in memory, about.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        self.resident_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Messages that could not be read since the start; they are kept aside.
+    #[must_use]
+    pub fn quarantined_count(&self) -> u64 {
+        self.quarantined_count.load(Ordering::Relaxed)
+    }
+
+    fn is_over_budget(&self) -> bool {
+        self.resident_bytes() > self.resident_max_bytes
+    }
+
+    fn report_resident(&self, before: u64, after: u64) {
+        if after >= before {
+            self.resident_bytes
+                .fetch_add(after - before, Ordering::Relaxed);
+        } else {
+            self.resident_bytes
+                .fetch_sub(before - after, Ordering::Relaxed);
+        }
+    }
+
+    fn count_quarantined(&self) {
+        self.quarantined_count.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -248,142 +307,59 @@ impl Queue {
     /// A new, empty queue. `created_at` is the end of its META record when it is durable.
     #[must_use]
     pub fn new(spec: QueueSpec, created_at: Lsn, now_ms: u64) -> QueueHandle {
-        todo!()
+        Arc::new(Self {
+            spec,
+            is_deleted: AtomicBool::new(false),
+            state: Mutex::new(QueueState::new(Seq(1), Seq(0), created_at, now_ms)),
+        })
     }
+
     /// What it was declared as.
     #[must_use]
     pub fn spec(&self) -> &QueueSpec {
         &self.spec
     }
+
     /// Its id.
     #[must_use]
     pub fn id(&self) -> QueueId {
         self.spec.id
     }
+
     /// True once [`delete`] has happened.
     #[must_use]
     pub fn is_deleted(&self) -> bool {
-        todo!()
+        self.is_deleted.load(Ordering::SeqCst)
     }
+
+    fn has_length_limit(&self) -> bool {
+        self.spec.settings.max_length.is_some() || self.spec.settings.max_length_bytes.is_some()
+    }
+
     /// Its counts.
     #[must_use]
     pub fn stats(&self) -> QueueStats {
-        todo!()
+        let state = lock(&self.state);
+        let sums = state.slots.sums();
+        QueueStats {
+            ready_count: sums.ready_count,
+            ready_bytes: sums.ready_bytes,
+            unacked_count: sums.unacked_count,
+            consumer_count: u32::try_from(state.consumers.count()).unwrap_or(u32::MAX),
+            quarantined_count: sums.quarantined_count,
+        }
     }
-    /// Renews the lease of `x-expires` (declare; `get` does it itself).
-    pub fn renew_lease(self: &Arc<Self>, now_ms: u64, effects: &mut Effects) {
-        todo!()
+
+    /// Renews the lease of `x-expires` (declare; `get` does it itself) and arms its timer. After a
+    /// restart this also starts what [`Queue::restore`] left to do: dead letters of messages that expired
+    /// or became too many meanwhile.
+    pub fn renew_lease(self: &Arc<Self>, turn: &mut Turn<'_>) {
+        let mut locked = Locked::one(self);
+        locked.first().1.lease_from_ms = turn.now_ms;
+        locked.conclude(turn, Batch::default());
+        turn.finish();
     }
 }
 
-/// Puts messages that share one set of targets into all of them; one outcome per message is appended to
-/// `out`. `targets` ascending by id, distinct; with no targets every outcome is `Now`.
-///
-/// # Errors
-/// [`TargetDeleted`] before anything was done.
-pub fn publish(
-    turn: &mut Turn<'_>,
-    targets: &[QueueHandle],
-    messages: &[Arc<Message>],
-    out: &mut Vec<ConfirmAt>,
-) -> Result<(), TargetDeleted> {
-    todo!()
-}
-
-/// Publishes and settlements of a transaction as one atomic group. Deleted targets are skipped.
-///
-/// # Errors
-/// [`GroupTooLarge`] before anything was done.
-pub fn commit(
-    turn: &mut Turn<'_>,
-    publishes: &[RoutedPublish],
-    settlements: &[(SettleOutcome, Vec<Unacked>)],
-) -> Result<Committed, GroupTooLarge> {
-    todo!()
-}
-
-/// The publishes of transactions that are durable now become visible (`AfterDurable::Reveal`).
-pub fn reveal(turn: &mut Turn<'_>, queue: &QueueHandle) {
-    todo!()
-}
-
-/// Settles delivered messages of any queues; gives back the consumers' and channels' credit.
-pub fn settle(turn: &mut Turn<'_>, items: &[Unacked], outcome: SettleOutcome) {
-    todo!()
-}
-
-/// Adds a consumer and delivers what it may have.
-///
-/// # Errors
-/// [`ConsumeRefusal`].
-pub fn consume(
-    turn: &mut Turn<'_>,
-    queue: &QueueHandle,
-    consumer: ConsumerSpec,
-) -> Result<(), ConsumeRefusal> {
-    todo!()
-}
-
-/// Removes a consumer; what it holds stays unacked.
-pub fn cancel(turn: &mut Turn<'_>, queue: &QueueHandle, consumer: ConsumerId) -> Aftermath {
-    todo!()
-}
-
-/// Takes one message for `basic.get`.
-pub fn get(
-    turn: &mut Turn<'_>,
-    queue: &QueueHandle,
-    channel: u16,
-    outbox: &Arc<Outbox>,
-    is_no_ack: bool,
-) -> GetOutcome {
-    todo!()
-}
-
-/// Forgets a `get` that is pending; for a channel that ends while it waits.
-pub fn abandon_get(queue: &QueueHandle, channel: u16, outbox: &Arc<Outbox>) {
-    todo!()
-}
-
-/// Removes all ready messages.
-pub fn purge(turn: &mut Turn<'_>, queue: &QueueHandle) -> Purged {
-    todo!()
-}
-
-/// Deletes a queue: `push_meta` logs it (for a durable queue) under the queue's lock, consumers are told,
-/// messages are gone. Returns the ready messages removed. May be called with the topology lock held.
-///
-/// # Errors
-/// [`DeleteRefusal`]; `push_meta` was not called.
-pub fn delete(
-    turn: &mut Turn<'_>,
-    queue: &QueueHandle,
-    condition: DeleteCondition,
-    push_meta: impl FnOnce(),
-) -> Result<u32, DeleteRefusal> {
-    todo!()
-}
-
-/// Tries again to deliver: an outbox was drained, or a reservation is durable (`AfterDurable::Redispatch`).
-pub fn dispatch(turn: &mut Turn<'_>, queue: &QueueHandle) {
-    todo!()
-}
-
-/// Sets the limit of a channel (`basic.qos` global) and resumes the queues it had stopped.
-pub fn set_channel_prefetch(turn: &mut Turn<'_>, credit: &Arc<ChannelCredit>, count: u16) {
-    todo!()
-}
-
-/// Bodies that `Effects::fetches` asked for, in any order.
-pub fn fetched(
-    turn: &mut Turn<'_>,
-    queue: &QueueHandle,
-    results: Vec<(Seq, Result<bytes::Bytes, FetchFailure>)>,
-) {
-    todo!()
-}
-
-/// A timer armed by `Effects::timers` is due.
-pub fn timer_due(turn: &mut Turn<'_>, queue: &QueueHandle) -> Aftermath {
-    todo!()
-}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,568 @@
+//! The domain's side of one client connection: what it owns, what it may do, and its commands.
+//!
+//! Owned by the connection's task, so nothing here is shared. Exclusive queues and consumers hang on it
+//! and go with it; deliveries that were not settled have been requeued by `CloseChannel` before.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::access::{Operation, Permissions, User};
+use super::command::{
+    Command, ConfirmAt, Consume, ConsumerId, Publish, Published, Reply, ReplyBody,
+};
+use super::command::{SettleOutcome, Unacked};
+use super::consumer::{ChannelCredit, ConsumerSpec};
+use super::effects::Effects;
+use super::error::BrokerError;
+use super::facade::Shared;
+use super::outbox::Outbox;
+use super::publish::RouteCache;
+use super::queue::{
+    self, Aftermath, ConnectionId, ConsumeRefusal, DeleteCondition, DeleteRefusal, GetOutcome,
+    QueueHandle, RoutedPublish,
+};
+use super::refusal::{
+    access_refused, exclusive_use, locked_queue, no_queue, precondition_failed, vhost_deleted,
+};
+use super::vhost::Vhost;
+use crate::amqp::field_table::{FieldTable, FieldValue};
+use crate::amqp::short_string::ShortString;
+use crate::storage::types::Lsn;
+
+/// The default exchange where permissions name it.
+const DEFAULT_EXCHANGE: &str = "amq.default";
+/// Consumers and exclusive queues are swept of deleted ones from this many on.
+const SWEEP_MIN_COUNT: usize = 64;
+/// Arguments of a consumer that other queue types know and this one refuses.
+const FOREIGN_CONSUMER_ARGUMENTS: [&str; 4] = [
+    "x-stream-offset",
+    "x-stream-filter",
+    "x-stream-match-unfiltered",
+    "x-consumer-timeout",
+];
+
+/// What belongs to one channel.
+#[derive(Debug, Default)]
+struct Channel {
+    /// The prefetch limit its consumers share.
+    credit: Arc<ChannelCredit>,
+    /// Queue of the `basic.get` that waits for a body, if one may.
+    pending_get: Option<QueueHandle>,
+}
+
+/// See the module.
+pub struct Connection {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: ConnectionId,
+    pub(super) user: User,
+    pub(super) vhost: Arc<Vhost>,
+    permissions: Arc<Permissions>,
+    /// Version of users and permissions that `permissions` was read under.
+    permissions_version: u64,
+    outbox: Arc<Outbox>,
+    channels: HashMap<u16, Channel>,
+    consumers: HashMap<ConsumerId, (u16, QueueHandle)>,
+    /// Queues that go with the connection.
+    exclusive_queues: Vec<QueueHandle>,
+    pub(super) routes: RouteCache,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection")
+            .field("id", &self.id)
+            .field("user", &self.user.name())
+            .field("vhost", &self.vhost.name())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        id: ConnectionId,
+        user: User,
+        vhost: Arc<Vhost>,
+        permissions: Arc<Permissions>,
+        outbox: Arc<Outbox>,
+    ) -> Self {
+        Self {
+            shared,
+            id,
+            user,
+            vhost,
+            permissions,
+            // Below every version: the first check reads again, so a change since the open is seen.
+            permissions_version: u64::MAX,
+            outbox,
+            channels: HashMap::new(),
+            consumers: HashMap::new(),
+            exclusive_queues: Vec::new(),
+            routes: RouteCache::default(),
+        }
+    }
+
+    /// The connection's number, unique in the process.
+    #[must_use]
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// Name of the vhost.
+    #[must_use]
+    pub fn vhost_name(&self) -> &str {
+        self.vhost.name()
+    }
+
+    /// Executes one command of a channel.
+    ///
+    /// # Errors
+    /// The refusal, which closes the channel or the connection.
+    pub fn execute(
+        &mut self,
+        channel: u16,
+        command: Command,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) -> Result<Reply, BrokerError> {
+        match command {
+            Command::ExchangeDeclare(declare) => self.declare_exchange(&declare, effects),
+            Command::ExchangeDelete {
+                exchange,
+                if_unused,
+            } => self.delete_exchange(&exchange, if_unused, effects),
+            Command::Bind(bind) => self.bind(&bind, effects),
+            Command::Unbind(bind) => self.unbind(&bind, effects),
+            Command::QueueDeclare(declare) => self.declare_queue(&declare, now_ms, effects),
+            Command::QueueDelete {
+                queue,
+                if_unused,
+                if_empty,
+            } => {
+                let condition = DeleteCondition {
+                    if_unused,
+                    if_empty,
+                };
+                self.delete_queue(&queue, condition, now_ms, effects)
+            }
+            Command::QueuePurge { queue } => self.purge_queue(&queue, now_ms, effects),
+            Command::Consume(consume) => self.consume(channel, &consume, now_ms, effects),
+            Command::Cancel { consumer } => Ok(self.cancel(consumer, now_ms, effects)),
+            Command::Get { queue, is_no_ack } => {
+                self.get(channel, &queue, is_no_ack, now_ms, effects)
+            }
+            Command::Settle { items, outcome } => {
+                queue::settle(&mut self.shared.turn(now_ms, effects), &items, outcome);
+                Ok(done(None))
+            }
+            Command::ChannelPrefetch { count } => {
+                let credit = Arc::clone(&self.channels.entry(channel).or_default().credit);
+                let turn = &mut self.shared.turn(now_ms, effects);
+                queue::set_channel_prefetch(turn, &credit, count);
+                Ok(done(None))
+            }
+            Command::TxCommit {
+                publishes,
+                settlements,
+            } => self.commit(&publishes, &settlements, now_ms, effects),
+            Command::CloseChannel { unacked } => {
+                self.close_channel(channel, &unacked, now_ms, effects);
+                Ok(done(None))
+            }
+        }
+    }
+
+    /// Ends the connection: its consumers are gone, its exclusive queues deleted, and what was only kept
+    /// for them. Unsettled deliveries were requeued by `CloseChannel` before.
+    pub fn close(&mut self, now_ms: u64, effects: &mut Effects) {
+        let channels: Vec<u16> = self.channels.keys().copied().collect();
+        for channel in channels {
+            self.close_channel(channel, &[], now_ms, effects);
+        }
+        for queue in std::mem::take(&mut self.exclusive_queues) {
+            // Deleted before is as good.
+            let condition = DeleteCondition::default();
+            let _ = self.shared.delete_queue(&queue, condition, now_ms, effects);
+        }
+        self.shared.unregister(self.id);
+    }
+
+    /// Queues this connection consumes from, each once.
+    pub(super) fn consumed_queues(&self) -> Vec<&QueueHandle> {
+        let mut queues: Vec<&QueueHandle> =
+            self.consumers.values().map(|(_, queue)| queue).collect();
+        queues.sort_unstable_by_key(|queue| queue.id());
+        queues.dedup_by_key(|queue| queue.id());
+        queues
+    }
+
+    /// Remembers a queue that goes with the connection.
+    pub(super) fn own(&mut self, queue: QueueHandle) {
+        let owned = &mut self.exclusive_queues;
+        if owned.len() >= SWEEP_MIN_COUNT && owned.len() == owned.capacity() {
+            owned.retain(|queue| !queue.is_deleted());
+        }
+        owned.push(queue);
+    }
+
+    /// The permissions in force; they may have changed since the last call.
+    pub(super) fn permissions(&mut self) -> Option<&Permissions> {
+        let version = self.shared.access_version();
+        if version != self.permissions_version {
+            let access = crate::sync::read(&self.shared.access);
+            let now = access.permissions_of(self.user.name(), self.vhost.name());
+            self.permissions = now?;
+            drop(access);
+            self.permissions_version = version;
+        }
+        Some(&self.permissions)
+    }
+
+    /// True when the user may do that to the thing of that name.
+    pub(super) fn allows(&mut self, operation: Operation, name: &ShortString) -> bool {
+        let name = permission_name(name);
+        self.permissions()
+            .is_some_and(|permissions| permissions.allows(operation, name))
+    }
+
+    pub(super) fn check_exchange_access(
+        &mut self,
+        operation: Operation,
+        name: &ShortString,
+    ) -> Result<(), BrokerError> {
+        if self.allows(operation, name) {
+            return Ok(());
+        }
+        Err(self.refused(operation, "exchange", permission_name(name)))
+    }
+
+    pub(super) fn check_queue_access(
+        &mut self,
+        operation: Operation,
+        name: &ShortString,
+    ) -> Result<(), BrokerError> {
+        let allowed = self
+            .permissions()
+            .is_some_and(|permissions| permissions.allows(operation, name.as_str()));
+        if allowed {
+            return Ok(());
+        }
+        Err(self.refused(operation, "queue", name.as_str()))
+    }
+
+    /// Passive declares need any of the three.
+    pub(super) fn check_any_access(
+        &mut self,
+        kind: &str,
+        name: &ShortString,
+    ) -> Result<(), BrokerError> {
+        let operations = [Operation::Configure, Operation::Write, Operation::Read];
+        let allowed = self.permissions().is_some_and(|permissions| {
+            let mut operations = operations.into_iter();
+            operations.any(|operation| permissions.allows(operation, name.as_str()))
+        });
+        if allowed {
+            return Ok(());
+        }
+        Err(self.refused(Operation::Configure, kind, name.as_str()))
+    }
+
+    fn refused(&self, operation: Operation, kind: &str, name: &str) -> BrokerError {
+        let (vhost, user) = (self.vhost.name(), self.user.name());
+        access_refused(format!(
+            "{operation} access to {kind} '{name}' in vhost '{vhost}' refused for user '{user}'"
+        ))
+    }
+
+    /// Refuses the exclusive queue of another connection.
+    pub(super) fn check_owner(&self, queue: &QueueHandle) -> Result<(), BrokerError> {
+        let owner = queue.spec().exclusive_owner;
+        if owner.is_none_or(|owner| owner == self.id) {
+            return Ok(());
+        }
+        Err(locked_queue(&queue.spec().name, self.vhost.name()))
+    }
+
+    /// The queue of that name, if this connection may use it.
+    pub(super) fn find_queue(&self, name: &ShortString) -> Result<QueueHandle, BrokerError> {
+        let topology = self.vhost.read();
+        if topology.is_deleted {
+            return Err(vhost_deleted(self.vhost.name()));
+        }
+        let queue = topology.queue(name).cloned();
+        drop(topology);
+        let queue = queue.ok_or_else(|| no_queue(name, self.vhost.name()))?;
+        self.check_owner(&queue)?;
+        Ok(queue)
+    }
+
+    fn delete_queue(
+        &mut self,
+        name: &ShortString,
+        condition: DeleteCondition,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) -> Result<Reply, BrokerError> {
+        let name = &without_line_breaks(name);
+        self.check_queue_access(Operation::Configure, name)?;
+        let nothing = Reply {
+            body: ReplyBody::Removed { messages: 0 },
+            durable_at: None,
+        };
+        let Some(queue) = self.vhost.read().queue(name).cloned() else {
+            return Ok(nothing);
+        };
+        self.check_owner(&queue)?;
+        let vhost = self.vhost.name();
+        match self.shared.delete_queue(&queue, condition, now_ms, effects) {
+            Ok((messages, durable_at)) => Ok(Reply {
+                body: ReplyBody::Removed { messages },
+                durable_at,
+            }),
+            Err(DeleteRefusal::AlreadyDeleted) => Ok(nothing),
+            Err(DeleteRefusal::NotEmpty) => Err(precondition_failed(format!(
+                "queue '{name}' in vhost '{vhost}' not empty"
+            ))),
+            Err(DeleteRefusal::InUse) => Err(precondition_failed(format!(
+                "queue '{name}' in vhost '{vhost}' in use"
+            ))),
+        }
+    }
+
+    fn purge_queue(
+        &mut self,
+        name: &ShortString,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) -> Result<Reply, BrokerError> {
+        self.check_queue_access(Operation::Read, name)?;
+        let queue = self.find_queue(name)?;
+        let purged = queue::purge(&mut self.shared.turn(now_ms, effects), &queue);
+        Ok(Reply {
+            body: ReplyBody::Removed {
+                messages: purged.message_count,
+            },
+            durable_at: self.shared.unless_durable(purged.durable_at),
+        })
+    }
+
+    fn consume(
+        &mut self,
+        channel: u16,
+        consume: &Consume,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) -> Result<Reply, BrokerError> {
+        self.check_queue_access(Operation::Read, &consume.queue)?;
+        let queue = self.find_queue(&consume.queue)?;
+        let priority = self.consumer_priority(consume)?;
+        let id = self.shared.issue_consumer_id();
+        let channel_credit = Arc::clone(&self.channels.entry(channel).or_default().credit);
+        let spec = ConsumerSpec {
+            id,
+            channel,
+            outbox: Arc::clone(&self.outbox),
+            is_no_ack: consume.is_no_ack,
+            is_exclusive: consume.is_exclusive,
+            prefetch: consume.prefetch,
+            priority,
+            channel_credit,
+        };
+        let name = &consume.queue;
+        queue::consume(&mut self.shared.turn(now_ms, effects), &queue, spec).map_err(
+            |refusal| match refusal {
+                ConsumeRefusal::Deleted => no_queue(name, self.vhost.name()),
+                ConsumeRefusal::ExclusiveUse => exclusive_use(name, self.vhost.name()),
+            },
+        )?;
+        if self.consumers.len() >= SWEEP_MIN_COUNT
+            && self.consumers.len() == self.consumers.capacity()
+        {
+            self.consumers.retain(|_, (_, queue)| !queue.is_deleted());
+        }
+        self.consumers
+            .insert(id, (channel, QueueHandle::clone(&queue)));
+        let body = ReplyBody::Consuming {
+            consumer: id,
+            queue,
+        };
+        Ok(Reply {
+            body,
+            durable_at: None,
+        })
+    }
+
+    fn consumer_priority(&self, consume: &Consume) -> Result<i64, BrokerError> {
+        let refuse = |argument: &str, reason: &str| {
+            let (queue, vhost) = (&consume.queue, self.vhost.name());
+            precondition_failed(format!(
+                "invalid arg '{argument}' for queue '{queue}' in vhost '{vhost}'{reason}"
+            ))
+        };
+        for argument in FOREIGN_CONSUMER_ARGUMENTS {
+            if consume.arguments.get(argument).is_some() {
+                return Err(refuse(argument, " of queue type rabbit_classic_queue"));
+            }
+        }
+        let Some(value) = consume.arguments.get("x-priority") else {
+            return Ok(0);
+        };
+        value.as_integer().ok_or_else(|| {
+            let reason = format!(": \"expected integer, got {}\"", value.type_name());
+            refuse("x-priority", &reason)
+        })
+    }
+
+    fn cancel(&mut self, consumer: ConsumerId, now_ms: u64, effects: &mut Effects) -> Reply {
+        if let Some((_, queue)) = self.consumers.remove(&consumer) {
+            let aftermath = queue::cancel(&mut self.shared.turn(now_ms, effects), &queue, consumer);
+            self.shared
+                .settle_aftermath(&queue, aftermath, now_ms, effects);
+        }
+        done(None)
+    }
+
+    fn get(
+        &mut self,
+        channel: u16,
+        name: &ShortString,
+        is_no_ack: bool,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) -> Result<Reply, BrokerError> {
+        self.check_queue_access(Operation::Read, name)?;
+        let queue = self.find_queue(name)?;
+        let turn = &mut self.shared.turn(now_ms, effects);
+        let body = match queue::get(turn, &queue, channel, &self.outbox, is_no_ack) {
+            GetOutcome::Got(delivery, remaining) => ReplyBody::Got {
+                delivery,
+                remaining,
+            },
+            GetOutcome::Empty => ReplyBody::GotNothing,
+            GetOutcome::Pending => {
+                self.channels.entry(channel).or_default().pending_get = Some(queue);
+                ReplyBody::GetPending
+            }
+            GetOutcome::Deleted => return Err(no_queue(name, self.vhost.name())),
+        };
+        Ok(Reply {
+            body,
+            durable_at: None,
+        })
+    }
+
+    fn commit(
+        &mut self,
+        publishes: &[Publish],
+        settlements: &[(SettleOutcome, Vec<Unacked>)],
+        now_ms: u64,
+        effects: &mut Effects,
+    ) -> Result<Reply, BrokerError> {
+        let mut routed = Vec::with_capacity(publishes.len());
+        for publish in publishes {
+            // Checked when it was published; what has changed since is an ordinary refusal.
+            let (message, targets) = self.check_and_route(&publish.message)?;
+            let targets = targets.to_vec();
+            routed.push(RoutedPublish { message, targets });
+        }
+        let turn = &mut self.shared.turn(now_ms, effects);
+        let committed = queue::commit(turn, &routed, settlements).map_err(|too_large| {
+            let (size, max) = (too_large.size_bytes, too_large.max_bytes);
+            precondition_failed(format!(
+                "transaction size {size} is larger than max size {max}"
+            ))
+        })?;
+        if committed.published.contains(&ConfirmAt::Nack) {
+            return Err(precondition_failed("partial tx completion"));
+        }
+        let outcomes = committed.published.into_iter().zip(&routed);
+        let published = outcomes.map(|(confirm, routed)| Published {
+            confirm,
+            is_unroutable: routed.targets.is_empty(),
+        });
+        Ok(Reply {
+            body: ReplyBody::Committed {
+                published: published.collect(),
+            },
+            durable_at: self.shared.unless_durable(committed.durable_at),
+        })
+    }
+
+    /// Cancels the channel's consumers, requeues what it holds, then deletes queues that lost their last
+    /// consumer: in this order, so that nothing comes back to a consumer that is going.
+    fn close_channel(
+        &mut self,
+        channel: u16,
+        unacked: &[Unacked],
+        now_ms: u64,
+        effects: &mut Effects,
+    ) {
+        let gone = self.consumers.extract_if(|_, (of, _)| *of == channel);
+        let gone: Vec<(ConsumerId, (u16, QueueHandle))> = gone.collect();
+        let mut unused = Vec::new();
+        for (consumer, (_, queue)) in gone {
+            let aftermath = queue::cancel(&mut self.shared.turn(now_ms, effects), &queue, consumer);
+            if aftermath != Aftermath::Stays {
+                unused.push(queue);
+            }
+        }
+        let state = self.channels.remove(&channel).unwrap_or_default();
+        if let Some(queue) = state.pending_get {
+            queue::abandon_get(&queue, channel, &self.outbox);
+        }
+        if !unacked.is_empty() {
+            let turn = &mut self.shared.turn(now_ms, effects);
+            queue::settle(turn, unacked, SettleOutcome::Requeue);
+        }
+        for queue in unused {
+            let aftermath = Aftermath::Unused;
+            self.shared
+                .settle_aftermath(&queue, aftermath, now_ms, effects);
+        }
+    }
+}
+
+/// The plain answer.
+pub(super) fn done(durable_at: Option<Lsn>) -> Reply {
+    Reply {
+        body: ReplyBody::Done,
+        durable_at,
+    }
+}
+
+/// The name of an exchange where permissions look.
+fn permission_name(name: &ShortString) -> &str {
+    if name.is_empty() {
+        DEFAULT_EXCHANGE
+    } else {
+        name.as_str()
+    }
+}
+
+/// Names in declare, delete, bind and unbind lose their CR and LF (EX-6). The copy is independent of the
+/// frame the name came in, so it may be kept.
+pub(super) fn without_line_breaks(name: &ShortString) -> ShortString {
+    let is_kept = |character: &char| !matches!(character, '\r' | '\n');
+    let text: String = name.as_str().chars().filter(is_kept).collect();
+    ShortString::from_text(&text).unwrap_or_default()
+}
+
+/// An argument that must be text when it is there (`x-dead-letter-exchange`, `alternate-exchange`).
+pub(super) fn exchange_argument(
+    arguments: &FieldTable,
+    name: &str,
+    thing: &str,
+) -> Result<Option<ShortString>, BrokerError> {
+    let invalid = |value: &FieldValue| {
+        let kind = value.type_name();
+        precondition_failed(format!("invalid type '{kind}' for arg '{name}' in {thing}"))
+    };
+    let Some(value) = arguments.get(name) else {
+        return Ok(None);
+    };
+    let FieldValue::LongString(text) = value else {
+        return Err(invalid(value));
+    };
+    let text = ShortString::new(text.clone()).ok_or_else(|| invalid(value))?;
+    Ok(Some(without_line_breaks(&text)))
+}

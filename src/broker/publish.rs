@@ -1,0 +1,366 @@
+//! `basic.publish`: the checks, the route, and runs of messages with the same targets.
+//!
+//! ```text
+//!   batch      m1 m2 m3 | m4 | m5 m6       one socket read
+//!   targets    {a,b}    | {} | {b}         one lock set and one push a run
+//! ```
+//!
+//! What the checks and the topology said about an exchange and a key is kept by the connection until one
+//! of them changes. Messages with `CC` or `BCC`, and those a headers exchange had a look at, are routed
+//! every time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::access::Operation;
+use super::command::{ConfirmAt, Publish, Published};
+use super::connection::Connection;
+use super::effects::Effects;
+use super::error::BrokerError;
+use super::message::{Message, MessageParts};
+use super::queue::{self, QueueHandle};
+use super::refusal::{access_refused, no_exchange, precondition_failed};
+use super::routing::is_same_set;
+use crate::amqp::field_table::FieldValue;
+use crate::amqp::properties::{BCC_HEADER, CC_HEADER, Properties};
+use crate::amqp::short_string::ShortString;
+
+/// Routes a connection remembers; when there are more, it forgets all and begins anew.
+const CACHED_ROUTES_MAX: usize = 1024;
+
+/// Targets of a message, shared with the cache.
+type SharedTargets = Arc<[QueueHandle]>;
+
+/// What a connection remembers of exchanges it may publish to.
+#[derive(Debug, Default)]
+pub(super) struct RouteCache {
+    /// Versions of the topology and of the permissions it holds for.
+    versions: (u64, u64),
+    /// Exchange, then routing key. An exchange that is here has passed the checks.
+    exchanges: HashMap<ShortString, HashMap<ShortString, SharedTargets>>,
+    routes_count: usize,
+}
+
+impl RouteCache {
+    /// Forgets everything unless it holds for these versions.
+    fn renew(&mut self, versions: (u64, u64)) {
+        if self.versions != versions {
+            self.clear();
+            self.versions = versions;
+        }
+    }
+
+    fn clear(&mut self) {
+        self.exchanges.clear();
+        self.routes_count = 0;
+    }
+
+    fn has_exchange(&self, name: &ShortString) -> bool {
+        self.exchanges.contains_key(name)
+    }
+
+    fn get(&self, exchange: &ShortString, key: &ShortString) -> Option<&SharedTargets> {
+        self.exchanges.get(exchange)?.get(key)
+    }
+
+    fn insert_exchange(&mut self, name: &ShortString) {
+        if self.exchanges.len() >= CACHED_ROUTES_MAX {
+            self.clear();
+        }
+        self.exchanges.entry(name.detached()).or_default();
+    }
+
+    fn insert(&mut self, exchange: &ShortString, key: &ShortString, targets: &SharedTargets) {
+        if self.routes_count >= CACHED_ROUTES_MAX {
+            self.clear();
+        }
+        // Copies of the names: slices would keep whole frames alive.
+        let routes = self.exchanges.entry(exchange.detached()).or_default();
+        routes.insert(key.detached(), Arc::clone(targets));
+        self.routes_count += 1;
+    }
+}
+
+impl Connection {
+    /// Checks a publish without doing it, for transactions: refusals do not wait for the commit.
+    ///
+    /// # Errors
+    /// The refusal, which closes the channel.
+    pub fn check_publish(&mut self, publish: &Publish) -> Result<(), BrokerError> {
+        self.renew_cache();
+        self.check_message(&publish.message).map(|_| ())
+    }
+
+    /// Publishes a batch in order; one outcome each is appended to `out`.
+    ///
+    /// # Errors
+    /// The index of the first refused publish and why; `out` has the outcomes of those before it, and
+    /// nothing behind it was done.
+    pub fn publish(
+        &mut self,
+        batch: &[Publish],
+        now_ms: u64,
+        effects: &mut Effects,
+        out: &mut Vec<Published>,
+    ) -> Result<(), (usize, BrokerError)> {
+        let mut run = Run::default();
+        for (index, publish) in batch.iter().enumerate() {
+            let (message, targets) = match self.check_and_route(&publish.message) {
+                Ok(routed) => routed,
+                Err(error) => {
+                    self.publish_run(&mut run, batch, now_ms, effects, out);
+                    return Err((index, error));
+                }
+            };
+            if !is_same_set(&run.targets, &targets) {
+                self.publish_run(&mut run, batch, now_ms, effects, out);
+            }
+            if run.messages.is_empty() {
+                run.first = index;
+                run.targets = targets;
+            }
+            run.messages.push(message);
+        }
+        self.publish_run(&mut run, batch, now_ms, effects, out);
+        Ok(())
+    }
+
+    /// Gives a run to its queues and empties it.
+    fn publish_run(
+        &mut self,
+        run: &mut Run,
+        batch: &[Publish],
+        now_ms: u64,
+        effects: &mut Effects,
+        out: &mut Vec<Published>,
+    ) {
+        if run.messages.is_empty() {
+            return;
+        }
+        let turn = &mut self.shared.turn(now_ms, effects);
+        let is_unroutable = run.targets.is_empty();
+        run.confirms.clear();
+        let outcome = queue::publish(turn, &run.targets, &run.messages, &mut run.confirms);
+        out.extend(run.confirms.iter().map(|confirm| Published {
+            confirm: *confirm,
+            is_unroutable,
+        }));
+        if outcome.is_err() {
+            let done_count = run.confirms.len();
+            let publishes = batch.iter().skip(run.first).take(run.messages.len());
+            for publish in publishes.skip(done_count) {
+                out.push(self.publish_again(publish, now_ms, effects));
+            }
+        }
+        run.messages.clear();
+    }
+
+    /// A target was deleted between route and delivery: routes by the topology of now.
+    fn publish_again(
+        &mut self,
+        publish: &Publish,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) -> Published {
+        loop {
+            self.routes.clear();
+            // The message has passed the checks; an exchange that went since routes nowhere.
+            let routed = self.check_and_route(&publish.message);
+            let (message, targets) =
+                routed.unwrap_or_else(|_| (Arc::clone(&publish.message), [].into()));
+            let mut targets = targets.to_vec();
+            targets.retain(|queue| !queue.is_deleted());
+            let turn = &mut self.shared.turn(now_ms, effects);
+            let mut confirms = Vec::with_capacity(1);
+            // Ends: every further round needs one more queue to be deleted meanwhile.
+            if queue::publish(turn, &targets, &[message], &mut confirms).is_ok() {
+                return Published {
+                    confirm: confirms.first().copied().unwrap_or(ConfirmAt::Now),
+                    is_unroutable: targets.is_empty(),
+                };
+            }
+        }
+    }
+
+    fn renew_cache(&mut self) {
+        // Read before anything is looked up, so that what is cached is never older than its version.
+        self.routes
+            .renew((self.vhost.version(), self.shared.access_version()));
+    }
+
+    /// Checks a message and finds its queues. The message comes back without its `BCC` header.
+    pub(super) fn check_and_route(
+        &mut self,
+        message: &Arc<Message>,
+    ) -> Result<(Arc<Message>, SharedTargets), BrokerError> {
+        self.renew_cache();
+        let FurtherKeys { cc, bcc } = self.check_message(message)?;
+        let (exchange, key) = (message.exchange(), message.routing_key());
+        let is_plain = cc.is_empty() && bcc.is_empty();
+        if is_plain && let Some(targets) = self.routes.get(exchange, key) {
+            return Ok((visible_copy(message, bcc), Arc::clone(targets)));
+        }
+        let mut keys: SmallVec<[ShortString; 4]> = SmallVec::new();
+        keys.push(key.clone());
+        keys.extend(cc);
+        keys.extend(bcc.iter().cloned());
+        let headers = || message.properties().headers().unwrap_or_default();
+        let route = self.vhost.read().route(exchange, &keys, headers);
+        // Deleted since it was checked.
+        let route = route.ok_or_else(|| no_exchange(exchange, self.vhost.name()))?;
+        let targets: SharedTargets = Arc::from(&route.targets[..]);
+        if is_plain && !route.depends_on_headers {
+            self.routes.insert(exchange, key, &targets);
+        }
+        Ok((visible_copy(message, bcc), targets))
+    }
+
+    /// The checks of a publish, in RabbitMQ's order; returns the keys of `CC` and `BCC`.
+    fn check_message(&mut self, message: &Message) -> Result<FurtherKeys, BrokerError> {
+        let exchange = message.exchange();
+        if !self.routes.has_exchange(exchange) {
+            self.check_exchange(exchange)?;
+            self.routes.insert_exchange(exchange);
+        }
+        let properties = message.properties();
+        if let Some(expiration) = properties.expiration() {
+            check_expiration(expiration).map_err(precondition_failed)?;
+        }
+        let further_keys = further_keys(properties)?;
+        if let Some(user_id) = properties.user_id() {
+            self.check_user_id(user_id)?;
+        }
+        Ok(further_keys)
+    }
+
+    fn check_exchange(&mut self, name: &ShortString) -> Result<(), BrokerError> {
+        self.check_exchange_access(Operation::Write, name)?;
+        if name.is_empty() {
+            return Ok(());
+        }
+        let vhost = self.vhost.name();
+        let topology = self.vhost.read();
+        let exchange = topology.exchange(name);
+        let exchange = exchange.ok_or_else(|| no_exchange(name, vhost))?;
+        if exchange.spec().is_internal {
+            return Err(access_refused(format!(
+                "cannot publish to internal exchange '{name}' in vhost '{vhost}'"
+            )));
+        }
+        Ok(())
+    }
+
+    fn check_user_id(&self, user_id: &[u8]) -> Result<(), BrokerError> {
+        let user = self.user.name();
+        if user_id == user.as_bytes() || self.user.is_impersonator() {
+            return Ok(());
+        }
+        let claimed = String::from_utf8_lossy(user_id);
+        Err(precondition_failed(format!(
+            "user_id property set to '{claimed}' but authenticated user was '{user}'"
+        )))
+    }
+}
+
+/// Consecutive messages with the same targets.
+#[derive(Default)]
+struct Run {
+    /// Index of the first one in the batch.
+    first: usize,
+    targets: SharedTargets,
+    messages: Vec<Arc<Message>>,
+    confirms: Vec<ConfirmAt>,
+}
+
+/// The routing keys in the headers `CC` and `BCC` (CC-1). Usually none.
+#[derive(Debug, Default)]
+struct FurtherKeys {
+    cc: Vec<ShortString>,
+    bcc: Vec<ShortString>,
+}
+
+fn further_keys(properties: &Properties) -> Result<FurtherKeys, BrokerError> {
+    let mut keys = FurtherKeys::default();
+    if properties.has_cc() {
+        keys.cc = keys_in(properties, CC_HEADER)?;
+    }
+    if properties.has_bcc() {
+        keys.bcc = keys_in(properties, BCC_HEADER)?;
+    }
+    Ok(keys)
+}
+
+fn keys_in(properties: &Properties, header: &str) -> Result<Vec<ShortString>, BrokerError> {
+    match properties.header(header) {
+        None => Ok(Vec::new()),
+        // What is no routing key reaches nobody; RabbitMQ skips it too.
+        Some(FieldValue::Array(items)) => Ok(items
+            .into_iter()
+            .filter_map(|item| match item {
+                FieldValue::LongString(key) => ShortString::new(key),
+                _ => None,
+            })
+            .collect()),
+        Some(other) => {
+            let kind = other.type_name();
+            Err(precondition_failed(format!(
+                "invalid message: {{unacceptable_type_in_header,\"{header}\",{kind}}}"
+            )))
+        }
+    }
+}
+
+/// Longest time to live in milliseconds, ten years.
+const EXPIRATION_MAX_MS: u128 = 315_360_000_000;
+
+/// The `expiration` property is a decimal number, with RabbitMQ's texts for everything else (TT-2).
+fn check_expiration(text: &[u8]) -> Result<(), String> {
+    let shown = String::from_utf8_lossy(text);
+    let refuse = |reason: String| Err(format!("invalid expiration '{shown}': {reason}"));
+    let (is_negative, unsigned) = match text.split_first() {
+        Some((b'-', rest)) => (true, rest),
+        Some((b'+', rest)) => (false, rest),
+        _ => (false, text),
+    };
+    let digits_count = unsigned
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit())
+        .count();
+    let (digits, leftover) = unsigned.split_at(digits_count);
+    if digits.is_empty() {
+        return refuse("no_integer".to_owned());
+    }
+    if !leftover.is_empty() {
+        let leftover = String::from_utf8_lossy(leftover);
+        return refuse(format!("{{leftover_string,\"{leftover}\"}}"));
+    }
+    // At most 255 digits: what does not fit is too large anyway.
+    let number = digits.iter().fold(0u128, |number, digit| {
+        let digit = u128::from(digit - b'0');
+        number.saturating_mul(10).saturating_add(digit)
+    });
+    if is_negative && number > 0 {
+        return refuse(format!("{{value_negative,-{number}}}"));
+    }
+    if number > EXPIRATION_MAX_MS {
+        return refuse(format!("{{value_too_large,{number}}}"));
+    }
+    Ok(())
+}
+
+/// The message as receivers see it (CC-3). The hidden keys stay known for dead-lettering.
+fn visible_copy(message: &Arc<Message>, bcc: Vec<ShortString>) -> Arc<Message> {
+    if !message.properties().has_bcc() {
+        return Arc::clone(message);
+    }
+    Arc::new(Message::from_parts(&MessageParts {
+        exchange: message.exchange().clone(),
+        routing_key: message.routing_key().clone(),
+        bcc,
+        properties: message.properties().without_bcc(),
+        body: message.body().to_vec(),
+        has_deaths: false,
+    }))
+}

@@ -1,0 +1,247 @@
+//! What one critical section wants from the log and from the outboxes, gathered while state changes and
+//! carried out in one push, then one hand-over per outbox, before the queues are unlocked.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::reservation::Ask;
+use super::state::Locked;
+use super::{QueueHandle, Turn};
+use crate::broker::effects::AfterDurable;
+use crate::broker::message::Message;
+use crate::broker::outbox::{Outbox, OutboxItem};
+use crate::storage::types::{QueueId, Receipt, Ref, Request, Seq, SeqRange, SettleCause, Urgency};
+
+/// How many settle requests are looked at for one to extend.
+const SETTLE_SEARCH_MAX: usize = 16;
+
+struct Publication {
+    message: Arc<Message>,
+    /// Its refs are `refs[from..to]`.
+    from: usize,
+    to: usize,
+}
+
+struct Settlement {
+    queue: QueueId,
+    cause: SettleCause,
+    ranges: SmallVec<[SeqRange; 2]>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Batch {
+    reservations: SmallVec<[(QueueId, Ask); 1]>,
+    publications: Vec<Publication>,
+    refs: Vec<Ref>,
+    settlements: SmallVec<[Settlement; 1]>,
+    requeues: Vec<(QueueId, Seq, u32)>,
+    handouts: Vec<(Arc<Outbox>, OutboxItem)>,
+    is_waited: bool,
+    is_atomic: bool,
+}
+
+impl Batch {
+    /// All or nothing after a crash.
+    pub(super) fn set_atomic(&mut self) {
+        self.is_atomic = true;
+    }
+
+    /// Somebody waits for the push.
+    pub(super) fn set_waited(&mut self) {
+        self.is_waited = true;
+    }
+
+    pub(super) fn reserve(&mut self, queue: QueueId, ask: Ask) {
+        self.is_waited |= ask.is_waited;
+        self.reservations.push((queue, ask));
+    }
+
+    /// A place of the message that [`Batch::end_publication`] closes; ascending queue ids.
+    pub(super) fn add_ref(&mut self, queue: QueueId, seq: Seq, expires_at_ms: u64) {
+        self.refs.push(Ref {
+            queue,
+            seq,
+            expires_at_ms,
+        });
+    }
+
+    /// Ends the refs of one message; true when it has any, so that the log gets it.
+    pub(super) fn end_publication(&mut self, message: &Arc<Message>) -> bool {
+        let from = self.publications.last().map_or(0, |last| last.to);
+        let to = self.refs.len();
+        if from == to {
+            return false;
+        }
+        self.publications.push(Publication {
+            message: Arc::clone(message),
+            from,
+            to,
+        });
+        true
+    }
+
+    pub(super) fn settle(&mut self, queue: QueueId, cause: SettleCause, seq: Seq) {
+        self.settle_range(
+            queue,
+            cause,
+            SeqRange {
+                first: seq,
+                last: seq,
+            },
+        );
+    }
+
+    pub(super) fn settle_range(&mut self, queue: QueueId, cause: SettleCause, range: SeqRange) {
+        let open = self
+            .settlements
+            .iter_mut()
+            .rev()
+            .take(SETTLE_SEARCH_MAX)
+            .find(|open| open.queue == queue && open.cause == cause);
+        if let Some(open) = open
+            && let Some(last) = open.ranges.last_mut()
+            && last.last < range.first
+        {
+            if last.last.0 + 1 == range.first.0 {
+                last.last = range.last;
+            } else {
+                open.ranges.push(range);
+            }
+            return;
+        }
+        self.settlements.push(Settlement {
+            queue,
+            cause,
+            ranges: SmallVec::from_slice(&[range]),
+        });
+    }
+
+    pub(super) fn requeue(&mut self, queue: QueueId, seq: Seq, delivery_count: u32) {
+        self.requeues.push((queue, seq, delivery_count));
+    }
+
+    pub(super) fn hand_out(&mut self, outbox: &Arc<Outbox>, item: OutboxItem) {
+        self.handouts.push((Arc::clone(outbox), item));
+    }
+
+    /// Pushes and hands out, under the locks of all queues named.
+    pub(super) fn carry_out(
+        mut self,
+        turn: &mut Turn<'_>,
+        locked: &mut Locked<'_>,
+    ) -> Option<Receipt> {
+        let receipt = self.push(turn, locked);
+        self.deliver(turn);
+        receipt
+    }
+
+    fn push(&mut self, turn: &mut Turn<'_>, locked: &mut Locked<'_>) -> Option<Receipt> {
+        let mut requests = Vec::with_capacity(
+            self.reservations.len()
+                + self.publications.len()
+                + self.requeues.len()
+                + self.settlements.len(),
+        );
+        // Reservations first: those asked for ahead of a PUBLISH must precede it (invariant 4).
+        requests.extend(
+            self.reservations
+                .iter()
+                .map(|&(queue, ask)| Request::Reserve {
+                    queue,
+                    upto: ask.upto,
+                }),
+        );
+        requests.extend(
+            self.publications
+                .iter()
+                .map(|publication| Request::Publish {
+                    refs: &self.refs[publication.from..publication.to],
+                    priority: 0,
+                    time_ms: turn.now_ms,
+                    payload: publication.message.payload_parts(),
+                    payload_crc: publication.message.payload_crc(),
+                }),
+        );
+        requests.extend(self.requeues.iter().map(|&(queue, seq, delivery_count)| {
+            Request::Requeue {
+                queue,
+                seq,
+                delivery_count,
+            }
+        }));
+        requests.extend(self.settlements.iter().map(|settlement| Request::Settle {
+            queue: settlement.queue,
+            cause: settlement.cause,
+            ranges: &settlement.ranges,
+        }));
+        if requests.is_empty() {
+            return None;
+        }
+        let is_waited = self.is_waited || !self.publications.is_empty();
+        let urgency = if is_waited {
+            Urgency::Waited
+        } else {
+            Urgency::Lazy
+        };
+        let mut positions = Vec::with_capacity(self.publications.len());
+        let receipt =
+            turn.shared
+                .journal()
+                .push(&requests, self.is_atomic, urgency, &mut positions);
+        turn.effects.wakes_commit = true;
+        assert_eq!(
+            positions.len(),
+            self.publications.len(),
+            "the log says where every message lies"
+        );
+        for (publication, &position) in self.publications.iter().zip(&positions) {
+            for reference in &self.refs[publication.from..publication.to] {
+                let state = locked.state_of(reference.queue);
+                state.last_lsn = receipt.end;
+                state
+                    .slots
+                    .update(reference.seq, |slot| slot.position = position);
+                if turn.shared.is_over_budget() {
+                    state.evict(reference.seq);
+                }
+            }
+        }
+        self.note_receipt(receipt, turn, locked);
+        Some(receipt)
+    }
+
+    fn note_receipt(&self, receipt: Receipt, turn: &mut Turn<'_>, locked: &mut Locked<'_>) {
+        for &(queue, ask) in &self.reservations {
+            let (handle, state) = locked.entry_of(queue);
+            state.last_lsn = receipt.end;
+            state.reservation.set_pending(receipt.end);
+            if ask.is_waited {
+                let again = AfterDurable::Redispatch(QueueHandle::clone(handle));
+                turn.effects.after_durable.push((receipt.end, again));
+            }
+        }
+        for settlement in &self.settlements {
+            locked.state_of(settlement.queue).last_lsn = receipt.end;
+        }
+        for &(queue, ..) in &self.requeues {
+            locked.state_of(queue).last_lsn = receipt.end;
+        }
+    }
+
+    /// Runs of items for one outbox are handed over under one lock of it.
+    fn deliver(&mut self, turn: &mut Turn<'_>) {
+        let mut handouts = std::mem::take(&mut self.handouts).into_iter().peekable();
+        while let Some((outbox, first)) = handouts.next() {
+            let rest = std::iter::from_fn(|| {
+                handouts
+                    .next_if(|(next, _)| Arc::ptr_eq(next, &outbox))
+                    .map(|(_, item)| item)
+            });
+            if outbox.push_all(std::iter::once(first).chain(rest)) {
+                turn.effects.wakes.push(outbox);
+            }
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Writing dead letters: the targets' PUBLISH and the source's settle in one atomic group.
+//!
+//! ```text
+//!  t1  under the source's lock     entry Leaving, (seq, reason) noted
+//!  t2  no lock                     body at hand (or read, then again), headers written, routed
+//!  t3  under all locks             { PUBLISH targets, settle source } pushed as one group
+//!      crash before t3 is durable  -> the entry is unsettled in every snapshot: it dies again
+//! ```
+//!
+//! One thread at a time writes the dead letters of a queue, so they keep their order (DL-10).
+
+use std::sync::Arc;
+
+use super::batch::Batch;
+use super::slots::Status;
+use super::state::{Locked, lock_queues};
+use super::{QueueHandle, Turn};
+use crate::broker::dead_letter::{DeadLetter, DeathReason, plan_dead_letter};
+use crate::broker::message::Message;
+use crate::storage::types::{Seq, SettleCause};
+
+/// Entries of one atomic group.
+const GROUP_MAX_COUNT: usize = 256;
+/// Bodies read at a time for messages that leave.
+const READ_MAX_COUNT: usize = 64;
+
+/// A message about to be buried.
+struct Dying {
+    seq: Seq,
+    reason: DeathReason,
+    message: Arc<Message>,
+}
+
+/// Writes the dead letters of `source`, as far as their bodies are at hand.
+pub(super) fn bury(turn: &mut Turn<'_>, source: &QueueHandle) {
+    {
+        let mut locked = Locked::one(source);
+        let (_, state) = locked.first();
+        if state.is_dead_lettering {
+            return;
+        }
+        state.is_dead_lettering = true;
+    }
+    loop {
+        let dying = take_dying(turn, source);
+        if dying.is_empty() {
+            return;
+        }
+        bury_group(turn, source, &dying);
+    }
+}
+
+/// The next entries to bury. When there are none the caller is not burying any more: that is said under
+/// the same lock, so that whoever adds one afterwards starts anew.
+fn take_dying(turn: &mut Turn<'_>, source: &QueueHandle) -> Vec<Dying> {
+    let max_bytes = turn.shared.journal().group_max_bytes();
+    let mut locked = Locked::one(source);
+    let (_, state) = locked.first();
+    let mut taken = Vec::new();
+    let mut sum_bytes = 0;
+    while let Some(&(seq, reason)) = state.leaving.front() {
+        let Some(slot) = state.slots.get(seq) else {
+            state.leaving.pop_front();
+            continue;
+        };
+        let Some(message) = slot.message.clone() else {
+            break;
+        };
+        sum_bytes += message.payload_len() as u64;
+        if taken.len() == GROUP_MAX_COUNT || (sum_bytes > max_bytes / 2 && !taken.is_empty()) {
+            break;
+        }
+        state.leaving.pop_front();
+        taken.push(Dying {
+            seq,
+            reason,
+            message,
+        });
+    }
+    if taken.is_empty() {
+        state.is_dead_lettering = false;
+        let wanted: Vec<Seq> = state
+            .leaving
+            .iter()
+            .take(READ_MAX_COUNT)
+            .map(|&(seq, _)| seq)
+            .collect();
+        for seq in wanted {
+            state.fetch(source, turn, seq);
+        }
+    }
+    taken
+}
+
+fn bury_group(turn: &mut Turn<'_>, source: &QueueHandle, dying: &[Dying]) {
+    let letters: Vec<Option<DeadLetter>> = dying
+        .iter()
+        .map(|one| plan_dead_letter(turn.router, source, &one.message, one.reason, turn.now_ms))
+        .collect();
+    let max_bytes = turn.shared.journal().group_max_bytes();
+    let mut start = 0;
+    // Headers grow: what was planned as one group may have become too large for one.
+    while start < dying.len() {
+        let mut sum_bytes = 0;
+        let fitting = letters[start..]
+            .iter()
+            .take_while(|letter| {
+                sum_bytes += letter
+                    .as_ref()
+                    .map_or(0, |letter| letter.message.payload_len() as u64);
+                sum_bytes <= max_bytes
+            })
+            .count();
+        if fitting == 0 {
+            keep_unburied(turn, source, dying[start].seq);
+            start += 1;
+            continue;
+        }
+        let end = start + fitting;
+        push_group(turn, source, &dying[start..end], &letters[start..end]);
+        start = end;
+    }
+}
+
+/// A dead letter that is larger than the log takes: kept aside rather than lost.
+fn keep_unburied(turn: &mut Turn<'_>, source: &QueueHandle, seq: Seq) {
+    tracing::error!(
+        queue = %source.spec.name,
+        vhost = %source.spec.vhost,
+        seq = seq.0,
+        "dead letter is larger than the log takes; the message is quarantined: kept, not delivered"
+    );
+    let mut locked = Locked::one(source);
+    let (_, state) = locked.first();
+    state.slots.set_status(seq, Status::Quarantined);
+    turn.shared.count_quarantined();
+}
+
+fn push_group(
+    turn: &mut Turn<'_>,
+    source: &QueueHandle,
+    dying: &[Dying],
+    letters: &[Option<DeadLetter>],
+) {
+    let targets = letters.iter().flatten().flat_map(|letter| &letter.targets);
+    let mut queues: Vec<QueueHandle> = targets.chain([source]).cloned().collect();
+    queues.sort_by_key(|queue| queue.id());
+    queues.dedup_by_key(|queue| queue.id());
+    let mut locked = lock_queues(&queues);
+    let mut batch = Batch::default();
+    batch.set_atomic();
+    for (one, letter) in dying.iter().zip(letters) {
+        // The source first: what a self dead-lettering queue drops must not be what it just got.
+        let (queue, state) = locked.entry_of(source.id());
+        state.end(queue, &mut batch, one.seq, SettleCause::DeadLettered);
+        if let Some(letter) = letter {
+            put(turn, &mut locked, &mut batch, letter);
+        }
+    }
+    locked.conclude(turn, batch);
+}
+
+/// Puts a dead letter into its targets. Their limits hold; a refusal is silent (LL-11).
+fn put(turn: &mut Turn<'_>, locked: &mut Locked<'_>, batch: &mut Batch, letter: &DeadLetter) {
+    for target in &letter.targets {
+        let (queue, state) = locked.entry_of(target.id());
+        if !state.is_deleted {
+            state.enqueue(queue, turn, batch, &letter.message);
+        }
+    }
+    batch.end_publication(&letter.message);
+}
+
+/// Dead-letters a message that `source` refused (`reject-publish-dlx`): it has no entry there.
+pub(super) fn bury_refused(turn: &mut Turn<'_>, source: &QueueHandle, message: &Arc<Message>) {
+    let planned = plan_dead_letter(
+        turn.router,
+        source,
+        message,
+        DeathReason::MaxLength,
+        turn.now_ms,
+    );
+    let Some(letter) = planned else {
+        return;
+    };
+    if letter.message.payload_len() as u64 > turn.shared.journal().group_max_bytes() {
+        tracing::error!(
+            queue = %source.spec.name,
+            vhost = %source.spec.vhost,
+            "dead letter of a refused message is larger than the log takes and is dropped"
+        );
+        return;
+    }
+    let mut locked = lock_queues(&letter.targets);
+    let mut batch = Batch::default();
+    batch.set_atomic();
+    put(turn, &mut locked, &mut batch, &letter);
+    locked.conclude(turn, batch);
+}

@@ -1,0 +1,378 @@
+//! Handing ready messages to whoever may take them, and reading bodies ahead from disk.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::batch::Batch;
+use super::slots::Status;
+use super::state::{Locked, PendingGet, QueueState, is_expired};
+use super::{FetchFailure, GetOutcome, QueueHandle, Turn};
+use crate::broker::command::Delivery;
+use crate::broker::consumer::ConsumerIndex;
+use crate::broker::dead_letter::DeathReason;
+use crate::broker::effects::Fetch;
+use crate::broker::message::Message;
+use crate::broker::outbox::{Outbox, OutboxItem};
+use crate::storage::types::{Seq, SettleCause};
+
+/// Messages of one queue that are read ahead of its consumers.
+const READ_AHEAD_MAX_COUNT: u32 = 64;
+/// Bytes of those.
+const READ_AHEAD_MAX_BYTES: u64 = 1024 * 1024;
+
+pub(super) enum Taker {
+    Get,
+    Consumer(ConsumerIndex),
+}
+
+impl QueueState {
+    /// Delivers until nobody can take, nothing is ready, or the log or the disk must be waited for.
+    /// A message that arrived just now (`fresh`) may be delivered though its time to live is 0 (TT-8).
+    pub(super) fn dispatch(
+        &mut self,
+        queue: &QueueHandle,
+        turn: &mut Turn<'_>,
+        batch: &mut Batch,
+        fresh: Option<Seq>,
+    ) {
+        while !self.gets.is_empty() || !self.consumers.is_empty() {
+            let Some(seq) = self.slots.first_ready() else {
+                self.answer_gets_empty(batch);
+                return;
+            };
+            let slot = self.slots.get(seq).expect("a ready entry is an entry");
+            if is_expired(slot, turn.now_ms) && fresh != Some(seq) {
+                self.let_die(queue, batch, seq, DeathReason::Expired);
+                continue;
+            }
+            let Some(taker) = self.pick(queue) else {
+                return;
+            };
+            let Some(message) = self.deliverable(queue, turn, batch, seq) else {
+                return;
+            };
+            match taker {
+                Taker::Get => self.hand_to_get(queue, batch, seq, message),
+                Taker::Consumer(index) => self.hand_to(index, queue, batch, seq, message),
+            }
+            self.look_ahead(queue, turn, batch, seq);
+        }
+    }
+
+    /// Who would take a message now.
+    pub(super) fn pick(&mut self, queue: &QueueHandle) -> Option<Taker> {
+        if !self.gets.is_empty() {
+            return Some(Taker::Get);
+        }
+        let is_single_active = queue.spec.settings.is_single_active_consumer;
+        self.consumers
+            .pick(queue, is_single_active)
+            .map(Taker::Consumer)
+    }
+
+    /// The content of `seq` when it may leave now; else what it lacks is asked for.
+    fn deliverable(
+        &mut self,
+        queue: &QueueHandle,
+        turn: &mut Turn<'_>,
+        batch: &mut Batch,
+        seq: Seq,
+    ) -> Option<Arc<Message>> {
+        let slot = self.slots.get(seq)?;
+        let message = slot.message.clone();
+        if slot.is_logged && !slot.is_covered {
+            let journal = turn.shared.journal();
+            if !self.reservation.allows(seq, || journal.confirm_lsn()) {
+                if let Some(ask) = self.reservation.ask_blocked(seq) {
+                    batch.reserve(queue.spec.id, ask);
+                }
+                // The body may come from disk while the reservation is committed.
+                self.read_ahead(queue, turn, seq);
+                return None;
+            }
+        }
+        if message.is_none() {
+            self.read_ahead(queue, turn, seq);
+        }
+        message
+    }
+
+    fn hand_to(
+        &mut self,
+        index: ConsumerIndex,
+        queue: &QueueHandle,
+        batch: &mut Batch,
+        seq: Seq,
+        message: Arc<Message>,
+    ) {
+        let Some(spec) = self.consumers.take(index) else {
+            return;
+        };
+        let (channel, id, is_settled) = (spec.channel, spec.id, spec.is_no_ack);
+        spec.outbox.reserve(&message);
+        let delivery = Delivery {
+            channel,
+            consumer: Some(id),
+            queue: Arc::clone(queue),
+            seq,
+            is_redelivered: self.slots.get(seq).is_some_and(|slot| slot.is_redelivered),
+            is_settled,
+            message,
+        };
+        batch.hand_out(&spec.outbox, OutboxItem::Deliver(delivery));
+        self.note_delivered(queue, batch, seq, is_settled);
+    }
+
+    fn hand_to_get(
+        &mut self,
+        queue: &QueueHandle,
+        batch: &mut Batch,
+        seq: Seq,
+        message: Arc<Message>,
+    ) {
+        let Some(get) = self.gets.pop_front() else {
+            return;
+        };
+        let got = self.take_for_get(queue, batch, get.channel, get.is_no_ack, seq, message);
+        let item = OutboxItem::GetReady {
+            channel: get.channel,
+            got: Some(got),
+        };
+        batch.hand_out(&get.outbox, item);
+    }
+
+    fn take_for_get(
+        &mut self,
+        queue: &QueueHandle,
+        batch: &mut Batch,
+        channel: u16,
+        is_no_ack: bool,
+        seq: Seq,
+        message: Arc<Message>,
+    ) -> (Delivery, u32) {
+        let delivery = Delivery {
+            channel,
+            consumer: None,
+            queue: Arc::clone(queue),
+            seq,
+            is_redelivered: self.slots.get(seq).is_some_and(|slot| slot.is_redelivered),
+            is_settled: is_no_ack,
+            message,
+        };
+        self.note_delivered(queue, batch, seq, is_no_ack);
+        let remaining = u32::try_from(self.slots.sums().ready_count).unwrap_or(u32::MAX);
+        (delivery, remaining)
+    }
+
+    fn note_delivered(
+        &mut self,
+        queue: &QueueHandle,
+        batch: &mut Batch,
+        seq: Seq,
+        is_settled: bool,
+    ) {
+        self.delivered_upto = self.delivered_upto.max(seq.0 + 1);
+        if is_settled {
+            self.end(queue, batch, seq, SettleCause::Acked);
+        } else {
+            self.slots.set_status(seq, Status::Unacked);
+        }
+    }
+
+    /// After `seq` left: asks for what the next ones will need.
+    fn look_ahead(
+        &mut self,
+        queue: &QueueHandle,
+        turn: &mut Turn<'_>,
+        batch: &mut Batch,
+        seq: Seq,
+    ) {
+        if self.slots.sums().ready_count == 0 || !queue.spec.is_durable {
+            return;
+        }
+        if let Some(ask) = self.reservation.ask_early(seq, self.slots.next_seq()) {
+            batch.reserve(queue.spec.id, ask);
+        }
+        let window = u64::from(READ_AHEAD_MAX_COUNT);
+        if self.read_ahead_from > seq.0 && self.read_ahead_from - seq.0 <= window {
+            self.read_ahead(queue, turn, seq);
+        }
+    }
+
+    /// Asks for the bodies of the next ready entries at or after `seq`, inside the window.
+    fn read_ahead(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>, seq: Seq) {
+        if self.fetching_count > READ_AHEAD_MAX_COUNT / 2 {
+            return;
+        }
+        let mut next = self.slots.ready_at_or_after(seq);
+        let mut in_memory_count = 0;
+        while let Some(at) = next {
+            let is_full = self.fetching_count >= READ_AHEAD_MAX_COUNT
+                || self.fetching_bytes >= READ_AHEAD_MAX_BYTES;
+            if is_full || in_memory_count >= READ_AHEAD_MAX_COUNT {
+                return;
+            }
+            if !self.fetch(queue, turn, at) {
+                in_memory_count += 1;
+            }
+            self.read_ahead_from = self.read_ahead_from.max(at.0 + 1);
+            next = self.slots.ready_at_or_after(Seq(at.0 + 1));
+        }
+    }
+
+    /// Asks for one body; false when that is not needed.
+    pub(super) fn fetch(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>, seq: Seq) -> bool {
+        let Some(slot) = self.slots.get(seq) else {
+            return false;
+        };
+        if slot.message.is_some() || slot.is_fetching {
+            return false;
+        }
+        let position = slot.position;
+        self.slots.update(seq, |slot| slot.is_fetching = true);
+        self.fetching_count += 1;
+        self.fetching_bytes += u64::from(position.len_bytes);
+        turn.effects.fetches.push(Fetch {
+            queue: Arc::clone(queue),
+            seq,
+            position,
+        });
+        true
+    }
+
+    /// A body arrived, or could not be read: looked up once more, then the message is quarantined.
+    fn take_fetched(
+        &mut self,
+        queue: &QueueHandle,
+        turn: &mut Turn<'_>,
+        seq: Seq,
+        result: Result<Bytes, FetchFailure>,
+    ) {
+        let Some(slot) = self.slots.get(seq).filter(|slot| slot.is_fetching).cloned() else {
+            return;
+        };
+        self.forget_fetch(&slot);
+        self.slots.update(seq, |slot| slot.is_fetching = false);
+        let decoded = result.and_then(|payload| {
+            Message::decode_payload(payload).map_err(|error| FetchFailure {
+                reason: error.to_string(),
+            })
+        });
+        match decoded {
+            Ok(message) => self.slots.set_message(seq, Some(Arc::new(message))),
+            Err(failure) if slot.has_failed => {
+                tracing::error!(
+                    queue = %queue.spec.name,
+                    vhost = %queue.spec.vhost,
+                    seq = seq.0,
+                    position = %slot.position.lsn,
+                    reason = %failure.reason,
+                    "message cannot be read and is quarantined: kept, not delivered"
+                );
+                self.slots.set_status(seq, Status::Quarantined);
+                self.leaving.retain(|&(leaving, _)| leaving != seq);
+                turn.shared.count_quarantined();
+            }
+            Err(_) => {
+                self.slots.update(seq, |slot| slot.has_failed = true);
+                self.fetch(queue, turn, seq);
+            }
+        }
+    }
+
+    /// Tells everybody who waits for a message that there is none.
+    pub(super) fn answer_gets_empty(&mut self, batch: &mut Batch) {
+        for get in self.gets.drain(..) {
+            let item = OutboxItem::GetReady {
+                channel: get.channel,
+                got: None,
+            };
+            batch.hand_out(&get.outbox, item);
+        }
+    }
+}
+
+/// Tries again to deliver: an outbox was drained, or a reservation is durable (`AfterDurable::Redispatch`).
+pub fn dispatch(turn: &mut Turn<'_>, queue: &QueueHandle) {
+    dispatch_one(turn, queue);
+    turn.finish();
+}
+
+pub(super) fn dispatch_one(turn: &mut Turn<'_>, queue: &QueueHandle) {
+    let mut locked = Locked::one(queue);
+    let mut batch = Batch::default();
+    let (_, state) = locked.first();
+    state.consumers.refresh();
+    state.dispatch(queue, turn, &mut batch, None);
+    locked.conclude(turn, batch);
+}
+
+/// Bodies that `Effects::fetches` asked for, in any order.
+pub fn fetched(
+    turn: &mut Turn<'_>,
+    queue: &QueueHandle,
+    results: Vec<(Seq, Result<Bytes, FetchFailure>)>,
+) {
+    let mut locked = Locked::one(queue);
+    let mut batch = Batch::default();
+    let (_, state) = locked.first();
+    for (seq, result) in results {
+        state.take_fetched(queue, turn, seq, result);
+    }
+    state.dispatch(queue, turn, &mut batch, None);
+    locked.conclude(turn, batch);
+    turn.finish();
+}
+
+/// Takes one message for `basic.get`.
+pub fn get(
+    turn: &mut Turn<'_>,
+    queue: &QueueHandle,
+    channel: u16,
+    outbox: &Arc<Outbox>,
+    is_no_ack: bool,
+) -> GetOutcome {
+    let mut locked = Locked::one(queue);
+    let mut batch = Batch::default();
+    let (_, state) = locked.first();
+    if state.is_deleted {
+        return GetOutcome::Deleted;
+    }
+    state.lease_from_ms = turn.now_ms;
+    state.expire_heads(queue, turn.now_ms, &mut batch);
+    let outcome = match state.slots.first_ready() {
+        None => GetOutcome::Empty,
+        Some(seq) => {
+            let is_first = state.gets.is_empty();
+            let message = is_first
+                .then(|| state.deliverable(queue, turn, &mut batch, seq))
+                .flatten();
+            if let Some(message) = message {
+                let (delivery, remaining) =
+                    state.take_for_get(queue, &mut batch, channel, is_no_ack, seq, message);
+                state.look_ahead(queue, turn, &mut batch, seq);
+                GetOutcome::Got(delivery, remaining)
+            } else {
+                state.gets.push_back(PendingGet {
+                    channel,
+                    outbox: Arc::clone(outbox),
+                    is_no_ack,
+                });
+                GetOutcome::Pending
+            }
+        }
+    };
+    locked.conclude(turn, batch);
+    turn.finish();
+    outcome
+}
+
+/// Forgets a `get` that is pending; for a channel that ends while it waits.
+pub fn abandon_get(queue: &QueueHandle, channel: u16, outbox: &Arc<Outbox>) {
+    let mut locked = Locked::one(queue);
+    let (_, state) = locked.first();
+    state
+        .gets
+        .retain(|get| get.channel != channel || !Arc::ptr_eq(&get.outbox, outbox));
+}

@@ -1,0 +1,110 @@
+//! From a live queue to its image and back.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use super::slots::{Slot, Slots, Status};
+use super::state::{Locked, QueueState};
+use super::{Queue, QueueHandle, QueueSpec, Turn};
+use crate::storage::image::QueueImage;
+use crate::storage::types::{ImageEntry, Position, Seq};
+use crate::sync::lock;
+
+/// What an image says about deliveries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageKind {
+    /// The queue goes on: the reservation as the log knows it.
+    Running,
+    /// Nothing is delivered any more: exactly what was delivered, so that after a clean stop only those
+    /// messages are redelivered (AK-12).
+    Stopped,
+}
+
+impl Queue {
+    /// The queue's unsettled, logged messages; `None` for a queue that is not in the log or is deleted.
+    #[must_use]
+    pub fn image(&self, kind: ImageKind) -> Option<QueueImage> {
+        if !self.spec.is_durable {
+            return None;
+        }
+        let state = lock(&self.state);
+        if state.is_deleted {
+            return None;
+        }
+        let reserved_upto = match kind {
+            ImageKind::Running => state.reservation.pushed_upto(),
+            ImageKind::Stopped => Seq(state.delivered_upto),
+        };
+        let mut image = QueueImage::new(self.spec.id, state.last_lsn);
+        image.next_seq = state.slots.next_seq();
+        image.reserved_upto = reserved_upto;
+        image.entries = state
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.is_logged)
+            .map(|(seq, slot)| image_entry(seq, slot, kind))
+            .collect();
+        Some(image)
+    }
+
+    /// The queue that `image` shows. Limits and expiry apply, but nothing is routed yet: once the whole
+    /// topology stands, [`Queue::renew_lease`] starts timers and dead letters.
+    #[must_use]
+    pub fn restore(spec: QueueSpec, image: &QueueImage, turn: &mut Turn<'_>) -> QueueHandle {
+        let mut state = QueueState::new(
+            image.next_seq,
+            image.reserved_upto,
+            image.last_lsn,
+            turn.now_ms,
+        );
+        state.delivered_upto = image.reserved_upto.0;
+        restore_entries(&mut state.slots, image);
+        let queue = Arc::new(Self {
+            spec,
+            is_deleted: AtomicBool::new(false),
+            state: Mutex::new(state),
+        });
+        let mut locked = Locked::one(&queue);
+        let mut batch = super::batch::Batch::default();
+        let (_, state) = locked.first();
+        state.expire_heads(&queue, turn.now_ms, &mut batch);
+        state.enforce_limits(&queue, &mut batch);
+        locked.conclude(turn, batch);
+        queue
+    }
+
+    /// A message's record was copied: true when its entry stood at `old` and stands at `new` now.
+    pub fn relocate(&self, seq: Seq, old: Position, new: Position) -> bool {
+        let mut state = lock(&self.state);
+        let stands_there = state
+            .slots
+            .get(seq)
+            .is_some_and(|slot| slot.is_logged && slot.position == old);
+        if stands_there {
+            state.slots.update(seq, |slot| slot.position = new);
+        }
+        stands_there
+    }
+}
+
+fn image_entry(seq: Seq, slot: &Slot, kind: ImageKind) -> ImageEntry {
+    let is_held = slot.status == Status::Unacked;
+    ImageEntry {
+        seq,
+        position: slot.position,
+        expires_at_ms: slot.expires_at_ms,
+        priority: 0,
+        delivery_count: slot.delivery_count,
+        is_redelivered: slot.is_redelivered || (kind == ImageKind::Stopped && is_held),
+    }
+}
+
+fn restore_entries(slots: &mut Slots, image: &QueueImage) {
+    for entry in image.entries.iter() {
+        let mut slot = Slot::restored(entry.position, entry.expires_at_ms);
+        slot.is_redelivered = entry.is_redelivered || entry.seq < image.reserved_upto;
+        slot.delivery_count = entry.delivery_count;
+        slots.restore(entry.seq, slot);
+    }
+}

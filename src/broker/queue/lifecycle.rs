@@ -1,0 +1,193 @@
+//! Consumers come and go; purge, deletion and what timers bring.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::batch::Batch;
+use super::dispatch::dispatch_one;
+use super::slots::Status;
+use super::state::Locked;
+use super::{Aftermath, ConsumeRefusal, DeleteCondition, DeleteRefusal, Purged, QueueHandle, Turn};
+use crate::broker::command::ConsumerId;
+use crate::broker::consumer::{ChannelCredit, ConsumerSpec};
+use crate::broker::outbox::OutboxItem;
+use crate::storage::types::{Seq, SeqRange, SettleCause};
+
+/// Adds a consumer and delivers what it may have.
+///
+/// # Errors
+/// [`ConsumeRefusal`].
+pub fn consume(
+    turn: &mut Turn<'_>,
+    queue: &QueueHandle,
+    consumer: ConsumerSpec,
+) -> Result<(), ConsumeRefusal> {
+    let mut locked = Locked::one(queue);
+    let mut batch = Batch::default();
+    let (_, state) = locked.first();
+    if state.is_deleted {
+        return Err(ConsumeRefusal::Deleted);
+    }
+    // Without an exclusive consumer several may share; a queue with a single active one takes no
+    // exclusive one at all (CO-19, CO-20).
+    let wants_alone = consumer.is_exclusive
+        && (!state.consumers.is_empty() || queue.spec.settings.is_single_active_consumer);
+    if wants_alone || state.consumers.has_exclusive() {
+        return Err(ConsumeRefusal::ExclusiveUse);
+    }
+    state.consumers.add(consumer);
+    state.had_consumer = true;
+    state.dispatch(queue, turn, &mut batch, None);
+    locked.conclude(turn, batch);
+    turn.finish();
+    Ok(())
+}
+
+/// Removes a consumer; what it holds stays unacked.
+pub fn cancel(turn: &mut Turn<'_>, queue: &QueueHandle, consumer: ConsumerId) -> Aftermath {
+    let mut locked = Locked::one(queue);
+    let mut batch = Batch::default();
+    let (_, state) = locked.first();
+    let was_there = state.consumers.remove(consumer);
+    if was_there && state.consumers.is_empty() {
+        state.lease_from_ms = turn.now_ms;
+    }
+    let is_unused =
+        queue.spec.is_auto_delete && was_there && state.consumers.is_empty() && !state.is_deleted;
+    // The active consumer of the queue may have been the one that left.
+    state.dispatch(queue, turn, &mut batch, None);
+    locked.conclude(turn, batch);
+    turn.finish();
+    if is_unused {
+        Aftermath::Unused
+    } else {
+        Aftermath::Stays
+    }
+}
+
+/// Sets the limit of a channel (`basic.qos` global) and resumes the queues it had stopped.
+pub fn set_channel_prefetch(turn: &mut Turn<'_>, credit: &Arc<ChannelCredit>, count: u16) {
+    credit.set_limit(u32::from(count), &mut turn.resumed);
+    turn.finish();
+}
+
+/// Removes all ready messages.
+pub fn purge(turn: &mut Turn<'_>, queue: &QueueHandle) -> Purged {
+    let mut locked = Locked::one(queue);
+    let mut batch = Batch::default();
+    batch.set_waited();
+    let (_, state) = locked.first();
+    let mut ready: Vec<Seq> = Vec::new();
+    let mut range: Option<SeqRange> = None;
+    for (seq, slot) in state.slots.iter() {
+        if slot.status == Status::Ready {
+            ready.push(seq);
+            if slot.is_logged {
+                let first = range.map_or(seq, |open| open.first);
+                range = Some(SeqRange { first, last: seq });
+            }
+        } else if let Some(open) = range.take() {
+            // An entry that stays ends the range (invariant 3); gaps do not.
+            batch.settle_range(queue.id(), SettleCause::Purged, open);
+        }
+    }
+    if let Some(open) = range {
+        batch.settle_range(queue.id(), SettleCause::Purged, open);
+    }
+    for &seq in &ready {
+        if let Some(slot) = state.slots.remove(seq) {
+            state.forget_fetch(&slot);
+        }
+    }
+    state.expire_heads(queue, turn.now_ms, &mut batch);
+    let receipt = locked.conclude(turn, batch);
+    turn.finish();
+    Purged {
+        message_count: u32::try_from(ready.len()).unwrap_or(u32::MAX),
+        durable_at: receipt.map(|receipt| receipt.end),
+    }
+}
+
+/// Deletes a queue: `push_meta` logs it (for a durable queue) under the queue's lock, consumers are told,
+/// messages are gone. Returns the ready messages removed. May be called with the topology lock held.
+///
+/// # Errors
+/// [`DeleteRefusal`]; `push_meta` was not called.
+pub fn delete(
+    turn: &mut Turn<'_>,
+    queue: &QueueHandle,
+    condition: DeleteCondition,
+    push_meta: impl FnOnce(),
+) -> Result<u32, DeleteRefusal> {
+    let mut locked = Locked::one(queue);
+    let mut batch = Batch::default();
+    let (_, state) = locked.first();
+    if state.is_deleted {
+        return Err(DeleteRefusal::AlreadyDeleted);
+    }
+    let ready_count = state.slots.sums().ready_count;
+    if condition.if_empty && ready_count > 0 {
+        return Err(DeleteRefusal::NotEmpty);
+    }
+    if condition.if_unused && !state.consumers.is_empty() {
+        return Err(DeleteRefusal::InUse);
+    }
+    push_meta();
+    state.is_deleted = true;
+    queue.is_deleted.store(true, Ordering::SeqCst);
+    state.consumers.remove_all(|spec| {
+        let item = OutboxItem::ConsumerCancelled {
+            channel: spec.channel,
+            consumer: spec.id,
+        };
+        batch.hand_out(&spec.outbox, item);
+    });
+    state.answer_gets_empty(&mut batch);
+    state.slots.clear();
+    state.leaving.clear();
+    state.hidden.clear();
+    locked.conclude(turn, batch);
+    Ok(u32::try_from(ready_count).unwrap_or(u32::MAX))
+}
+
+/// A timer armed by `Effects::timers` is due.
+pub fn timer_due(turn: &mut Turn<'_>, queue: &QueueHandle) -> Aftermath {
+    let mut locked = Locked::one(queue);
+    let mut batch = Batch::default();
+    let (_, state) = locked.first();
+    if state.is_deleted {
+        return Aftermath::Stays;
+    }
+    if state.armed_at_ms <= turn.now_ms {
+        state.armed_at_ms = 0;
+    }
+    state.expire_heads(queue, turn.now_ms, &mut batch);
+    let is_unused = state
+        .lease_due_at_ms(queue)
+        .is_some_and(|due_at_ms| due_at_ms <= turn.now_ms);
+    locked.conclude(turn, batch);
+    turn.finish();
+    if is_unused {
+        Aftermath::Unused
+    } else {
+        Aftermath::Stays
+    }
+}
+
+impl Turn<'_> {
+    /// Does what the critical sections of this call left to do, until nothing is left: queues whose
+    /// channel got credit again, and messages that die.
+    pub(super) fn finish(&mut self) {
+        loop {
+            if let Some(queue) = self.resumed.pop() {
+                dispatch_one(self, &queue);
+            } else if let Some((queue, message)) = self.refused.pop() {
+                super::death::bury_refused(self, &queue, &message);
+            } else if let Some(queue) = self.dying.pop() {
+                super::death::bury(self, &queue);
+            } else {
+                return;
+            }
+        }
+    }
+}

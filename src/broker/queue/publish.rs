@@ -1,0 +1,242 @@
+//! Publishing: runs of messages with one set of targets, and transactions.
+
+use std::sync::Arc;
+
+use super::batch::Batch;
+use super::slots::Status;
+use super::state::{Locked, lock_queues};
+use super::{Committed, GroupTooLarge, QueueHandle, RoutedPublish, TargetDeleted, Turn};
+use crate::broker::command::{ConfirmAt, SettleOutcome, Unacked};
+use crate::broker::effects::AfterDurable;
+use crate::broker::message::Message;
+use crate::storage::types::{Lsn, Receipt, Seq};
+
+/// Stands in a `Durable` outcome until the run is pushed.
+const NOT_PUSHED: Receipt = Receipt { end: Lsn(0) };
+
+/// Puts messages that share one set of targets into all of them; one outcome per message is appended to
+/// `out`. `targets` ascending by id, distinct; with no targets every outcome is `Now`.
+///
+/// # Errors
+/// [`TargetDeleted`]; the messages without an outcome in `out` were not published.
+pub fn publish(
+    turn: &mut Turn<'_>,
+    targets: &[QueueHandle],
+    messages: &[Arc<Message>],
+    out: &mut Vec<ConfirmAt>,
+) -> Result<(), TargetDeleted> {
+    let mut rest = messages;
+    let mut result = Ok(());
+    // A push with drops is one atomic group, so a run may not outgrow a group.
+    while !rest.is_empty() && result.is_ok() {
+        let (run, later) = rest.split_at(run_len(turn, targets, rest));
+        result = publish_run(turn, targets, run, out);
+        rest = later;
+    }
+    turn.finish();
+    result
+}
+
+/// Messages from the front of `messages` that one push takes. Queues that drop from the head need the
+/// publish and the drop in one atomic group; without such a queue the size does not matter.
+fn run_len(turn: &Turn<'_>, targets: &[QueueHandle], messages: &[Arc<Message>]) -> usize {
+    if !targets.iter().any(|queue| queue.has_length_limit()) {
+        return messages.len();
+    }
+    let max_bytes = turn.shared.journal().group_max_bytes();
+    let mut sum_bytes = 0;
+    let fitting = messages.iter().take_while(|message| {
+        sum_bytes += message.payload_len() as u64;
+        sum_bytes <= max_bytes
+    });
+    fitting.count().max(1)
+}
+
+fn publish_run(
+    turn: &mut Turn<'_>,
+    targets: &[QueueHandle],
+    messages: &[Arc<Message>],
+    out: &mut Vec<ConfirmAt>,
+) -> Result<(), TargetDeleted> {
+    let mut locked = lock_queues(targets);
+    if locked.has_deleted() {
+        return Err(TargetDeleted);
+    }
+    let mut batch = Batch::default();
+    let first = out.len();
+    for message in messages {
+        let mut is_refused = false;
+        for (queue, state) in locked.iter_mut() {
+            is_refused |= !state.enqueue(queue, turn, &mut batch, message);
+        }
+        let is_logged = batch.end_publication(message);
+        out.push(confirm(is_refused, is_logged, NOT_PUSHED));
+    }
+    if targets.iter().any(|queue| queue.has_length_limit()) {
+        batch.set_atomic();
+    }
+    let receipt = locked.conclude(turn, batch);
+    if let Some(receipt) = receipt {
+        for outcome in &mut out[first..] {
+            if let ConfirmAt::Durable(lsn) = outcome {
+                *lsn = receipt.end;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn confirm(is_refused: bool, is_logged: bool, receipt: Receipt) -> ConfirmAt {
+    match (is_refused, is_logged) {
+        (true, _) => ConfirmAt::Nack,
+        (false, true) => ConfirmAt::Durable(receipt.end),
+        (false, false) => ConfirmAt::Now,
+    }
+}
+
+/// Publishes and settlements of a transaction as one atomic group. Deleted targets are skipped.
+///
+/// # Errors
+/// [`GroupTooLarge`] before anything was done.
+pub fn commit(
+    turn: &mut Turn<'_>,
+    publishes: &[RoutedPublish],
+    settlements: &[(SettleOutcome, Vec<Unacked>)],
+) -> Result<Committed, GroupTooLarge> {
+    let size_bytes = publishes
+        .iter()
+        .map(|publish| publish.message.payload_len() as u64)
+        .sum();
+    let max_bytes = turn.shared.journal().group_max_bytes();
+    if size_bytes > max_bytes {
+        return Err(GroupTooLarge {
+            size_bytes,
+            max_bytes,
+        });
+    }
+    let queues = queues_of(publishes, settlements);
+    let mut locked = lock_queues(&queues);
+    let mut batch = Batch::default();
+    batch.set_atomic();
+    let mut arrived: Vec<(QueueHandle, Seq)> = Vec::new();
+    let mut published = Vec::with_capacity(publishes.len());
+    for publish in publishes {
+        let is_refused = hide(turn, &mut locked, &mut batch, publish, &mut arrived);
+        let is_logged = batch.end_publication(&publish.message);
+        published.push((is_refused, is_logged));
+    }
+    for (outcome, items) in settlements {
+        super::settle::settle_in(turn, &mut locked, &mut batch, items, *outcome);
+    }
+    for (queue, state) in locked.iter_mut() {
+        state.dispatch(queue, turn, &mut batch, None);
+    }
+    batch.set_waited();
+    Ok(conclude_commit(turn, locked, batch, arrived, published))
+}
+
+/// Every queue of a transaction, ascending, each once.
+fn queues_of(
+    publishes: &[RoutedPublish],
+    settlements: &[(SettleOutcome, Vec<Unacked>)],
+) -> Vec<QueueHandle> {
+    let targets = publishes.iter().flat_map(|publish| &publish.targets);
+    let sources = settlements
+        .iter()
+        .flat_map(|(_, items)| items.iter().map(|item| &item.queue));
+    let mut queues: Vec<QueueHandle> = targets.chain(sources).cloned().collect();
+    queues.sort_by_key(|queue| queue.id());
+    queues.dedup_by_key(|queue| queue.id());
+    queues
+}
+
+/// Gives a transaction's message its places, not yet to be seen; true when a queue refuses it.
+fn hide(
+    turn: &mut Turn<'_>,
+    locked: &mut Locked<'_>,
+    batch: &mut Batch,
+    publish: &RoutedPublish,
+    arrived: &mut Vec<(QueueHandle, Seq)>,
+) -> bool {
+    let mut is_refused = false;
+    for target in &publish.targets {
+        let (queue, state) = locked.entry_of(target.id());
+        if state.is_deleted {
+            continue;
+        }
+        match state.admit(queue, turn, batch, &publish.message, Status::Hidden) {
+            Some(seq) => arrived.push((Arc::clone(queue), seq)),
+            None => is_refused = true,
+        }
+        state.enforce_limits(queue, batch);
+    }
+    is_refused
+}
+
+fn conclude_commit(
+    turn: &mut Turn<'_>,
+    mut locked: Locked<'_>,
+    batch: Batch,
+    mut arrived: Vec<(QueueHandle, Seq)>,
+    published: Vec<(bool, bool)>,
+) -> Committed {
+    let receipt = batch.carry_out(turn, &mut locked);
+    // Without a record there is nothing to wait for: visible from the beginning of time.
+    let visible_at = receipt.map_or(Lsn(0), |receipt| receipt.end);
+    arrived.sort_by_key(|(queue, seq)| (queue.id(), *seq));
+    for same_queue in arrived.chunk_by(|a, b| a.0.id() == b.0.id()) {
+        let (queue, state) = locked.entry_of(same_queue[0].0.id());
+        let seqs = same_queue.iter().map(|(_, seq)| *seq).collect();
+        state.hidden.push_back((visible_at, seqs));
+        if receipt.is_some() {
+            let reveal = AfterDurable::Reveal(Arc::clone(queue));
+            turn.effects.after_durable.push((visible_at, reveal));
+        }
+    }
+    locked.conclude(turn, Batch::default());
+    if receipt.is_none() {
+        for same_queue in arrived.chunk_by(|a, b| a.0.id() == b.0.id()) {
+            reveal_one(turn, &same_queue[0].0);
+        }
+    }
+    turn.finish();
+    let receipt = Receipt { end: visible_at };
+    Committed {
+        published: published
+            .into_iter()
+            .map(|(is_refused, is_logged)| confirm(is_refused, is_logged, receipt))
+            .collect(),
+        durable_at: (visible_at.0 != 0).then_some(visible_at),
+    }
+}
+
+/// The publishes of transactions that are durable now become visible (`AfterDurable::Reveal`).
+pub fn reveal(turn: &mut Turn<'_>, queue: &QueueHandle) {
+    reveal_one(turn, queue);
+    turn.finish();
+}
+
+fn reveal_one(turn: &mut Turn<'_>, queue: &QueueHandle) {
+    let mut locked = Locked::one(queue);
+    let mut batch = Batch::default();
+    let (_, state) = locked.first();
+    let confirm_lsn = turn.shared.journal().confirm_lsn();
+    while state
+        .hidden
+        .front()
+        .is_some_and(|(lsn, _)| *lsn <= confirm_lsn)
+    {
+        for seq in state
+            .hidden
+            .pop_front()
+            .into_iter()
+            .flat_map(|(_, seqs)| seqs)
+        {
+            state.slots.set_status(seq, Status::Ready);
+        }
+    }
+    state.dispatch(queue, turn, &mut batch, None);
+    state.expire_heads(queue, turn.now_ms, &mut batch);
+    state.enforce_limits(queue, &mut batch);
+    locked.conclude(turn, batch);
+}

@@ -1,0 +1,181 @@
+//! Which logged messages may be delivered (invariant 4).
+//!
+//! After a crash a message below the reservation counts as possibly delivered. So a reservation is durable
+//! before a message below it leaves, or stands in the log before the message's own PUBLISH: then a log
+//! that has the message has the reservation too.
+//!
+//! ```text
+//!   seq   ....|======== delivered ========|-- durable, may go --|-- pushed, in commit --|   not yet reserved
+//!                                                           durable_upto             pushed_upto
+//! ```
+//!
+//! A step that is too small makes a draining backlog wait for commits; one that is too large flags too many
+//! messages in vain after a crash. So steps double while a backlog drains, and start small again once the
+//! queue has been empty.
+
+use crate::storage::types::{Lsn, Seq};
+
+/// First step: messages flagged in vain, at most, by a crash of a queue that keeps up.
+const STEP_MIN: u64 = 128;
+/// Largest step.
+const STEP_MAX: u64 = 16 * 1024;
+
+#[derive(Debug)]
+pub(super) struct Reservation {
+    durable_upto: u64,
+    pushed_upto: u64,
+    /// End of the record of `pushed_upto`, while it is not known to be durable.
+    pending_lsn: Option<Lsn>,
+    /// Somebody waits for the pending one and the log knows it.
+    is_hurried: bool,
+    step: u64,
+}
+
+/// A reservation to push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ask {
+    pub(super) upto: Seq,
+    /// Somebody waits for it.
+    pub(super) is_waited: bool,
+}
+
+impl Reservation {
+    pub(super) fn new(upto: Seq) -> Self {
+        Self {
+            durable_upto: upto.0,
+            pushed_upto: upto.0,
+            pending_lsn: None,
+            is_hurried: false,
+            step: STEP_MIN,
+        }
+    }
+
+    /// What the log has been told.
+    pub(super) fn pushed_upto(&self) -> Seq {
+        Seq(self.pushed_upto)
+    }
+
+    /// A PUBLISH of `seq` pushed from here on comes after a reservation above it.
+    pub(super) fn precedes(&self, seq: Seq) -> bool {
+        seq.0 < self.pushed_upto
+    }
+
+    /// A reservation above `seq` is durable.
+    pub(super) fn allows(&mut self, seq: Seq, confirm_lsn: impl FnOnce() -> Lsn) -> bool {
+        if seq.0 < self.durable_upto {
+            return true;
+        }
+        if let Some(lsn) = self.pending_lsn
+            && confirm_lsn() >= lsn
+        {
+            self.durable_upto = self.pushed_upto;
+            self.pending_lsn = None;
+            self.is_hurried = false;
+        }
+        seq.0 < self.durable_upto
+    }
+
+    /// The reservation to push in front of the PUBLISH of `seq`, which a consumer waits for.
+    pub(super) fn ask_ahead_of_publish(&mut self, seq: Seq) -> Ask {
+        self.push(seq.0 + self.step, false)
+    }
+
+    /// The reservation to push because `seq`, which is wanted now, is not allowed; `None` when it is on
+    /// its way with all speed.
+    pub(super) fn ask_blocked(&mut self, seq: Seq) -> Option<Ask> {
+        if seq.0 >= self.pushed_upto {
+            let ask = self.push(seq.0 + self.step, true);
+            self.grow();
+            return Some(ask);
+        }
+        if self.is_hurried {
+            return None;
+        }
+        // Asked for early, lazily, and not durable yet: the same again, in haste.
+        Some(self.push(self.pushed_upto, true))
+    }
+
+    /// The reservation to push early, while `seq` leaves a backlog that goes on up to `next_seq`.
+    pub(super) fn ask_early(&mut self, seq: Seq, next_seq: Seq) -> Option<Ask> {
+        let is_near = seq.0 + self.step / 2 >= self.pushed_upto;
+        if !is_near || self.pending_lsn.is_some() || next_seq.0 <= self.pushed_upto {
+            return None;
+        }
+        let ask = self.push(self.pushed_upto.max(seq.0) + self.step, false);
+        self.grow();
+        Some(ask)
+    }
+
+    fn push(&mut self, upto: u64, is_waited: bool) -> Ask {
+        self.pushed_upto = upto.max(self.pushed_upto);
+        self.is_hurried |= is_waited;
+        Ask {
+            upto: Seq(self.pushed_upto),
+            is_waited,
+        }
+    }
+
+    fn grow(&mut self) {
+        self.step = (self.step * 2).min(STEP_MAX);
+    }
+
+    /// The record of `pushed_upto` ends at `lsn`.
+    pub(super) fn set_pending(&mut self, lsn: Lsn) {
+        self.pending_lsn = Some(lsn);
+    }
+
+    /// The queue is empty: nothing drains any more.
+    pub(super) fn rest(&mut self) {
+        self.step = STEP_MIN;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocked_message_is_asked_for_once_and_goes_when_durable() {
+        let mut reservation = Reservation::new(Seq(1));
+        assert!(!reservation.allows(Seq(5), || Lsn(0)));
+        let ask = reservation.ask_blocked(Seq(5)).expect("nothing is pending");
+        assert!(ask.is_waited && ask.upto > Seq(5));
+        reservation.set_pending(Lsn(100));
+        assert_eq!(reservation.ask_blocked(Seq(5)), None);
+        assert!(!reservation.allows(Seq(5), || Lsn(99)));
+        assert!(reservation.allows(Seq(5), || Lsn(100)));
+    }
+
+    #[test]
+    fn steps_double_while_a_backlog_drains() {
+        let mut reservation = Reservation::new(Seq(1));
+        let mut seq = 1;
+        let mut steps = Vec::new();
+        for lsn in 1..20 {
+            let ask = reservation.ask_blocked(Seq(seq)).expect("not reserved");
+            steps.push(ask.upto.0 - seq);
+            reservation.set_pending(Lsn(lsn));
+            assert!(reservation.allows(Seq(seq), || Lsn(lsn)));
+            seq = ask.upto.0;
+        }
+        assert_eq!(steps[..3], [STEP_MIN, STEP_MIN * 2, STEP_MIN * 4]);
+        assert_eq!(steps.last(), Some(&STEP_MAX));
+        reservation.rest();
+        let ask = reservation.ask_blocked(Seq(seq)).expect("not reserved");
+        assert_eq!(ask.upto.0 - seq, STEP_MIN);
+    }
+
+    #[test]
+    fn early_reservation_is_hurried_once_somebody_waits() {
+        let mut reservation = Reservation::new(Seq(100));
+        let early = reservation
+            .ask_early(Seq(90), Seq(5000))
+            .expect("the end is near");
+        assert!(!early.is_waited);
+        reservation.set_pending(Lsn(7));
+        assert_eq!(reservation.ask_early(Seq(95), Seq(5000)), None);
+        let hurry = reservation.ask_blocked(Seq(100)).expect("lazy so far");
+        assert!(hurry.is_waited);
+        assert_eq!(hurry.upto, early.upto);
+    }
+}

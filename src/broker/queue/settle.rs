@@ -1,0 +1,120 @@
+//! Ack, reject and requeue.
+
+use std::sync::Arc;
+
+use super::batch::Batch;
+use super::slots::Status;
+use super::state::{Locked, QueueState};
+use super::{QueueHandle, Turn};
+use crate::broker::command::{ConsumerId, SettleOutcome, Unacked};
+use crate::broker::dead_letter::DeathReason;
+use crate::storage::types::{Seq, SettleCause};
+
+/// Settles delivered messages of any queues; gives back the consumers' and channels' credit.
+pub fn settle(turn: &mut Turn<'_>, items: &[Unacked], outcome: SettleOutcome) {
+    if is_of_one_queue(items) {
+        settle_one_queue(turn, items, outcome);
+    } else {
+        let mut sorted = items.to_vec();
+        sorted.sort_by_key(|item| item.queue.id());
+        for same_queue in sorted.chunk_by(|a, b| a.queue.id() == b.queue.id()) {
+            settle_one_queue(turn, same_queue, outcome);
+        }
+    }
+    turn.finish();
+}
+
+fn is_of_one_queue(items: &[Unacked]) -> bool {
+    items
+        .windows(2)
+        .all(|pair| Arc::ptr_eq(&pair[0].queue, &pair[1].queue))
+}
+
+/// One record for what one call settles in one queue.
+fn settle_one_queue(turn: &mut Turn<'_>, items: &[Unacked], outcome: SettleOutcome) {
+    let Some(first) = items.first() else {
+        return;
+    };
+    let mut locked = Locked::one(&first.queue);
+    let mut batch = Batch::default();
+    settle_in(turn, &mut locked, &mut batch, items, outcome);
+    let (queue, state) = locked.first();
+    state.dispatch(queue, turn, &mut batch, None);
+    if outcome == SettleOutcome::Requeue {
+        state.expire_heads(queue, turn.now_ms, &mut batch);
+        state.enforce_limits(queue, &mut batch);
+    }
+    locked.conclude(turn, batch);
+}
+
+/// Settles items of locked queues, without dispatching.
+pub(super) fn settle_in(
+    turn: &mut Turn<'_>,
+    locked: &mut Locked<'_>,
+    batch: &mut Batch,
+    items: &[Unacked],
+    outcome: SettleOutcome,
+) {
+    let same_holder =
+        |a: &Unacked, b: &Unacked| a.consumer == b.consumer && Arc::ptr_eq(&a.queue, &b.queue);
+    for group in items.chunk_by(same_holder) {
+        let (queue, state) = locked.entry_of(group[0].queue.id());
+        let seqs = group.iter().map(|item| item.seq);
+        // Ranges are ascending; delivery order is not, once messages were requeued.
+        if group.is_sorted_by_key(|item| item.seq) {
+            state.settle_all(queue, batch, seqs, outcome);
+        } else {
+            let mut sorted: Vec<Seq> = seqs.collect();
+            sorted.sort_unstable();
+            state.settle_all(queue, batch, sorted.into_iter(), outcome);
+        }
+        state.give_back(turn, group[0].consumer, group.len());
+    }
+}
+
+impl QueueState {
+    fn settle_all(
+        &mut self,
+        queue: &QueueHandle,
+        batch: &mut Batch,
+        seqs: impl Iterator<Item = Seq>,
+        outcome: SettleOutcome,
+    ) {
+        for seq in seqs {
+            let is_held = self
+                .slots
+                .get(seq)
+                .is_some_and(|slot| slot.status == Status::Unacked);
+            // Messages of a deleted queue are gone; settling them is accepted and ignored (QU-30).
+            if !is_held {
+                continue;
+            }
+            match outcome {
+                SettleOutcome::Ack => self.end(queue, batch, seq, SettleCause::Acked),
+                SettleOutcome::Reject => self.let_die(queue, batch, seq, DeathReason::Rejected),
+                SettleOutcome::Requeue => self.put_back(queue, batch, seq),
+            }
+        }
+    }
+
+    /// Back to its place, marked (AK-7).
+    fn put_back(&mut self, queue: &QueueHandle, batch: &mut Batch, seq: Seq) {
+        self.slots.set_status(seq, Status::Ready);
+        let mut logged_count = None;
+        self.slots.update(seq, |slot| {
+            slot.is_redelivered = true;
+            slot.delivery_count = slot.delivery_count.saturating_add(1);
+            logged_count = slot.is_logged.then_some(slot.delivery_count);
+        });
+        if let Some(delivery_count) = logged_count {
+            batch.requeue(queue.id(), seq, delivery_count);
+        }
+    }
+
+    fn give_back(&mut self, turn: &mut Turn<'_>, consumer: Option<ConsumerId>, count: usize) {
+        if let Some(consumer) = consumer {
+            let count = u32::try_from(count).expect("a channel holds fewer messages than 2^32");
+            self.consumers.give_back(consumer, count, &mut turn.resumed);
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! What a queue's mutex guards, and the changes that more than one operation makes.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::MutexGuard;
+
+use smallvec::SmallVec;
+
+use super::batch::Batch;
+use super::reservation::Reservation;
+use super::slots::{Slot, Slots, Status};
+use super::{QueueHandle, QueueShared, Turn};
+use crate::broker::arguments::Overflow;
+use crate::broker::consumer::Consumers;
+use crate::broker::dead_letter::DeathReason;
+use crate::broker::effects::{Effects, Timer};
+use crate::broker::message::Message;
+use crate::broker::outbox::Outbox;
+use crate::storage::types::{Lsn, QueueId, Receipt, Seq, SettleCause};
+use crate::sync::lock;
+
+/// How far the bytes in memory of one queue may stray from what the shared sum knows of it: keeps the
+/// shared counter off the path of single messages.
+const RESIDENT_SLACK_BYTES: u64 = 16 * 1024;
+
+/// A `basic.get` that waits for the disk.
+#[derive(Debug)]
+pub(super) struct PendingGet {
+    pub(super) channel: u16,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) is_no_ack: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct QueueState {
+    pub(super) slots: Slots,
+    pub(super) consumers: Consumers,
+    pub(super) reservation: Reservation,
+    /// Served before consumers.
+    pub(super) gets: VecDeque<PendingGet>,
+    /// Entries with status `Leaving` whose dead letter has not been written, in order.
+    pub(super) leaving: VecDeque<(Seq, DeathReason)>,
+    /// A thread is writing dead letters of this queue: others leave it to that one, to keep the order.
+    pub(super) is_dead_lettering: bool,
+    /// Publishes of transactions, with the LSN from which they are visible.
+    pub(super) hidden: VecDeque<(Lsn, Vec<Seq>)>,
+    /// Above every seq that was ever delivered.
+    pub(super) delivered_upto: u64,
+    /// End of the last record that names this queue.
+    pub(super) last_lsn: Lsn,
+    /// Reads on their way.
+    pub(super) fetching_count: u32,
+    /// Bytes of those.
+    pub(super) fetching_bytes: u64,
+    /// Above the last entry whose body was asked for; 0 when everything ahead is in memory.
+    pub(super) read_ahead_from: u64,
+    /// When the earliest armed timer is due; 0 for none.
+    pub(super) armed_at_ms: u64,
+    /// Since when the queue counts as unused.
+    pub(super) lease_from_ms: u64,
+    pub(super) had_consumer: bool,
+    /// What the shared sum of bytes in memory knows of this queue.
+    pub(super) reported_bytes: u64,
+    pub(super) is_deleted: bool,
+}
+
+impl QueueState {
+    pub(super) fn new(next_seq: Seq, reserved_upto: Seq, last_lsn: Lsn, now_ms: u64) -> Self {
+        Self {
+            slots: Slots::new(next_seq),
+            consumers: Consumers::default(),
+            reservation: Reservation::new(reserved_upto),
+            gets: VecDeque::new(),
+            leaving: VecDeque::new(),
+            is_dead_lettering: false,
+            hidden: VecDeque::new(),
+            delivered_upto: 0,
+            last_lsn,
+            fetching_count: 0,
+            fetching_bytes: 0,
+            read_ahead_from: 0,
+            armed_at_ms: 0,
+            lease_from_ms: now_ms,
+            had_consumer: false,
+            reported_bytes: 0,
+            is_deleted: false,
+        }
+    }
+
+    /// Adds a message, offers it to consumers and enforces the limits; false when the queue refuses it.
+    /// The caller closes the message's refs in `batch`.
+    pub(super) fn enqueue(
+        &mut self,
+        queue: &QueueHandle,
+        turn: &mut Turn<'_>,
+        batch: &mut Batch,
+        message: &Arc<Message>,
+    ) -> bool {
+        let Some(seq) = self.admit(queue, turn, batch, message, Status::Ready) else {
+            return false;
+        };
+        self.dispatch(queue, turn, batch, Some(seq));
+        if message.ttl_ms() == Some(0) || queue.spec.settings.message_ttl_ms == Some(0) {
+            self.expire_heads(queue, turn.now_ms, batch);
+        }
+        self.enforce_limits(queue, batch);
+        true
+    }
+
+    /// Gives a message its place; `None` when the queue refuses it.
+    pub(super) fn admit(
+        &mut self,
+        queue: &QueueHandle,
+        turn: &mut Turn<'_>,
+        batch: &mut Batch,
+        message: &Arc<Message>,
+        status: Status,
+    ) -> Option<Seq> {
+        let settings = &queue.spec.settings;
+        if settings.overflow != Overflow::DropHead && self.would_overflow(queue, message) {
+            if settings.overflow == Overflow::RejectPublishDlx && settings.dead_letter.is_some() {
+                turn.refused.push((Arc::clone(queue), Arc::clone(message)));
+            }
+            return None;
+        }
+        let ttl_ms = match (settings.message_ttl_ms, message.ttl_ms()) {
+            (Some(queue_ttl_ms), Some(own_ttl_ms)) => Some(queue_ttl_ms.min(own_ttl_ms)),
+            (queue_ttl_ms, own_ttl_ms) => queue_ttl_ms.or(own_ttl_ms),
+        };
+        let expires_at_ms = ttl_ms.map_or(0, |ttl_ms| turn.now_ms.saturating_add(ttl_ms).max(1));
+        let seq = self.slots.next_seq();
+        let mut slot = Slot::arrived(status, Arc::clone(message), expires_at_ms);
+        if queue.spec.is_durable && message.is_persistent() {
+            slot.is_logged = true;
+            let is_wanted = status == Status::Ready
+                && self.slots.sums().ready_count == 0
+                && !self.reservation.precedes(seq)
+                && self.pick(queue).is_some();
+            if is_wanted {
+                batch.reserve(queue.spec.id, self.reservation.ask_ahead_of_publish(seq));
+            }
+            slot.is_covered = self.reservation.precedes(seq);
+            batch.add_ref(queue.spec.id, seq, expires_at_ms);
+        }
+        let pushed = self.slots.push(slot);
+        debug_assert_eq!(pushed, seq, "seqs are given in order");
+        Some(seq)
+    }
+
+    fn would_overflow(&self, queue: &QueueHandle, message: &Message) -> bool {
+        let sums = self.slots.sums();
+        let settings = &queue.spec.settings;
+        let count = sums.ready_count + sums.hidden_count + 1;
+        let bytes = sums.ready_bytes + sums.hidden_bytes + message.body_len() as u64;
+        settings.max_length.is_some_and(|max| count > max)
+            || settings.max_length_bytes.is_some_and(|max| bytes > max)
+    }
+
+    /// Drops from the head while the queue is too long (`drop-head` only).
+    pub(super) fn enforce_limits(&mut self, queue: &QueueHandle, batch: &mut Batch) {
+        let settings = &queue.spec.settings;
+        if settings.overflow != Overflow::DropHead
+            || (settings.max_length.is_none() && settings.max_length_bytes.is_none())
+        {
+            return;
+        }
+        loop {
+            let sums = self.slots.sums();
+            let count = sums.ready_count + sums.hidden_count;
+            let bytes = sums.ready_bytes + sums.hidden_bytes;
+            let is_over = settings.max_length.is_some_and(|max| count > max)
+                || settings.max_length_bytes.is_some_and(|max| bytes > max);
+            if !is_over {
+                return;
+            }
+            let Some(seq) = self.slots.first_ready() else {
+                return;
+            };
+            self.let_die(queue, batch, seq, DeathReason::MaxLength);
+        }
+    }
+
+    /// Removes expired messages from the head (TT-5: only there).
+    pub(super) fn expire_heads(&mut self, queue: &QueueHandle, now_ms: u64, batch: &mut Batch) {
+        while let Some(seq) = self.slots.first_ready() {
+            let is_due = self
+                .slots
+                .get(seq)
+                .is_some_and(|slot| is_expired(slot, now_ms));
+            if !is_due {
+                return;
+            }
+            self.let_die(queue, batch, seq, DeathReason::Expired);
+        }
+    }
+
+    /// Ends the entry `seq`: into the dead-letter exchange where the queue has one, else for good.
+    pub(super) fn let_die(
+        &mut self,
+        queue: &QueueHandle,
+        batch: &mut Batch,
+        seq: Seq,
+        reason: DeathReason,
+    ) {
+        if queue.spec.settings.dead_letter.is_some() {
+            self.slots.set_status(seq, Status::Leaving);
+            self.leaving.push_back((seq, reason));
+            return;
+        }
+        let cause = match reason {
+            DeathReason::Rejected => SettleCause::Rejected,
+            DeathReason::Expired => SettleCause::Expired,
+            DeathReason::MaxLength => SettleCause::MaxLength,
+        };
+        self.end(queue, batch, seq, cause);
+    }
+
+    /// Ends the entry `seq` for good.
+    pub(super) fn end(
+        &mut self,
+        queue: &QueueHandle,
+        batch: &mut Batch,
+        seq: Seq,
+        cause: SettleCause,
+    ) {
+        if let Some(slot) = self.slots.remove(seq) {
+            self.forget_fetch(&slot);
+            if slot.is_logged {
+                batch.settle(queue.spec.id, cause, seq);
+            }
+        }
+    }
+
+    /// The entry does not wait for its body any more.
+    pub(super) fn forget_fetch(&mut self, slot: &Slot) {
+        if slot.is_fetching {
+            self.fetching_count = self.fetching_count.saturating_sub(1);
+            self.fetching_bytes = self
+                .fetching_bytes
+                .saturating_sub(u64::from(slot.position.len_bytes));
+        }
+    }
+
+    /// Frees the memory of an entry that is on disk.
+    pub(super) fn evict(&mut self, seq: Seq) {
+        let can_go = self.slots.get(seq).is_some_and(|slot| {
+            slot.is_logged && matches!(slot.status, Status::Ready | Status::Unacked)
+        });
+        if can_go {
+            self.slots.set_message(seq, None);
+        }
+    }
+
+    /// What every critical section does last: timers, the memory sum, dead letters to write.
+    fn conclude(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>) {
+        self.report_memory(turn.shared);
+        if self.slots.sums().total_count() == 0 {
+            self.reservation.rest();
+        }
+        if !self.leaving.is_empty() && !self.is_dead_lettering {
+            turn.dying.push(Arc::clone(queue));
+        }
+        self.arm_timer(queue, turn.effects);
+    }
+
+    fn report_memory(&mut self, shared: &QueueShared) {
+        let bytes = self.slots.sums().resident_bytes;
+        // The last word about a queue is exact.
+        let slack_bytes = if self.is_deleted {
+            1
+        } else {
+            RESIDENT_SLACK_BYTES
+        };
+        if bytes.abs_diff(self.reported_bytes) >= slack_bytes {
+            shared.report_resident(self.reported_bytes, bytes);
+            self.reported_bytes = bytes;
+        }
+    }
+
+    pub(super) fn arm_timer(&mut self, queue: &QueueHandle, effects: &mut Effects) {
+        if self.is_deleted {
+            return;
+        }
+        let head_ms = self
+            .slots
+            .first_ready()
+            .and_then(|seq| self.slots.get(seq))
+            .map_or(0, |slot| slot.expires_at_ms);
+        let due_at_ms = match (head_ms, self.lease_due_at_ms(queue)) {
+            (0, lease_ms) => lease_ms.unwrap_or(0),
+            (head_ms, lease_ms) => head_ms.min(lease_ms.unwrap_or(head_ms)),
+        };
+        if due_at_ms != 0 && (self.armed_at_ms == 0 || due_at_ms < self.armed_at_ms) {
+            self.armed_at_ms = due_at_ms;
+            effects.timers.push(Timer {
+                due_at_ms,
+                queue: Arc::clone(queue),
+            });
+        }
+    }
+
+    /// When the lease of `x-expires` runs out; `None` without one or while the queue is used.
+    pub(super) fn lease_due_at_ms(&self, queue: &QueueHandle) -> Option<u64> {
+        let expires_ms = queue.spec.settings.expires_ms?;
+        (self.consumers.is_empty() && self.gets.is_empty())
+            .then(|| self.lease_from_ms.saturating_add(expires_ms).max(1))
+    }
+}
+
+/// TT-7: such a message is never delivered.
+pub(super) fn is_expired(slot: &Slot, now_ms: u64) -> bool {
+    slot.expires_at_ms != 0 && slot.expires_at_ms <= now_ms
+}
+
+/// The locks of the queues that one critical section changes (invariant 1).
+pub(super) struct Locked<'a> {
+    entries: SmallVec<[(&'a QueueHandle, MutexGuard<'a, QueueState>); 2]>,
+}
+
+/// Locks queues in the order of their ids, the one order of this broker. `queues` is ascending, distinct.
+pub(super) fn lock_queues(queues: &[QueueHandle]) -> Locked<'_> {
+    assert!(
+        queues.windows(2).all(|pair| pair[0].id() < pair[1].id()),
+        "queues are locked in ascending id, each once"
+    );
+    Locked {
+        entries: queues
+            .iter()
+            .map(|queue| (queue, lock(&queue.state)))
+            .collect(),
+    }
+}
+
+impl<'a> Locked<'a> {
+    /// Locks one queue.
+    pub(super) fn one(queue: &'a QueueHandle) -> Self {
+        let mut entries = SmallVec::new();
+        entries.push((queue, lock(&queue.state)));
+        Self { entries }
+    }
+
+    pub(super) fn has_deleted(&self) -> bool {
+        self.entries.iter().any(|(_, state)| state.is_deleted)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&'a QueueHandle, &mut QueueState)> {
+        self.entries
+            .iter_mut()
+            .map(|(queue, state)| (*queue, &mut **state))
+    }
+
+    /// The first (often the only) queue.
+    pub(super) fn first(&mut self) -> (&'a QueueHandle, &mut QueueState) {
+        let (queue, state) = &mut self.entries[0];
+        (queue, state)
+    }
+
+    pub(super) fn entry_of(&mut self, id: QueueId) -> (&'a QueueHandle, &mut QueueState) {
+        let at = if self.entries.len() == 1 {
+            0
+        } else {
+            self.entries
+                .binary_search_by_key(&id, |(queue, _)| queue.id())
+                .expect("a critical section names only queues it has locked")
+        };
+        let (queue, state) = &mut self.entries[at];
+        debug_assert_eq!(queue.id(), id, "a critical section names only its queues");
+        (queue, state)
+    }
+
+    pub(super) fn state_of(&mut self, id: QueueId) -> &mut QueueState {
+        self.entry_of(id).1
+    }
+
+    /// Ends the critical section: log, outboxes, then what state changes bring with them.
+    pub(super) fn conclude(mut self, turn: &mut Turn<'_>, batch: Batch) -> Option<Receipt> {
+        let receipt = batch.carry_out(turn, &mut self);
+        for (queue, state) in self.iter_mut() {
+            state.conclude(queue, turn);
+        }
+        receipt
+    }
+}

@@ -1,0 +1,305 @@
+//! Features of queues, one table or story each, against a fake log.
+
+mod delivery;
+mod dying;
+mod model;
+mod storing;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::amqp::properties::{Properties, PropertiesBuilder};
+use crate::broker::command::{ConsumerId, SettleOutcome, Unacked};
+use crate::broker::consumer::{ChannelCredit, ConsumerSpec};
+use crate::broker::effects::AfterDurable;
+use crate::broker::outbox::{Outbox, OutboxItem};
+use crate::broker::testing::{self, FakeJournal};
+use crate::storage::types::Position;
+
+/// Routes a dead letter by (exchange, routing key), like a set of direct exchanges.
+#[derive(Default)]
+pub(super) struct TableRouter {
+    routes: Mutex<HashMap<(String, String), Vec<QueueHandle>>>,
+}
+
+impl DeadLetterRouter for TableRouter {
+    fn route(
+        &self,
+        _vhost: &str,
+        exchange: &ShortString,
+        routing_keys: &[ShortString],
+        _message: &Message,
+    ) -> Option<Vec<QueueHandle>> {
+        let routes = lock(&self.routes);
+        if !routes.keys().any(|(known, _)| known == exchange.as_str()) {
+            return None;
+        }
+        let mut targets: Vec<QueueHandle> = routing_keys
+            .iter()
+            .filter_map(|key| routes.get(&(exchange.to_string(), key.to_string())))
+            .flatten()
+            .cloned()
+            .collect();
+        targets.sort_by_key(|queue| queue.id());
+        targets.dedup_by_key(|queue| queue.id());
+        Some(targets)
+    }
+}
+
+/// A consumer of a test.
+#[derive(Clone)]
+pub(super) struct TestConsumer {
+    pub(super) id: ConsumerId,
+    pub(super) outbox: Arc<Outbox>,
+}
+
+/// One broker's worth of queues, log and time.
+pub(super) struct Rig {
+    pub(super) journal: Arc<FakeJournal>,
+    pub(super) shared: QueueShared,
+    pub(super) router: TableRouter,
+    pub(super) now_ms: u64,
+    pub(super) effects: Effects,
+    next_id: u64,
+}
+
+impl Rig {
+    pub(super) fn new() -> Self {
+        Self::with_memory(1 << 30)
+    }
+
+    pub(super) fn with_memory(resident_max_bytes: u64) -> Self {
+        let journal = FakeJournal::new();
+        Self {
+            shared: QueueShared::new(Arc::<FakeJournal>::clone(&journal), resident_max_bytes),
+            journal,
+            router: TableRouter::default(),
+            now_ms: 1_000_000,
+            effects: Effects::default(),
+            next_id: 1,
+        }
+    }
+
+    pub(super) fn turn<T>(&mut self, work: impl FnOnce(&mut Turn<'_>) -> T) -> T {
+        let mut turn = Turn::new(&self.shared, &self.router, self.now_ms, &mut self.effects);
+        let result = work(&mut turn);
+        turn.finish();
+        result
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    pub(super) fn spec(&mut self, name: &str, settings: QueueArguments) -> QueueSpec {
+        QueueSpec {
+            id: QueueId(self.next_id()),
+            vhost: "/".into(),
+            name: ShortString::from_text(name).unwrap(),
+            is_durable: true,
+            exclusive_owner: None,
+            is_auto_delete: false,
+            arguments: FieldTable::default(),
+            settings,
+        }
+    }
+
+    pub(super) fn queue_with(&mut self, name: &str, settings: QueueArguments) -> QueueHandle {
+        let spec = self.spec(name, settings);
+        Queue::new(spec, Lsn(0), self.now_ms)
+    }
+
+    pub(super) fn queue(&mut self, name: &str) -> QueueHandle {
+        self.queue_with(name, QueueArguments::default())
+    }
+
+    /// Dead letters for `exchange` with `key` go to `queue`.
+    pub(super) fn bind(&mut self, exchange: &str, key: &str, queue: &QueueHandle) {
+        lock(&self.router.routes)
+            .entry((exchange.into(), key.into()))
+            .or_default()
+            .push(Arc::clone(queue));
+    }
+
+    pub(super) fn publish(&mut self, queue: &QueueHandle, message: Message) -> ConfirmAt {
+        self.publish_all(std::slice::from_ref(queue), vec![message])[0]
+    }
+
+    pub(super) fn publish_all(
+        &mut self,
+        targets: &[QueueHandle],
+        messages: Vec<Message>,
+    ) -> Vec<ConfirmAt> {
+        let messages: Vec<_> = messages.into_iter().map(Arc::new).collect();
+        let mut out = Vec::new();
+        self.turn(|turn| super::publish(turn, targets, &messages, &mut out))
+            .expect("no target is deleted");
+        out
+    }
+
+    /// Publishes one persistent message per letter.
+    pub(super) fn publish_texts(&mut self, queue: &QueueHandle, bodies: &str) {
+        for body in bodies.chars() {
+            self.publish(queue, persistent(&body.to_string()));
+        }
+    }
+
+    pub(super) fn consume(
+        &mut self,
+        queue: &QueueHandle,
+        change: impl FnOnce(&mut ConsumerSpec),
+    ) -> TestConsumer {
+        let outbox = testing::outbox();
+        let id = ConsumerId(self.next_id());
+        let mut spec = ConsumerSpec {
+            id,
+            channel: 1,
+            outbox: Arc::clone(&outbox),
+            is_no_ack: false,
+            is_exclusive: false,
+            prefetch: 0,
+            priority: 0,
+            channel_credit: Arc::new(ChannelCredit::new()),
+        };
+        change(&mut spec);
+        self.turn(|turn| super::consume(turn, queue, spec))
+            .expect("the consumer is welcome");
+        TestConsumer { id, outbox }
+    }
+
+    pub(super) fn settle(&mut self, items: &[Delivery], outcome: SettleOutcome) {
+        let items: Vec<Unacked> = items
+            .iter()
+            .map(|delivery| Unacked {
+                queue: Arc::clone(&delivery.queue),
+                seq: delivery.seq,
+                consumer: delivery.consumer,
+            })
+            .collect();
+        self.turn(|turn| super::settle(turn, &items, outcome));
+    }
+
+    pub(super) fn get(&mut self, queue: &QueueHandle) -> Option<Delivery> {
+        let outbox = testing::outbox();
+        match self.turn(|turn| super::get(turn, queue, 7, &outbox, false)) {
+            GetOutcome::Got(delivery, _) => Some(delivery),
+            GetOutcome::Pending => {
+                self.settle_down();
+                testing::drain(&outbox)
+                    .into_iter()
+                    .find_map(|item| match item {
+                        OutboxItem::GetReady { got, .. } => got.map(|(delivery, _)| delivery),
+                        _ => None,
+                    })
+            }
+            GetOutcome::Empty | GetOutcome::Deleted => None,
+        }
+    }
+
+    /// Takes everything from a queue by `get`: body and redelivered mark.
+    pub(super) fn take_all(&mut self, queue: &QueueHandle) -> Vec<String> {
+        std::iter::from_fn(|| self.get(queue))
+            .map(|d| show(&d))
+            .collect()
+    }
+
+    /// Everything becomes durable, and all that waits for it or for the disk goes on.
+    pub(super) fn settle_down(&mut self) {
+        loop {
+            self.journal.make_durable();
+            let after = std::mem::take(&mut self.effects.after_durable);
+            let fetches = std::mem::take(&mut self.effects.fetches);
+            if after.is_empty() && fetches.is_empty() {
+                return;
+            }
+            for (_, what) in after {
+                match what {
+                    AfterDurable::Redispatch(queue) => {
+                        self.turn(|turn| super::dispatch(turn, &queue));
+                    }
+                    AfterDurable::Reveal(queue) => self.turn(|turn| super::reveal(turn, &queue)),
+                }
+            }
+            for fetch in fetches {
+                let result = self.read(fetch.position);
+                self.turn(|turn| {
+                    super::fetched(turn, &fetch.queue, vec![(fetch.seq, result)]);
+                });
+            }
+        }
+    }
+
+    fn read(&self, position: Position) -> Result<Bytes, FetchFailure> {
+        self.journal.read(position).ok_or_else(|| FetchFailure {
+            reason: "no record there".into(),
+        })
+    }
+
+    /// Lets time pass and the timers that become due fire.
+    pub(super) fn advance(&mut self, ms: u64) -> Vec<Aftermath> {
+        self.now_ms += ms;
+        let timers = std::mem::take(&mut self.effects.timers);
+        let (due, later): (Vec<_>, Vec<_>) = timers
+            .into_iter()
+            .partition(|timer| timer.due_at_ms <= self.now_ms);
+        self.effects.timers = later;
+        due.iter()
+            .map(|timer| self.turn(|turn| super::timer_due(turn, &timer.queue)))
+            .collect()
+    }
+}
+
+pub(super) fn message(body: &str, change: impl FnOnce(&mut PropertiesBuilder)) -> Message {
+    let mut properties = PropertiesBuilder::new();
+    change(&mut properties);
+    Message::new(
+        ShortString::from_static("ex"),
+        ShortString::from_static("key"),
+        properties.build(),
+        vec![Bytes::copy_from_slice(body.as_bytes())],
+    )
+}
+
+pub(super) fn persistent(body: &str) -> Message {
+    message(body, |properties| {
+        properties.set_delivery_mode(Some(2));
+    })
+}
+
+pub(super) fn transient(body: &str) -> Message {
+    Message::new(
+        ShortString::default(),
+        ShortString::from_static("q"),
+        Properties::default(),
+        vec![Bytes::copy_from_slice(body.as_bytes())],
+    )
+}
+
+pub(super) fn body_of(message: &Message) -> String {
+    String::from_utf8(message.body().concat()).unwrap()
+}
+
+/// `a`, or `a*` when it is marked as redelivered.
+pub(super) fn show(delivery: &Delivery) -> String {
+    let mark = if delivery.is_redelivered { "*" } else { "" };
+    format!("{}{mark}", body_of(&delivery.message))
+}
+
+/// The deliveries in an outbox.
+pub(super) fn deliveries(consumer: &TestConsumer) -> Vec<Delivery> {
+    testing::drain(&consumer.outbox)
+        .into_iter()
+        .filter_map(|item| match item {
+            OutboxItem::Deliver(delivery) => Some(delivery),
+            _ => None,
+        })
+        .collect()
+}
+
+pub(super) fn shown(deliveries: &[Delivery]) -> Vec<String> {
+    deliveries.iter().map(show).collect()
+}

@@ -1,0 +1,246 @@
+//! A queue against a small model: whatever is done, nothing is lost, nothing comes twice, the order holds,
+//! and the log tells the same story as memory.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::broker::queue::ImageKind;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Publish { is_persistent: bool },
+    Get,
+    Settle { at: usize, outcome: SettleOutcome },
+    SettleAll { outcome: SettleOutcome },
+    Purge,
+    SettleDown,
+    Drain,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let outcome = prop_oneof![
+        Just(SettleOutcome::Ack),
+        Just(SettleOutcome::Reject),
+        Just(SettleOutcome::Requeue)
+    ];
+    prop_oneof![
+        8 => any::<bool>().prop_map(|is_persistent| Step::Publish { is_persistent }),
+        2 => Just(Step::Get),
+        4 => (0usize..8, outcome.clone()).prop_map(|(at, outcome)| Step::Settle { at, outcome }),
+        1 => outcome.prop_map(|outcome| Step::SettleAll { outcome }),
+        1 => Just(Step::Purge),
+        3 => Just(Step::SettleDown),
+        3 => Just(Step::Drain),
+    ]
+}
+
+/// What the model knows of a message that is not settled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Known {
+    is_persistent: bool,
+    is_held: bool,
+    was_delivered: bool,
+}
+
+struct Pair {
+    rig: Rig,
+    queue: QueueHandle,
+    consumer: TestConsumer,
+    held: Vec<Delivery>,
+    model: BTreeMap<Seq, Known>,
+}
+
+impl Pair {
+    fn new(prefetch: u16, resident_max_bytes: u64) -> Self {
+        let mut rig = Rig::with_memory(resident_max_bytes);
+        let queue = rig.queue("q");
+        let consumer = rig.consume(&queue, |spec| spec.prefetch = prefetch);
+        Self {
+            rig,
+            queue,
+            consumer,
+            held: Vec::new(),
+            model: BTreeMap::new(),
+        }
+    }
+
+    fn run(&mut self, step: &Step) {
+        match step {
+            Step::Publish { is_persistent } => {
+                let seq = Seq(self.published_count() + 1);
+                let body = seq.0.to_string();
+                let message = if *is_persistent {
+                    persistent(&body)
+                } else {
+                    transient(&body)
+                };
+                self.rig.publish(&self.queue, message);
+                self.model.insert(
+                    seq,
+                    Known {
+                        is_persistent: *is_persistent,
+                        is_held: false,
+                        was_delivered: false,
+                    },
+                );
+            }
+            Step::Get => {
+                if let Some(delivery) = self.rig.get(&self.queue.clone()) {
+                    self.drain_before(&delivery);
+                }
+            }
+            Step::Settle { at, outcome } => {
+                if !self.held.is_empty() {
+                    let one = self.held.remove(at % self.held.len());
+                    self.settle(&[one], *outcome);
+                }
+            }
+            Step::SettleAll { outcome } => {
+                let all = std::mem::take(&mut self.held);
+                self.settle(&all, *outcome);
+            }
+            Step::Purge => {
+                self.drain();
+                self.rig.turn(|turn| purge(turn, &self.queue));
+                self.model.retain(|_, known| known.is_held);
+            }
+            Step::SettleDown => self.rig.settle_down(),
+            Step::Drain => {}
+        }
+        self.drain();
+        self.check();
+    }
+
+    fn published_count(&self) -> u64 {
+        let image = self.queue.image(ImageKind::Running).expect("it is durable");
+        image.next_seq.0 - 1
+    }
+
+    fn settle(&mut self, items: &[Delivery], outcome: SettleOutcome) {
+        for delivery in items {
+            if outcome == SettleOutcome::Requeue {
+                self.model.get_mut(&delivery.seq).expect("held").is_held = false;
+            } else {
+                self.model.remove(&delivery.seq);
+            }
+        }
+        self.rig.settle(items, outcome);
+    }
+
+    /// Takes what was delivered and compares it with what should have been.
+    fn drain(&mut self) {
+        for delivery in deliveries(&self.consumer) {
+            self.receive(delivery);
+        }
+    }
+
+    /// A `get` may let the consumer's deliveries before it, or after it, in the same call.
+    fn drain_before(&mut self, got: &Delivery) {
+        let mut all = deliveries(&self.consumer);
+        all.push(got.clone());
+        all.sort_by_key(|delivery| delivery.seq);
+        for delivery in all {
+            self.receive(delivery);
+        }
+    }
+
+    fn receive(&mut self, delivery: Delivery) {
+        let first_ready = self
+            .model
+            .iter()
+            .find(|(_, known)| !known.is_held)
+            .map(|(seq, _)| *seq);
+        assert_eq!(Some(delivery.seq), first_ready, "the head is delivered");
+        assert_eq!(body_of(&delivery.message), delivery.seq.0.to_string());
+        let known = self.model.get_mut(&delivery.seq).expect("found above");
+        assert_eq!(delivery.is_redelivered, known.was_delivered);
+        known.is_held = true;
+        known.was_delivered = true;
+        self.held.push(delivery);
+    }
+
+    fn check(&self) {
+        let stats = self.queue.stats();
+        let held = self.model.values().filter(|known| known.is_held).count();
+        assert_eq!(stats.unacked_count, held as u64);
+        assert_eq!(stats.ready_count, (self.model.len() - held) as u64);
+        let image = self.queue.image(ImageKind::Running).expect("it is durable");
+        let replayed = self.rig.journal.replay(self.queue.id());
+        assert_eq!(image.entries, replayed.entries, "memory and log agree");
+        assert_eq!(image.reserved_upto, replayed.reserved_upto);
+        let logged = self.model.iter().filter(|(_, known)| known.is_persistent);
+        assert!(
+            image
+                .entries
+                .iter()
+                .map(|entry| entry.seq)
+                .eq(logged.map(|(seq, _)| *seq))
+        );
+    }
+
+    /// Everything that is left can be taken, in order.
+    fn finish(&mut self) {
+        let all = std::mem::take(&mut self.held);
+        self.settle(&all, SettleOutcome::Ack);
+        self.drain();
+        while !self.model.is_empty() {
+            let before = self.model.len();
+            self.rig.settle_down();
+            self.drain();
+            let all = std::mem::take(&mut self.held);
+            self.settle(&all, SettleOutcome::Ack);
+            self.drain();
+            assert!(
+                self.model.len() < before || !self.held.is_empty(),
+                "it goes on"
+            );
+        }
+        assert_eq!(self.queue.stats().ready_count, 0);
+    }
+}
+
+proptest! {
+    #[test]
+    fn queue_behaves_like_its_model(
+        steps in prop::collection::vec(step(), 1..150),
+        prefetch in 0u16..5,
+    ) {
+        let mut pair = Pair::new(prefetch, 1 << 30);
+        for step in &steps {
+            pair.run(step);
+        }
+        pair.finish();
+    }
+
+    #[test]
+    fn slots_behave_like_a_map(steps in prop::collection::vec((0u8..5, 0u64..700), 0..900)) {
+        use super::super::slots::{Slot, Slots, Status};
+        let content = Arc::new(transient("m"));
+        let mut slots = Slots::new(Seq(250));
+        let mut model: BTreeMap<Seq, Status> = BTreeMap::new();
+        for (kind, at) in steps {
+            let seq = Seq(250 + at);
+            match kind {
+                0 | 1 => {
+                    let arrived = Slot::arrived(Status::Ready, Arc::clone(&content), 0);
+                    model.insert(slots.push(arrived), Status::Ready);
+                }
+                2 => prop_assert_eq!(
+                    slots.remove(seq).map(|slot| slot.status),
+                    model.remove(&seq)
+                ),
+                3 | 4 => {
+                    let status = if kind == 3 { Status::Ready } else { Status::Unacked };
+                    let is_there = model.get_mut(&seq).map(|known| *known = status).is_some();
+                    prop_assert_eq!(slots.set_status(seq, status), is_there);
+                }
+                _ => {}
+            }
+            let first = model.iter().find(|(_, status)| **status == Status::Ready);
+            prop_assert_eq!(slots.first_ready(), first.map(|(seq, _)| *seq));
+        }
+        prop_assert!(slots.iter().map(|(seq, slot)| (seq, slot.status)).eq(model));
+    }
+}

@@ -1,0 +1,335 @@
+//! From the durable state to a live broker, and back for a checkpoint.
+//!
+//! ```text
+//!   snapshot --decode--> MetaState --apply records--> MetaState --build--> Broker --snapshot--> MetaState
+//!                                                        + queue images
+//! ```
+//!
+//! The predeclared exchanges are in no record: every vhost has them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::access::{Account, PasswordHash, Pattern, Permissions};
+use super::arguments::QueueArguments;
+use super::binding::{Binding, BindingKey, Destination, Target};
+use super::effects::Effects;
+use super::exchange::{ExchangeKind, ExchangeSpec};
+use super::facade::{Broker, BrokerOptions, Shared};
+use super::journal::Journal;
+use super::meta::{
+    BindingV1, Change, ExchangeV1, MetaState, PermissionsV1, QueueV1, RestoreError, UserV1,
+};
+use super::queue::{ImageKind, Queue, QueueHandle, QueueSpec};
+use super::records;
+use super::vhost::Vhost;
+use crate::amqp::field_table::FieldTable;
+use crate::amqp::short_string::ShortString;
+use crate::storage::types::{Lsn, QueueId};
+use crate::storage::{CheckpointSource, QueueImage};
+use crate::sync::{lock, read, write};
+
+impl Broker {
+    /// The broker that was there before: a snapshot if there is one, the META records after it in log
+    /// order, and the queues' messages. With neither snapshot nor records it is a blank one.
+    ///
+    /// # Errors
+    /// See [`RestoreError`].
+    pub fn restore(
+        journal: Arc<dyn Journal>,
+        options: BrokerOptions,
+        meta_snapshot: Option<&[u8]>,
+        meta_records: &[(u16, u16, &[u8])],
+        queues: Vec<QueueImage>,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) -> Result<Self, RestoreError> {
+        if meta_snapshot.is_none() && meta_records.is_empty() {
+            effects.wakes_commit = true;
+            return Ok(Self::new(journal, options));
+        }
+        let mut state = meta_snapshot.map_or_else(|| Ok(MetaState::new()), MetaState::decode)?;
+        for (kind, version, body) in meta_records {
+            state.apply(Change::decode(*kind, *version, body)?);
+        }
+        // Ids are never used again, not even those of queues whose declaration did not survive.
+        let above_images = queues
+            .iter()
+            .map(|image| image.id.0.saturating_add(1))
+            .max();
+        let next_queue_id = state.next_queue_id.max(above_images.unwrap_or(0));
+        let shared = Arc::new(Shared::new(journal, options, next_queue_id));
+        shared.restore(state, queues, now_ms, effects)?;
+        Ok(Self { shared })
+    }
+
+    /// From now on snapshots say exactly what was delivered, for a clean stop: call it when the last
+    /// connection has ended, before the final checkpoint.
+    pub fn stop(&self) {
+        self.shared.is_stopped.store(true, Ordering::Release);
+    }
+}
+
+fn malformed(record: u16, reason: impl Into<String>) -> RestoreError {
+    RestoreError::Malformed {
+        kind: record,
+        reason: reason.into(),
+    }
+}
+
+/// Kinds, for errors about the content of a record.
+const USER: u16 = 3;
+const EXCHANGE: u16 = 7;
+const QUEUE: u16 = 9;
+const BINDING: u16 = 11;
+
+fn name(record: u16, text: &str) -> Result<ShortString, RestoreError> {
+    let refuse = || malformed(record, "a name is longer than 255 bytes");
+    ShortString::from_text(text).ok_or_else(refuse)
+}
+
+fn arguments(record: u16, bytes: &[u8]) -> Result<FieldTable, RestoreError> {
+    FieldTable::decode(&Bytes::copy_from_slice(bytes))
+        .map_err(|error| malformed(record, format!("arguments: {error}")))
+}
+
+impl Shared {
+    fn restore(
+        &self,
+        state: MetaState,
+        images: Vec<QueueImage>,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) -> Result<(), RestoreError> {
+        {
+            let _meta = lock(&self.meta);
+            for vhost in &state.vhosts {
+                self.add_vhost(vhost);
+            }
+        }
+        self.restore_access(state.users.into_values(), state.permissions.into_values())?;
+        for exchange in state.exchanges.values() {
+            self.restore_exchange(exchange)?;
+        }
+        self.restore_queues(state.queues.into_values(), images, now_ms, effects)?;
+        for binding in &state.bindings {
+            self.restore_binding(binding)?;
+        }
+        // Only now may dead letters be routed and timers run.
+        let queues: Vec<QueueHandle> = lock(&self.meta).durable_queues.values().cloned().collect();
+        for queue in &queues {
+            queue.renew_lease(&mut self.turn(now_ms, effects));
+        }
+        Ok(())
+    }
+
+    fn restore_access(
+        &self,
+        users: impl Iterator<Item = UserV1>,
+        permissions: impl Iterator<Item = PermissionsV1>,
+    ) -> Result<(), RestoreError> {
+        let mut access = write(&self.access);
+        for user in users {
+            let password = PasswordHash::from_text(&user.password_hash);
+            let password = password.ok_or_else(|| malformed(USER, "not a password hash"))?;
+            let tags = user.tags;
+            access
+                .accounts
+                .insert(user.name, Account { password, tags });
+        }
+        for entry in permissions {
+            let permissions = Permissions {
+                configure: Pattern::new_or_deny(&entry.configure),
+                write: Pattern::new_or_deny(&entry.write),
+                read: Pattern::new_or_deny(&entry.read),
+            };
+            let key = (entry.vhost, entry.user);
+            access.permissions.insert(key, Arc::new(permissions));
+        }
+        Ok(())
+    }
+
+    /// The vhost of a record; none when the vhost went and the record came before that.
+    fn vhost_of(&self, vhost: &str, thing: &str) -> Option<Arc<Vhost>> {
+        let found = self.vhost(vhost);
+        if found.is_none() {
+            tracing::warn!(
+                vhost,
+                thing,
+                "dropped topology of a vhost that does not exist"
+            );
+        }
+        found
+    }
+
+    fn restore_exchange(&self, record: &ExchangeV1) -> Result<(), RestoreError> {
+        let Some(vhost) = self.vhost_of(&record.vhost, &record.name) else {
+            return Ok(());
+        };
+        let unknown_kind = || malformed(EXCHANGE, format!("unknown exchange type {}", record.kind));
+        vhost.write().insert_exchange(ExchangeSpec {
+            name: name(EXCHANGE, &record.name)?,
+            kind: ExchangeKind::from_name(&record.kind).ok_or_else(unknown_kind)?,
+            is_durable: true,
+            is_auto_delete: record.is_auto_delete,
+            is_internal: record.is_internal,
+            arguments: arguments(EXCHANGE, &record.arguments)?,
+        });
+        Ok(())
+    }
+
+    fn restore_queues(
+        &self,
+        records: impl Iterator<Item = QueueV1>,
+        images: Vec<QueueImage>,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) -> Result<(), RestoreError> {
+        let mut images: BTreeMap<QueueId, QueueImage> =
+            images.into_iter().map(|image| (image.id, image)).collect();
+        for record in records {
+            let Some(vhost) = self.vhost_of(&record.vhost, &record.name) else {
+                continue;
+            };
+            let spec = queue_spec(&vhost, &record)?;
+            let turn = &mut self.turn(now_ms, effects);
+            let queue = match images.remove(&spec.id) {
+                Some(image) => Queue::restore(spec, &image, turn),
+                None => {
+                    tracing::warn!(
+                        queue = record.name,
+                        "a durable queue has no messages on record"
+                    );
+                    Queue::new(spec, Lsn::default(), now_ms)
+                }
+            };
+            vhost.write().insert_queue(QueueHandle::clone(&queue));
+            lock(&self.meta).durable_queues.insert(queue.id(), queue);
+        }
+        for (id, image) in images {
+            let messages = image.entries.len();
+            tracing::warn!(queue_id = %id, messages, "dropped messages of a queue that is not declared");
+        }
+        Ok(())
+    }
+
+    fn restore_binding(&self, record: &BindingV1) -> Result<(), RestoreError> {
+        let Some(vhost) = self.vhost_of(&record.vhost, &record.destination) else {
+            return Ok(());
+        };
+        let mut topology = vhost.write();
+        let source = name(BINDING, &record.source)?;
+        let destination = Destination::new(name(BINDING, &record.destination)?, record.is_to_queue);
+        let target = match &destination {
+            Destination::Queue(name) => topology.queue(name).cloned().map(Target::Queue),
+            Destination::Exchange(name) => topology.exchange(name).map(|_| Target::Exchange),
+        };
+        let arguments = arguments(BINDING, &record.arguments)?;
+        let exchange = topology.exchange(&source);
+        let (Some(target), Some(exchange)) = (target, exchange) else {
+            let (source, destination) = (&record.source, &record.destination);
+            tracing::warn!(source, destination, "dropped a binding without its ends");
+            return Ok(());
+        };
+        exchange
+            .check_binding(&arguments)
+            .map_err(|reason| malformed(BINDING, reason))?;
+        topology.insert_binding(Binding {
+            source,
+            key: BindingKey {
+                destination,
+                routing_key: name(BINDING, &record.routing_key)?,
+                arguments: record.arguments.as_slice().into(),
+            },
+            arguments,
+            target,
+            is_durable: true,
+        });
+        Ok(())
+    }
+
+    /// Everything durable, as of now. Called under `meta`, so it is what the records so far say.
+    fn meta_state(&self, next_queue_id: u64) -> MetaState {
+        let mut state = MetaState {
+            next_queue_id,
+            ..MetaState::default()
+        };
+        let access = read(&self.access);
+        for (name, account) in &access.accounts {
+            state.apply(Change::UserSet(records::user(name, account)));
+        }
+        for ((vhost, user), permissions) in &access.permissions {
+            let record = records::permissions(vhost, user, permissions);
+            state.apply(Change::PermissionsSet(record));
+        }
+        drop(access);
+        let vhosts: Vec<Arc<Vhost>> = read(&self.vhosts).values().cloned().collect();
+        for vhost in &vhosts {
+            collect_vhost(&mut state, vhost);
+        }
+        state
+    }
+}
+
+fn queue_spec(vhost: &Vhost, record: &QueueV1) -> Result<QueueSpec, RestoreError> {
+    let arguments = arguments(QUEUE, &record.arguments)?;
+    let settings = QueueArguments::parse(&arguments, &record.name, vhost.name())
+        .map_err(|error| malformed(QUEUE, error.to_string()))?;
+    Ok(QueueSpec {
+        id: QueueId(record.id),
+        vhost: Arc::clone(vhost.name()),
+        name: name(QUEUE, &record.name)?,
+        is_durable: true,
+        exclusive_owner: None,
+        is_auto_delete: record.is_auto_delete,
+        arguments,
+        settings,
+    })
+}
+
+fn collect_vhost(state: &mut MetaState, vhost: &Vhost) {
+    let vhost_name = vhost.name();
+    state.vhosts.insert(vhost_name.to_string());
+    let topology = vhost.read();
+    let exchanges = topology.exchanges().map(|exchange| exchange.spec());
+    for spec in exchanges.filter(|spec| spec.is_durable && !spec.is_predeclared()) {
+        state.apply(Change::ExchangeDeclared(records::exchange(
+            vhost_name, spec,
+        )));
+    }
+    for queue in topology.queues().filter(|queue| queue.spec().is_durable) {
+        state.apply(Change::QueueDeclared(records::queue(queue.spec())));
+    }
+    for binding in topology.bindings().filter(|binding| binding.is_durable) {
+        state.apply(Change::BindingAdded(records::binding(vhost_name, binding)));
+    }
+}
+
+impl CheckpointSource for Broker {
+    fn meta(&self) -> (Vec<u8>, Lsn) {
+        let meta = lock(&self.shared.meta);
+        let state = self.shared.meta_state(meta.next_queue_id());
+        let last_lsn = meta.last_lsn();
+        // Encoding needs no lock.
+        drop(meta);
+        (state.encode(), last_lsn)
+    }
+
+    fn queue_ids(&self) -> Vec<QueueId> {
+        let meta = lock(&self.shared.meta);
+        meta.durable_queues.keys().copied().collect()
+    }
+
+    fn queue(&self, id: QueueId) -> Option<QueueImage> {
+        let queue = lock(&self.shared.meta).durable_queues.get(&id).cloned()?;
+        let is_stopped = self.shared.is_stopped.load(Ordering::Acquire);
+        queue.image(if is_stopped {
+            ImageKind::Stopped
+        } else {
+            ImageKind::Running
+        })
+    }
+}

@@ -1,0 +1,100 @@
+//! From (exchange, routing keys, headers) to a set of queues.
+//!
+//! Starting with the exchange published to, every exchange is visited at most once, so cycles end. An
+//! exchange without any destination for the message hands over to its alternate exchange. A queue is in
+//! the set once, however many bindings lead there. Neither keys nor headers change on the way.
+
+use std::collections::HashSet;
+
+use smallvec::SmallVec;
+
+use super::binding::{Destination, Target};
+use super::exchange::{Exchange, ExchangeKind};
+use super::queue::{Queue, QueueHandle};
+use super::vhost::Topology;
+use crate::amqp::field_table::FieldTable;
+use crate::amqp::short_string::ShortString;
+
+/// Distinct queues in ascending id, which is the order of locking.
+pub(crate) type Targets = SmallVec<[QueueHandle; 4]>;
+
+/// Where a message goes.
+#[derive(Debug, Default)]
+pub(crate) struct Route {
+    /// The queues.
+    pub(crate) targets: Targets,
+    /// Headers had a say: the answer holds for this message only.
+    pub(crate) depends_on_headers: bool,
+}
+
+impl Topology {
+    /// The queues that `exchange` gives a message with `keys` to. `None` when there is no such exchange.
+    pub(crate) fn route(
+        &self,
+        exchange: &ShortString,
+        keys: &[ShortString],
+        headers: impl Fn() -> FieldTable,
+    ) -> Option<Route> {
+        let mut route = Route::default();
+        if exchange.is_empty() {
+            route.add_named_queues(self, keys);
+        } else {
+            let first = self.exchange(exchange)?;
+            self.walk(first, keys, headers, &mut route);
+        }
+        route.targets.sort_unstable_by_key(|queue| queue.id());
+        route.targets.dedup_by_key(|queue| queue.id());
+        Some(route)
+    }
+
+    fn walk<'a>(
+        &'a self,
+        first: &'a Exchange,
+        keys: &[ShortString],
+        headers: impl Fn() -> FieldTable,
+        route: &mut Route,
+    ) {
+        // Allocates only when there is a second exchange.
+        let mut seen: HashSet<*const Exchange> = HashSet::new();
+        let mut pending: SmallVec<[&'a Exchange; 8]> = SmallVec::new();
+        pending.push(first);
+        let mut is_new = |next: &Exchange| !std::ptr::eq(next, first) && seen.insert(next);
+        while let Some(exchange) = pending.pop() {
+            route.depends_on_headers |= exchange.spec().kind == ExchangeKind::Headers;
+            let mut is_anywhere = false;
+            exchange.route(keys, &headers, |binding| {
+                is_anywhere = true;
+                match (&binding.target, &binding.key.destination) {
+                    (Target::Queue(queue), _) => route.targets.push(QueueHandle::clone(queue)),
+                    (Target::Exchange, Destination::Exchange(name) | Destination::Queue(name)) => {
+                        pending.extend(self.exchange(name).filter(|next| is_new(next)));
+                    }
+                }
+            });
+            if !is_anywhere && let Some(alternate) = exchange.alternate() {
+                if alternate.is_empty() {
+                    route.add_named_queues(self, keys);
+                } else {
+                    pending.extend(self.exchange(alternate).filter(|next| is_new(next)));
+                }
+            }
+        }
+    }
+}
+
+impl Route {
+    /// What the default exchange does: the queues named by the keys.
+    fn add_named_queues(&mut self, topology: &Topology, keys: &[ShortString]) {
+        let queues = keys.iter().filter_map(|key| topology.queue(key));
+        self.targets.extend(queues.cloned());
+    }
+}
+
+/// True when both are the same queues.
+pub(crate) fn is_same_set(left: &[QueueHandle], right: &[QueueHandle]) -> bool {
+    left.len() == right.len()
+        && left
+            .iter()
+            .zip(right)
+            .all(|(left, right)| std::ptr::eq::<Queue>(&**left, &**right))
+}

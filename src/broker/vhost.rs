@@ -1,0 +1,228 @@
+//! A virtual host: its exchanges, queues and bindings behind one lock, with a version for caches.
+//!
+//! ```text
+//!   exchanges  name -> Exchange { bindings with it as source, arranged for look-up }
+//!   inbound    destination -> bindings that lead there          (the same bindings, seen from the end)
+//!   queues     name -> handle
+//! ```
+//!
+//! Invariants: (1) a binding is in its source's table exactly when it is under its destination in
+//! `inbound`, and both ends exist; (2) the version rises before the lock of a change is released, so who
+//! reads a version and routes afterwards never caches something older under it; (3) all functions here
+//! change memory only: what they removed is returned, for the log.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::binding::{Binding, BindingKey, Destination};
+use super::exchange::{Exchange, ExchangeSpec};
+use super::queue::QueueHandle;
+use crate::amqp::short_string::ShortString;
+use crate::sync::{read, write};
+
+/// A virtual host. Lock order: meta, then this one, then queues.
+#[derive(Debug)]
+pub(crate) struct Vhost {
+    name: Arc<str>,
+    version: AtomicU64,
+    topology: RwLock<Topology>,
+}
+
+impl Vhost {
+    /// A vhost with nothing but the predeclared exchanges.
+    pub(crate) fn new(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            version: AtomicU64::new(0),
+            topology: RwLock::new(Topology::new()),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Changes with every change of the topology. Read it before routing.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// For look-up.
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Topology> {
+        read(&self.topology)
+    }
+
+    /// For change; caches are void from here on (2).
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Topology> {
+        let guard = write(&self.topology);
+        self.version.fetch_add(1, Ordering::AcqRel);
+        guard
+    }
+}
+
+/// What a removal took along.
+#[derive(Debug, Default)]
+pub(crate) struct Removed {
+    /// Exchanges that went, the named one included, in order.
+    pub(crate) exchanges: Vec<ExchangeSpec>,
+    /// Bindings that went.
+    pub(crate) bindings: Vec<Arc<Binding>>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Topology {
+    exchanges: HashMap<ShortString, Exchange>,
+    queues: HashMap<ShortString, QueueHandle>,
+    inbound: HashMap<Destination, Vec<Arc<Binding>>>,
+    /// The vhost was deleted: nothing may be added any more.
+    pub(crate) is_deleted: bool,
+}
+
+impl Topology {
+    fn new() -> Self {
+        let mut topology = Self {
+            exchanges: HashMap::new(),
+            queues: HashMap::new(),
+            inbound: HashMap::new(),
+            is_deleted: false,
+        };
+        for spec in ExchangeSpec::all_predeclared() {
+            topology.insert_exchange(spec);
+        }
+        topology
+    }
+
+    pub(crate) fn exchange(&self, name: &ShortString) -> Option<&Exchange> {
+        self.exchanges.get(name)
+    }
+
+    pub(crate) fn exchanges(&self) -> impl Iterator<Item = &Exchange> {
+        self.exchanges.values()
+    }
+
+    pub(crate) fn queue(&self, name: &ShortString) -> Option<&QueueHandle> {
+        self.queues.get(name)
+    }
+
+    pub(crate) fn queues(&self) -> impl Iterator<Item = &QueueHandle> {
+        self.queues.values()
+    }
+
+    pub(crate) fn bindings(&self) -> impl Iterator<Item = &Arc<Binding>> {
+        self.exchanges.values().flat_map(Exchange::bindings)
+    }
+
+    /// Adds an exchange that is not there yet.
+    pub(crate) fn insert_exchange(&mut self, spec: ExchangeSpec) {
+        self.exchanges
+            .insert(spec.name.clone(), Exchange::new(spec));
+    }
+
+    /// Adds a queue that is not there yet.
+    pub(crate) fn insert_queue(&mut self, queue: QueueHandle) {
+        self.queues.insert(queue.spec().name.clone(), queue);
+    }
+
+    /// The binding of that identity.
+    pub(crate) fn binding(&self, source: &ShortString, key: &BindingKey) -> Option<&Arc<Binding>> {
+        self.exchanges.get(source)?.binding(key)
+    }
+
+    /// Adds a binding whose ends exist and that is not there yet.
+    pub(crate) fn insert_binding(&mut self, binding: Binding) {
+        let Some(exchange) = self.exchanges.get_mut(&binding.source) else {
+            debug_assert!(false, "the caller looked the source up under the same lock");
+            return;
+        };
+        let binding = Arc::new(binding);
+        exchange.insert(&binding);
+        let destination = binding.key.destination.clone();
+        self.inbound.entry(destination).or_default().push(binding);
+    }
+
+    /// Removes a binding, and the auto-delete exchanges that hang on it.
+    pub(crate) fn remove_binding(&mut self, binding: &Arc<Binding>) -> Removed {
+        let mut removed = Removed::default();
+        self.forget_inbound(binding);
+        let mut unused = self.detach(binding, &mut removed);
+        self.remove_unused(&mut unused, &mut removed);
+        removed
+    }
+
+    /// Forgets everything, for a vhost that is deleted.
+    pub(crate) fn clear(&mut self) {
+        self.exchanges.clear();
+        self.queues.clear();
+        self.inbound.clear();
+    }
+
+    /// Removes a queue with its bindings, and the auto-delete exchanges that hang on them.
+    pub(crate) fn remove_queue(&mut self, name: &ShortString) -> Removed {
+        let mut removed = Removed::default();
+        self.queues.remove(name);
+        let mut unused = self.detach_inbound(&Destination::Queue(name.clone()), &mut removed);
+        self.remove_unused(&mut unused, &mut removed);
+        removed
+    }
+
+    /// Removes an exchange with all its bindings, and the auto-delete exchanges that hang on them.
+    pub(crate) fn remove_exchange(&mut self, name: &ShortString) -> Removed {
+        let mut removed = Removed::default();
+        self.remove_unused(&mut vec![name.clone()], &mut removed);
+        removed
+    }
+
+    /// Removes all exchanges in `unused`, and those that become unused by it (EX-13).
+    fn remove_unused(&mut self, unused: &mut Vec<ShortString>, removed: &mut Removed) {
+        while let Some(name) = unused.pop() {
+            let Some(exchange) = self.exchanges.remove(&name) else {
+                continue;
+            };
+            for binding in exchange.bindings() {
+                self.forget_inbound(binding);
+                removed.bindings.push(Arc::clone(binding));
+            }
+            removed.exchanges.push(exchange.spec().clone());
+            let inbound = Destination::Exchange(name);
+            unused.extend(self.detach_inbound(&inbound, removed));
+        }
+    }
+
+    /// Takes all bindings to `destination` out of their sources; returns the sources to delete now.
+    fn detach_inbound(
+        &mut self,
+        destination: &Destination,
+        removed: &mut Removed,
+    ) -> Vec<ShortString> {
+        let bindings = self.inbound.remove(destination).unwrap_or_default();
+        bindings
+            .iter()
+            .flat_map(|binding| self.detach(binding, removed))
+            .collect()
+    }
+
+    /// Takes a binding out of its source; returns the source when it is to be deleted now (EX-15).
+    fn detach(&mut self, binding: &Arc<Binding>, removed: &mut Removed) -> Vec<ShortString> {
+        removed.bindings.push(Arc::clone(binding));
+        let Some(source) = self.exchanges.get_mut(&binding.source) else {
+            return Vec::new();
+        };
+        source.remove(binding);
+        if source.spec().is_auto_delete && !source.is_in_use() {
+            return vec![binding.source.clone()];
+        }
+        Vec::new()
+    }
+
+    fn forget_inbound(&mut self, binding: &Arc<Binding>) {
+        let destination = &binding.key.destination;
+        if let Some(bindings) = self.inbound.get_mut(destination) {
+            bindings.retain(|other| !Arc::ptr_eq(other, binding));
+            if bindings.is_empty() {
+                self.inbound.remove(destination);
+            }
+        }
+    }
+}

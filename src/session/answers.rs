@@ -1,0 +1,367 @@
+//! Answers of the broker, and of the disk: what was asked becomes what is told.
+
+use super::channel::{AfterEnd, Answer, Awaiting, ChannelState, Mode, PendingCommit};
+use super::close::Failure;
+use super::deliveries::next_tag;
+use super::{Phase, Session};
+use crate::amqp::method::{MethodId, basic, channel, queue, tx};
+use crate::amqp::reply_code::ChannelReplyCode;
+use crate::broker::command::{ConfirmAt, Lsn, Publish, Published, Reply, ReplyBody};
+use crate::broker::error::BrokerError;
+
+impl Session {
+    /// Answers the last [`Event::Command`](super::Event::Command) of `channel`.
+    pub fn command_result(&mut self, channel: u16, result: Result<Reply, BrokerError>) {
+        let Some(entry) = self.channels.get_mut(&channel) else {
+            return;
+        };
+        if entry.unneeded_answer_count > 0 {
+            entry.unneeded_answer_count -= 1;
+            match result {
+                Ok(reply) => self.absorb(channel, reply.body),
+                Err(error) => self.fail_by_broker(channel, Failure::broker(error, MethodId::NONE)),
+            }
+            return;
+        }
+        match std::mem::take(&mut entry.state) {
+            ChannelState::Waiting { method, awaiting } => match result {
+                Ok(reply) => self.answered(channel, method, awaiting, reply),
+                Err(error) => self.refused(channel, method, awaiting, error),
+            },
+            ChannelState::Ending(after) => {
+                let durable_at = result.ok().and_then(|reply| reply.durable_at);
+                self.channel_ended(channel, after, durable_at);
+            }
+            state => entry.state = state,
+        }
+    }
+
+    /// An answer that the client does not wait for. A message in it must not be lost.
+    fn absorb(&mut self, id: u16, body: ReplyBody) {
+        if let (ReplyBody::Got { delivery, .. }, Some(channel)) = (body, self.channels.get_mut(&id))
+        {
+            next_tag(channel, &delivery);
+        }
+    }
+
+    fn refused(&mut self, id: u16, method: MethodId, awaiting: Awaiting, error: BrokerError) {
+        if let (Awaiting::Commit(pending), Some(channel)) = (awaiting, self.channels.get_mut(&id)) {
+            channel.tags.restore(pending.settled);
+        }
+        self.fail_by_broker(id, Failure::broker(error, method));
+    }
+
+    fn answered(&mut self, id: u16, method: MethodId, awaiting: Awaiting, reply: Reply) {
+        let is_commit = matches!(awaiting, Awaiting::Commit(_));
+        match self.answer(id, method, awaiting, reply.body) {
+            Ok(Some(answer)) => self.hold_or_send(id, answer, reply.durable_at, is_commit),
+            Ok(None) => {}
+            Err(failure) => self.fail_by_broker(id, failure),
+        }
+    }
+
+    /// What to tell the client; `None` while the broker still has the word.
+    fn answer(
+        &mut self,
+        id: u16,
+        method: MethodId,
+        awaiting: Awaiting,
+        body: ReplyBody,
+    ) -> Result<Option<Answer>, Failure> {
+        let channel = self.channel(id)?;
+        let answer = match (awaiting, body) {
+            (Awaiting::Ok(ok), ReplyBody::Done) => ok.map_or(Answer::Nothing, Answer::Method),
+            (
+                Awaiting::QueueDeclare { is_nowait },
+                ReplyBody::QueueDeclared {
+                    queue,
+                    messages,
+                    consumers,
+                },
+            ) => {
+                channel.last_queue = Some(queue.clone());
+                told(
+                    is_nowait,
+                    queue::DeclareOk {
+                        queue,
+                        message_count: messages,
+                        consumer_count: consumers,
+                    },
+                )
+            }
+            (Awaiting::QueueDelete { is_nowait }, ReplyBody::Removed { messages }) => told(
+                is_nowait,
+                queue::DeleteOk {
+                    message_count: messages,
+                },
+            ),
+            (Awaiting::QueuePurge { is_nowait }, ReplyBody::Removed { messages }) => told(
+                is_nowait,
+                queue::PurgeOk {
+                    message_count: messages,
+                },
+            ),
+            (Awaiting::Consume { tag, is_nowait }, ReplyBody::Consuming { consumer, .. }) => {
+                channel.consumers.insert(tag.clone(), consumer);
+                told(is_nowait, basic::ConsumeOk { consumer_tag: tag })
+            }
+            (
+                Awaiting::Cancel {
+                    consumer,
+                    tag,
+                    is_nowait,
+                },
+                ReplyBody::Done,
+            ) => {
+                channel.consumers.remove(consumer);
+                told(is_nowait, basic::CancelOk { consumer_tag: tag })
+            }
+            (
+                Awaiting::Get,
+                ReplyBody::Got {
+                    delivery,
+                    remaining,
+                },
+            ) => Answer::Got(Box::new(delivery), remaining),
+            (Awaiting::Get, ReplyBody::GotNothing) => {
+                Answer::Method(basic::GetEmpty::default().into())
+            }
+            (Awaiting::Get, ReplyBody::GetPending) => {
+                let awaiting = Awaiting::GetReady;
+                channel.state = ChannelState::Waiting { method, awaiting };
+                return Ok(None);
+            }
+            (Awaiting::Commit(pending), ReplyBody::Committed { published }) => {
+                Answer::Committed(returns(pending, &published)?)
+            }
+            _ => return Err(super::internal_error("the answer does not fit the command")),
+        };
+        Ok(Some(answer))
+    }
+
+    fn hold_or_send(&mut self, id: u16, answer: Answer, durable_at: Option<Lsn>, is_commit: bool) {
+        let held_lsn = durable_at.filter(|lsn| *lsn > self.durable);
+        let Some(lsn) = held_lsn else {
+            return self.send_answer(id, answer);
+        };
+        let Some(channel) = self.channels.get_mut(&id) else {
+            return;
+        };
+        channel.state = ChannelState::Held {
+            lsn,
+            answer,
+            is_commit,
+        };
+        if is_commit && let Some(frame) = channel.held.pop_front() {
+            self.forget_held(&frame);
+            self.handle_channel_frame(id, frame);
+        }
+    }
+
+    /// Tells the client and lets the channel go on.
+    fn send_answer(&mut self, id: u16, answer: Answer) {
+        match answer {
+            Answer::Nothing => {}
+            Answer::Method(method) => self.send(id, method),
+            Answer::Got(delivery, remaining) => self.send_get_ok(id, &delivery, remaining),
+            Answer::Committed(returns) => {
+                returns.iter().for_each(|publish| self.send_return(publish));
+                self.send(id, tx::CommitOk {});
+            }
+            Answer::CloseOk => {
+                self.send(id, channel::CloseOk {});
+                return self.remove_channel(id);
+            }
+        }
+        self.replay_held(id);
+    }
+
+    /// The broker has closed its side of the channel.
+    fn channel_ended(&mut self, id: u16, after: AfterEnd, durable_at: Option<Lsn>) {
+        let is_running = matches!(self.phase, Phase::Running);
+        match after {
+            _ if !is_running => {
+                self.wait_for(durable_at);
+                self.channels.remove(&id);
+            }
+            AfterEnd::Silence => self.remove_channel(id),
+            AfterEnd::CloseOk => {
+                self.send_confirms();
+                self.hold_or_send(id, Answer::CloseOk, durable_at, false);
+            }
+            AfterEnd::Close { reason, is_crossed } => {
+                self.send(id, reason.close());
+                if is_crossed {
+                    self.send(id, channel::CloseOk {});
+                }
+                if let Some(channel) = self.channels.get_mut(&id) {
+                    channel.state = ChannelState::AwaitCloseOk;
+                }
+                self.replay_held(id);
+            }
+        }
+    }
+
+    /// Answers [`Event::Publish`](super::Event::Publish)es: `published[i]` is the outcome of `publishes[i]`.
+    pub fn publish_results(&mut self, publishes: &[Publish], published: &[Published]) {
+        debug_assert!(
+            published.len() <= publishes.len(),
+            "an outcome without a publish"
+        );
+        for (publish, published) in publishes.iter().zip(published) {
+            let Some(channel) = self.channels.get_mut(&publish.channel) else {
+                continue;
+            };
+            channel.unanswered_publish_count = channel.unanswered_publish_count.saturating_sub(1);
+            if !channel.is_live() {
+                continue;
+            }
+            if let Mode::Confirm(confirms) = &mut channel.mode {
+                confirms.push(published.confirm);
+                if self.unconfirmed.last() != Some(&publish.channel) {
+                    self.unconfirmed.push(publish.channel);
+                }
+            }
+            // Confirms are sent later, so the return precedes its own.
+            if published.is_unroutable && publish.is_mandatory {
+                self.send_return(publish);
+            }
+        }
+    }
+
+    /// The broker refused an [`Event::Publish`](super::Event::Publish) or
+    /// [`Event::CheckPublish`](super::Event::CheckPublish) of `channel`. What the server still holds of
+    /// this channel must be dropped: see [`is_open_channel`](Self::is_open_channel).
+    pub fn publish_refused(&mut self, channel: u16, error: BrokerError) {
+        self.fail_by_broker(channel, Failure::broker(error, basic::Publish::ID));
+    }
+
+    /// False when publishes of `channel` that the server has gathered must be dropped.
+    #[must_use]
+    pub fn is_open_channel(&self, channel: u16) -> bool {
+        self.channels
+            .get(&channel)
+            .is_some_and(|channel| channel.is_live())
+    }
+
+    /// Everything below `confirm_lsn` is durable: sends confirms and held replies.
+    pub fn handle_durable(&mut self, confirm_lsn: Lsn) {
+        self.send_confirms();
+        if confirm_lsn <= self.durable {
+            return;
+        }
+        self.durable = confirm_lsn;
+        self.finish_ending();
+        if !self.is_running() {
+            return;
+        }
+        let pending: Vec<u16> = self.pending_channels().collect();
+        for id in pending {
+            self.send_confirms_of(id);
+            self.release(id);
+        }
+    }
+
+    fn pending_channels(&self) -> impl Iterator<Item = u16> {
+        let channels = self.channels.iter();
+        channels
+            .filter(|(_, channel)| match (&channel.state, &channel.mode) {
+                (ChannelState::Held { .. }, _) => true,
+                (_, Mode::Confirm(confirms)) => !confirms.is_empty(),
+                _ => false,
+            })
+            .map(|(id, _)| *id)
+    }
+
+    fn release(&mut self, id: u16) {
+        let durable = self.durable;
+        let Some(channel) = self.channels.get_mut(&id) else {
+            return;
+        };
+        match std::mem::take(&mut channel.state) {
+            ChannelState::Held { lsn, answer, .. } if lsn <= durable => {
+                self.send_answer(id, answer)
+            }
+            state => channel.state = state,
+        }
+    }
+
+    /// Sends the confirms that can be sent of all channels that had outcomes lately.
+    pub(super) fn send_confirms(&mut self) {
+        let mut ids = std::mem::take(&mut self.unconfirmed);
+        ids.drain(..).for_each(|id| self.send_confirms_of(id));
+        self.unconfirmed = ids;
+    }
+
+    fn send_confirms_of(&mut self, id: u16) {
+        let durable = self.durable;
+        while let Some(channel) = self.channels.get_mut(&id)
+            && channel.is_live()
+            && let Mode::Confirm(confirms) = &mut channel.mode
+            && let Some(confirm) = confirms.take(durable)
+        {
+            let (delivery_tag, multiple) = (confirm.tag, confirm.is_multiple);
+            match confirm.is_ack {
+                true => self.send(
+                    id,
+                    basic::Ack {
+                        delivery_tag,
+                        multiple,
+                    },
+                ),
+                // The requeue bit means nothing to publishers; RabbitMQ sets it.
+                false => self.send(
+                    id,
+                    basic::Nack {
+                        delivery_tag,
+                        multiple,
+                        requeue: true,
+                    },
+                ),
+            }
+        }
+    }
+
+    /// The lowest LSN whose durability this session waits for.
+    #[must_use]
+    pub fn first_pending_lsn(&self) -> Option<Lsn> {
+        match &self.phase {
+            Phase::Running => {
+                let channels = self.channels.values();
+                channels
+                    .filter_map(|channel| channel.first_pending_lsn())
+                    .min()
+            }
+            Phase::Ending(ending) => ending.lsn.filter(|lsn| *lsn > self.durable),
+            _ => None,
+        }
+    }
+}
+
+fn told(is_nowait: bool, ok: impl Into<crate::amqp::method::Method>) -> Answer {
+    match is_nowait {
+        true => Answer::Nothing,
+        false => Answer::Method(ok.into()),
+    }
+}
+
+/// The mandatory messages that no queue took, unless a queue refused one of the transaction.
+fn returns(pending: PendingCommit, published: &[Published]) -> Result<Vec<Publish>, Failure> {
+    if published
+        .iter()
+        .any(|published| published.confirm == ConfirmAt::Nack)
+    {
+        let code = ChannelReplyCode::PreconditionFailed;
+        return Err(Failure::channel(
+            code,
+            "partial tx completion",
+            tx::Commit::ID,
+        ));
+    }
+    let is_unroutable = |index: usize| published.get(index).is_some_and(|p| p.is_unroutable);
+    let mandatory = pending.mandatory.into_iter();
+    Ok(mandatory
+        .filter(|(index, _)| is_unroutable(*index))
+        .map(|(_, publish)| publish)
+        .collect())
+}

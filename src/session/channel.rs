@@ -1,0 +1,250 @@
+//! One channel: what it is doing, what it remembers, what it holds back.
+//!
+//! ```text
+//!           command             answer, durable
+//!   Open ------------> Waiting -----------------> Open
+//!    |                   \-- not yet durable --> Held --> Open
+//!    | error, or close by the client
+//!    v                       CloseChannel answered
+//!   Ending ------------------------------------> AwaitCloseOk --close-ok--> gone
+//!    (CloseChannel is on its way)  \-- the client closed: close-ok --> gone
+//! ```
+//! While a channel waits or holds, its frames are kept in arrival order (`held`); other channels go on.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::acks::{DeliveryTags, Outstanding};
+use super::close::CloseReason;
+use super::confirms::Confirms;
+use super::content::Content;
+use crate::amqp::frame::Frame;
+use crate::amqp::method::{Method, MethodId};
+use crate::amqp::reply_code::ChannelReplyCode;
+use crate::amqp::short_string::ShortString;
+use crate::broker::command::{ConsumerId, Delivery, Lsn, Publish, SettleOutcome, Unacked};
+
+/// A channel that was opened. See the module.
+#[derive(Debug, Default)]
+pub(super) struct Channel {
+    pub(super) state: ChannelState,
+    /// The publish that is arriving.
+    pub(super) content: Content,
+    pub(super) tags: DeliveryTags,
+    pub(super) consumers: Consumers,
+    /// Prefetch of consumers started from now on.
+    pub(super) prefetch: u16,
+    /// What an empty queue name means.
+    pub(super) last_queue: Option<ShortString>,
+    pub(super) mode: Mode,
+    /// Publishes handed to the server that are not answered yet.
+    pub(super) unanswered_publish_count: u64,
+    /// Frames that arrived while the channel could not go on.
+    pub(super) held: VecDeque<Frame>,
+    /// Answers of the broker that will come before the one that `state` waits for, and need none.
+    pub(super) unneeded_answer_count: u32,
+    /// The list of unacked deliveries has been handed over with `CloseChannel`.
+    pub(super) is_collected: bool,
+}
+
+/// What a channel is doing.
+#[derive(Debug, Default)]
+pub(super) enum ChannelState {
+    /// Takes frames.
+    #[default]
+    Open,
+    /// The broker has the word.
+    Waiting {
+        /// What errors are blamed on.
+        method: MethodId,
+        /// What its answer becomes.
+        awaiting: Awaiting,
+    },
+    /// The answer is known and waits for durability.
+    Held {
+        /// When it may be sent.
+        lsn: Lsn,
+        /// The answer.
+        answer: Answer,
+        /// `tx.commit` tolerates nothing behind it while it is pending.
+        is_commit: bool,
+    },
+    /// `CloseChannel` is on its way to the broker.
+    Ending(AfterEnd),
+    /// The server has sent `channel.close`.
+    AwaitCloseOk,
+}
+
+/// What the broker's answer becomes.
+#[derive(Debug)]
+pub(super) enum Awaiting {
+    /// The plain `-ok`; `None` for nowait.
+    Ok(Option<Method>),
+    /// `queue.declare-ok`.
+    QueueDeclare { is_nowait: bool },
+    /// `queue.delete-ok`.
+    QueueDelete { is_nowait: bool },
+    /// `queue.purge-ok`.
+    QueuePurge { is_nowait: bool },
+    /// `basic.consume-ok`.
+    Consume { tag: ShortString, is_nowait: bool },
+    /// `basic.cancel-ok`.
+    Cancel {
+        consumer: ConsumerId,
+        tag: ShortString,
+        is_nowait: bool,
+    },
+    /// `basic.get-ok` or `get-empty`.
+    Get,
+    /// `basic.get-ok` or `get-empty`, by way of the outbox; nothing is to be answered.
+    GetReady,
+    /// `tx.commit-ok`.
+    Commit(PendingCommit),
+}
+
+/// What must be known when a commit is answered.
+#[derive(Debug)]
+pub(super) struct PendingCommit {
+    /// The mandatory publishes, with their place among all.
+    pub(super) mandatory: Vec<(usize, Publish)>,
+    /// Deliveries that are outstanding again should the broker refuse.
+    pub(super) settled: Vec<Outstanding>,
+}
+
+/// What is told to the client.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// Nothing, for nowait.
+    Nothing,
+    /// A method.
+    Method(Method),
+    /// `basic.get-ok`, and the ready messages left.
+    Got(Box<Delivery>, u32),
+    /// `basic.return`s, then `tx.commit-ok`.
+    Committed(Vec<Publish>),
+    /// `channel.close-ok`, and the channel is gone.
+    CloseOk,
+}
+
+/// What follows when the broker has closed its side of the channel.
+#[derive(Debug)]
+pub(super) enum AfterEnd {
+    /// `channel.close-ok`: the client asked for it.
+    CloseOk,
+    /// `channel.close`.
+    Close {
+        reason: CloseReason<ChannelReplyCode>,
+        /// The client closed it as well, and gets its close-ok.
+        is_crossed: bool,
+    },
+    /// Nothing: the whole connection ends.
+    Silence,
+}
+
+/// Confirms and transactions exclude each other.
+#[derive(Debug, Default)]
+pub(super) enum Mode {
+    /// Neither.
+    #[default]
+    Plain,
+    /// `confirm.select`.
+    Confirm(Confirms),
+    /// `tx.select`.
+    Tx(Transaction),
+}
+
+/// The transaction that is open on a channel.
+#[derive(Debug, Default)]
+pub(super) struct Transaction {
+    pub(super) publishes: Vec<Publish>,
+    /// Body bytes of `publishes`.
+    pub(super) size_bytes: u64,
+    /// Acks and rejects in order of issue.
+    pub(super) settlements: Vec<(SettleOutcome, Vec<Outstanding>)>,
+}
+
+/// The consumers of a channel, by tag and by id.
+#[derive(Debug, Default)]
+pub(super) struct Consumers {
+    by_tag: BTreeMap<ShortString, ConsumerId>,
+    by_id: BTreeMap<ConsumerId, ShortString>,
+}
+
+impl Consumers {
+    pub(super) fn insert(&mut self, tag: ShortString, consumer: ConsumerId) {
+        self.by_tag.insert(tag.clone(), consumer);
+        self.by_id.insert(consumer, tag);
+    }
+    pub(super) fn id(&self, tag: &ShortString) -> Option<ConsumerId> {
+        self.by_tag.get(tag).copied()
+    }
+    pub(super) fn tag(&self, consumer: ConsumerId) -> Option<&ShortString> {
+        self.by_id.get(&consumer)
+    }
+    pub(super) fn remove(&mut self, consumer: ConsumerId) -> Option<ShortString> {
+        let tag = self.by_id.remove(&consumer)?;
+        self.by_tag.remove(&tag);
+        Some(tag)
+    }
+}
+
+impl Channel {
+    /// Frames must wait.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(
+            self.state,
+            ChannelState::Waiting { .. } | ChannelState::Held { .. }
+        )
+    }
+
+    /// The client may still be told things.
+    pub(super) fn is_live(&self) -> bool {
+        matches!(
+            self.state,
+            ChannelState::Open
+                | ChannelState::Waiting { .. }
+                | ChannelState::Held { .. }
+                | ChannelState::Ending(AfterEnd::CloseOk)
+        )
+    }
+
+    /// From here on only the end counts.
+    pub(super) fn begin_end(&mut self, after: AfterEnd) {
+        if let ChannelState::Waiting { awaiting, .. } = &self.state
+            && !matches!(awaiting, Awaiting::GetReady)
+        {
+            self.unneeded_answer_count += 1;
+        }
+        self.content = Content::Idle;
+        self.state = ChannelState::Ending(after);
+    }
+
+    /// All deliveries that are not settled, those of an uncommitted transaction included.
+    pub(super) fn collect_unacked(&mut self) -> Vec<Unacked> {
+        if let Mode::Tx(transaction) = &mut self.mode {
+            self.tags
+                .restore(std::mem::take(transaction).into_settled());
+        }
+        self.is_collected = true;
+        self.tags.take_all()
+    }
+
+    /// What this channel waits for.
+    pub(super) fn first_pending_lsn(&self) -> Option<Lsn> {
+        let held = match &self.state {
+            ChannelState::Held { lsn, .. } => Some(*lsn),
+            _ => None,
+        };
+        let confirm = match &self.mode {
+            Mode::Confirm(confirms) => confirms.first_pending_lsn(),
+            Mode::Plain | Mode::Tx(_) => None,
+        };
+        held.into_iter().chain(confirm).min()
+    }
+}
+
+impl Transaction {
+    /// The deliveries it would have settled.
+    pub(super) fn into_settled(self) -> impl Iterator<Item = Outstanding> {
+        self.settlements.into_iter().flat_map(|(_, items)| items)
+    }
+}

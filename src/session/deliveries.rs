@@ -1,0 +1,201 @@
+//! What the broker has for the client: deliveries get their tags here and are encoded straight into the
+//! output.
+
+use super::channel::{Awaiting, Channel, ChannelState};
+use super::event::Event;
+use super::output::Output;
+use super::{Session, Work};
+use crate::amqp::content::{self, Content, DeliverHead, GetOkHead, Lane, ReturnHead};
+use crate::amqp::method::basic;
+use crate::amqp::short_string::ShortString;
+use crate::broker::command::{Command, ConsumerId, Delivery, Publish, SettleOutcome, Unacked};
+use crate::broker::outbox::OutboxItem;
+
+/// `basic.return` of a mandatory message that no queue took.
+const NO_ROUTE: u16 = 312;
+
+impl Session {
+    /// One thing from the outbox: assigns the delivery tag and encodes, or gives a late one back.
+    pub fn handle_outbox(&mut self, item: OutboxItem) {
+        match item {
+            OutboxItem::Deliver(delivery) => self.deliver(delivery),
+            OutboxItem::ConsumerCancelled { channel, consumer } => {
+                self.consumer_cancelled(channel, consumer);
+            }
+            OutboxItem::GetReady { channel, got } => self.get_ready(channel, got),
+            OutboxItem::ForceClose(text) => self.begin_shutdown(&text),
+        }
+    }
+
+    fn deliver(&mut self, delivery: Delivery) {
+        let lane = Lane::new(delivery.channel, self.frame_max_bytes);
+        let Some(channel) = self.channels.get_mut(&delivery.channel) else {
+            return self.give_back(delivery);
+        };
+        let consumer_tag = match delivery.consumer {
+            Some(consumer) if !channel.is_collected => channel.consumers.tag(consumer).cloned(),
+            _ => None,
+        };
+        let Some(consumer_tag) = consumer_tag else {
+            return self.give_back(delivery);
+        };
+        let delivery_tag = next_tag(channel, &delivery);
+        if channel.is_live() {
+            send_deliver(
+                &mut self.output,
+                lane,
+                &consumer_tag,
+                delivery_tag,
+                &delivery,
+            );
+        }
+    }
+
+    /// The channel or consumer it was meant for is gone.
+    fn give_back(&mut self, delivery: Delivery) {
+        if delivery.is_settled {
+            return;
+        }
+        // A channel that lives counts the answer; nothing is known of the answers of channel 0.
+        let id = match self.channels.get_mut(&delivery.channel) {
+            Some(channel) if !channel.is_collected => {
+                channel.unneeded_answer_count += 1;
+                delivery.channel
+            }
+            _ => 0,
+        };
+        let command = Command::Settle {
+            items: vec![unacked(&delivery)],
+            outcome: SettleOutcome::Requeue,
+        };
+        // To the front, so that it comes before an `Ended` after which there is nobody to give it to.
+        self.work.push_front(Work::Event(Event::Command {
+            channel: id,
+            command,
+        }));
+    }
+
+    fn consumer_cancelled(&mut self, id: u16, consumer: ConsumerId) {
+        let Some(channel) = self.channels.get_mut(&id) else {
+            return;
+        };
+        let is_live = channel.is_live();
+        if let Some(consumer_tag) = channel.consumers.remove(consumer)
+            && is_live
+            && self.client.hears_consumer_cancel
+        {
+            self.send(
+                id,
+                basic::Cancel {
+                    consumer_tag,
+                    nowait: true,
+                },
+            );
+        }
+    }
+
+    fn get_ready(&mut self, id: u16, got: Option<(Delivery, u32)>) {
+        let awaits_get = |channel: &Channel| {
+            let state = &channel.state;
+            matches!(
+                state,
+                ChannelState::Waiting {
+                    awaiting: Awaiting::GetReady,
+                    ..
+                }
+            )
+        };
+        let channel = self.channels.get_mut(&id);
+        match (channel, got) {
+            (Some(channel), got) if awaits_get(channel) => {
+                channel.state = ChannelState::Open;
+                match got {
+                    Some((delivery, remaining)) => self.send_get_ok(id, &delivery, remaining),
+                    None => self.send(id, basic::GetEmpty::default()),
+                }
+                self.replay_held(id);
+            }
+            (Some(channel), Some((delivery, _))) if !channel.is_collected => {
+                next_tag(channel, &delivery);
+            }
+            (_, Some((delivery, _))) => self.give_back(delivery),
+            (_, None) => {}
+        }
+    }
+
+    pub(super) fn send_get_ok(&mut self, id: u16, delivery: &Delivery, remaining: u32) {
+        let Some(channel) = self.channels.get_mut(&id) else {
+            return;
+        };
+        let head = GetOkHead {
+            delivery_tag: next_tag(channel, delivery),
+            is_redelivered: delivery.is_redelivered,
+            exchange: delivery.message.exchange(),
+            routing_key: delivery.message.routing_key(),
+            message_count: remaining,
+        };
+        let lane = Lane::new(id, self.frame_max_bytes);
+        content::encode_get_ok(&mut self.output, lane, &head, &content_of(delivery));
+    }
+
+    /// Hands a mandatory message back, as it was published but for `BCC`.
+    pub(super) fn send_return(&mut self, publish: &Publish) {
+        let message = &publish.message;
+        let no_bcc = message
+            .properties()
+            .has_bcc()
+            .then(|| message.properties().without_bcc());
+        let head = ReturnHead {
+            reply_code: NO_ROUTE,
+            reply_text: &ShortString::from_static("NO_ROUTE"),
+            exchange: message.exchange(),
+            routing_key: message.routing_key(),
+        };
+        let content = Content {
+            properties: no_bcc.as_ref().unwrap_or(message.properties()),
+            body: message.body(),
+        };
+        let lane = Lane::new(publish.channel, self.frame_max_bytes);
+        content::encode_return(&mut self.output, lane, &head, &content);
+    }
+}
+
+fn send_deliver(
+    output: &mut Output,
+    lane: Lane,
+    consumer_tag: &ShortString,
+    delivery_tag: u64,
+    delivery: &Delivery,
+) {
+    let head = DeliverHead {
+        consumer_tag,
+        delivery_tag,
+        is_redelivered: delivery.is_redelivered,
+        exchange: delivery.message.exchange(),
+        routing_key: delivery.message.routing_key(),
+    };
+    content::encode_deliver(output, lane, &head, &content_of(delivery));
+}
+
+fn content_of(delivery: &Delivery) -> Content<'_> {
+    Content {
+        properties: delivery.message.properties(),
+        body: delivery.message.body(),
+    }
+}
+
+/// The delivery's tag; it is outstanding from here on unless it was taken without acknowledgement.
+pub(super) fn next_tag(channel: &mut Channel, delivery: &Delivery) -> u64 {
+    match delivery.is_settled {
+        true => channel.tags.next_settled(),
+        false => channel.tags.next(unacked(delivery)),
+    }
+}
+
+fn unacked(delivery: &Delivery) -> Unacked {
+    Unacked {
+        queue: delivery.queue.clone(),
+        seq: delivery.seq,
+        consumer: delivery.consumer,
+    }
+}

@@ -1,0 +1,385 @@
+//! The commit thread's work, one step at a time.
+//!
+//! [`Committer::step`] looks at what is pending, asks [`schedule::decide`] what to do and does it. The thread
+//! calls it in a loop; tests call it by hand, so that a simulated disk sees the same calls in every run.
+//!
+//! ```text
+//! t1 take batches, t2 build headers, t3 pwritev, t4 fdatasync, t5 raise watermarks, t6 tell the listener
+//! crash before t4 ends -> any part of the batch may be on disk; nobody was told: torn tail, or it survives
+//! crash after t4       -> the batch is on disk; whether or not somebody was told
+//! ```
+//! 1. A watermark is sampled before the sync that proves it: `written_end` cannot move while the sync runs,
+//!    because the same thread writes.
+//! 2. A segment's first batch is written after everything before it was synced, and after the segment's header
+//!    and name were. So a valid first batch proves that its predecessor is whole.
+//! 3. A failed sync is never repeated: the kernel may have dropped the pages. A failed write is, once, with the
+//!    same bytes at the same place.
+//! 4. Whole blocks are written. The last, partly filled block is kept here and written again, with the same bytes
+//!    in its first part, by the next batch: tearing it cannot change what was confirmed.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::CommitListener;
+use super::batch::{BatchBody, BatchHeader};
+use super::error::StorageError;
+use super::file::io_error;
+use super::format::{BLOCK_BYTES, Seed, batch_header, segment_path};
+use super::options::FsyncPolicy;
+use super::schedule::{self, MARK_AFTER_NS, MS, Plan, Since, Situation};
+use super::segment::{FIRST_BATCH_OFFSET, SegmentHeader};
+use super::shared::{Shared, Stop};
+use super::types::Lsn;
+use crate::disk::DiskFile;
+use crate::sync::lock;
+
+/// A block of zeros, to fill the last block of a write.
+static ZEROS: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
+/// [`BLOCK_BYTES`] as a length in memory.
+#[expect(clippy::cast_possible_truncation, reason = "a block is small")]
+const BLOCK_LEN: usize = BLOCK_BYTES as usize;
+
+/// What the thread does after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Another step.
+    Step,
+    /// Nothing to do before that time (`monotonic_ns`), or before something is pushed.
+    Sleep { until_ns: Option<u64> },
+    /// The end.
+    Stop,
+}
+
+/// Writes and syncs the log. Owned by the commit thread alone.
+pub(crate) struct Committer {
+    shared: Arc<Shared>,
+    listener: Arc<dyn CommitListener>,
+    segment: SegmentHeader,
+    seed: Seed,
+    file: Arc<dyn DiskFile>,
+    /// Bytes of the last block behind its last whole one, which the next write begins with.
+    tail: Vec<u8>,
+    /// Header CRC of the last batch.
+    previous_crc: u32,
+    /// End of what was written.
+    written_end: Lsn,
+    /// The watermark in the newest header.
+    recorded: Lsn,
+    /// End of the last batch that held more than marks.
+    data_end: Lsn,
+    /// Something was written and not synced.
+    is_dirty: bool,
+    pending: Since,
+    unsynced: Since,
+    /// Record bytes written and not confirmed.
+    unconfirmed_bytes: u64,
+    last_sync_ns: u64,
+    last_write_ns: u64,
+}
+
+impl Committer {
+    /// Continues behind the OPEN batch of a fresh segment that recovery wrote: `open_batch` is that whole batch.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        listener: Arc<dyn CommitListener>,
+        segment: SegmentHeader,
+        file: Arc<dyn DiskFile>,
+        open_batch: &[u8],
+        header: &BatchHeader,
+    ) -> Self {
+        let end = header.end();
+        let now = shared.clock.monotonic_ns();
+        Self {
+            shared,
+            listener,
+            segment,
+            seed: segment.seed(),
+            file,
+            tail: last_partial_block(&[open_batch]),
+            previous_crc: header.crc,
+            written_end: end,
+            recorded: header.synced,
+            data_end: header.synced,
+            is_dirty: false,
+            pending: Since::default(),
+            unsynced: Since::default(),
+            unconfirmed_bytes: 0,
+            last_sync_ns: now,
+            last_write_ns: now,
+        }
+    }
+
+    /// The body of the commit thread.
+    pub(crate) fn run(mut self) {
+        self.shared.set_thread(std::thread::current());
+        loop {
+            match self.step() {
+                Ok(Next::Step) => {}
+                Ok(Next::Sleep { until_ns }) => self.sleep(until_ns),
+                Ok(Next::Stop) => return,
+                Err(error) => return self.fail(&error),
+            }
+        }
+    }
+
+    /// Tells everybody that no further commit will happen.
+    pub(crate) fn fail(&self, error: &StorageError) {
+        tracing::error!(%error, "the log cannot be committed; no further confirm is sent");
+        self.shared.fail(error);
+        self.listener.failed(error);
+    }
+
+    fn sleep(&self, until_ns: Option<u64>) {
+        let now = self.shared.clock.monotonic_ns();
+        let sleep = until_ns.map(|until| Duration::from_nanos(until.saturating_sub(now)));
+        let seen = super::append::Pending {
+            bytes: 0,
+            is_any: self.pending.lazy_ns.is_some(),
+            is_waited: self.pending.waited_ns.is_some(),
+        };
+        self.shared.park(seen, sleep);
+    }
+
+    /// Does the next thing.
+    ///
+    /// # Errors
+    /// Any error is fatal: the caller must call [`Committer::fail`] and never step again.
+    pub(crate) fn step(&mut self) -> Result<Next, StorageError> {
+        let stop = self.shared.stop();
+        if stop == Some(Stop::Abandon) {
+            return Ok(Next::Stop);
+        }
+        let now_ns = self.shared.clock.monotonic_ns();
+        let pending = self.shared.pending();
+        self.pending.observe(pending, now_ns);
+        let is_drained = !pending.is_any && !self.is_dirty;
+        if stop == Some(Stop::Drain) && is_drained {
+            return Ok(Next::Stop);
+        }
+        let mut situation = self.situation(now_ns, pending.bytes);
+        situation.is_forced |= stop.is_some();
+        match schedule::decide(&situation) {
+            Plan::Commit { is_write, is_sync } => self.commit(is_write, is_sync)?,
+            Plan::Mark => {
+                self.shared.push_mark();
+                self.commit(true, true)?;
+            }
+            Plan::Sleep { until_ns } => return Ok(Next::Sleep { until_ns }),
+        }
+        Ok(Next::Step)
+    }
+
+    fn situation(&self, now_ns: u64, pending_bytes: u64) -> Situation {
+        let options = &self.shared.options;
+        let is_mark_due =
+            self.recorded < self.data_end && self.data_end <= self.shared.synced_lsn();
+        Situation {
+            now_ns,
+            policy: options.fsync,
+            delay_ns: options.commit_delay_us.saturating_mul(1_000),
+            batch_max_bytes: options.commit_max_bytes,
+            lazy_sync_ns: options.ack_fsync_ms.saturating_mul(MS),
+            pending_bytes,
+            pending: self.pending,
+            unsynced: self.unsynced,
+            last_sync_ns: self.last_sync_ns,
+            is_forced: self.shared.is_forced(),
+            is_full: self.shared.is_full(),
+            mark_at_ns: is_mark_due.then(|| self.last_write_ns.saturating_add(MARK_AFTER_NS)),
+        }
+    }
+
+    fn commit(&mut self, is_write: bool, is_sync: bool) -> Result<(), StorageError> {
+        if is_write {
+            self.write_pending()?;
+        }
+        if is_sync {
+            self.sync()?;
+        }
+        let policy_end = match self.shared.options.fsync {
+            FsyncPolicy::Never => self.written_end,
+            FsyncPolicy::Always | FsyncPolicy::Interval { .. } => self.shared.synced_lsn(),
+        };
+        self.confirm(policy_end);
+        Ok(())
+    }
+
+    /// Raises the confirm watermark to `end`, if it is all that was written (a watermark between, which a
+    /// segment change proved, may wait for the rest of the commit).
+    fn confirm(&mut self, end: Lsn) {
+        if end != self.written_end || end <= self.shared.confirm_lsn() {
+            return;
+        }
+        self.shared
+            .set_confirmed(end, std::mem::take(&mut self.unconfirmed_bytes));
+        self.listener.committed(end);
+        if self.shared.take_room_again() {
+            self.listener.has_room_again();
+        }
+    }
+
+    fn write_pending(&mut self) -> Result<(), StorageError> {
+        let max_bytes = self.shared.options.commit_max_bytes.max(1);
+        let batches = lock(&self.shared.append).take(max_bytes);
+        for batch in &batches {
+            if batch.base.segment() != self.segment.segment {
+                self.enter_segment(batch.base)?;
+            }
+            self.write_batch(batch)?;
+        }
+        lock(&self.shared.append).set_written();
+        self.shared.set_written(self.written_end);
+        self.note_written(&batches);
+        let mut append = lock(&self.shared.append);
+        for batch in batches {
+            append.recycle(batch);
+        }
+        Ok(())
+    }
+
+    fn note_written(&mut self, batches: &[Arc<BatchBody>]) {
+        if batches.is_empty() {
+            return;
+        }
+        self.last_write_ns = self.shared.clock.monotonic_ns();
+        self.unsynced.merge(self.pending);
+        self.pending = Since::default();
+        let mut stats = lock(&self.shared.stats);
+        stats.commit_count += 1;
+        for batch in batches {
+            stats.batch_count += 1;
+            stats.record_count += u64::from(batch.record_count);
+            stats.message_count += u64::from(batch.message_count);
+            stats.batch_bytes += batch.len_bytes;
+            stats.written_bytes += block_span(batch);
+            self.unconfirmed_bytes += batch.len_bytes - batch_header::SIZE as u64;
+        }
+    }
+
+    /// Ends the current segment and creates the next one, see invariant 2.
+    fn enter_segment(&mut self, first_batch: Lsn) -> Result<(), StorageError> {
+        if self.is_dirty {
+            self.sync()?;
+        }
+        self.segment = SegmentHeader {
+            segment: first_batch.segment(),
+            created_at_ms: self.shared.clock.unix_ms(),
+            ..self.segment
+        };
+        self.seed = self.segment.seed();
+        self.file = self.segment.create(&*self.shared.disk)?;
+        lock(&self.shared.segments).insert(self.segment.segment);
+        self.tail.clear();
+        assert_eq!(
+            first_batch.offset(),
+            FIRST_BATCH_OFFSET,
+            "a segment begins with its first batch"
+        );
+        self.written_end = first_batch;
+        tracing::debug!(segment = %self.segment.segment, "opened segment");
+        Ok(())
+    }
+
+    fn write_batch(&mut self, batch: &BatchBody) -> Result<(), StorageError> {
+        assert_eq!(
+            batch.base, self.written_end,
+            "batches are written where they were promised"
+        );
+        let mut header = BatchHeader {
+            len_bytes: u32::try_from(batch.len_bytes).expect("a batch is shorter than a segment"),
+            record_count: batch.record_count,
+            lsn: batch.base,
+            epoch: self.segment.epoch,
+            synced: self.shared.synced_lsn(),
+            previous_crc: self.previous_crc,
+            records_crc: batch.records_crc(self.seed),
+            crc: 0,
+        };
+        let header_bytes = header.encode(self.seed);
+        let tail = std::mem::take(&mut self.tail);
+        let mut pieces: Vec<&[u8]> = vec![&tail, &header_bytes];
+        pieces.extend(batch.pieces());
+        let offset = u64::from(batch.base.offset()) - tail.len() as u64;
+        self.write_blocks(&pieces, offset)?;
+        self.tail = last_partial_block(&pieces);
+        self.previous_crc = header.crc;
+        self.recorded = header.synced;
+        self.written_end = batch.end();
+        self.is_dirty = true;
+        if batch.has_data {
+            self.data_end = batch.end();
+        }
+        Ok(())
+    }
+
+    /// Writes `pieces` at `offset` and zeros up to the end of the last block.
+    fn write_blocks(&self, pieces: &[&[u8]], offset: u64) -> Result<(), StorageError> {
+        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let padding = len.next_multiple_of(ZEROS.len()) - len;
+        let slices: Vec<IoSlice<'_>> = pieces
+            .iter()
+            .copied()
+            .chain(std::iter::once(&ZEROS[..padding]))
+            .filter(|piece| !piece.is_empty())
+            .map(IoSlice::new)
+            .collect();
+        let written = self.file.write_at(&slices, offset).or_else(|error| {
+            tracing::warn!(%error, segment = %self.segment.segment, "a write failed, trying once more");
+            self.file.write_at(&slices, offset)
+        });
+        let path = segment_path(self.segment.segment);
+        written.map_err(io_error(&*self.shared.disk, "write a batch", &path))
+    }
+
+    fn sync(&mut self) -> Result<(), StorageError> {
+        if self.is_dirty {
+            let begun_ns = self.shared.clock.monotonic_ns();
+            let path = segment_path(self.segment.segment);
+            let synced = self.file.sync_data();
+            synced.map_err(io_error(&*self.shared.disk, "sync the log", &path))?;
+            let ended_ns = self.shared.clock.monotonic_ns();
+            self.last_sync_ns = ended_ns;
+            let mut stats = lock(&self.shared.stats);
+            stats.sync_count += 1;
+            stats.sync_ns.record(ended_ns.saturating_sub(begun_ns));
+        }
+        self.is_dirty = false;
+        self.unsynced = Since::default();
+        self.shared.set_synced(self.written_end);
+        Ok(())
+    }
+}
+
+/// Bytes of the whole blocks that a batch lies in: what writing it costs the disk.
+fn block_span(batch: &BatchBody) -> u64 {
+    let start = u64::from(batch.base.offset()) / BLOCK_BYTES * BLOCK_BYTES;
+    (u64::from(batch.base.offset()) + batch.len_bytes).next_multiple_of(BLOCK_BYTES) - start
+}
+
+/// What `pieces`, which begin at the start of a block, leave in their last block if they do not fill it.
+fn last_partial_block(pieces: &[&[u8]]) -> Vec<u8> {
+    let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+    let mut skip = len - len % ZEROS.len();
+    let mut tail = Vec::with_capacity(len - skip);
+    for piece in pieces {
+        let skipped = skip.min(piece.len());
+        skip -= skipped;
+        tail.extend_from_slice(&piece[skipped..]);
+    }
+    tail
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_partial_block_is_what_does_not_fill_a_block() {
+        let long: Vec<u8> = (0..=255).cycle().take(9000).collect();
+        let (a, b) = long.split_at(100);
+        assert_eq!(last_partial_block(&[a, b]), &long[8192..]);
+        assert_eq!(last_partial_block(&[a]), a);
+        assert!(last_partial_block(&[&long[..4096], &[]]).is_empty());
+    }
+}

@@ -1,0 +1,490 @@
+//! [`Storage`]: the engine as its owner sees it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+
+use super::append::Append;
+use super::checkpoint::{self, CheckpointHeader};
+use super::commit::{Committer, Next};
+use super::error::{ReadError, StorageError};
+use super::file::{create_temp, io_error, publish_temp};
+use super::format::{CHECKPOINT_DIR, LOG_DIR, StoreId, checkpoint_path, segment_path};
+use super::options::Options;
+use super::recovery;
+use super::report::{CheckpointReport, Recovered};
+use super::shared::{Shared, Stop};
+use super::stats::Stats;
+use super::superblock::Superblock;
+use super::types::{Lsn, Position, QueueId, Receipt, Request, SegmentId, Seq, Urgency};
+use super::{CheckpointSource, CommitListener};
+use crate::disk::{Clock, DirectoryLock, Disk};
+use crate::sync::lock;
+
+/// Log bytes after which a checkpoint is due at the earliest: keeps replay far below a second.
+const CHECKPOINT_BYTES_MIN: u64 = 64 << 20;
+/// And at the latest, however large the last checkpoint was.
+const CHECKPOINT_BYTES_MAX: u64 = 256 << 20;
+/// With any changes at all, one is due after this time ..
+const CHECKPOINT_AFTER_MS: u64 = 30_000;
+/// .. or this many times as long as the last one took.
+const CHECKPOINT_COST_FACTOR: u64 = 50;
+
+/// A handle of the engine. Cheap to clone; the engine ends with the last one.
+#[derive(Clone)]
+pub struct Storage {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    committing: Mutex<Committing>,
+    /// Held during a checkpoint: there is one at a time.
+    checkpoints: Mutex<Checkpoints>,
+    /// Bytes pushed when the last checkpoint began.
+    checkpointed_bytes: AtomicU64,
+    /// `unix_ms` of that.
+    checkpointed_at_ms: AtomicU64,
+    /// Given up when the engine is closed.
+    lock: Mutex<Option<Box<dyn DirectoryLock>>>,
+}
+
+/// Who runs the commit steps.
+enum Committing {
+    /// A thread.
+    Thread(JoinHandle<()>),
+    /// The caller of [`Storage::step`].
+    ByHand(Box<Committer>),
+    /// Nobody any more.
+    Ended,
+}
+
+/// What the next checkpoint continues.
+struct Checkpoints {
+    superblock: Superblock,
+    last_ms: u64,
+    last_bytes: u64,
+}
+
+impl Storage {
+    /// Opens the data directory, made when missing or empty, recovers its state and starts the commit thread.
+    ///
+    /// # Errors
+    /// `Locked`, `NotADataDirectory`, `NewerFormat` and `Damaged` leave the directory as it was.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        options: Options,
+        listener: Arc<dyn CommitListener>,
+    ) -> Result<(Self, Recovered), StorageError> {
+        let mut store = [0; 16];
+        getrandom::fill(&mut store).map_err(|error| StorageError::Io {
+            operation: "name the store by",
+            path: "random bytes".into(),
+            source: std::io::Error::other(error.to_string()),
+        })?;
+        let (storage, recovered) =
+            Self::open_by_hand(disk, clock, options, listener, StoreId(store))?;
+        storage.start_thread()?;
+        Ok((storage, recovered))
+    }
+
+    /// As [`Storage::open`], but commits happen only when [`Storage::step`] is called, or inside a checkpoint. With
+    /// a simulated disk every run makes the same calls in the same order.
+    ///
+    /// # Errors
+    /// As [`Storage::open`].
+    pub fn open_by_hand(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        options: Options,
+        listener: Arc<dyn CommitListener>,
+        new_store: StoreId,
+    ) -> Result<(Self, Recovered), StorageError> {
+        let options = Options {
+            segment_size_bytes: options.segment_size_bytes.clamp(
+                Options::SEGMENT_SIZE_MIN_BYTES,
+                Options::SEGMENT_SIZE_MAX_BYTES,
+            ),
+            ..options
+        };
+        let opened = recovery::open(&*disk, &*clock, new_store)?;
+        let (fresh, superblock) = (opened.fresh, opened.superblock);
+        let base = fresh.open_header.end();
+        let append = Append::new(
+            base,
+            superblock.epoch,
+            options.segment_size_bytes,
+            options.commit_max_bytes,
+        );
+        let now_ms = clock.unix_ms();
+        let shared = Arc::new(Shared::new(
+            disk,
+            clock,
+            options,
+            superblock.store,
+            superblock.epoch,
+            append,
+            opened.segments,
+        ));
+        let committer = Committer::new(
+            Arc::clone(&shared),
+            listener,
+            fresh.header,
+            fresh.file,
+            &fresh.open_batch,
+            &fresh.open_header,
+        );
+        let inner = Inner {
+            shared,
+            committing: Mutex::new(Committing::ByHand(Box::new(committer))),
+            checkpoints: Mutex::new(Checkpoints {
+                superblock,
+                last_ms: 0,
+                last_bytes: 0,
+            }),
+            checkpointed_bytes: AtomicU64::new(0),
+            checkpointed_at_ms: AtomicU64::new(now_ms),
+            lock: Mutex::new(Some(opened.lock)),
+        };
+        Ok((
+            Self {
+                inner: Arc::new(inner),
+            },
+            opened.recovered,
+        ))
+    }
+
+    fn start_thread(&self) -> Result<(), StorageError> {
+        let mut committing = lock(&self.inner.committing);
+        if let Committing::ByHand(committer) =
+            std::mem::replace(&mut *committing, Committing::Ended)
+        {
+            let thread = std::thread::Builder::new().name("commit".into()).spawn(move || {
+                // A panic here would leave a broker that never confirms: better a restart.
+                let run = std::panic::AssertUnwindSafe(|| committer.run());
+                if std::panic::catch_unwind(run).is_err() {
+                    tracing::error!("the commit thread panicked; aborting, the next start recovers from the log");
+                    std::process::abort();
+                }
+            });
+            *committing = Committing::Thread(thread.map_err(|source| StorageError::Io {
+                operation: "start",
+                path: "the commit thread".into(),
+                source,
+            })?);
+        }
+        Ok(())
+    }
+
+    /// Makes one step of the commit thread's work; false when there is nothing to do at this time.
+    ///
+    /// # Errors
+    /// A failed step is the end of the engine; the listener has been told.
+    ///
+    /// # Panics
+    /// When the engine runs its own thread.
+    pub fn step(&self) -> Result<bool, StorageError> {
+        match &mut *lock(&self.inner.committing) {
+            Committing::ByHand(committer) => Self::step_by_hand(committer, &self.inner.shared),
+            Committing::Thread(_) => panic!("the engine was not opened to be stepped by hand"),
+            Committing::Ended => Ok(false),
+        }
+    }
+
+    fn step_by_hand(committer: &mut Committer, shared: &Shared) -> Result<bool, StorageError> {
+        shared.check_not_failed()?;
+        match committer.step() {
+            Ok(next) => Ok(next == Next::Step),
+            Err(error) => {
+                committer.fail(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Appends `requests` in order; as one group that survives a crash whole or not at all when `is_atomic`. The
+    /// position of every PUBLISH is appended to `positions`. Never waits for the disk and wakes nobody: call
+    /// [`Storage::wake`] once no lock is held.
+    ///
+    /// # Panics
+    /// When a group does not fit a segment; see [`Storage::group_max_bytes`].
+    pub fn push(
+        &self,
+        requests: &[Request<'_>],
+        is_atomic: bool,
+        urgency: Urgency,
+        positions: &mut Vec<Position>,
+    ) -> Receipt {
+        self.inner
+            .shared
+            .push(requests, is_atomic, urgency, positions)
+    }
+
+    /// Wakes the commit thread if what was pushed needs it and it sleeps.
+    pub fn wake(&self) {
+        self.inner.shared.wake();
+    }
+
+    /// False when so many bytes are un-durable that publishers must wait for
+    /// [`CommitListener::has_room_again`].
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.inner.shared.has_room()
+    }
+
+    /// A push may be confirmed when this has reached its receipt's end.
+    #[must_use]
+    pub fn confirm_lsn(&self) -> Lsn {
+        self.inner.shared.confirm_lsn()
+    }
+
+    /// Everything below is on stable storage.
+    #[must_use]
+    pub fn synced_lsn(&self) -> Lsn {
+        self.inner.shared.synced_lsn()
+    }
+
+    /// Largest payload of a record, and largest sum of payloads of an atomic group.
+    #[must_use]
+    pub fn group_max_bytes(&self) -> u64 {
+        self.inner.shared.options.segment_size_bytes / 4
+    }
+
+    /// Reads the payload of a message. Blocks on the disk; any thread may call it.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read(&self, queue: QueueId, seq: Seq, position: Position) -> Result<Bytes, ReadError> {
+        super::read::read(&self.inner.shared, queue, seq, position)
+    }
+
+    /// True when enough was logged, or enough time passed since a change, that a checkpoint should be made.
+    #[must_use]
+    pub fn checkpoint_due(&self) -> bool {
+        let replay_bytes = self.replay_bytes();
+        let Ok(checkpoints) = self.inner.checkpoints.try_lock() else {
+            return false;
+        };
+        let (last_ms, last_bytes) = (checkpoints.last_ms, checkpoints.last_bytes);
+        drop(checkpoints);
+        let bytes_due = last_bytes.clamp(CHECKPOINT_BYTES_MIN, CHECKPOINT_BYTES_MAX);
+        let after_ms = CHECKPOINT_AFTER_MS.max(last_ms.saturating_mul(CHECKPOINT_COST_FACTOR));
+        let at_ms = self.inner.checkpointed_at_ms.load(Ordering::Relaxed);
+        let age_ms = self.inner.shared.clock.unix_ms().saturating_sub(at_ms);
+        replay_bytes >= bytes_due || (replay_bytes > 0 && age_ms >= after_ms)
+    }
+
+    fn replay_bytes(&self) -> u64 {
+        let pushed = lock(&self.inner.shared.append).pushed_bytes();
+        pushed.saturating_sub(self.inner.checkpointed_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Writes a checkpoint of `source`, then frees what it no longer needs. Blocks; call it on a thread of its own,
+    /// with no lock held that `source` takes.
+    ///
+    /// ```text
+    /// t1 begin = append position, a batch ends there, t2 snapshots, t3 end = append position, t4 sync up to end,
+    /// t5 file synced, renamed, directory synced, t6 superblock copy 0, t7 copy 1, t8 segments and old file removed
+    /// crash before t6 -> the old checkpoint counts, its log is all there; a leftover file is removed later
+    /// crash after t6  -> the new one counts; what t8 did not remove is removed after the next one
+    /// ```
+    /// t4 comes before t6: a snapshot may hold what the log has not made durable yet, and must not outlive it.
+    ///
+    /// # Errors
+    /// Those of the disk: the old checkpoint counts. `Stopped` when the engine has failed.
+    pub fn checkpoint(
+        &self,
+        source: &dyn CheckpointSource,
+    ) -> Result<CheckpointReport, StorageError> {
+        let shared = &self.inner.shared;
+        let mut checkpoints = lock(&self.inner.checkpoints);
+        shared.check_not_failed()?;
+        let begun_ns = shared.clock.monotonic_ns();
+        let (begin, pushed_bytes) = {
+            let mut append = lock(&shared.append);
+            (append.cut_batch(), append.pushed_bytes())
+        };
+        let header = CheckpointHeader {
+            generation: checkpoints.superblock.checkpoint_generation + 1,
+            epoch: shared.epoch,
+            begin,
+            created_at_ms: shared.clock.unix_ms(),
+        };
+        let written = self.write_checkpoint(&header, source)?;
+        let superblock = Superblock {
+            sequence: checkpoints.superblock.sequence + 1,
+            checkpoint_generation: header.generation,
+            begin,
+            synced: shared.synced_lsn(),
+            ..checkpoints.superblock
+        };
+        // Even if only one copy is written, the next one must not repeat the number.
+        checkpoints.superblock.sequence = superblock.sequence;
+        superblock.write(&*shared.disk)?;
+        checkpoints.superblock = superblock;
+        self.inner
+            .checkpointed_bytes
+            .store(pushed_bytes, Ordering::Relaxed);
+        self.inner
+            .checkpointed_at_ms
+            .store(header.created_at_ms, Ordering::Relaxed);
+        let freed = self.free(begin.segment(), &written, header.generation)?;
+        let duration_ms = shared.clock.monotonic_ns().saturating_sub(begun_ns) / 1_000_000;
+        (checkpoints.last_ms, checkpoints.last_bytes) = (duration_ms, written.len_bytes);
+        let mut stats = lock(&shared.stats);
+        stats.checkpoint_count += 1;
+        stats.freed_segment_count += freed.len() as u64;
+        stats.last_checkpoint_at_ms = header.created_at_ms;
+        stats.last_checkpoint_ms = duration_ms;
+        stats.last_checkpoint_bytes = written.len_bytes;
+        Ok(CheckpointReport {
+            generation: header.generation,
+            begin,
+            size_bytes: written.len_bytes,
+            queue_count: written.queue_count,
+            message_count: written.entry_count,
+            freed,
+            duration_ms,
+        })
+    }
+
+    fn write_checkpoint(
+        &self,
+        header: &CheckpointHeader,
+        source: &dyn CheckpointSource,
+    ) -> Result<checkpoint::Written, StorageError> {
+        let shared = &self.inner.shared;
+        let path = checkpoint_path(header.generation);
+        let error = |operation| io_error(&*shared.disk, operation, &path);
+        let file = create_temp(&*shared.disk, &path).map_err(error("create a checkpoint"))?;
+        let mut writer = checkpoint::Writer::new(Arc::clone(&file), shared.store, header);
+        let (meta, meta_lsn) = source.meta();
+        writer
+            .meta(&meta, meta_lsn)
+            .map_err(error("write a checkpoint"))?;
+        let mut ids = source.queue_ids();
+        ids.sort_unstable();
+        ids.dedup();
+        for id in ids {
+            if let Some(image) = source.queue(id) {
+                assert_eq!(image.id, id, "a queue is asked for by its id");
+                writer.queue(&image).map_err(error("write a checkpoint"))?;
+            }
+        }
+        let end = lock(&shared.append).end();
+        let written = writer.finish(end).map_err(error("write a checkpoint"))?;
+        self.sync_to(end)?;
+        publish_temp(&*shared.disk, &*file, &path).map_err(error("publish a checkpoint"))?;
+        Ok(written)
+    }
+
+    /// Makes everything below `lsn` durable, in every mode.
+    fn sync_to(&self, lsn: Lsn) -> Result<(), StorageError> {
+        let shared = &self.inner.shared;
+        shared.request_sync(lsn);
+        if let Committing::ByHand(committer) = &mut *lock(&self.inner.committing) {
+            while shared.synced_lsn() < lsn {
+                Self::step_by_hand(committer, shared)?;
+            }
+        }
+        shared.wait_synced(lsn)
+    }
+
+    /// Removes segments that the checkpoint just published does not need, and older checkpoints. A segment is
+    /// needed when replay reads it or an entry of the checkpoint lies in it; zero live refs now would not do,
+    /// because a crash goes back to the checkpoint.
+    fn free(
+        &self,
+        begin: SegmentId,
+        written: &checkpoint::Written,
+        generation: u64,
+    ) -> Result<Vec<SegmentId>, StorageError> {
+        let shared = &self.inner.shared;
+        let existing = lock(&shared.segments).clone();
+        let freed: Vec<SegmentId> = existing
+            .range(..begin)
+            .filter(|segment| !written.segments.contains_key(segment))
+            .copied()
+            .collect();
+        for segment in &freed {
+            self.remove(&segment_path(*segment))?;
+            shared.files.forget(*segment);
+            lock(&shared.segments).remove(segment);
+        }
+        for leftover in checkpoint::leftovers(&*shared.disk, generation)? {
+            self.remove(&leftover)?;
+        }
+        for dir in [LOG_DIR, CHECKPOINT_DIR] {
+            let path = std::path::Path::new(dir);
+            shared.disk.sync_dir(path).map_err(io_error(
+                &*shared.disk,
+                "sync the directory",
+                path,
+            ))?;
+        }
+        if !freed.is_empty() {
+            tracing::info!(count = freed.len(), %begin, generation, "freed segments");
+        }
+        Ok(freed)
+    }
+
+    fn remove(&self, path: &std::path::Path) -> Result<(), StorageError> {
+        let disk = &*self.inner.shared.disk;
+        match disk.remove(path) {
+            // A file that came back after a crash of an earlier removal, or went already, is gone either way.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(io_error(disk, "remove", path)),
+        }
+    }
+
+    /// Commits everything, writes a last checkpoint, stops the commit thread and gives up the lock. Whatever is
+    /// pushed while it runs may or may not be kept.
+    ///
+    /// # Errors
+    /// Those of [`Storage::checkpoint`]; the log is complete up to the last commit all the same.
+    pub fn close(&self, source: &dyn CheckpointSource) -> Result<(), StorageError> {
+        let checkpointed = self.checkpoint(source);
+        self.inner.end(Stop::Drain);
+        checkpointed.map(|_| ())
+    }
+
+    /// Counters since the start.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let shared = &self.inner.shared;
+        let mut stats = lock(&shared.stats).clone();
+        stats.undurable_bytes = shared.undurable_bytes();
+        stats.segment_count = lock(&shared.segments).len() as u64;
+        stats.replay_bytes = self.replay_bytes();
+        stats
+    }
+}
+
+impl Inner {
+    /// Ends the commit thread and releases the lock; a second call does nothing.
+    fn end(&self, stop: Stop) {
+        self.shared.request_stop(stop);
+        let committing = std::mem::replace(&mut *lock(&self.committing), Committing::Ended);
+        match committing {
+            // The last handle may be dropped by the listener, on the commit thread itself.
+            Committing::Thread(thread) if thread.thread().id() != std::thread::current().id() => {
+                // A panic in it has aborted the process already.
+                let _ = thread.join();
+            }
+            Committing::ByHand(mut committer) if stop == Stop::Drain => {
+                while let Ok(true) = Storage::step_by_hand(&mut committer, &self.shared) {}
+            }
+            _ => {}
+        }
+        lock(&self.lock).take();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.end(Stop::Abandon);
+    }
+}

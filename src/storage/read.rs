@@ -1,0 +1,141 @@
+//! Reading one message by its position, on any thread.
+//!
+//! A record is served from the pending batches until it is in the file. From the file it is believed only when
+//! its length, its LSN, the ref that was asked for and the payload's CRC agree: so neither rot nor a wrong index
+//! nor a misdirected read can deliver wrong bytes.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+
+use super::error::ReadError;
+use super::format::segment_path;
+use super::record::{self, Record};
+use super::shared::Shared;
+use super::types::{Position, QueueId, SegmentId, Seq};
+use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::sync::lock;
+
+/// Segment files kept open for reading: bounds file descriptors, not data.
+const OPEN_FILES_MAX: usize = 128;
+/// Part of a record that its payload must at least be, or it is copied out so that it pins no larger buffer.
+const PAYLOAD_SHARE_MIN: usize = 4;
+
+/// Segment files that were opened for reading.
+pub(crate) struct FileCache {
+    disk: Arc<dyn Disk>,
+    files: Mutex<BTreeMap<SegmentId, Arc<dyn DiskFile>>>,
+}
+
+impl FileCache {
+    pub(crate) fn new(disk: Arc<dyn Disk>) -> Self {
+        Self {
+            disk,
+            files: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn get(&self, segment: SegmentId) -> io::Result<Arc<dyn DiskFile>> {
+        let mut files = lock(&self.files);
+        if let Some(file) = files.get(&segment) {
+            return Ok(Arc::clone(file));
+        }
+        let file = self.disk.open(&segment_path(segment), OpenMode::Read)?;
+        if files.len() >= OPEN_FILES_MAX {
+            // The oldest segments are read least.
+            files.pop_first();
+        }
+        files.insert(segment, Arc::clone(&file));
+        Ok(file)
+    }
+
+    pub(crate) fn forget(&self, segment: SegmentId) {
+        lock(&self.files).remove(&segment);
+    }
+}
+
+/// Reads the payload of the message `(queue, seq)` whose record is at `position`.
+///
+/// # Errors
+/// See [`ReadError`].
+pub(crate) fn read(
+    shared: &Shared,
+    queue: QueueId,
+    seq: Seq,
+    position: Position,
+) -> Result<Bytes, ReadError> {
+    let record = match read_pending(shared, position) {
+        Some(record) => record,
+        None => read_file(shared, position)?,
+    };
+    let payload = check(&record, queue, seq, position).map_err(|detail| ReadError::Damaged {
+        path: shared.disk.describe(&segment_path(position.lsn.segment())),
+        offset: u64::from(position.lsn.offset()),
+        detail,
+    })?;
+    if payload.len() < record.len() / PAYLOAD_SHARE_MIN {
+        return Ok(Bytes::copy_from_slice(payload));
+    }
+    let start = payload.as_ptr().addr() - record.as_ptr().addr();
+    let end = start + payload.len();
+    Ok(Bytes::from(record).slice(start..end))
+}
+
+fn read_pending(shared: &Shared, position: Position) -> Option<Vec<u8>> {
+    if position.lsn < shared.written_lsn() {
+        return None;
+    }
+    // A batch leaves the pending ones after it is in the file, so a miss here means that it is there by now,
+    // or that nobody ever pushed it.
+    lock(&shared.append).copy_out(position)
+}
+
+fn read_file(shared: &Shared, position: Position) -> Result<Vec<u8>, ReadError> {
+    let lsn = position.lsn;
+    if lsn >= shared.written_lsn() {
+        return Err(ReadError::NotYetWritten { lsn });
+    }
+    let path = segment_path(lsn.segment());
+    let error = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => ReadError::Freed { lsn },
+        _ => ReadError::Io {
+            path: shared.disk.describe(&path),
+            source,
+        },
+    };
+    let file = shared.files.get(lsn.segment()).map_err(error)?;
+    let mut record = vec![0; position.len_bytes as usize];
+    let read = file
+        .read_at(&mut record, u64::from(lsn.offset()))
+        .map_err(error)?;
+    record.truncate(read);
+    Ok(record)
+}
+
+fn check(record: &[u8], queue: QueueId, seq: Seq, position: Position) -> Result<&[u8], String> {
+    if record.len() != position.len_bytes as usize {
+        return Err(format!(
+            "the file ends {} bytes into the record",
+            record.len()
+        ));
+    }
+    match record::decode(record, position.lsn).map_err(|error| error.to_string())? {
+        Record::Publish(publish) => {
+            let is_named = publish
+                .refs
+                .iter()
+                .any(|r| (r.queue, r.seq) == (queue, seq));
+            if is_named {
+                Ok(publish.payload)
+            } else {
+                Err(format!(
+                    "the record does not name queue {queue} seq {}",
+                    seq.0
+                ))
+            }
+        }
+        _ => Err("the record is no PUBLISH".into()),
+    }
+}

@@ -1,0 +1,148 @@
+//! From a checkpoint and the records behind it to the state at the end of the log. Pure: no files.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::batch::Batch;
+use super::checkpoint::Checkpoint;
+use super::image::QueueImage;
+use super::record::{Publish, Record};
+use super::report::MetaRecord;
+use super::types::{ImageEntry, Lsn, MetaEffect, Position, QueueId};
+
+/// The state so far.
+#[derive(Debug, Default)]
+pub struct Replay {
+    queues: HashMap<QueueId, QueueImage>,
+    meta_records: Vec<MetaRecord>,
+    /// META records that start below are in the snapshot.
+    meta_lsn: Lsn,
+    record_count: u64,
+}
+
+impl Replay {
+    /// Starts with what a checkpoint holds; gives its META snapshot and its file's facts no further thought.
+    #[must_use]
+    pub fn from_checkpoint(queues: Vec<QueueImage>, meta_lsn: Lsn) -> Self {
+        Self {
+            queues: queues.into_iter().map(|image| (image.id, image)).collect(),
+            meta_lsn,
+            ..Self::default()
+        }
+    }
+
+    /// Applies all records of a batch.
+    pub fn apply_batch(&mut self, batch: &Batch<'_>) {
+        for (position, record) in batch.records() {
+            self.apply(position, &record);
+        }
+    }
+
+    /// Applies one record.
+    ///
+    /// A queue that is not there was deleted, or was deleted before the snapshot of a checkpoint was taken: its
+    /// refs are dead, not damaged.
+    pub fn apply(&mut self, position: Position, record: &Record<'_>) {
+        let start = position.lsn;
+        let end = Lsn(start.0 + u64::from(position.len_bytes));
+        self.record_count += 1;
+        match *record {
+            Record::Publish(publish) => self.apply_publish(position, &publish, end),
+            Record::Settle { queue, ranges, .. } => {
+                if let Some(image) = self.queues.get_mut(&queue) {
+                    image.apply_settle(ranges.iter(), start, end);
+                }
+            }
+            Record::Requeue {
+                queue,
+                seq,
+                delivery_count,
+            } => {
+                if let Some(image) = self.queues.get_mut(&queue) {
+                    image.apply_requeue(seq, delivery_count, start, end);
+                }
+            }
+            Record::Reserve { queue, upto } => {
+                if let Some(image) = self.queues.get_mut(&queue) {
+                    image.apply_reserve(upto, start, end);
+                }
+            }
+            Record::Meta {
+                kind,
+                version,
+                effect,
+                body,
+            } => {
+                self.apply_effect(effect, end);
+                if start >= self.meta_lsn {
+                    self.meta_records.push(MetaRecord {
+                        lsn: start,
+                        kind,
+                        version,
+                        body: body.to_vec(),
+                    });
+                }
+            }
+            Record::Open { .. } | Record::Mark => self.record_count -= 1,
+        }
+    }
+
+    fn apply_publish(&mut self, position: Position, publish: &Publish<'_>, end: Lsn) {
+        for r in publish.refs.iter() {
+            if let Some(image) = self.queues.get_mut(&r.queue) {
+                let entry = ImageEntry {
+                    seq: r.seq,
+                    position,
+                    expires_at_ms: r.expires_at_ms,
+                    priority: publish.priority,
+                    delivery_count: 0,
+                    is_redelivered: false,
+                };
+                image.apply_publish(entry, position.lsn, end);
+            }
+        }
+    }
+
+    fn apply_effect(&mut self, effect: MetaEffect, end: Lsn) {
+        match effect {
+            MetaEffect::None => {}
+            // A queue that the checkpoint holds already was created before its snapshot.
+            MetaEffect::QueueCreated(id) => {
+                self.queues
+                    .entry(id)
+                    .or_insert_with(|| QueueImage::new(id, end));
+            }
+            MetaEffect::QueueDeleted(id) => {
+                self.queues.remove(&id);
+            }
+        }
+    }
+
+    /// Records applied; openings and marks not counted.
+    #[must_use]
+    pub fn record_count(&self) -> u64 {
+        self.record_count
+    }
+
+    /// The state at the end of the log: queues in ascending id, and META records behind the snapshot.
+    #[must_use]
+    pub fn finish(self) -> (Vec<QueueImage>, Vec<MetaRecord>) {
+        let mut queues: Vec<QueueImage> = self.queues.into_values().collect();
+        queues.sort_unstable_by_key(|image| image.id);
+        queues.iter_mut().for_each(QueueImage::finish_replay);
+        (queues, self.meta_records)
+    }
+}
+
+/// Segments that hold live messages of a checkpoint but do not exist.
+#[must_use]
+pub fn missing_segments(
+    checkpoint: &Checkpoint,
+    existing: &BTreeSet<super::types::SegmentId>,
+) -> Vec<super::types::SegmentId> {
+    checkpoint
+        .segments
+        .keys()
+        .filter(|segment| !existing.contains(segment))
+        .copied()
+        .collect()
+}

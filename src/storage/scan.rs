@@ -1,0 +1,229 @@
+//! Reading a segment from a place onwards, batch by batch, each fully verified before it is seen.
+//!
+//! Used by recovery, by the dump tool and by tests. It reads with positioned reads in chunks and never trusts a
+//! length it has not compared with the size of the file, so any bytes are safe to scan.
+
+use std::io;
+use std::sync::Arc;
+
+use super::batch::{Batch, BatchHeader, Invalid};
+use super::format::{Seed, batch_header};
+use super::segment::{FIRST_BATCH_OFFSET, SegmentHeader};
+use super::types::{Lsn, SegmentId};
+use crate::disk::DiskFile;
+
+/// Bytes read at once: large enough that the disk streams, small beside everything else.
+const CHUNK_BYTES: u64 = 4 << 20;
+
+/// A window that slides over a file.
+pub(crate) struct Window {
+    file: Arc<dyn DiskFile>,
+    file_len: u64,
+    /// Bytes of the file from `start` on.
+    bytes: Vec<u8>,
+    start: u64,
+    /// Bytes read so far.
+    pub(crate) read_bytes: u64,
+}
+
+impl Window {
+    pub(crate) fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
+        let file_len = file.len()?;
+        Ok(Self {
+            file,
+            file_len,
+            bytes: Vec::new(),
+            start: 0,
+            read_bytes: 0,
+        })
+    }
+
+    pub(crate) fn file_len(&self) -> u64 {
+        self.file_len
+    }
+
+    /// The `len` bytes at `offset`, or those of them that the file has.
+    pub(crate) fn get(&mut self, offset: u64, len: u64) -> io::Result<&[u8]> {
+        let end = offset.saturating_add(len).min(self.file_len);
+        let offset = offset.min(end);
+        if offset < self.start || end > self.start + self.bytes.len() as u64 {
+            self.slide(offset, end)?;
+        }
+        let from = index(offset - self.start).min(self.bytes.len());
+        let to = index(end - self.start).min(self.bytes.len());
+        Ok(self.bytes.get(from..to).unwrap_or_default())
+    }
+
+    /// Makes the window begin at `offset` and reach at least to `end`.
+    fn slide(&mut self, offset: u64, end: u64) -> io::Result<()> {
+        let held_end = self.start + self.bytes.len() as u64;
+        if (self.start..held_end).contains(&offset) {
+            self.bytes.drain(..index(offset - self.start));
+        } else {
+            self.bytes.clear();
+        }
+        self.start = offset;
+        let held = self.bytes.len();
+        let wanted = (end - offset).max(CHUNK_BYTES).min(self.file_len - offset);
+        self.bytes.resize(index(wanted).max(held), 0);
+        let tail = self.bytes.get_mut(held..).unwrap_or_default();
+        let read = self.file.read_at(tail, offset + held as u64)?;
+        self.bytes.truncate(held + read);
+        self.read_bytes += read as u64;
+        Ok(())
+    }
+}
+
+/// An offset inside a window as an index.
+fn index(offset: u64) -> usize {
+    usize::try_from(offset).expect("a file of the engine fits the address space")
+}
+
+/// A segment being read.
+pub struct SegmentScan {
+    header: SegmentHeader,
+    seed: Seed,
+    window: Window,
+    /// Offset of the next batch.
+    at: u64,
+}
+
+impl SegmentScan {
+    /// Starts at `from` in the segment that `header` describes.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn new(file: Arc<dyn DiskFile>, header: SegmentHeader, from: u32) -> io::Result<Self> {
+        Ok(Self {
+            header,
+            seed: header.seed(),
+            window: Window::new(file)?,
+            at: u64::from(from),
+        })
+    }
+
+    /// The header of the segment.
+    #[must_use]
+    pub fn header(&self) -> &SegmentHeader {
+        &self.header
+    }
+
+    /// Place of the next batch: behind the last valid one.
+    #[must_use]
+    pub fn place(&self) -> Lsn {
+        Lsn((self.header.segment.0 << Lsn::OFFSET_BITS) + self.at)
+    }
+
+    /// Size of the file when the scan began.
+    #[must_use]
+    pub fn file_len(&self) -> u64 {
+        self.window.file_len()
+    }
+
+    /// Bytes read so far.
+    #[must_use]
+    pub fn read_bytes(&self) -> u64 {
+        self.window.read_bytes
+    }
+
+    /// The next batch, or why there is none at [`place`](Self::place); then the scan stays there.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn next_batch(&mut self) -> io::Result<Result<Batch<'_>, Invalid>> {
+        let place = self.place();
+        let header = match self.read_header(place)? {
+            Ok(header) => header,
+            Err(invalid) => return Ok(Err(invalid)),
+        };
+        let len = u64::from(header.len_bytes);
+        if self.at + len > self.window.file_len() {
+            return Ok(Err(Invalid::Truncated(len)));
+        }
+        let bytes = self.window.get(self.at, len)?;
+        if bytes.len() as u64 != len {
+            return Ok(Err(Invalid::Truncated(len)));
+        }
+        let verified = Batch::verify(header, bytes, self.seed);
+        if verified.is_ok() {
+            self.at += len;
+        }
+        Ok(verified)
+    }
+
+    fn read_header(&mut self, place: Lsn) -> io::Result<Result<BatchHeader, Invalid>> {
+        let (epoch, seed, at) = (self.header.epoch, self.seed, self.at);
+        let bytes = self.window.get(at, batch_header::SIZE as u64)?;
+        Ok(match bytes.first_chunk() {
+            Some(bytes) => BatchHeader::decode(bytes, place, epoch, seed),
+            None => Err(Invalid::Absent),
+        })
+    }
+}
+
+/// What lies behind the last valid batch of a segment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remains {
+    /// Bytes up to the last one that is not zero.
+    pub len_bytes: u64,
+    /// Batch headers that verify.
+    pub batch_count: u64,
+    /// Records they announce.
+    pub record_count: u64,
+    /// Highest watermark they carry.
+    pub synced: Lsn,
+    /// Bytes read.
+    pub read_bytes: u64,
+}
+
+/// Looks at everything from `from` on for headers that this store signed. A header is found also when the
+/// segment's own header is not whole, because the epoch it is signed with is taken from itself.
+///
+/// A payload could imitate a header only by knowing the random store id.
+///
+/// # Errors
+/// Those of the disk.
+pub fn survey_remains(
+    file: Arc<dyn DiskFile>,
+    store: super::format::StoreId,
+    segment: SegmentId,
+    from: u32,
+) -> io::Result<Remains> {
+    let mut window = Window::new(file)?;
+    let mut remains = Remains::default();
+    let from = u64::from(from.max(FIRST_BATCH_OFFSET));
+    let mut at = from;
+    while at < window.file_len() {
+        let bytes = window.get(at, batch_header::SIZE as u64)?;
+        if let Some(header) = bytes
+            .first_chunk()
+            .and_then(|bytes| signed_header(bytes, store, segment, at))
+        {
+            remains.batch_count += 1;
+            remains.record_count += u64::from(header.record_count);
+            remains.synced = remains.synced.max(header.synced);
+        }
+        let word = bytes.get(..8.min(bytes.len())).unwrap_or_default();
+        if let Some(last) = word.iter().rposition(|byte| *byte != 0) {
+            remains.len_bytes = at - from + last as u64 + 1;
+        }
+        at += 8;
+    }
+    remains.read_bytes = window.read_bytes;
+    Ok(remains)
+}
+
+fn signed_header(
+    bytes: &[u8; batch_header::SIZE],
+    store: super::format::StoreId,
+    segment: SegmentId,
+    at: u64,
+) -> Option<BatchHeader> {
+    // The magic first: nearly every place fails here.
+    if batch_header::MAGIC.get_u32(bytes) != super::format::BATCH_MAGIC {
+        return None;
+    }
+    let epoch = BatchHeader::claimed_epoch(bytes);
+    let place = Lsn::new(segment, u32::try_from(at).ok()?);
+    BatchHeader::decode(bytes, place, epoch, Seed::new(store, segment, epoch)).ok()
+}

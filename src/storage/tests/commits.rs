@@ -1,0 +1,286 @@
+//! What the commit policies promise, and what happens when the disk refuses.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::disk::sim::{Action, Effect, Trigger};
+use crate::storage::testing::numbered_payload;
+
+fn log_sync_count(rig: &Rig) -> usize {
+    rig.disk
+        .journal()
+        .iter()
+        .filter(|operation| {
+            operation.action == Action::SyncData && operation.path.starts_with("log")
+        })
+        .count()
+}
+
+#[test]
+fn always_confirms_after_a_sync() {
+    let rig = Rig::new(with_policy(FsyncPolicy::Always));
+    let (store, _) = rig.open();
+    let receipt = store.create_queue(1);
+    let before = store.storage.stats().sync_count;
+    assert!(store.storage.confirm_lsn() < receipt.end);
+    store.commit().unwrap();
+    assert_eq!(store.storage.confirm_lsn(), receipt.end);
+    assert_eq!(store.storage.synced_lsn(), receipt.end);
+    assert_eq!(store.storage.stats().sync_count, before + 1);
+    assert_eq!(*store.heard.committed.lock().unwrap(), [receipt.end]);
+}
+
+#[test]
+fn interval_syncs_once_per_interval_and_confirms_wait_for_it() {
+    let rig = Rig::new(with_policy(FsyncPolicy::Interval { ms: 10 }));
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    let before = log_sync_count(&rig);
+    for ms in 0..100 {
+        store.publish(&[1], &numbered_payload(ms, 10), 0);
+        store.commit().unwrap();
+        assert!(store.storage.confirm_lsn() <= store.storage.synced_lsn());
+        rig.clock.advance_ms(1);
+    }
+    assert_eq!(log_sync_count(&rig) - before, 9);
+}
+
+#[test]
+fn never_confirms_after_the_write_and_checkpoints_sync_all_the_same() {
+    let rig = Rig::new(with_policy(FsyncPolicy::Never));
+    let (store, _) = rig.open();
+    let receipt = store.create_queue(1);
+    let synced = store.storage.synced_lsn();
+    store.commit().unwrap();
+    assert_eq!(store.storage.confirm_lsn(), receipt.end);
+    assert_eq!(store.storage.synced_lsn(), synced);
+    store.storage.checkpoint(&store).unwrap();
+    assert_eq!(store.storage.synced_lsn(), receipt.end);
+}
+
+#[test]
+fn lazy_traffic_is_written_after_5_ms_and_synced_within_its_limit() {
+    let rig = Rig::new(options());
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    store.commit().unwrap();
+    let (commits, syncs) = (
+        store.storage.stats().commit_count,
+        store.storage.stats().sync_count,
+    );
+    let counts = || {
+        store.commit().unwrap();
+        let stats = store.storage.stats();
+        (stats.commit_count - commits, stats.sync_count - syncs)
+    };
+    store.settle(1, 1, 1);
+    assert_eq!(counts(), (0, 0));
+    rig.clock.advance_ms(5);
+    assert_eq!(counts(), (1, 0));
+    rig.clock.advance_ms(44);
+    assert_eq!(counts(), (1, 0));
+    rig.clock.advance_ms(1);
+    assert_eq!(counts(), (1, 1));
+}
+
+#[test]
+fn idle_log_is_marked_once() {
+    let rig = Rig::new(options());
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    store.commit().unwrap();
+    let batches = store.storage.stats().batch_count;
+    for _ in 0..5 {
+        rig.clock.advance_ms(1_000);
+        store.commit().unwrap();
+    }
+    assert_eq!(store.storage.stats().batch_count, batches + 1);
+    assert_eq!(store.storage.stats().undurable_bytes, 0);
+}
+
+#[test]
+fn full_buffer_refuses_and_tells_when_there_is_room() {
+    let rig = Rig::new(Options {
+        undurable_max_bytes: 1000,
+        ..options()
+    });
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    assert!(store.storage.has_room());
+    store.publish(&[1], &numbered_payload(1, 1000), 0);
+    assert!(!store.storage.has_room());
+    store.commit().unwrap();
+    assert!(store.storage.has_room());
+    assert_eq!(*store.heard.room_again_count.lock().unwrap(), 1);
+    store.commit().unwrap();
+    assert_eq!(*store.heard.room_again_count.lock().unwrap(), 1);
+}
+
+#[test]
+fn full_buffer_of_lazy_traffic_is_committed_at_once() {
+    let rig = Rig::new(Options {
+        undurable_max_bytes: 100,
+        ..options()
+    });
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    store.commit().unwrap();
+    for _ in 0..10 {
+        store.settle(1, 1, 1);
+    }
+    store.commit().unwrap();
+    assert_eq!(store.storage.stats().undurable_bytes, 0);
+}
+
+#[test]
+fn failed_sync_is_the_end_and_nothing_is_confirmed_after_it() {
+    let rig = Rig::new(options());
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    store.commit().unwrap();
+    let confirmed = store.storage.confirm_lsn();
+    rig.disk.inject(Trigger::Sync, 1, Effect::Eio);
+    store.publish(&[1], &numbered_payload(1, 10), 0);
+    assert!(store.commit().is_err());
+    assert_eq!(store.heard.failures.lock().unwrap().len(), 1);
+    let syncs = log_sync_count(&rig);
+    store.publish(&[1], &numbered_payload(2, 10), 0);
+    assert!(matches!(store.commit(), Err(StorageError::Stopped { .. })));
+    assert!(matches!(
+        store.storage.checkpoint(&store),
+        Err(StorageError::Stopped { .. })
+    ));
+    assert!(matches!(
+        store.storage.close(&store),
+        Err(StorageError::Stopped { .. })
+    ));
+    assert_eq!(store.storage.confirm_lsn(), confirmed);
+    assert_eq!(
+        log_sync_count(&rig),
+        syncs,
+        "a failed sync is never repeated"
+    );
+}
+
+#[test]
+fn failed_write_is_tried_once_more() {
+    for effect in [
+        Effect::Eio,
+        Effect::NoSpace,
+        Effect::Short { written_bytes: 700 },
+    ] {
+        let rig = Rig::new(options());
+        let (store, _) = rig.open();
+        store.create_queue(1);
+        rig.disk.inject(Trigger::Write, 1, effect);
+        let receipt = store.publish(&[1], &numbered_payload(1, 3000), 0).0;
+        store.commit().unwrap();
+        assert_eq!(store.storage.confirm_lsn(), receipt.end);
+        let (again, _) = rig.after_power_loss().open();
+        again.check_payloads(&store.payloads());
+
+        rig.disk.inject(Trigger::Write, 1, effect);
+        rig.disk.inject(Trigger::Write, 2, effect);
+        store.publish(&[1], &numbered_payload(2, 3000), 0);
+        assert!(store.commit().is_err());
+        assert_eq!(store.storage.confirm_lsn(), receipt.end);
+    }
+}
+
+#[test]
+fn commit_thread_tells_the_listener_when_a_sync_fails() {
+    let disk = SimDisk::new(1);
+    let clock = SimClock::new(1);
+    let (store, _) = LiveStore::open(Arc::new(disk.clone()), Arc::new(clock), options()).unwrap();
+    let receipt = store.create_queue(1);
+    store.storage.wake();
+    while store.storage.confirm_lsn() < receipt.end {
+        std::thread::yield_now();
+    }
+    disk.inject(Trigger::Sync, 1, Effect::Eio);
+    store.publish(&[1], &numbered_payload(1, 10), 0);
+    store.storage.wake();
+    while store.heard.failures.lock().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    assert_eq!(store.storage.confirm_lsn(), receipt.end);
+    assert!(store.storage.close(&store).is_err());
+}
+
+#[test]
+fn commits_of_many_threads_all_arrive() {
+    let disk = SimDisk::new(1);
+    let (store, _) = LiveStore::open(
+        Arc::new(disk.clone()),
+        Arc::new(SimClock::new(1)),
+        options(),
+    )
+    .unwrap();
+    store.create_queue(1);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let store = &store;
+            scope.spawn(move || {
+                for number in 0..50 {
+                    let receipt = store
+                        .publish(&[1], &numbered_payload(thread * 1000 + number, 600), 0)
+                        .0;
+                    store.storage.wake();
+                    while store.storage.confirm_lsn() < receipt.end {
+                        std::thread::yield_now();
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(store.storage.stats().message_count, 200);
+    store.check_payloads(&store.payloads());
+}
+
+#[test]
+fn segment_is_synced_before_the_next_one_gets_its_first_batch() {
+    let rig = Rig::new(with_policy(FsyncPolicy::Never));
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    for number in 0..100 {
+        store.publish(&[1], &numbered_payload(number, 1500), 0);
+        store.commit().unwrap();
+    }
+    // Without any sync by policy, what precedes a segment is durable all the same.
+    let (_, recovered) = rig.after_power_loss().open();
+    assert!(
+        recovered.report.message_count >= 40,
+        "{:?}",
+        recovered.report
+    );
+}
+
+#[test]
+fn atomic_group_is_never_split() {
+    let rig = Rig::new(Options {
+        commit_max_bytes: 200,
+        ..options()
+    });
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    store.create_queue(2);
+    for number in 0..60 {
+        let payload = numbered_payload(number, 900);
+        store.publish(&[1], &payload, 0);
+        store.move_message(1, number + 1, 2, &payload);
+    }
+    // Crash after every operation of the commit: a moved message is in exactly one of both queues.
+    let begun = rig.disk.operation_count();
+    store.commit().unwrap();
+    assert!(rig.disk.operation_count() - begun > 60);
+    let choices = [CrashChoice::keep_nothing(), CrashChoice::keep_everything()];
+    for choice in choices {
+        let (_, recovered) = rig.after_crash(&choice).open();
+        let counts: Vec<usize> = recovered
+            .queues
+            .iter()
+            .map(|queue| queue.entries.len())
+            .collect();
+        assert_eq!(counts, [0, 60]);
+    }
+}

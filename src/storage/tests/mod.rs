@@ -1,0 +1,67 @@
+//! Tests of the engine as a whole, on the simulated disk. Exhaustive crash points are in `tests/`.
+
+mod bytes_on_disk;
+mod commits;
+mod damage;
+mod lifecycle;
+
+use std::sync::Arc;
+
+use super::testing::LiveStore;
+use super::{FsyncPolicy, Options, Recovered, StorageError};
+use crate::disk::sim::{CrashChoice, SimClock, SimDisk};
+
+/// Smallest segments, and everything else as in production.
+fn options() -> Options {
+    Options {
+        segment_size_bytes: 64 * 1024,
+        ..Options::default()
+    }
+}
+
+fn with_policy(fsync: FsyncPolicy) -> Options {
+    Options { fsync, ..options() }
+}
+
+/// A disk, a clock and what runs on them.
+struct Rig {
+    disk: SimDisk,
+    clock: SimClock,
+    options: Options,
+}
+
+impl Rig {
+    fn new(options: Options) -> Self {
+        Self {
+            disk: SimDisk::new(1),
+            clock: SimClock::new(1_000_000),
+            options,
+        }
+    }
+
+    fn try_open(&self) -> Result<(LiveStore, Recovered), StorageError> {
+        LiveStore::open_by_hand(
+            Arc::new(self.disk.clone()),
+            Arc::new(self.clock.clone()),
+            self.options.clone(),
+        )
+    }
+
+    #[track_caller]
+    fn open(&self) -> (LiveStore, Recovered) {
+        self.try_open().expect("the store opens")
+    }
+
+    /// What is left when the power fails now and nothing that was not synced survives.
+    fn after_power_loss(&self) -> Self {
+        self.after_crash(&CrashChoice::keep_nothing())
+    }
+
+    fn after_crash(&self, choice: &CrashChoice) -> Self {
+        Self {
+            disk: self.disk.power_cycle(choice),
+            clock: self.clock.clone(),
+            options: self.options.clone(),
+        }
+    }
+}

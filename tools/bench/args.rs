@@ -1,0 +1,218 @@
+//! The command line.
+
+use crate::message::STAMP_BYTES;
+use crate::url::Url;
+use clap::{Parser, ValueEnum};
+use stratamq::amqp::field_table::{FieldTable, FieldValue};
+
+/// Generates load on an AMQP 0-9-1 broker and reports rates, latencies, loss and duplicates.
+///
+/// Example: 4 publishers, each with up to 100 unconfirmed persistent messages of 1 KiB, to 2 queues with 2 consumers for 10 seconds:
+///
+///     strata-bench --publishers 4 --queues 2 --consumers 2 --body-size 1024 --window 100 --duration 10
+///
+/// A backlog and how fast it is read back:
+///
+///     strata-bench --consumers 0 --count 1000000 --keep && strata-bench --publishers 0
+#[derive(Debug, Clone, Parser)]
+#[command(version, name = "strata-bench", verbatim_doc_comment)]
+pub(crate) struct Args {
+    /// The broker: amqp://USER:PASSWORD@HOST:PORT/VHOST.
+    #[arg(
+        long,
+        env = "AMQP_URL",
+        hide_env_values = true,
+        default_value = "amqp://guest:guest@127.0.0.1:5672/%2f"
+    )]
+    pub(crate) url: Url,
+    /// Publishing connections. 0 only consumes what an earlier run has left in the queues with --keep.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) publishers: u32,
+    /// Consuming connections. 0 only publishes; the queues' lengths then show what was lost.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) consumers: u32,
+    /// Queues. Every publisher goes round them message by message; each consumer reads its share of them.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) queues: u32,
+    /// Bytes of a message's body; the first 24 are the generator's stamp.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) body_size: usize,
+    /// Messages a publisher may have unconfirmed. 0 publishes without confirms, as fast as the broker reads.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) window: usize,
+    /// How consumers acknowledge.
+    #[arg(long, value_enum, default_value_t = AckMode::Manual)]
+    pub(crate) ack: AckMode,
+    /// Unacknowledged messages a consumer may have (basic.qos); 0 is no limit.
+    #[arg(long, default_value_t = 500)]
+    pub(crate) prefetch: u16,
+    /// Publish persistent messages (delivery mode 2). This is the default.
+    #[arg(long, conflicts_with = "transient")]
+    pub(crate) persistent: bool,
+    /// Publish transient messages (delivery mode 1).
+    #[arg(long)]
+    pub(crate) transient: bool,
+    /// Whether the queues are durable.
+    #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, require_equals = true,
+          action = clap::ArgAction::Set)]
+    pub(crate) durable: bool,
+    /// Seconds to publish for. Without this and --count: 10.
+    #[arg(long)]
+    pub(crate) duration: Option<u64>,
+    /// Messages to publish, over all publishers. With --duration: whatever is reached first.
+    #[arg(long)]
+    pub(crate) count: Option<u64>,
+    /// The broker's process, for CPU seconds and resident memory from /proc.
+    #[arg(long)]
+    pub(crate) pid: Option<u32>,
+    /// Queues are called PREFIX-0, PREFIX-1 and so on. They are deleted and declared anew, unless --publishers is 0.
+    #[arg(long, default_value = "strata-bench")]
+    pub(crate) queue_prefix: String,
+    /// An argument of the queues, such as x-queue-type=quorum; numbers are sent as numbers. May be repeated.
+    #[arg(long = "queue-argument", value_name = "NAME=VALUE", value_parser = queue_argument)]
+    pub(crate) queue_arguments: Vec<(String, String)>,
+    /// Leave the queues and what is in them.
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Seconds without any progress after which missing confirms and deliveries are given up.
+    #[arg(long, default_value_t = 30)]
+    pub(crate) patience: u64,
+    /// Print one JSON object in place of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How consumers acknowledge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AckMode {
+    /// One basic.ack with multiple=true for all that a read from the socket brought.
+    Manual,
+    /// One basic.ack for every message.
+    Each,
+    /// No acknowledgements (no_ack).
+    Auto,
+}
+
+fn queue_argument(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+impl Args {
+    /// What is wrong with flags that parse each by itself.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.body_size < STAMP_BYTES {
+            return Err(format!(
+                "--body-size is at least {STAMP_BYTES}, the size of the stamp"
+            ));
+        }
+        if self.publishers == 0 && self.consumers == 0 {
+            return Err("--publishers and --consumers are both 0: nothing to do".to_owned());
+        }
+        if self.queue_prefix.len() > 200 {
+            return Err("--queue-prefix is too long for a queue's name".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Delivery mode of the messages.
+    pub(crate) fn is_persistent(&self) -> bool {
+        !self.transient
+    }
+
+    /// Seconds to publish for, if that limits the run.
+    pub(crate) fn duration_secs(&self) -> Option<u64> {
+        match (self.duration, self.count) {
+            (None, None) => Some(10),
+            (duration, _) => duration,
+        }
+    }
+
+    /// How many messages publisher `index` sends, if that limits the run; the first ones take the remainder.
+    pub(crate) fn count_of(&self, index: u32) -> Option<u64> {
+        let publishers = u64::from(self.publishers);
+        let share =
+            |count: u64| count / publishers + u64::from(u64::from(index) < count % publishers);
+        self.count.map(share)
+    }
+
+    /// The name of a queue.
+    pub(crate) fn queue_name(&self, index: u32) -> String {
+        format!("{}-{index}", self.queue_prefix)
+    }
+
+    /// The queues consumer `index` reads: every queue has a consumer if there is one at all, every consumer a queue.
+    pub(crate) fn queues_of(&self, index: u32) -> Vec<u32> {
+        if self.consumers >= self.queues {
+            vec![index % self.queues]
+        } else {
+            (0..self.queues)
+                .filter(|queue| queue % self.consumers == index)
+                .collect()
+        }
+    }
+
+    /// Whether the order of a queue's messages can be judged: it has one consumer.
+    pub(crate) fn is_order_known(&self) -> bool {
+        self.consumers <= self.queues
+    }
+
+    /// The arguments of a queue's declaration.
+    pub(crate) fn declare_arguments(&self) -> FieldTable {
+        let mut table = FieldTable::default();
+        for (name, value) in &self.queue_arguments {
+            let value = match value.parse() {
+                Ok(number) => FieldValue::Long(number),
+                Err(_) => FieldValue::text(value),
+            };
+            table.set(name, value);
+        }
+        table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+
+    #[track_caller]
+    fn check(line: &str, expected: &str) {
+        let words = std::iter::once("strata-bench").chain(line.split_whitespace());
+        let args = Args::try_parse_from(words).expect("the flags parse");
+        let shares: Vec<_> = (0..args.publishers)
+            .map(|index| args.count_of(index))
+            .collect();
+        let queues: Vec<_> = (0..args.consumers)
+            .map(|index| args.queues_of(index))
+            .collect();
+        let shown = format!(
+            "{:?} {shares:?} {queues:?} {}",
+            args.duration_secs(),
+            args.durable
+        );
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn work_is_shared_without_a_rest() {
+        check("", "Some(10) [None] [[0]] true");
+        check(
+            "--publishers 3 --count 10",
+            "None [Some(4), Some(3), Some(3)] [[0]] true",
+        );
+        check(
+            "--consumers 2 --queues 3 --duration 5 --count 1",
+            "Some(5) [Some(1)] [[0, 2], [1]] true",
+        );
+        check(
+            "--consumers 3 --queues 2 --durable=false",
+            "Some(10) [None] [[0], [1], [0]] false",
+        );
+    }
+}
