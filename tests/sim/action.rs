@@ -121,7 +121,9 @@ impl Outgoing {
         let body = live.body(len_bytes);
         let mut refs: Vec<Ref> = Vec::new();
         for slot in to {
-            let Some(queue) = live.queue_of(*slot) else { continue };
+            let Some(queue) = live.queue_of(*slot) else {
+                continue;
+            };
             refs.push(Ref {
                 queue: queue.image.id,
                 seq: queue.take_seq(),
@@ -133,7 +135,10 @@ impl Outgoing {
         let crc = crc32fast::hash(&payload);
         // As the broker does it: properties and body are parts of their own.
         let (head, body_bytes) = payload.split_at(Body::LEN_MIN_BYTES as usize);
-        let payload = vec![Bytes::copy_from_slice(head), Bytes::copy_from_slice(body_bytes)];
+        let payload = vec![
+            Bytes::copy_from_slice(head),
+            Bytes::copy_from_slice(body_bytes),
+        ];
         (!refs.is_empty()).then_some(Self {
             refs,
             body,
@@ -154,7 +159,11 @@ impl Outgoing {
 
     fn event(&self) -> Event {
         Event::Published {
-            refs: self.refs.iter().map(|r| (r.queue, r.seq, r.expires_at_ms)).collect(),
+            refs: self
+                .refs
+                .iter()
+                .map(|r| (r.queue, r.seq, r.expires_at_ms))
+                .collect(),
             body: self.body,
             priority: PRIORITY,
         }
@@ -188,16 +197,23 @@ impl World {
                 Action::Create(slot) => self.create(&mut live, *slot),
                 Action::Delete(slot) => self.delete(&mut live, *slot),
                 Action::Meta => Some(self.push_meta(&mut live, MetaEffect::None, Event::Meta)),
-                Action::Publish { to, count, len_bytes, expires } => {
-                    self.publish(&mut live, to, *count, *len_bytes, *expires)
-                }
+                Action::Publish {
+                    to,
+                    count,
+                    len_bytes,
+                    expires,
+                } => self.publish(&mut live, to, *count, *len_bytes, *expires),
                 Action::Ack(slot, pick) => {
                     self.settle(&mut live, *slot, *pick, SettleCause::Acked, Urgency::Lazy);
                     None
                 }
-                Action::Purge(slot, pick) => {
-                    self.settle(&mut live, *slot, *pick, SettleCause::Purged, Urgency::Waited)
-                }
+                Action::Purge(slot, pick) => self.settle(
+                    &mut live,
+                    *slot,
+                    *pick,
+                    SettleCause::Purged,
+                    Urgency::Waited,
+                ),
                 Action::Requeue(slot) => self.requeue(&mut live, *slot),
                 Action::Reserve(slot) => self.reserve(&mut live, *slot),
                 Action::Deliver(slot, count) => {
@@ -213,11 +229,19 @@ impl World {
                 Action::DeadLetter { from, to } => {
                     self.group(&mut live, &[*to], 64, &[(*from, Pick::First(1))])
                 }
-                Action::Transaction { to, len_bytes, acks } => {
+                Action::Transaction {
+                    to,
+                    len_bytes,
+                    acks,
+                } => {
                     let acks: Vec<_> = acks.iter().map(|slot| (*slot, Pick::First(2))).collect();
                     self.group(&mut live, to, *len_bytes, &acks)
                 }
-                Action::Checkpoint(_) | Action::Reopen | Action::Burst(_) | Action::Idle | Action::Flush => {
+                Action::Checkpoint(_)
+                | Action::Reopen
+                | Action::Burst(_)
+                | Action::Idle
+                | Action::Flush => {
                     panic!("{action:?} is no push")
                 }
             }
@@ -228,7 +252,9 @@ impl World {
 
     fn push_one(&self, request: Request<'_>, urgency: Urgency) -> (Lsn, Option<Position>) {
         let mut positions = Vec::new();
-        let receipt = self.storage.push(&[request], false, urgency, &mut positions);
+        let receipt = self
+            .storage
+            .push(&[request], false, urgency, &mut positions);
         (receipt.end, positions.first().copied())
     }
 
@@ -267,17 +293,31 @@ impl World {
         Some(end)
     }
 
-    fn publish(&self, live: &mut Live, to: &[Slot], count: usize, len_bytes: u32, expires: bool) -> Option<Lsn> {
+    fn publish(
+        &self,
+        live: &mut Live,
+        to: &[Slot],
+        count: usize,
+        len_bytes: u32,
+        expires: bool,
+    ) -> Option<Lsn> {
         let expires_at_ms = if expires { TIME_MS + 60_000 } else { 0 };
-        let messages: Vec<_> =
-            (0..count).filter_map(|_| Outgoing::new(live, to, len_bytes, expires_at_ms)).collect();
+        let messages: Vec<_> = (0..count)
+            .filter_map(|_| Outgoing::new(live, to, len_bytes, expires_at_ms))
+            .collect();
         if messages.is_empty() {
             return None;
         }
         let requests: Vec<_> = messages.iter().map(Outgoing::request).collect();
         let mut positions = Vec::new();
-        let receipt = self.storage.push(&requests, false, Urgency::Waited, &mut positions);
-        assert_eq!(positions.len(), messages.len(), "a position for each message");
+        let receipt = self
+            .storage
+            .push(&requests, false, Urgency::Waited, &mut positions);
+        assert_eq!(
+            positions.len(),
+            messages.len(),
+            "a position for each message"
+        );
         for (message, position) in messages.iter().zip(positions) {
             message.apply(live, position);
             // Each record may survive without the next, but is waited for with the whole push.
@@ -286,7 +326,14 @@ impl World {
         Some(receipt.end)
     }
 
-    fn settle(&self, live: &mut Live, slot: Slot, pick: Pick, cause: SettleCause, urgency: Urgency) -> Option<Lsn> {
+    fn settle(
+        &self,
+        live: &mut Live,
+        slot: Slot,
+        pick: Pick,
+        cause: SettleCause,
+        urgency: Urgency,
+    ) -> Option<Lsn> {
         let queue = live.queue_of(slot)?;
         let ranges = queue.ranges(|index| pick.takes(index));
         if ranges.is_empty() {
@@ -314,7 +361,9 @@ impl World {
             delivery_count,
         };
         let (end, _) = self.push_one(request, Urgency::Waited);
-        queue.image.apply_requeue(entry.seq, delivery_count, end, end);
+        queue
+            .image
+            .apply_requeue(entry.seq, delivery_count, end, end);
         queue.delivered.remove(&entry.seq);
         let event = Event::Requeued {
             queue: id,
@@ -336,7 +385,9 @@ impl World {
 
     fn deliver(&self, live: &mut Live, slot: Slot, count: usize) -> Result<(), Dead> {
         let confirm_lsn = self.ear.confirm_lsn();
-        let Some(queue) = live.queue_of(slot) else { return Ok(()) };
+        let Some(queue) = live.queue_of(slot) else {
+            return Ok(());
+        };
         let id = queue.image.id;
         for entry in queue.deliver(count, confirm_lsn) {
             live.history.deliver(id, entry.seq);
@@ -354,17 +405,27 @@ impl World {
         Ok(())
     }
 
-    fn group(&self, live: &mut Live, to: &[Slot], len_bytes: u32, acks: &[(Slot, Pick)]) -> Option<Lsn> {
+    fn group(
+        &self,
+        live: &mut Live,
+        to: &[Slot],
+        len_bytes: u32,
+        acks: &[(Slot, Pick)],
+    ) -> Option<Lsn> {
         let mut settles: Vec<(QueueId, Vec<SeqRange>)> = Vec::new();
         for (slot, pick) in acks {
-            let Some(queue) = live.queue_of(*slot) else { continue };
+            let Some(queue) = live.queue_of(*slot) else {
+                continue;
+            };
             let ranges = queue.ranges(|index| pick.takes(index));
             if !ranges.is_empty() {
                 settles.push((queue.image.id, ranges));
             }
         }
-        let messages: Vec<_> =
-            to.iter().filter_map(|slot| Outgoing::new(live, &[*slot], len_bytes, 0)).collect();
+        let messages: Vec<_> = to
+            .iter()
+            .filter_map(|slot| Outgoing::new(live, &[*slot], len_bytes, 0))
+            .collect();
         if settles.is_empty() || messages.is_empty() {
             return None;
         }
@@ -375,7 +436,9 @@ impl World {
             ranges,
         }));
         let mut positions = Vec::new();
-        let receipt = self.storage.push(&requests, true, Urgency::Waited, &mut positions);
+        let receipt = self
+            .storage
+            .push(&requests, true, Urgency::Waited, &mut positions);
         let mut events: Vec<_> = messages.iter().map(Outgoing::event).collect();
         for (message, position) in messages.iter().zip(positions) {
             message.apply(live, position);
@@ -417,7 +480,11 @@ impl<'a> Source<'a> {
 
     /// Lets the next operation happen. Its commit is awaited, so that the order of disk operations is always the same.
     fn happen(&self) {
-        let next = self.meanwhile.lock().expect("no test panics in it").pop_front();
+        let next = self
+            .meanwhile
+            .lock()
+            .expect("no test panics in it")
+            .pop_front();
         if let Some(action) = next
             && let Ok(Some(end)) = self.world.push(action)
         {
@@ -431,7 +498,11 @@ impl CheckpointSource for Source<'_> {
     fn meta(&self) -> (Vec<u8>, Lsn) {
         self.happen();
         let live = self.world.live();
-        let bytes = live.meta.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let bytes = live
+            .meta
+            .iter()
+            .flat_map(|number| number.to_le_bytes())
+            .collect();
         (bytes, live.meta_lsn)
     }
 
@@ -444,6 +515,10 @@ impl CheckpointSource for Source<'_> {
         self.happen();
         let live = self.world.live();
         let queue = live.queues.get(&id)?;
-        Some(if self.is_exact { queue.exact_image() } else { queue.image.clone() })
+        Some(if self.is_exact {
+            queue.exact_image()
+        } else {
+            queue.image.clone()
+        })
     }
 }

@@ -20,6 +20,11 @@ pub(super) const SAMPLE_COUNT: usize = 64;
 /// All subsets of twelve units.
 const SUBSET_COUNT: usize = 1 << 12;
 
+/// True when time does not matter: every survivor is crashed again, many of them inside recovery.
+fn is_full() -> bool {
+    std::env::var_os("STRATAMQ_SIM_FULL").is_some()
+}
+
 /// A script whose every operation is a crash point.
 pub(super) struct Case {
     /// Name of the test, for the command that repeats a failure.
@@ -73,8 +78,9 @@ impl Case {
     /// Runs all of it.
     pub(super) fn explore(&self) -> Coverage {
         let mut coverage = Coverage::default();
-        let only: Option<u64> =
-            std::env::var("STRATAMQ_SIM_OPERATION").ok().map(|text| text.parse().expect("a number"));
+        let only: Option<u64> = std::env::var("STRATAMQ_SIM_OPERATION")
+            .ok()
+            .map(|text| text.parse().expect("a number"));
         let count = self.operation_count();
         for operation in 0..=count {
             if only.is_none_or(|only| only == operation) {
@@ -86,6 +92,10 @@ impl Case {
         coverage
     }
 
+    fn nested_stride() -> usize {
+        if is_full() { 16 } else { 499 }
+    }
+
     /// Operations of an undisturbed run, which must be the same each time.
     fn operation_count(&self) -> u64 {
         let run = || {
@@ -94,12 +104,20 @@ impl Case {
             let outcome = world.run(&self.script);
             assert_eq!(outcome, Ok(()), "{}: an undisturbed run", self.name);
             let shape = |disk: &SimDisk| -> Vec<_> {
-                disk.journal().into_iter().map(|o| (o.action, o.path)).collect()
+                disk.journal()
+                    .into_iter()
+                    .map(|o| (o.action, o.path))
+                    .collect()
             };
             shape(&world.into_dead().0)
         };
         let journal = run();
-        assert_eq!(journal, run(), "{}: two runs of one script differ", self.name);
+        assert_eq!(
+            journal,
+            run(),
+            "{}: two runs of one script differ",
+            self.name
+        );
         journal.len() as u64
     }
 
@@ -116,7 +134,11 @@ impl Case {
             Err(error) => panic!("{}: a fresh disk: {error}", self.name),
         };
         let unit_count = disk.unsynced().len();
-        let choice_max = if unit_count <= 12 { SUBSET_COUNT } else { SAMPLE_COUNT };
+        let choice_max = if unit_count <= 12 {
+            SUBSET_COUNT
+        } else {
+            SAMPLE_COUNT
+        };
         for (index, choice) in disk.choices(choice_max, operation).into_iter().enumerate() {
             let place = Place {
                 case: self,
@@ -128,7 +150,14 @@ impl Case {
     }
 
     /// One survivor of a crash: recover, go on, crash again.
-    fn survive(&self, disk: &SimDisk, live: &Live, place: &Place<'_>, index: usize, coverage: &mut Coverage) {
+    fn survive(
+        &self,
+        disk: &SimDisk,
+        live: &Live,
+        place: &Place<'_>,
+        index: usize,
+        coverage: &mut Coverage,
+    ) {
         coverage.recoveries += 1;
         let survivor = disk.power_cycle(&place.choice);
         let mut world = match World::open(survivor, self.options.clone(), live.clone()) {
@@ -137,10 +166,10 @@ impl Case {
         };
         let recovery_count = world.disk.operation_count();
         // Nested crashes cost a hundred recoveries each, so only some survivors have them.
-        if index < 2 || index.is_multiple_of(97) {
+        if index < 2 || index.is_multiple_of(Self::nested_stride()) {
             self.crash_inside_recovery(disk, place, recovery_count, coverage);
         }
-        if index >= 16 && !index.is_multiple_of(8) {
+        if index >= 8 && !index.is_multiple_of(32) && !is_full() {
             world.into_dead();
             return;
         }
@@ -161,7 +190,13 @@ impl Case {
 
     /// I6: a crash at any operation of recovery changes nothing of what recovery finds, and neither does recovering
     /// twice.
-    fn crash_inside_recovery(&self, disk: &SimDisk, place: &Place<'_>, recovery_count: u64, coverage: &mut Coverage) {
+    fn crash_inside_recovery(
+        &self,
+        disk: &SimDisk,
+        place: &Place<'_>,
+        recovery_count: u64,
+        coverage: &mut Coverage,
+    ) {
         let whole = || disk.power_cycle(&place.choice);
         let expected = match recover(&whole(), &self.options) {
             Ok(opened) => opened.into_observed(),
@@ -174,7 +209,7 @@ impl Case {
                 drop(opened.into_observed());
             }
             victim.crash();
-            for choice in victim.choices(8, operation) {
+            for choice in victim.choices(4, operation) {
                 coverage.crashes_inside_recovery += 1;
                 let what = format!("crash inside recovery at operation {operation}, {choice:?}");
                 match recover(&victim.power_cycle(&choice), &self.options) {

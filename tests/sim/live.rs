@@ -67,14 +67,23 @@ impl LiveQueue {
 
     /// Hands the first `count` deliverable messages to a consumer.
     pub(super) fn deliver(&mut self, count: usize, confirm_lsn: Lsn) -> Vec<ImageEntry> {
-        let durable = self.reservations.iter().filter(|(end, _)| *end <= confirm_lsn);
+        let durable = self
+            .reservations
+            .iter()
+            .filter(|(end, _)| *end <= confirm_lsn);
         let durable_upto = durable.map(|(_, upto)| *upto).max().unwrap_or(Seq(0));
         let is_deliverable = |entry: &&ImageEntry| {
             let is_covered = entry.seq < durable_upto || self.covered.contains(&entry.seq);
             is_covered && !self.delivered.contains(&entry.seq)
         };
-        let entries: Vec<_> =
-            self.image.entries.iter().filter(is_deliverable).take(count).copied().collect();
+        let entries: Vec<_> = self
+            .image
+            .entries
+            .iter()
+            .filter(is_deliverable)
+            .take(count)
+            .copied()
+            .collect();
         for entry in &entries {
             self.delivered.insert(entry.seq);
             self.delivered_upto = self.delivered_upto.max(Seq(entry.seq.0 + 1));
@@ -123,7 +132,8 @@ impl LiveQueue {
 
     pub(super) fn settle(&mut self, ranges: &[SeqRange], end: Lsn) {
         for range in ranges {
-            self.delivered.retain(|seq| *seq < range.first || *seq > range.last);
+            self.delivered
+                .retain(|seq| *seq < range.first || *seq > range.last);
         }
         self.image.apply_settle(ranges.iter().copied(), end, end);
     }
@@ -147,10 +157,18 @@ pub(super) struct Live {
 
 impl Live {
     /// Continues with a recovered store.
-    pub(super) fn restored(mut self, kept_step_count: usize, images: Vec<QueueImage>, meta: Vec<u64>) -> Self {
+    pub(super) fn restored(
+        mut self,
+        kept_step_count: usize,
+        images: Vec<QueueImage>,
+        meta: Vec<u64>,
+    ) -> Self {
         self.history = self.history.resolve(kept_step_count);
         self.step_ends.clear();
-        self.queues = images.into_iter().map(|image| (image.id, LiveQueue::new(image))).collect();
+        self.queues = images
+            .into_iter()
+            .map(|image| (image.id, LiveQueue::new(image)))
+            .collect();
         self.slots.retain(|_, id| self.queues.contains_key(id));
         self.created.retain(|number, _| meta.contains(number));
         self.meta = meta;
@@ -185,7 +203,8 @@ impl Live {
     pub(super) fn create(&mut self, slot: Slot, id: QueueId, number: u64, end: Lsn) {
         self.created.insert(number, id);
         self.slots.insert(slot, id);
-        self.queues.insert(id, LiveQueue::new(QueueImage::new(id, end)));
+        self.queues
+            .insert(id, LiveQueue::new(QueueImage::new(id, end)));
     }
 
     /// Notes one step that ends at `end`.
@@ -212,6 +231,11 @@ impl Live {
 
     /// The highest end that is waited for.
     pub(super) fn last_end(&self) -> Lsn {
-        self.step_ends.iter().rev().find(|end| **end < Lsn(u64::MAX)).copied().unwrap_or_default()
+        self.step_ends
+            .iter()
+            .rev()
+            .find(|end| **end < Lsn(u64::MAX))
+            .copied()
+            .unwrap_or_default()
     }
 }

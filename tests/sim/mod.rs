@@ -7,4 +7,5 @@ mod model;
 mod oracle;
 mod oracle_tests;
 mod scripts;
+mod seeded;
 mod world;

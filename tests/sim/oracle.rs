@@ -110,7 +110,10 @@ impl History {
 
     /// The first `count` steps are durable.
     pub(super) fn confirm(&mut self, count: usize) {
-        assert!(count <= self.steps.len(), "only steps that were made can be confirmed");
+        assert!(
+            count <= self.steps.len(),
+            "only steps that were made can be confirmed"
+        );
         self.confirmed_count = self.confirmed_count.max(count);
     }
 
@@ -160,12 +163,21 @@ impl History {
     pub(super) fn resolve(&self, count: usize) -> Self {
         let mut base = self.after(count);
         // Recovery put the tails above what may have been delivered; from here on that is where they are.
-        base.queues.values_mut().for_each(|queue| queue.next_seq = queue.tail());
+        base.queues
+            .values_mut()
+            .for_each(|queue| queue.next_seq = queue.tail());
         let is_there = |(queue, seq): &(QueueId, Seq)| {
-            base.queues.get(queue).is_some_and(|q| q.messages.contains_key(seq))
+            base.queues
+                .get(queue)
+                .is_some_and(|q| q.messages.contains_key(seq))
         };
         Self {
-            delivered: self.delivered.iter().filter(|key| is_there(key)).copied().collect(),
+            delivered: self
+                .delivered
+                .iter()
+                .filter(|key| is_there(key))
+                .copied()
+                .collect(),
             base,
             steps: Vec::new(),
             confirmed_count: 0,
@@ -192,8 +204,12 @@ impl History {
 
     /// Which queues were created when and deleted when.
     fn lives(&self) -> BTreeMap<QueueId, (Option<usize>, Option<usize>)> {
-        let mut lives: BTreeMap<_, _> =
-            self.base.queues.keys().map(|id| (*id, (None, None))).collect();
+        let mut lives: BTreeMap<_, _> = self
+            .base
+            .queues
+            .keys()
+            .map(|id| (*id, (None, None)))
+            .collect();
         for (step, event) in self.numbered_events() {
             match event {
                 Event::Created(_, id) => drop(lives.insert(*id, (Some(step), None))),
@@ -245,7 +261,11 @@ impl History {
         }
         for (step, event) in self.numbered_events() {
             match event {
-                Event::Published { refs, body, priority } => {
+                Event::Published {
+                    refs,
+                    body,
+                    priority,
+                } => {
                     for (id, seq, expires_at_ms) in refs {
                         let message = Message {
                             body: *body,
@@ -305,9 +325,8 @@ impl History {
                 && entry.expires_at_ms == fate.message.expires_at_ms
                 && entry.priority == fate.message.priority;
             if !is_right {
-                let is_another = ours().any(|(key, other)| {
-                    key.1 != seq && Some(other.message.body) == entry.body
-                });
+                let is_another = ours()
+                    .any(|(key, other)| key.1 != seq && Some(other.message.body) == entry.body);
                 complaints.push(if is_another {
                     Complaint::Reordered(queue.id, seq)
                 } else {
@@ -323,7 +342,9 @@ impl History {
 
     fn check_tail(&self, queue: &ObservedQueue, complaints: &mut Vec<Complaint>) {
         let certain = self.after(self.confirmed_count);
-        let Some(expected) = certain.queues.get(&queue.id) else { return };
+        let Some(expected) = certain.queues.get(&queue.id) else {
+            return;
+        };
         if queue.next_seq < expected.tail() {
             complaints.push(Complaint::SeqReused(queue.id, queue.next_seq));
         }
@@ -399,7 +420,9 @@ impl History {
 
 fn keys(observed: &Observed) -> BTreeSet<(QueueId, Seq)> {
     let queues = observed.queues.iter();
-    queues.flat_map(|queue| queue.entries.iter().map(|entry| (queue.id, entry.seq))).collect()
+    queues
+        .flat_map(|queue| queue.entries.iter().map(|entry| (queue.id, entry.seq)))
+        .collect()
 }
 
 /// True when the recovered store is in this state. A tail may be higher than the log shows: messages that are not

@@ -17,7 +17,10 @@ fn body(number: u64) -> Body {
 
 fn published(number: u64, refs: &[(QueueId, u64)]) -> Event {
     Event::Published {
-        refs: refs.iter().map(|(queue, seq)| (*queue, Seq(*seq), 0)).collect(),
+        refs: refs
+            .iter()
+            .map(|(queue, seq)| (*queue, Seq(*seq), 0))
+            .collect(),
         body: body(number),
         priority: 0,
     }
@@ -42,7 +45,10 @@ fn history() -> History {
         published(12, &[(Q1, 2)]),
         published(13, &[(Q1, 3)]),
         settled(Q1, 1, 1),
-        Event::Reserved { queue: Q1, upto: Seq(3) },
+        Event::Reserved {
+            queue: Q1,
+            upto: Seq(3),
+        },
     ] {
         history.push(vec![event]);
     }
@@ -70,9 +76,14 @@ fn check(doctor: impl FnOnce(&mut Observed), expected: &[Complaint]) {
 fn check_after(count: usize, doctor: impl FnOnce(&mut Observed), expected: &[Complaint]) {
     let mut observed = found_after(count);
     doctor(&mut observed);
-    let complaints = history().check(&observed).expect_err("the oracle must complain");
+    let complaints = history()
+        .check(&observed)
+        .expect_err("the oracle must complain");
     for complaint in expected {
-        assert!(complaints.contains(complaint), "{complaint:?} is not among {complaints:?}");
+        assert!(
+            complaints.contains(complaint),
+            "{complaint:?} is not among {complaints:?}"
+        );
     }
 }
 
@@ -86,7 +97,10 @@ fn every_prefix_behind_the_confirmed_steps_is_accepted() {
 #[test]
 fn a_prefix_before_the_confirmed_steps_is_a_loss() {
     for count in 0..7 {
-        assert!(history().check(&found_after(count)).is_err(), "{count} steps");
+        assert!(
+            history().check(&found_after(count)).is_err(),
+            "{count} steps"
+        );
     }
 }
 
@@ -97,8 +111,13 @@ fn a_lost_message_is_seen() {
     history.confirm(history.step_count());
     let mut observed = observe(&history.latest());
     observed.queues[0].entries.pop();
-    let complaints = history.check(&observed).expect_err("the oracle must complain");
-    assert!(complaints.contains(&Complaint::Lost(Q1, Seq(5))), "{complaints:?}");
+    let complaints = history
+        .check(&observed)
+        .expect_err("the oracle must complain");
+    assert!(
+        complaints.contains(&Complaint::Lost(Q1, Seq(5))),
+        "{complaints:?}"
+    );
 }
 
 #[test]
@@ -123,14 +142,21 @@ fn a_duplicated_message_is_seen() {
 
 #[test]
 fn reordered_messages_are_seen() {
-    check_after(7, |found| found.queues[0].entries.swap(0, 1), &[Complaint::Reordered(Q1, Seq(2))]);
+    check_after(
+        7,
+        |found| found.queues[0].entries.swap(0, 1),
+        &[Complaint::Reordered(Q1, Seq(2))],
+    );
     check_after(
         7,
         |found| {
             let entries = &mut found.queues[0].entries;
             (entries[0].body, entries[1].body) = (entries[1].body, entries[0].body);
         },
-        &[Complaint::Reordered(Q1, Seq(2)), Complaint::Reordered(Q1, Seq(3))],
+        &[
+            Complaint::Reordered(Q1, Seq(2)),
+            Complaint::Reordered(Q1, Seq(3)),
+        ],
     );
 }
 
@@ -138,10 +164,19 @@ fn reordered_messages_are_seen() {
 fn altered_messages_are_seen() {
     let altered = [Complaint::Altered(Q1, Seq(3))];
     check(|found| found.queues[0].entries[0].body = None, &altered);
-    check(|found| found.queues[0].entries[0].body = Some(body(99)), &altered);
-    check(|found| found.queues[0].entries[0].expires_at_ms = 1, &altered);
+    check(
+        |found| found.queues[0].entries[0].body = Some(body(99)),
+        &altered,
+    );
+    check(
+        |found| found.queues[0].entries[0].expires_at_ms = 1,
+        &altered,
+    );
     check(|found| found.queues[0].entries[0].priority = 9, &altered);
-    check(|found| found.queues[0].entries[0].delivery_count = 9, &[Complaint::NotAPrefix]);
+    check(
+        |found| found.queues[0].entries[0].delivery_count = 9,
+        &[Complaint::NotAPrefix],
+    );
 }
 
 #[test]
@@ -180,7 +215,11 @@ fn half_a_group_is_seen() {
         &[Complaint::HalfGroup(9)],
     );
     // The settle without the publish: a dead-lettering that loses the message.
-    check_after(10, |found| found.queues[1].entries.clear(), &[Complaint::HalfGroup(9)]);
+    check_after(
+        10,
+        |found| found.queues[1].entries.clear(),
+        &[Complaint::HalfGroup(9)],
+    );
 }
 
 #[test]
@@ -189,8 +228,13 @@ fn half_a_fan_out_is_seen() {
     history.push(vec![published(16, &[(Q1, 5), (Q2, 2)])]);
     let mut observed = observe(&history.latest());
     observed.queues[1].entries.pop();
-    let complaints = history.check(&observed).expect_err("the oracle must complain");
-    assert!(complaints.contains(&Complaint::HalfGroup(11)), "{complaints:?}");
+    let complaints = history
+        .check(&observed)
+        .expect_err("the oracle must complain");
+    assert!(
+        complaints.contains(&Complaint::HalfGroup(11)),
+        "{complaints:?}"
+    );
 }
 
 #[test]
@@ -208,8 +252,14 @@ fn a_later_step_without_an_earlier_one_is_seen() {
 
 #[test]
 fn lost_and_invented_queues_are_seen() {
-    check(|found| drop(found.queues.remove(1)), &[Complaint::QueueLost(Q2)]);
-    check(|found| found.queues[1].id = QueueId(9), &[Complaint::QueueInvented(QueueId(9))]);
+    check(
+        |found| drop(found.queues.remove(1)),
+        &[Complaint::QueueLost(Q2)],
+    );
+    check(
+        |found| found.queues[1].id = QueueId(9),
+        &[Complaint::QueueInvented(QueueId(9))],
+    );
 }
 
 #[test]
@@ -217,19 +267,34 @@ fn a_deleted_queue_that_comes_back_is_seen() {
     let mut history = history();
     history.push(vec![Event::Deleted(4, Q1)]);
     history.confirm(history.step_count());
-    let complaints = history.check(&found_after(11)).expect_err("the oracle must complain");
-    assert!(complaints.contains(&Complaint::QueueInvented(Q1)), "{complaints:?}");
+    let complaints = history
+        .check(&found_after(11))
+        .expect_err("the oracle must complain");
+    assert!(
+        complaints.contains(&Complaint::QueueInvented(Q1)),
+        "{complaints:?}"
+    );
 }
 
 #[test]
 fn reused_seqs_and_lost_reservations_are_seen() {
-    check(|found| found.queues[0].next_seq = Seq(3), &[Complaint::SeqReused(Q1, Seq(3))]);
-    check(|found| found.queues[0].reserved_upto = Seq(1), &[Complaint::ReservationLost(Q1, Seq(1))]);
+    check(
+        |found| found.queues[0].next_seq = Seq(3),
+        &[Complaint::SeqReused(Q1, Seq(3))],
+    );
+    check(
+        |found| found.queues[0].reserved_upto = Seq(1),
+        &[Complaint::ReservationLost(Q1, Seq(1))],
+    );
 }
 
 #[test]
 fn a_delivered_message_without_a_flag_is_seen() {
-    check_after(7, |found| found.queues[0].reserved_upto = Seq(2), &[Complaint::NotFlagged(Q1, Seq(2))]);
+    check_after(
+        7,
+        |found| found.queues[0].reserved_upto = Seq(2),
+        &[Complaint::NotFlagged(Q1, Seq(2))],
+    );
 }
 
 #[test]
@@ -256,7 +321,10 @@ fn a_clean_stop_may_lower_the_reservation_only_once_it_happened() {
 #[test]
 fn payloads_name_their_body_to_the_last_bit() {
     for len_bytes in [16, 40, 5000] {
-        let body = Body { number: 7, len_bytes };
+        let body = Body {
+            number: 7,
+            len_bytes,
+        };
         let payload = body.payload();
         assert_eq!(Body::of_payload(&payload), Some(body));
         for at in 0..payload.len() {

@@ -84,7 +84,10 @@ impl Ear {
             .changed
             .wait_timeout_while(guard, HANG, is_waiting)
             .unwrap_or_else(PoisonError::into_inner);
-        assert!(!timeout.timed_out(), "the engine neither commits {lsn} nor fails");
+        assert!(
+            !timeout.timed_out(),
+            "the engine neither commits {lsn} nor fails"
+        );
         match &heard.failure {
             Some(reason) if heard.confirm_lsn < lsn => Err(Dead(reason.clone())),
             _ => Ok(()),
@@ -106,7 +109,8 @@ impl CommitListener for Ear {
     fn committed(&self, confirm_lsn: Lsn) {
         let mut heard = self.heard();
         if heard.failure.is_some() {
-            self.has_confirmed_after_failure.store(true, Ordering::SeqCst);
+            self.has_confirmed_after_failure
+                .store(true, Ordering::SeqCst);
         }
         assert!(confirm_lsn >= heard.confirm_lsn, "the watermark only rises");
         heard.confirm_lsn = confirm_lsn;
@@ -116,7 +120,9 @@ impl CommitListener for Ear {
     fn has_room_again(&self) {}
 
     fn failed(&self, error: &StorageError) {
-        self.heard().failure.get_or_insert_with(|| error.to_string());
+        self.heard()
+            .failure
+            .get_or_insert_with(|| error.to_string());
         self.changed.notify_all();
     }
 }
@@ -163,7 +169,11 @@ pub(super) fn recover(disk: &SimDisk, options: &Options) -> Result<Opened, Stora
 fn recover_with(drive: Drive, disk: &SimDisk, options: &Options) -> Result<Opened, StorageError> {
     let clock = SimClock::new(1_700_000_000_000);
     let ear = Arc::new(Ear::default());
-    let (on, at, settings) = (Arc::new(disk.clone()), Arc::new(clock.clone()), options.clone());
+    let (on, at, settings) = (
+        Arc::new(disk.clone()),
+        Arc::new(clock.clone()),
+        options.clone(),
+    );
     let (storage, recovered) = match drive {
         Drive::ByHand => Storage::open_by_hand(on, at, settings, ear.clone(), StoreId([0x5a; 16]))?,
         Drive::Thread => Storage::open(on, at, settings, ear.clone())?,
@@ -204,7 +214,11 @@ impl World {
     }
 
     /// Opens a store whose commit steps are made by this thread.
-    pub(super) fn open(disk: SimDisk, options: Options, before: Live) -> Result<Self, (OpenError, Live)> {
+    pub(super) fn open(
+        disk: SimDisk,
+        options: Options,
+        before: Live,
+    ) -> Result<Self, (OpenError, Live)> {
         Self::open_with(Drive::ByHand, disk, options, before)
     }
 
@@ -328,7 +342,10 @@ impl World {
 
     fn checkpoint(&mut self, meanwhile: &[Action]) -> Result<(), Dead> {
         let source = Source::new(self, meanwhile);
-        let report = self.storage.checkpoint(&source).map_err(|error| Dead(error.to_string()))?;
+        let report = self
+            .storage
+            .checkpoint(&source)
+            .map_err(|error| Dead(error.to_string()))?;
         self.check_freed(&report);
         self.checkpoints.push(report);
         Ok(())
@@ -338,10 +355,22 @@ impl World {
     fn check_freed(&self, report: &CheckpointReport) {
         let live = self.live();
         for segment in &report.freed {
-            assert!(*segment < report.begin.segment(), "{segment} freed, begin {}", report.begin);
+            assert!(
+                *segment < report.begin.segment(),
+                "{segment} freed, begin {}",
+                report.begin
+            );
             for queue in live.queues.values() {
-                let holder = queue.image.entries.iter().find(|e| e.position.lsn.segment() == *segment);
-                assert_eq!(holder, None, "{segment} was freed under a message of {}", queue.image.id);
+                let holder = queue
+                    .image
+                    .entries
+                    .iter()
+                    .find(|e| e.position.lsn.segment() == *segment);
+                assert_eq!(
+                    holder, None,
+                    "{segment} was freed under a message of {}",
+                    queue.image.id
+                );
             }
         }
     }
@@ -395,7 +424,10 @@ fn observe(storage: &Storage, recovered: &Recovered) -> Observed {
         let number = record.body.first_chunk().expect("the body is whole");
         meta.push(u64::from_le_bytes(*number));
     }
-    let queues = recovered.queues.iter().map(|image| observe_queue(storage, image));
+    let queues = recovered
+        .queues
+        .iter()
+        .map(|image| observe_queue(storage, image));
     Observed {
         queues: queues.collect(),
         meta,

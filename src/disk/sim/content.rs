@@ -231,7 +231,10 @@ impl Inode {
         for pending in self.pending.iter().rev() {
             match &pending.change {
                 Change::Length(len_bytes) if *len_bytes < end => return false,
-                Change::Sector { index: other, data: last } if *other == index => {
+                Change::Sector {
+                    index: other,
+                    data: last,
+                } if *other == index => {
                     return last == data;
                 }
                 _ => {}
