@@ -2,6 +2,7 @@
 
 mod action;
 mod explore;
+mod faults;
 mod live;
 mod model;
 mod oracle;

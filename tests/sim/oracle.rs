@@ -345,16 +345,21 @@ impl History {
         let Some(expected) = certain.queues.get(&queue.id) else {
             return;
         };
-        if queue.next_seq < expected.tail() {
-            complaints.push(Complaint::SeqReused(queue.id, queue.next_seq));
-        }
-        // A clean stop that is not certain yet may have lowered it to the exact value.
+        // A clean stop that is not certain yet may have lowered the reservation to the exact value.
         let is_exact_possible = self
             .steps
             .iter()
             .skip(self.confirmed_count)
             .flatten()
             .any(|event| matches!(event, Event::Exact { queue: id, .. } if *id == queue.id));
+        let tail = if is_exact_possible {
+            expected.next_seq
+        } else {
+            expected.tail()
+        };
+        if queue.next_seq < tail {
+            complaints.push(Complaint::SeqReused(queue.id, queue.next_seq));
+        }
         if queue.reserved_upto < expected.reserved_upto && !is_exact_possible {
             complaints.push(Complaint::ReservationLost(queue.id, queue.reserved_upto));
         }

@@ -27,7 +27,9 @@ fn slot(random: &mut Random) -> usize {
 }
 
 fn slots(random: &mut Random) -> Vec<usize> {
-    (0..SLOT_COUNT as usize).filter(|_| random.chance(40)).collect()
+    (0..SLOT_COUNT as usize)
+        .filter(|_| random.chance(40))
+        .collect()
 }
 
 fn len_bytes(random: &mut Random) -> u32 {
@@ -111,7 +113,22 @@ fn describe(seed: u64, round: u64, choice: &CrashChoice, error: &OpenError) -> S
     )
 }
 
+/// Says which seed it was, whatever panics.
+struct Seed(u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!(
+                "seed {0}: repeat with: STRATAMQ_SIM_SEED={0} STRATAMQ_SIM_SEEDS=1",
+                self.0
+            );
+        }
+    }
+}
+
 fn run_seed(seed: u64, drive: Drive) {
+    let _named = Seed(seed);
     let mut random = Random::new(seed);
     let options = options(&mut random);
     let (mut disk, mut live) = (SimDisk::new(seed), Live::default());
