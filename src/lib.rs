@@ -4,6 +4,7 @@ pub mod amqp;
 pub mod broker;
 pub mod config;
 pub mod disk;
+pub mod server;
 pub mod session;
 pub mod storage;
 pub mod sync;

@@ -45,6 +45,8 @@ struct Inner {
     checkpoints: Mutex<Checkpoints>,
     /// Bytes pushed when the last checkpoint began.
     checkpointed_bytes: AtomicU64,
+    /// Bytes that recovery replayed, until the first checkpoint: the next recovery would replay them again.
+    replayed_bytes: AtomicU64,
     /// `unix_ms` of that.
     checkpointed_at_ms: AtomicU64,
     /// Given up when the engine is closed.
@@ -64,6 +66,8 @@ enum Committing {
 /// What the next checkpoint continues.
 struct Checkpoints {
     superblock: Superblock,
+    /// Never used twice, not even after a failure: a copy of the superblock may name the failed one.
+    next_generation: u64,
     last_ms: u64,
     last_bytes: u64,
 }
@@ -120,6 +124,12 @@ impl Storage {
             options.commit_max_bytes,
         );
         let now_ms = clock.unix_ms();
+        let report = &opened.recovered.report;
+        let replayed_bytes = if report.replayed_record_count > 0 {
+            report.read_bytes
+        } else {
+            0
+        };
         let shared = Arc::new(Shared::new(
             disk,
             clock,
@@ -142,10 +152,12 @@ impl Storage {
             committing: Mutex::new(Committing::ByHand(Box::new(committer))),
             checkpoints: Mutex::new(Checkpoints {
                 superblock,
+                next_generation: superblock.checkpoint_generation + 1,
                 last_ms: 0,
                 last_bytes: 0,
             }),
             checkpointed_bytes: AtomicU64::new(0),
+            replayed_bytes: AtomicU64::new(replayed_bytes),
             checkpointed_at_ms: AtomicU64::new(now_ms),
             lock: Mutex::new(Some(opened.lock)),
         };
@@ -279,7 +291,8 @@ impl Storage {
 
     fn replay_bytes(&self) -> u64 {
         let pushed = lock(&self.inner.shared.append).pushed_bytes();
-        pushed.saturating_sub(self.inner.checkpointed_bytes.load(Ordering::Relaxed))
+        let since = pushed.saturating_sub(self.inner.checkpointed_bytes.load(Ordering::Relaxed));
+        since + self.inner.replayed_bytes.load(Ordering::Relaxed)
     }
 
     /// Writes a checkpoint of `source`, then frees what it no longer needs. Blocks; call it on a thread of its own,
@@ -308,11 +321,12 @@ impl Storage {
             (append.cut_batch(), append.pushed_bytes())
         };
         let header = CheckpointHeader {
-            generation: checkpoints.superblock.checkpoint_generation + 1,
+            generation: checkpoints.next_generation,
             epoch: shared.epoch,
             begin,
             created_at_ms: shared.clock.unix_ms(),
         };
+        checkpoints.next_generation += 1;
         let written = self.write_checkpoint(&header, source)?;
         let superblock = Superblock {
             sequence: checkpoints.superblock.sequence + 1,
@@ -331,6 +345,7 @@ impl Storage {
         self.inner
             .checkpointed_at_ms
             .store(header.created_at_ms, Ordering::Relaxed);
+        self.inner.replayed_bytes.store(0, Ordering::Relaxed);
         let freed = self.free(begin.segment(), &written, header.generation)?;
         let duration_ms = shared.clock.monotonic_ns().saturating_sub(begun_ns) / 1_000_000;
         (checkpoints.last_ms, checkpoints.last_bytes) = (duration_ms, written.len_bytes);

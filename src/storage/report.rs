@@ -1,5 +1,7 @@
 //! What recovery found and what a checkpoint did: values for the log, for `status` and for tests.
 
+use std::fmt;
+
 use super::image::QueueImage;
 use super::types::{Lsn, SegmentId};
 
@@ -57,6 +59,28 @@ pub struct RecoveryReport {
     pub read_bytes: u64,
     /// How long it took.
     pub duration_ms: u64,
+}
+
+impl fmt::Display for RecoveryReport {
+    /// One line for the start-up lines and `status`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.found {
+            Found::Fresh => write!(f, "nothing: a fresh data directory")?,
+            Found::Clean | Found::Replayed | Found::TornTail(_) => write!(
+                f,
+                "{} messages in {} queues; {} records replayed, {} bytes read",
+                self.message_count, self.queue_count, self.replayed_record_count, self.read_bytes
+            )?,
+        }
+        if let Found::TornTail(tail) = &self.found {
+            write!(
+                f,
+                "; cut {} bytes of unfinished writes at {} (nobody was promised them)",
+                tail.discarded_bytes, tail.cut_at
+            )?;
+        }
+        write!(f, "; {} ms", self.duration_ms)
+    }
 }
 
 /// A META record behind the checkpoint's snapshot, as it was pushed.

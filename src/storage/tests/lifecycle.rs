@@ -316,6 +316,43 @@ fn checkpoint_that_fails_leaves_the_old_one_in_force() {
 }
 
 #[test]
+fn checkpoint_after_a_failed_one_may_crash_anywhere() {
+    // t1 a checkpoint fails after copy 0 of the superblock named it, t2 the next one is written, t3 crash in it
+    for crash_after in 0..24 {
+        let rig = Rig::new(options());
+        let (store, _) = rig.open();
+        store.create_queue(1);
+        rig.disk.inject(Trigger::Sync, 4, Effect::Eio);
+        store.storage.checkpoint(&store).unwrap_err();
+        store.publish(&[1], &numbered_payload(1, 10), 0);
+        store.commit().unwrap();
+        rig.disk.crash_at(rig.disk.operation_count() + crash_after);
+        let _ = store.storage.checkpoint(&store);
+        for choice in [CrashChoice::keep_nothing(), CrashChoice::keep_everything()] {
+            let (again, recovered) = rig.after_crash(&choice).open();
+            check_same_state(&recovered, &store);
+            again.check_payloads(&store.payloads());
+        }
+    }
+}
+
+#[test]
+fn what_a_restart_replayed_counts_towards_the_next_checkpoint() {
+    let rig = Rig::new(options());
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    store.commit().unwrap();
+    let rig = rig.after_power_loss();
+    let (again, _) = rig.open();
+    assert!(!again.storage.checkpoint_due());
+    rig.clock.advance_ms(30_000);
+    assert!(again.storage.checkpoint_due());
+    again.storage.checkpoint(&again).unwrap();
+    rig.clock.advance_ms(60_000);
+    assert!(!again.storage.checkpoint_due(), "nothing changed since");
+}
+
+#[test]
 fn store_with_a_thread_on_real_files_restarts() {
     let directory = tempfile::tempdir().unwrap();
     let disk = || Arc::new(RealDisk::new(directory.path().join("data")).unwrap());

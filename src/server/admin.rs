@@ -1,0 +1,394 @@
+//! The admin socket: one JSON line in, one JSON line out, on a Unix socket in the data directory.
+//!
+//! Whoever may write to the data directory may administrate the broker: the socket is created with mode
+//! 0600 and asks for no password. When no broker runs on the directory, [`run_command`] opens it, does the
+//! same work on the same code, and closes it with a checkpoint.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Notify;
+
+use super::hub::Hub;
+use super::start::{self, StartError};
+use crate::broker::admin::{AdminCommand, AdminReplyBody};
+use crate::broker::effects::Effects;
+use crate::config::Config;
+
+/// Name of the socket in the data directory.
+pub const SOCKET_NAME: &str = "admin.sock";
+/// Longest request line; bounds what an unruly client makes us hold.
+const REQUEST_MAX_BYTES: u64 = 64 * 1024;
+/// A request must come, and an answer be taken, within this.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Paths of Unix sockets are at most this long (`sun_path` less its terminator).
+const SOCKET_PATH_MAX_BYTES: usize = 107;
+
+/// A request on the socket.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Uptime, recovery, queues, commits.
+    Status,
+    /// See [`AdminCommand::AddUser`].
+    AddUser {
+        /// Name.
+        name: String,
+        /// Password.
+        password: String,
+        /// Tags.
+        tags: Vec<String>,
+    },
+    /// See [`AdminCommand::DeleteUser`].
+    DeleteUser {
+        /// Name.
+        name: String,
+    },
+    /// See [`AdminCommand::SetPassword`].
+    SetPassword {
+        /// Name.
+        name: String,
+        /// Password.
+        password: String,
+    },
+    /// See [`AdminCommand::SetTags`].
+    SetTags {
+        /// Name.
+        name: String,
+        /// Tags.
+        tags: Vec<String>,
+    },
+    /// See [`AdminCommand::ListUsers`].
+    ListUsers,
+    /// See [`AdminCommand::SetPermissions`].
+    SetPermissions {
+        /// User.
+        user: String,
+        /// Vhost.
+        vhost: String,
+        /// Pattern.
+        configure: String,
+        /// Pattern.
+        write: String,
+        /// Pattern.
+        read: String,
+    },
+    /// See [`AdminCommand::ClearPermissions`].
+    ClearPermissions {
+        /// User.
+        user: String,
+        /// Vhost.
+        vhost: String,
+    },
+    /// See [`AdminCommand::ListPermissions`].
+    ListPermissions,
+    /// See [`AdminCommand::AddVhost`].
+    AddVhost {
+        /// Name.
+        name: String,
+    },
+    /// See [`AdminCommand::DeleteVhost`].
+    DeleteVhost {
+        /// Name.
+        name: String,
+    },
+    /// See [`AdminCommand::ListVhosts`].
+    ListVhosts,
+}
+
+impl Request {
+    /// The domain's command; `None` for what the server answers itself.
+    fn into_command(self) -> Option<AdminCommand> {
+        Some(match self {
+            Self::Status => return None,
+            Self::AddUser {
+                name,
+                password,
+                tags,
+            } => AdminCommand::AddUser {
+                name,
+                password: password.into_bytes(),
+                tags,
+            },
+            Self::DeleteUser { name } => AdminCommand::DeleteUser { name },
+            Self::SetPassword { name, password } => AdminCommand::SetPassword {
+                name,
+                password: password.into_bytes(),
+            },
+            Self::SetTags { name, tags } => AdminCommand::SetTags { name, tags },
+            Self::ListUsers => AdminCommand::ListUsers,
+            Self::SetPermissions {
+                user,
+                vhost,
+                configure,
+                write,
+                read,
+            } => AdminCommand::SetPermissions {
+                user,
+                vhost,
+                configure,
+                write,
+                read,
+            },
+            Self::ClearPermissions { user, vhost } => {
+                AdminCommand::ClearPermissions { user, vhost }
+            }
+            Self::ListPermissions => AdminCommand::ListPermissions { vhost: None },
+            Self::AddVhost { name } => AdminCommand::AddVhost { name },
+            Self::DeleteVhost { name } => AdminCommand::DeleteVhost { name },
+            Self::ListVhosts => AdminCommand::ListVhosts,
+        })
+    }
+}
+
+/// An answer on the socket.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// What was asked for; `null` when there is nothing to tell.
+    Ok(serde_json::Value),
+    /// One line that says why not.
+    Error(String),
+}
+
+/// Why a command could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminClientError {
+    /// `status` without a running broker.
+    #[error("no broker runs on data directory {0}")]
+    NotRunning(String),
+    /// The broker refused.
+    #[error("{0}")]
+    Refused(String),
+    /// The socket failed.
+    #[error("cannot talk to the broker on data directory {directory}: {error}")]
+    Io {
+        /// The directory.
+        directory: String,
+        /// What failed.
+        error: io::Error,
+    },
+    /// The stopped directory could not be opened.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// Opens the admin socket and serves it until the task is aborted.
+pub(super) fn listen(data_dir: &Path, hub: Arc<Hub>) -> io::Result<tokio::task::JoinHandle<()>> {
+    let path = data_dir.join(SOCKET_NAME);
+    // We hold the directory's lock, so a socket that is there is a dead broker's.
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let (_directory, short_path) = short_socket_path(&path)?;
+    let listener = UnixListener::bind(&short_path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let hub = Arc::clone(&hub);
+                    tokio::spawn(async move {
+                        let served =
+                            tokio::time::timeout(CLIENT_TIMEOUT, answer(stream, &hub)).await;
+                        if !matches!(served, Ok(Ok(()))) {
+                            tracing::info!("an admin client went away or was too slow");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept an admin client");
+                    tokio::time::sleep(super::ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }))
+}
+
+/// A path that fits into a socket address: long ones go through the directory's descriptor, which is
+/// returned so that it lives as long as the path is used.
+fn short_socket_path(path: &Path) -> io::Result<(Option<std::fs::File>, PathBuf)> {
+    use std::os::fd::AsRawFd;
+    if path.as_os_str().len() <= SOCKET_PATH_MAX_BYTES {
+        return Ok((None, path.to_owned()));
+    }
+    let directory = std::fs::File::open(path.parent().unwrap_or(Path::new(".")))?;
+    let short = PathBuf::from(format!(
+        "/proc/self/fd/{}/{SOCKET_NAME}",
+        directory.as_raw_fd()
+    ));
+    Ok((Some(directory), short))
+}
+
+async fn answer(stream: UnixStream, hub: &Hub) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    BufReader::new(read.take(REQUEST_MAX_BYTES))
+        .read_line(&mut line)
+        .await?;
+    let response = match serde_json::from_str::<Request>(&line) {
+        Ok(request) => respond(request, hub).await,
+        Err(error) => Response::Error(format!("bad request: {error}")),
+    };
+    let mut text = serde_json::to_vec(&response)?;
+    text.push(b'\n');
+    write.write_all(&text).await?;
+    write.shutdown().await
+}
+
+async fn respond(request: Request, hub: &Hub) -> Response {
+    let Some(command) = request.into_command() else {
+        return match super::status::collect(hub) {
+            Ok(status) => to_response(&status),
+            Err(error) => Response::Error(error.to_string()),
+        };
+    };
+    let mut effects = Effects::default();
+    let result = hub.broker.admin(command, hub.now_ms(), &mut effects);
+    hub.carry_out(&mut effects);
+    match result {
+        Ok(reply) => {
+            if let Some(lsn) = reply.durable_at {
+                let notify = Arc::new(Notify::new());
+                hub.signals.wake_at(lsn, &notify);
+                // Registered first, looked afterwards: see `Signals`.
+                while hub.storage.confirm_lsn() < lsn {
+                    notify.notified().await;
+                }
+            }
+            body_response(&reply.body)
+        }
+        Err(error) => Response::Error(error.to_string()),
+    }
+}
+
+fn to_response<T: Serialize>(value: &T) -> Response {
+    match serde_json::to_value(value) {
+        Ok(value) => Response::Ok(value),
+        Err(error) => Response::Error(format!("cannot encode the answer: {error}")),
+    }
+}
+
+/// A user in an answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct UserEntry {
+    /// Name.
+    pub name: String,
+    /// Tags.
+    pub tags: Vec<String>,
+}
+
+/// Permissions in an answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PermissionEntry {
+    /// Vhost.
+    pub vhost: String,
+    /// User.
+    pub user: String,
+    /// Pattern.
+    pub configure: String,
+    /// Pattern.
+    pub write: String,
+    /// Pattern.
+    pub read: String,
+}
+
+fn body_response(body: &AdminReplyBody) -> Response {
+    match body {
+        AdminReplyBody::Done | AdminReplyBody::Queues(_) => Response::Ok(serde_json::Value::Null),
+        AdminReplyBody::Vhosts(names) => to_response(names),
+        AdminReplyBody::Users(rows) => to_response(
+            &rows
+                .iter()
+                .map(|row| UserEntry {
+                    name: row.name.clone(),
+                    tags: row.tags.clone(),
+                })
+                .collect::<Vec<_>>(),
+        ),
+        AdminReplyBody::Permissions(rows) => to_response(
+            &rows
+                .iter()
+                .map(|row| PermissionEntry {
+                    vhost: row.vhost.clone(),
+                    user: row.user.clone(),
+                    configure: row.configure.clone(),
+                    write: row.write.clone(),
+                    read: row.read.clone(),
+                })
+                .collect::<Vec<_>>(),
+        ),
+    }
+}
+
+/// Carries `request` out on the running broker, or on the stopped data directory.
+///
+/// # Errors
+/// When the broker refuses, or neither can be reached.
+pub fn run_command(
+    config: &Config,
+    request: Request,
+) -> Result<serde_json::Value, AdminClientError> {
+    let directory = config.data_dir.display().to_string();
+    let response = match ask_running(&config.data_dir, &request) {
+        Ok(response) => response,
+        Err(error) if is_nobody_there(&error) => match request {
+            Request::Status => return Err(AdminClientError::NotRunning(directory)),
+            request => on_stopped(config, request)?,
+        },
+        Err(error) => return Err(AdminClientError::Io { directory, error }),
+    };
+    match response {
+        Response::Ok(value) => Ok(value),
+        Response::Error(text) => Err(AdminClientError::Refused(text)),
+    }
+}
+
+fn is_nobody_there(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
+}
+
+fn ask_running(data_dir: &Path, request: &Request) -> io::Result<Response> {
+    use std::io::{BufRead, Write};
+    let (_directory, path) = short_socket_path(&data_dir.join(SOCKET_NAME))?;
+    let mut stream = std::os::unix::net::UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
+    let mut text = serde_json::to_vec(request)?;
+    text.push(b'\n');
+    stream.write_all(&text)?;
+    let mut line = String::new();
+    io::BufReader::new(stream).read_line(&mut line)?;
+    serde_json::from_str(&line).map_err(io::Error::from)
+}
+
+/// Opens the directory as a start would, without listening, and stops cleanly.
+fn on_stopped(config: &Config, request: Request) -> Result<Response, AdminClientError> {
+    let hub = start::start(config)?;
+    let response = match request.into_command() {
+        None => Response::Error("a stopped broker has no status".into()),
+        Some(command) => {
+            let mut effects = Effects::default();
+            let result = hub.broker.admin(command, hub.now_ms(), &mut effects);
+            hub.carry_out(&mut effects);
+            match result {
+                Ok(reply) => body_response(&reply.body),
+                Err(error) => Response::Error(error.to_string()),
+            }
+        }
+    };
+    hub.broker.stop();
+    hub.storage
+        .close(&hub.broker)
+        .map_err(StartError::Storage)?;
+    Ok(response)
+}

@@ -1,0 +1,70 @@
+//! The checkpoint thread: writes a checkpoint whenever the store says that one is due.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::hub::Hub;
+use crate::sync::lock;
+
+/// How often the store is asked.
+const POLL: Duration = Duration::from_millis(500);
+
+#[derive(Default)]
+struct Stop {
+    is_stopping: Mutex<bool>,
+    wakes: Condvar,
+}
+
+/// Handle of the thread.
+pub(super) struct Checkpointer {
+    stop: Arc<Stop>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Checkpointer {
+    pub(super) fn spawn(hub: Arc<Hub>) -> io::Result<Self> {
+        let stop = Arc::new(Stop::default());
+        let thread_stop = Arc::clone(&stop);
+        let thread = super::named("stratamq-ckpt".into(), move || run(&hub, &thread_stop))?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Ends the thread after the checkpoint it may be writing.
+    pub(super) fn stop(&mut self) {
+        *lock(&self.stop.is_stopping) = true;
+        self.stop.wakes.notify_one();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(hub: &Hub, stop: &Stop) {
+    while !stopped_within(stop, POLL) {
+        if !hub.storage.checkpoint_due() {
+            continue;
+        }
+        match hub.storage.checkpoint(&hub.broker) {
+            Ok(report) => tracing::debug!(?report, "checkpoint"),
+            // The log goes on: the previous checkpoint stays valid and only the replay grows. A failed
+            // sync of the log itself has already ended the process.
+            Err(error) => tracing::error!(%error, "checkpoint failed"),
+        }
+    }
+}
+
+fn stopped_within(stop: &Stop, duration: Duration) -> bool {
+    let is_stopping = lock(&stop.is_stopping);
+    if *is_stopping {
+        return true;
+    }
+    match stop.wakes.wait_timeout(is_stopping, duration) {
+        Ok((is_stopping, _)) => *is_stopping,
+        Err(_) => std::process::abort(),
+    }
+}

@@ -1,0 +1,93 @@
+//! What all parts of the running server share: the store, the domain, and the way effects are carried out.
+
+use std::sync::Arc;
+
+use super::readers::ReadQueue;
+use super::signals::Signals;
+use super::worker::WorkerQueue;
+use crate::broker::Broker;
+use crate::broker::effects::Effects;
+use crate::disk::Clock;
+use crate::storage::{RecoveryReport, Storage};
+use crate::telemetry::Counters;
+
+/// See the module.
+pub(super) struct Hub {
+    /// The log.
+    pub(super) storage: Storage,
+    /// The domain.
+    pub(super) broker: Broker,
+    /// Events counted.
+    pub(super) counters: Counters,
+    /// What the start found on disk.
+    pub(super) recovery: RecoveryReport,
+    /// When the process started, Unix milliseconds.
+    pub(super) started_at_ms: u64,
+    pub(super) signals: Arc<Signals>,
+    pub(super) clock: Arc<dyn Clock>,
+    worker: Arc<WorkerQueue>,
+    reads: ReadQueue,
+}
+
+impl Hub {
+    pub(super) fn new(
+        storage: Storage,
+        broker: Broker,
+        recovery: RecoveryReport,
+        signals: Arc<Signals>,
+        worker: Arc<WorkerQueue>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            storage,
+            broker,
+            counters: Counters::default(),
+            recovery,
+            started_at_ms: clock.unix_ms(),
+            signals,
+            clock,
+            worker,
+            reads: ReadQueue::default(),
+        }
+    }
+
+    /// Milliseconds since 1970, monotone.
+    pub(super) fn now_ms(&self) -> u64 {
+        self.clock.unix_ms()
+    }
+
+    pub(super) fn worker(&self) -> &WorkerQueue {
+        &self.worker
+    }
+
+    pub(super) fn read_queue(&self) -> &ReadQueue {
+        &self.reads
+    }
+
+    /// Does what a call into the domain handed back. Called after all locks are released; leaves
+    /// `effects` empty.
+    pub(super) fn carry_out(&self, effects: &mut Effects) {
+        if std::mem::take(&mut effects.wakes_commit) {
+            self.storage.wake();
+        }
+        for outbox in effects.wakes.drain(..) {
+            outbox.wake();
+        }
+        if !effects.fetches.is_empty() {
+            self.reads.add(&mut effects.fetches);
+        }
+        if !effects.after_durable.is_empty() || !effects.timers.is_empty() {
+            self.worker.add(
+                &mut effects.after_durable,
+                &mut effects.timers,
+                self.storage.confirm_lsn(),
+            );
+        }
+    }
+
+    /// Ends the worker and the readers.
+    pub(super) fn stop_threads(&self) {
+        self.worker.stop();
+        self.reads.stop();
+    }
+}

@@ -1,0 +1,137 @@
+//! From a configuration to a broker that is ready to listen.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::hub::Hub;
+use super::journal::StorageJournal;
+use super::signals::Signals;
+use super::worker::WorkerQueue;
+use crate::broker::effects::Effects;
+use crate::broker::{Broker, BrokerOptions, RestoreError};
+use crate::config::{Config, FsyncMode};
+use crate::disk::{Clock, RealClock, RealDisk};
+use crate::storage::{FsyncPolicy, Options, Storage, StorageError};
+
+/// Bytes that may be pushed and not durable before publishers are not read.
+const UNDURABLE_MAX_BYTES: u64 = 32 << 20;
+
+/// Why a broker does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The log's topology cannot be read.
+    #[error("data directory {directory}: {error}")]
+    Restore {
+        /// The directory.
+        directory: String,
+        /// What is wrong.
+        error: RestoreError,
+    },
+    /// Anything else of the machine.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl StartError {
+    /// 3 for damaged or unreadable data, 1 for everything else.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Storage(StorageError::Damaged { .. }) | Self::Restore { .. } => 3,
+            Self::Storage(_) | Self::Failed(_) => 1,
+        }
+    }
+}
+
+fn storage_options(config: &Config) -> Options {
+    Options {
+        fsync: match config.fsync {
+            FsyncMode::Always => FsyncPolicy::Always,
+            FsyncMode::Interval { every_ms } => FsyncPolicy::Interval { ms: every_ms },
+            FsyncMode::Never => FsyncPolicy::Never,
+        },
+        commit_delay_us: config.commit_delay_us,
+        commit_max_bytes: config.commit_max_bytes,
+        ack_fsync_ms: config.ack_fsync_ms,
+        segment_size_bytes: config.segment_size_bytes,
+        undurable_max_bytes: UNDURABLE_MAX_BYTES,
+    }
+}
+
+/// Locks and recovers the data directory and builds the domain on it.
+pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
+    let directory = config.data_dir.display().to_string();
+    let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
+    let disk = RealDisk::new(config.data_dir.clone()).map_err(|error| {
+        StartError::Failed(format!("cannot use data directory {directory}: {error}"))
+    })?;
+    let worker = Arc::new(WorkerQueue::default());
+    let signals = Arc::new(Signals::new(Arc::clone(&worker)));
+    let (storage, recovered) = Storage::open(
+        Arc::new(disk),
+        Arc::clone(&clock),
+        storage_options(config),
+        Arc::clone(&signals) as Arc<dyn crate::storage::CommitListener>,
+    )?;
+    let journal = Arc::new(StorageJournal(storage.clone()));
+    let mut effects = Effects::default();
+    let records: Vec<_> = recovered
+        .meta_records
+        .iter()
+        .map(|record| (record.kind, record.version, record.body.as_ref()))
+        .collect();
+    let broker = Broker::restore(
+        journal,
+        BrokerOptions::default(),
+        recovered.meta_snapshot.as_deref(),
+        &records,
+        recovered.queues,
+        clock.unix_ms(),
+        &mut effects,
+    )
+    .map_err(|error| StartError::Restore { directory, error })?;
+    let hub = Arc::new(Hub::new(
+        storage,
+        broker,
+        recovered.report,
+        signals,
+        worker,
+        clock,
+    ));
+    hub.carry_out(&mut effects);
+    Ok(hub)
+}
+
+/// The lines a person or a script waits for.
+#[expect(
+    clippy::print_stdout,
+    reason = "the start-up lines are the program's output"
+)]
+pub(super) fn print_banner(config: &Config, hub: &Hub, address: SocketAddr) {
+    let durability = match config.fsync {
+        FsyncMode::Always => "always (a confirm means: on stable storage)".to_owned(),
+        FsyncMode::Interval { every_ms } => {
+            format!("interval {every_ms} ms (a confirm means: on stable storage)")
+        }
+        FsyncMode::Never => {
+            "never (a confirm survives a killed broker, NOT a power cut)".to_owned()
+        }
+    };
+    println!("StrataMQ {}", env!("CARGO_PKG_VERSION"));
+    println!("data directory  {}", absolute(&config.data_dir));
+    println!("fsync           {durability}");
+    println!("listening on    {address}");
+    println!("recovered       {}", hub.recovery);
+    println!("Server startup complete");
+}
+
+fn absolute(path: &Path) -> String {
+    std::path::absolute(path)
+        .unwrap_or_else(|_| path.to_owned())
+        .display()
+        .to_string()
+}

@@ -1,0 +1,242 @@
+//! What `stratamq status` shows.
+
+use std::fmt;
+use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
+
+use super::hub::Hub;
+use crate::broker::admin::{AdminCommand, AdminError, AdminReplyBody};
+use crate::broker::effects::Effects;
+
+/// The state of a running broker.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the program.
+    pub version: String,
+    /// Milliseconds since the process started.
+    pub uptime_ms: u64,
+    /// What the start found and did.
+    pub recovery: String,
+    /// Reasons why publishers are blocked; empty when all is well.
+    pub alarms: Vec<String>,
+    /// Client connections.
+    pub connections: Connections,
+    /// Messages since the start.
+    pub messages: Messages,
+    /// The log.
+    pub log: LogStatus,
+    /// All queues.
+    pub queues: Vec<QueueStatus>,
+}
+
+/// Client connections.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Connections {
+    /// Open now.
+    pub open: u64,
+    /// Accepted since the start.
+    pub opened: u64,
+    /// Closed because of a fault in their own code.
+    pub panics: u64,
+}
+
+/// Messages since the start.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Messages {
+    /// From clients.
+    pub published: u64,
+    /// To consumers.
+    pub delivered: u64,
+    /// Not readable on disk and kept aside.
+    pub quarantined: u64,
+}
+
+/// The log.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LogStatus {
+    /// Calls of fdatasync on the log since the start.
+    pub fdatasync_count: u64,
+    /// Their median, microseconds.
+    pub fdatasync_p50_us: u64,
+    /// Their 99th percentile, microseconds.
+    pub fdatasync_p99_us: u64,
+    /// The slowest, microseconds.
+    pub fdatasync_max_us: u64,
+    /// Commits since the start.
+    pub commits: u64,
+    /// Messages logged since the start.
+    pub messages: u64,
+    /// Bytes written since the start.
+    pub bytes: u64,
+    /// Messages in an average commit.
+    pub messages_per_commit: f64,
+    /// Bytes in an average commit.
+    pub bytes_per_commit: f64,
+    /// Bytes pushed and not on stable storage.
+    pub undurable_bytes: u64,
+    /// Segment files.
+    pub segments: u64,
+    /// Checkpoints written since the start.
+    pub checkpoints: u64,
+}
+
+/// A queue.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct QueueStatus {
+    /// Vhost.
+    pub vhost: String,
+    /// Name.
+    pub name: String,
+    /// Id in the log, as the dump tool shows it.
+    pub id: u64,
+    /// Kept over restarts.
+    pub durable: bool,
+    /// Ready messages.
+    pub ready: u64,
+    /// Delivered, not settled.
+    pub unacked: u64,
+    /// Consumers.
+    pub consumers: u64,
+}
+
+/// Collects the state of a running broker.
+pub(super) fn collect(hub: &Hub) -> Result<Status, AdminError> {
+    let mut effects = Effects::default();
+    let now_ms = hub.now_ms();
+    let reply = hub
+        .broker
+        .admin(AdminCommand::ListQueues, now_ms, &mut effects)?;
+    let AdminReplyBody::Queues(rows) = reply.body else {
+        return Ok(status(hub, now_ms, Vec::new()));
+    };
+    let queues = rows
+        .into_iter()
+        .map(|row| QueueStatus {
+            vhost: row.vhost,
+            name: row.name,
+            id: row.id,
+            durable: row.is_durable,
+            ready: row.ready_count,
+            unacked: row.unacked_count,
+            consumers: row.consumer_count,
+        })
+        .collect();
+    Ok(status(hub, now_ms, queues))
+}
+
+fn status(hub: &Hub, now_ms: u64, queues: Vec<QueueStatus>) -> Status {
+    let counters = &hub.counters;
+    let opened = counters.connections_opened.load(Ordering::Relaxed);
+    let closed = counters.connections_closed.load(Ordering::Relaxed);
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_ms: now_ms.saturating_sub(hub.started_at_ms),
+        recovery: hub.recovery.to_string(),
+        alarms: Vec::new(),
+        connections: Connections {
+            open: opened.saturating_sub(closed),
+            opened,
+            panics: counters.connection_panics.load(Ordering::Relaxed),
+        },
+        messages: Messages {
+            published: counters.messages_published.load(Ordering::Relaxed),
+            delivered: counters.messages_delivered.load(Ordering::Relaxed),
+            quarantined: hub.broker.quarantined_count(),
+        },
+        log: log_status(&hub.storage.stats()),
+        queues,
+    }
+}
+
+fn log_status(stats: &crate::storage::Stats) -> LogStatus {
+    LogStatus {
+        fdatasync_count: stats.sync_count,
+        fdatasync_p50_us: stats.sync_ns.percentile(500) / 1000,
+        fdatasync_p99_us: stats.sync_ns.percentile(990) / 1000,
+        fdatasync_max_us: stats.sync_ns.max() / 1000,
+        commits: stats.commit_count,
+        messages: stats.message_count,
+        bytes: stats.written_bytes,
+        messages_per_commit: ratio(stats.message_count, stats.commit_count),
+        bytes_per_commit: ratio(stats.written_bytes, stats.commit_count),
+        undurable_bytes: stats.undurable_bytes,
+        segments: stats.segment_count,
+        checkpoints: stats.checkpoint_count,
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "an average for people")]
+fn ratio(sum: u64, count: u64) -> f64 {
+    if count == 0 {
+        0.0
+    } else {
+        sum as f64 / count as f64
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            log,
+            messages,
+            connections,
+            ..
+        } = self;
+        writeln!(
+            f,
+            "StrataMQ {}, up {} s",
+            self.version,
+            self.uptime_ms / 1000
+        )?;
+        writeln!(f, "recovery      {}", self.recovery)?;
+        let alarms = if self.alarms.is_empty() {
+            "none".to_owned()
+        } else {
+            self.alarms.join(", ")
+        };
+        writeln!(f, "alarms        {alarms}")?;
+        writeln!(
+            f,
+            "connections   {} open, {} since start, {} closed by a fault of ours",
+            connections.open, connections.opened, connections.panics
+        )?;
+        writeln!(
+            f,
+            "messages      {} published, {} delivered, {} quarantined",
+            messages.published, messages.delivered, messages.quarantined
+        )?;
+        writeln!(
+            f,
+            "log           {} commits, {:.1} messages and {:.0} bytes each; {} bytes not durable yet; {} segments, {} checkpoints",
+            log.commits,
+            log.messages_per_commit,
+            log.bytes_per_commit,
+            log.undurable_bytes,
+            log.segments,
+            log.checkpoints
+        )?;
+        writeln!(
+            f,
+            "fdatasync     {} calls, p50 {} us, p99 {} us, max {} us",
+            log.fdatasync_count, log.fdatasync_p50_us, log.fdatasync_p99_us, log.fdatasync_max_us
+        )?;
+        writeln!(f, "queues        {}", self.queues.len())?;
+        if !self.queues.is_empty() {
+            writeln!(
+                f,
+                "  {:<16} {:<40} {:>7} {:>10} {:>10} {:>9}",
+                "vhost", "name", "durable", "ready", "unacked", "consumers"
+            )?;
+        }
+        for queue in &self.queues {
+            let durable = if queue.durable { "yes" } else { "no" };
+            writeln!(
+                f,
+                "  {:<16} {:<40} {:>7} {:>10} {:>10} {:>9}",
+                queue.vhost, queue.name, durable, queue.ready, queue.unacked, queue.consumers
+            )?;
+        }
+        Ok(())
+    }
+}
