@@ -1,6 +1,7 @@
 //! Proof of the storage engine on a simulated disk; see `tests/README.md`.
 
 mod action;
+mod damage;
 mod explore;
 mod faults;
 mod live;
