@@ -42,8 +42,10 @@ fn copy(disk: &SimDisk) -> SimDisk {
     disk.power_cycle(&CrashChoice::keep_everything())
 }
 
+/// The number at `at`; 0 where the file ends before.
 fn number(bytes: &[u8], at: usize) -> u64 {
-    bytes[at..at + 8].try_into().map(u64::from_le_bytes).expect("eight bytes")
+    let found = bytes.get(at..).and_then(|rest| rest.first_chunk());
+    found.map_or(0, |eight| u64::from_le_bytes(*eight))
 }
 
 /// D, computed without the engine: the highest watermark that stands anywhere on the disk, in a header that does not
@@ -91,28 +93,44 @@ fn judge(disk: &SimDisk, live: &Live, place: (&Path, usize), what: &str) -> Verd
         Ok(_) => Verdict::Harmless,
         Err((OpenError::Refused(error), _)) => {
             assert!(
-                matches!(error, StorageError::Damaged { .. } | StorageError::NewerFormat { .. }),
+                matches!(
+                    error,
+                    StorageError::Damaged { .. } | StorageError::NewerFormat { .. }
+                ),
                 "{what}: {error}"
             );
             // The lock file may be made; nothing else is touched.
-            assert_eq!(snapshot(disk), before, "{what}: a refused directory was changed");
+            assert_eq!(
+                snapshot(disk),
+                before,
+                "{what}: a refused directory was changed"
+            );
             Verdict::Refused
         }
         Err((OpenError::Wrong(complaints, observed), _)) => {
-            let is_only_altered =
-                complaints.iter().all(|complaint| matches!(complaint, Complaint::Altered(..)));
-            let is_unread = observed.queues.iter().flat_map(|q| &q.entries).any(|e| e.body.is_none());
+            let is_only_altered = complaints
+                .iter()
+                .all(|complaint| matches!(complaint, Complaint::Altered(..)));
+            let is_unread = observed
+                .queues
+                .iter()
+                .flat_map(|q| &q.entries)
+                .any(|e| e.body.is_none());
             if is_only_altered && is_unread {
                 return Verdict::Quarantined;
             }
             // Torn: the log ends before what was confirmed. Legal only if nothing says that more was durable.
-            let reopened = super::world::recover(&copy(disk), &small_options()).expect("it opened before");
+            let reopened =
+                super::world::recover(&copy(disk), &small_options()).expect("it opened before");
             let report = &reopened.recovered.report;
             let cut = match &report.found {
                 Found::TornTail(torn) => torn.cut_at.0,
                 _ => report.replayed_to.0,
             };
-            assert!(cut >= proven, "I10: {what}: cut at {cut:x}, but {proven:x} was proven durable: {complaints:?}");
+            assert!(
+                cut >= proven,
+                "I10: {what}: cut at {cut:x}, but {proven:x} was proven durable: {complaints:?}"
+            );
             let is_loss = complaints.iter().all(|complaint| {
                 matches!(
                     complaint,
@@ -132,8 +150,13 @@ fn judge(disk: &SimDisk, live: &Live, place: (&Path, usize), what: &str) -> Verd
 
 /// All bytes of all files but the lock.
 fn snapshot(disk: &SimDisk) -> BTreeMap<PathBuf, Vec<u8>> {
-    let files = disk.files().into_iter().filter(|path| path != Path::new("LOCK"));
-    files.map(|path| (path.clone(), disk.contents(&path).expect("it is listed"))).collect()
+    let files = disk
+        .files()
+        .into_iter()
+        .filter(|path| path != Path::new("LOCK"));
+    files
+        .map(|path| (path.clone(), disk.contents(&path).expect("it is listed")))
+        .collect()
 }
 
 /// Flips one bit of every byte of every file; counts the verdicts by directory.
@@ -143,15 +166,27 @@ fn flip_every_byte(is_marked: bool) -> BTreeMap<(String, Verdict), usize> {
     let mut verdicts = BTreeMap::new();
     for (path, bytes) in snapshot(&disk) {
         // Blank blocks behind the data are alike: every 64th byte of them is enough.
-        let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let used = bytes
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |last| last + 1);
         let blank = (used..bytes.len()).step_by(64);
-        for at in (0..used).filter(|at| *at < 256 || bytes[*at] != 0 || at % 16 == 0).chain(blank) {
+        for at in (0..used)
+            .filter(|at| *at < 256 || bytes[*at] != 0 || at % 16 == 0)
+            .chain(blank)
+        {
             let damaged = copy(&disk);
             let bit = (at % 8) as u8;
-            damaged.flip_bit(&path, at as u64, bit).expect("the file has the byte");
+            damaged
+                .flip_bit(&path, at as u64, bit)
+                .expect("the file has the byte");
             let what = format!("bit {bit} of byte {at} of {} flipped", path.display());
             let verdict = judge(&damaged, &live, (&path, at), &what);
-            let kind = path.iter().next().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
+            let kind = path
+                .iter()
+                .next()
+                .map(|p| p.to_string_lossy().into_owned())
+                .unwrap_or_default();
             *verdicts.entry((kind, verdict)).or_insert(0) += 1;
         }
     }
@@ -163,20 +198,44 @@ fn flip_every_byte(is_marked: bool) -> BTreeMap<(String, Verdict), usize> {
 fn i10_i14_a_flipped_bit_anywhere_is_found_out_or_harmless() {
     let verdicts = flip_every_byte(true);
     // With the watermark in the log, nothing that was confirmed can pass for a torn tail.
-    assert!(verdicts.keys().all(|(_, verdict)| *verdict != Verdict::Torn), "{verdicts:?}");
-    assert!(verdicts.get(&("log".into(), Verdict::Refused)).is_some_and(|count| *count > 100));
-    assert!(verdicts.get(&("checkpoint".into(), Verdict::Refused)).is_some_and(|count| *count > 100));
+    assert!(
+        verdicts
+            .keys()
+            .all(|(_, verdict)| *verdict != Verdict::Torn),
+        "{verdicts:?}"
+    );
+    assert!(
+        verdicts
+            .get(&("log".into(), Verdict::Refused))
+            .is_some_and(|count| *count > 100)
+    );
+    assert!(
+        verdicts
+            .get(&("checkpoint".into(), Verdict::Refused))
+            .is_some_and(|count| *count > 100)
+    );
     // One copy of the superblock stands in for the other.
     for name in ["superblock.0", "superblock.1"] {
-        assert!(!verdicts.contains_key(&(name.into(), Verdict::Refused)), "{verdicts:?}");
+        assert!(
+            !verdicts.contains_key(&(name.into(), Verdict::Refused)),
+            "{verdicts:?}"
+        );
     }
 }
 
 #[test]
 fn i10_a_flipped_bit_in_an_unproven_tail_is_a_torn_tail() {
     let verdicts = flip_every_byte(false);
-    assert!(verdicts.get(&("log".into(), Verdict::Torn)).is_some_and(|count| *count > 10));
-    assert!(verdicts.get(&("log".into(), Verdict::Refused)).is_some_and(|count| *count > 10));
+    assert!(
+        verdicts
+            .get(&("log".into(), Verdict::Torn))
+            .is_some_and(|count| *count > 10)
+    );
+    assert!(
+        verdicts
+            .get(&("log".into(), Verdict::Refused))
+            .is_some_and(|count| *count > 10)
+    );
 }
 
 #[test]
@@ -193,7 +252,8 @@ fn i10_two_damaged_superblocks_are_refused() {
 /// Removes a file durably, behind the engine's back.
 fn remove(disk: &SimDisk, path: &Path) {
     disk.remove(path).expect("it is there");
-    disk.sync_dir(path.parent().expect("no root")).expect("a healthy disk");
+    disk.sync_dir(path.parent().expect("no root"))
+        .expect("a healthy disk");
 }
 
 #[test]
@@ -205,7 +265,11 @@ fn i10_each_missing_file_is_missed_or_harmless() {
         let what = format!("{} removed", path.display());
         let verdict = judge(&disk, &live, (Path::new(""), 0), &what);
         let is_copy = path.starts_with("superblock.0") || path.starts_with("superblock.1");
-        let expected = if is_copy { Verdict::Harmless } else { Verdict::Refused };
+        let expected = if is_copy {
+            Verdict::Harmless
+        } else {
+            Verdict::Refused
+        };
         assert_eq!(verdict, expected, "{what}");
     }
 }
@@ -214,20 +278,35 @@ fn i10_each_missing_file_is_missed_or_harmless() {
 fn i36_files_of_any_length_are_read_without_panic() {
     let (dead, live) = store(true);
     for (path, bytes) in snapshot(&copy(&dead)) {
-        let lengths = (0..bytes.len()).step_by(331).chain([1, 7, 63, 127, 511, 513, 4095, 4097, 4159]);
+        let lengths = (0..bytes.len())
+            .step_by(331)
+            .chain([1, 7, 63, 127, 511, 513, 4095, 4097, 4159]);
         for len in lengths.filter(|len| *len < bytes.len()) {
             let disk = copy(&dead);
             let file = disk.open(&path, OpenMode::ReadWrite).expect("it is there");
-            file.set_len(len as u64).and_then(|()| file.sync_all()).expect("a healthy disk");
+            file.set_len(len as u64)
+                .and_then(|()| file.sync_all())
+                .expect("a healthy disk");
             drop(file);
-            judge(&disk, &live, (Path::new(""), 0), &format!("{} cut to {len}", path.display()));
+            judge(
+                &disk,
+                &live,
+                (Path::new(""), 0),
+                &format!("{} cut to {len}", path.display()),
+            );
         }
         // Longer, with garbage.
         for extra in [1, 8, 500, 4096] {
             let disk = copy(&dead);
             let garbage: Vec<u8> = (0..extra).map(|i| (i * 37 + 11) as u8).collect();
-            disk.write_durably(&path, bytes.len() as u64, &garbage).expect("it is there");
-            judge(&disk, &live, (Path::new(""), 0), &format!("{} longer by {extra}", path.display()));
+            disk.write_durably(&path, bytes.len() as u64, &garbage)
+                .expect("it is there");
+            judge(
+                &disk,
+                &live,
+                (Path::new(""), 0),
+                &format!("{} longer by {extra}", path.display()),
+            );
         }
     }
 }
@@ -236,8 +315,11 @@ fn i36_files_of_any_length_are_read_without_panic() {
 fn i09_batches_of_another_place_never_validate() {
     let (dead, live) = store(true);
     let disk = copy(&dead);
-    let segments: Vec<PathBuf> =
-        disk.files().into_iter().filter(|path| path.starts_with("log")).collect();
+    let segments: Vec<PathBuf> = disk
+        .files()
+        .into_iter()
+        .filter(|path| path.starts_with("log"))
+        .collect();
     for from in &segments {
         let stale = disk.contents(from).expect("it is listed");
         for to in &segments {
@@ -254,9 +336,15 @@ fn i09_batches_of_another_place_never_validate() {
             // Its batches behind the end of this one.
             let end = disk.contents(to).expect("it is listed").len() as u64;
             let mixed = copy(&disk);
-            mixed.write_durably(to, end, &stale[4096..]).expect("it is there");
+            mixed
+                .write_durably(to, end, &stale[4096..])
+                .expect("it is there");
             let what = format!("batches of {} behind {}", from.display(), to.display());
-            assert_eq!(judge(&mixed, &live, (to, usize::MAX), &what), Verdict::Harmless, "{what}");
+            assert_eq!(
+                judge(&mixed, &live, (to, usize::MAX), &what),
+                Verdict::Harmless,
+                "{what}"
+            );
         }
     }
 }
@@ -265,8 +353,10 @@ fn i09_batches_of_another_place_never_validate() {
 fn put(disk: &SimDisk, path: &str, bytes: &[u8]) {
     let path = Path::new(path);
     drop(disk.open(path, OpenMode::CreateNew).expect("a free name"));
-    disk.write_durably(path, 0, bytes).expect("it was just made");
-    disk.sync_dir(path.parent().expect("no root")).expect("a healthy disk");
+    disk.write_durably(path, 0, bytes)
+        .expect("it was just made");
+    disk.sync_dir(path.parent().expect("no root"))
+        .expect("a healthy disk");
 }
 
 #[test]
@@ -274,13 +364,21 @@ fn a_foreign_directory_is_refused_and_not_changed() {
     let disk = SimDisk::new(1);
     put(&disk, "thesis.txt", b"ten years of work");
     let before = snapshot(&disk);
-    let error = World::fresh(disk.clone(), small_options()).err().expect("refused");
+    let error = World::fresh(disk.clone(), small_options())
+        .err()
+        .expect("refused");
     assert!(
-        matches!(error, OpenError::Refused(StorageError::NotADataDirectory { .. })),
+        matches!(
+            error,
+            OpenError::Refused(StorageError::NotADataDirectory { .. })
+        ),
         "{error}"
     );
     assert_eq!(snapshot(&disk), before);
-    assert!(!disk.files().contains(&PathBuf::from("LOCK")), "not even a lock");
+    assert!(
+        !disk.files().contains(&PathBuf::from("LOCK")),
+        "not even a lock"
+    );
 }
 
 #[test]
@@ -306,7 +404,11 @@ fn i35_a_newer_format_is_refused_and_not_changed() {
             }
             // Segments below the checkpoint are not looked at before a message in them is read.
             None | Some(OpenError::Wrong(..)) if path.starts_with("log") => {}
-            other => panic!("{}: {:?}", path.display(), other.map(|error| error.to_string())),
+            other => panic!(
+                "{}: {:?}",
+                path.display(),
+                other.map(|error| error.to_string())
+            ),
         }
     }
 }

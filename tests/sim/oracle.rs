@@ -122,10 +122,6 @@ impl History {
         self.steps.len()
     }
 
-    /// Steps that are durable.
-    pub(super) fn confirmed_count(&self) -> usize {
-        self.confirmed_count
-    }
 
     /// A message was handed to a consumer.
     pub(super) fn deliver(&mut self, queue: QueueId, seq: Seq) {
