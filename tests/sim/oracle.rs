@@ -122,7 +122,6 @@ impl History {
         self.steps.len()
     }
 
-
     /// A message was handed to a consumer.
     pub(super) fn deliver(&mut self, queue: QueueId, seq: Seq) {
         self.delivered.insert((queue, seq));
