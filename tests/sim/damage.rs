@@ -296,9 +296,9 @@ fn i36_files_of_any_length_are_read_without_panic() {
             );
         }
         // Longer, with garbage.
-        for extra in [1, 8, 500, 4096] {
+        for extra in [1_usize, 8, 500, 4096] {
             let disk = copy(&dead);
-            let garbage: Vec<u8> = (0..extra).map(|i| (i * 37 + 11) as u8).collect();
+            let garbage: Vec<u8> = (0..extra).map(|i: usize| (i * 37 + 11) as u8).collect();
             disk.write_durably(&path, bytes.len() as u64, &garbage)
                 .expect("it is there");
             judge(
