@@ -45,6 +45,38 @@ impl RealDisk {
         Ok(Self { root })
     }
 
+    /// Opens the data directory `root` as it is: nothing is created, for those who only look.
+    ///
+    /// # Errors
+    /// Those of the system, with the path: `NotFound` when there is no such directory, `NotADirectory` when
+    /// the name is taken by something else.
+    pub fn open_existing(root: PathBuf) -> io::Result<Self> {
+        let root = std::path::absolute(&root).map_err(|e| named(&root, "use", &e))?;
+        check_is_directory(&root)?;
+        Ok(Self { root })
+    }
+
+    /// True while another process holds the lock on `path`. Leaves the lock and the file as they are; a file
+    /// that does not exist is held by nobody. The answer may be out of date when it arrives.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn is_locked(&self, path: &Path) -> io::Result<bool> {
+        let path = self.resolve(path)?;
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(named(&path, "open", &e)),
+        };
+        // A shared lock is refused only while somebody holds the exclusive one. It is given up at once, with
+        // the descriptor.
+        match fs2::FileExt::try_lock_shared(&file) {
+            Ok(()) => Ok(false),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(true),
+            Err(e) => Err(named(&path, "test the lock of", &e)),
+        }
+    }
+
     /// Absolute path of the data directory.
     #[must_use]
     pub fn root(&self) -> &Path {
@@ -104,6 +136,11 @@ fn create_dirs_durably(root: &Path) -> io::Result<()> {
             sync_directory(parent)?;
         }
     }
+    check_is_directory(root)
+}
+
+/// Refuses a name that is not a directory's.
+fn check_is_directory(root: &Path) -> io::Result<()> {
     let metadata = fs::metadata(root).map_err(|e| named(root, "open", &e))?;
     if metadata.is_dir() {
         return Ok(());
@@ -538,6 +575,31 @@ mod tests {
             error.to_string().contains(&std::process::id().to_string()),
             "{error}"
         );
+    }
+
+    #[test]
+    fn looking_creates_nothing() {
+        let place = tempfile::tempdir().expect("temp dir");
+        let root = place.path().join("absent");
+        let error = RealDisk::open_existing(root.clone()).expect_err("there is none");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(!root.exists());
+        fs::create_dir(&root).expect("create");
+        let disk = RealDisk::open_existing(root.clone()).expect("there is one");
+        assert!(!disk.is_locked(Path::new("LOCK")).expect("no file, no lock"));
+        assert_eq!(fs::read_dir(root).expect("list").count(), 0);
+    }
+
+    #[test]
+    fn testing_the_lock_leaves_it_as_it_was() {
+        let place = tempfile::tempdir().expect("temp dir");
+        let disk = RealDisk::new(place.path().to_owned()).expect("open");
+        let lock = Path::new("LOCK");
+        let held = disk.lock(lock).expect("free");
+        assert!(disk.is_locked(lock).expect("tested"));
+        drop(held);
+        assert!(!disk.is_locked(lock).expect("tested"));
+        disk.lock(lock).expect("still free");
     }
 
     #[test]

@@ -47,6 +47,7 @@ pub use engine::Storage;
 pub use error::{ReadError, StorageError};
 pub use image::QueueImage;
 pub use options::{FsyncPolicy, Options};
+pub use read::check_record;
 pub use report::{CheckpointReport, Found, MetaRecord, Recovered, RecoveryReport, TornTail};
 pub use stats::Stats;
 

@@ -382,8 +382,10 @@ impl Pass<'_> {
     }
 }
 
-/// The end of the predecessor, if the first record of a segment's first batch is a fitting OPEN.
-fn opening(batch: &super::batch::Batch<'_>, segment_epoch: u64) -> Option<Lsn> {
+/// The end of the predecessor, if the first record of a segment's first batch is a fitting OPEN. Of several segments
+/// that name the same predecessor, the one of the highest epoch is its successor.
+#[must_use]
+pub fn opening(batch: &super::batch::Batch<'_>, segment_epoch: u64) -> Option<Lsn> {
     match batch.records().next() {
         Some((
             position,
