@@ -27,6 +27,11 @@ const FILE_MODE: u32 = 0o600;
 /// See [`FILE_MODE`].
 const DIR_MODE: u32 = 0o700;
 
+/// Attempts to lock a directory: [`RealDisk::is_locked`] of an onlooker holds a shared lock for an instant.
+const LOCK_ATTEMPTS: u32 = 5;
+/// Pause between them.
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// Files below one directory of the operating system.
 #[derive(Clone, Debug)]
 pub struct RealDisk {
@@ -221,10 +226,17 @@ impl Disk for RealDisk {
             .truncate(false)
             .mode(FILE_MODE);
         let file = options.open(&path).map_err(|e| named(&path, "open", &e))?;
-        match file.try_lock_exclusive() {
-            Ok(()) => {}
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Err(held_by(&path, file)),
-            Err(e) => return Err(named(&path, "lock", &e)),
+        let mut attempts_left = LOCK_ATTEMPTS;
+        loop {
+            attempts_left -= 1;
+            match file.try_lock_exclusive() {
+                Ok(()) => break,
+                Err(e) if e.kind() != ErrorKind::WouldBlock => {
+                    return Err(named(&path, "lock", &e));
+                }
+                Err(_) if attempts_left == 0 => return Err(held_by(&path, file)),
+                Err(_) => std::thread::sleep(LOCK_PAUSE),
+            }
         }
         note_holder(&file).map_err(|e| named(&path, "write", &e))?;
         Ok(Box::new(RealLock { _file: file }))

@@ -8,7 +8,7 @@
 //!          +---------------------------------------------------------+
 //! ```
 //! Every wake-up (socket, outbox, watermark, timer, shutdown) runs the same round: take in, act, give out.
-//! A panic in a round closes this connection with 541 and hurts nobody else.
+//! A panic in it closes this connection with 541 and hurts nobody else.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -168,7 +168,7 @@ impl ConnectionTask {
             if is_eof {
                 self.session.handle_eof();
             }
-            self.guarded_round();
+            self.guarded(Self::round);
             write_some(stream, &mut self.session)?;
             if is_eof || (self.session.is_finished() && self.session.output().is_empty()) {
                 return Ok(());
@@ -227,12 +227,18 @@ impl ConnectionTask {
             if !self.wants_input() {
                 return Ok(Socket::HasMore);
             }
+            // Others may have filled the store since the last round. The round that follows asks again and
+            // registers for the time when there is room.
+            if self.session.is_running() && !self.hub.storage.has_room() {
+                return Ok(Socket::HasMore);
+            }
             self.input.reserve(self.input_target_bytes);
             match stream.try_read_buf(&mut self.input) {
                 Ok(0) => return Ok(Socket::Ended),
                 Ok(count) => {
                     self.adapt_input(count);
-                    self.session.receive(&mut self.input, self.hub.now_ms());
+                    let now_ms = self.hub.now_ms();
+                    self.guarded(|task| task.session.receive(&mut task.input, now_ms));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.input.is_empty() {
@@ -263,9 +269,9 @@ impl ConnectionTask {
             || (self.session.has_stalled_input() && self.wants_input())
     }
 
-    /// One round; a panic in it becomes the end of this connection.
-    fn guarded_round(&mut self) {
-        if catch_unwind(AssertUnwindSafe(|| self.round())).is_err() {
+    /// Runs a part of this connection's own code; a panic in it becomes the end of this connection.
+    fn guarded(&mut self, part: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| part(self))).is_err() {
             tracing::error!(peer = %self.peer, "a panic in the code of this connection; closing it");
             Counters::add(&self.hub.counters.connection_panics, 1);
             self.session.fail_internally();
@@ -480,9 +486,19 @@ impl ConnectionTask {
 
     /// After the socket is done: gives back what the connection held.
     fn end(&mut self) {
-        self.session.handle_eof();
-        self.take_outbox(true);
-        self.guarded_round();
+        self.guarded(|task| {
+            task.session.handle_eof();
+            task.take_outbox(true);
+        });
+        self.guarded(Self::round);
+        self.close_domain();
+    }
+}
+
+/// A task that is dropped before its end (at shutdown, or by a panic outside of what is guarded) must not leave
+/// consumers behind that nobody serves.
+impl Drop for ConnectionTask {
+    fn drop(&mut self) {
         self.close_domain();
     }
 }

@@ -24,6 +24,7 @@ mod engine;
 mod error;
 mod file;
 pub mod format;
+pub mod fuzz;
 pub mod image;
 mod options;
 mod read;

@@ -130,11 +130,16 @@ fn waited_write_due(at: &Situation) -> Option<u64> {
     })
 }
 
-fn write_due(at: &Situation) -> Option<u64> {
-    let lazy = at
-        .pending
+/// Since when only lazy traffic is pending. Together with something that is waited for it goes when that goes, else a
+/// commit delay longer than the lazy limits would end with them.
+fn only_lazy_ns(at: &Situation) -> Option<u64> {
+    at.pending
         .lazy_ns
-        .map(|since| since.saturating_add(LAZY_WRITE_NS));
+        .filter(|_| at.pending.waited_ns.is_none())
+}
+
+fn write_due(at: &Situation) -> Option<u64> {
+    let lazy = only_lazy_ns(at).map(|since| since.saturating_add(LAZY_WRITE_NS));
     earliest(waited_write_due(at), lazy)
 }
 
@@ -145,7 +150,7 @@ fn sync_due(at: &Situation) -> Option<u64> {
     } else {
         waited
     };
-    let lazy = earliest(at.pending.lazy_ns, at.unsynced.lazy_ns)
+    let lazy = earliest(only_lazy_ns(at), at.unsynced.lazy_ns)
         .map(|since| since.saturating_add(at.lazy_sync_ns));
     let due = earliest(waited, lazy);
     match at.policy {
@@ -351,6 +356,13 @@ mod tests {
             ..at(ALWAYS)
         };
         check(held, sleep(2));
+        // Longer than the limits of lazy traffic, which goes along.
+        let long = Situation {
+            delay_ns: 300 * MS,
+            pending: waited(100),
+            ..held
+        };
+        check(long, sleep(200));
         check(
             Situation {
                 pending_bytes: 1000,

@@ -8,6 +8,7 @@ mod support;
 
 mod broker;
 mod command;
+mod damage;
 mod fixtures;
 mod load;
 mod script;

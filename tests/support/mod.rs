@@ -17,8 +17,12 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     reason = "each test binary includes this module and uses its own part of it"
 )]
+
+pub(crate) mod raw;
+pub(crate) mod status;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read};
@@ -67,9 +71,16 @@ pub(crate) struct Builder {
     environment: Vec<(OsString, OsString)>,
     data_dir: Option<PathBuf>,
     port: Option<u16>,
+    binary: PathBuf,
 }
 
 impl Builder {
+    /// Starts another executable than [`broker_binary`].
+    pub(crate) fn binary(mut self, path: impl Into<PathBuf>) -> Self {
+        self.binary = path.into();
+        self
+    }
+
     /// Adds an argument of the broker.
     pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.arguments.push(argument.as_ref().to_owned());
@@ -105,6 +116,14 @@ impl Builder {
     /// Starts the broker and waits until it takes connections.
     #[track_caller]
     pub(crate) fn start(self) -> TestBroker {
+        match self.try_start() {
+            Ok(broker) => broker,
+            Err(complaint) => panic!("the broker did not start: {complaint}"),
+        }
+    }
+
+    /// Starts the broker and waits until it takes connections; how it ended and what it said, if it does not.
+    pub(crate) fn try_start(self) -> Result<TestBroker, String> {
         let temporary = tempfile::tempdir().expect("a temporary directory can be made");
         let data_dir = self
             .data_dir
@@ -121,12 +140,12 @@ impl Builder {
         };
         for _ in 0..PORT_ATTEMPTS_MAX {
             match broker.try_start() {
-                Ok(()) => return broker,
+                Ok(()) => return Ok(broker),
                 Err(StartError::PortTaken) if !is_port_fixed => broker.port = free_port(),
-                Err(error) => panic!("the broker did not start: {error:?}\n{}", broker.log()),
+                Err(error) => return Err(format!("{error:?}\n{}", broker.log())),
             }
         }
-        panic!("no free port in {PORT_ATTEMPTS_MAX} attempts");
+        Err(format!("no free port in {PORT_ATTEMPTS_MAX} attempts"))
     }
 
     /// Runs a broker that is expected to end by itself (bad flags, locked or damaged directory), with its output.
@@ -141,7 +160,7 @@ impl Builder {
 
     fn command(&self, data_dir: &Path, port: u16) -> Command {
         let mut words = self.wrapper.clone();
-        words.push(broker_binary().into_os_string());
+        words.push(self.binary.clone().into_os_string());
         words.extend(["--data-dir".into(), data_dir.as_os_str().to_owned()]);
         words.extend(["--amqp-port".into(), port.to_string().into()]);
         words.extend(self.arguments.iter().cloned());
@@ -222,7 +241,13 @@ impl TestBroker {
             environment: Vec::new(),
             data_dir: None,
             port: None,
+            binary: broker_binary(),
         }
+    }
+
+    /// The executable.
+    pub(crate) fn binary(&self) -> &Path {
+        &self.settings.binary
     }
 
     /// The address for clients: user guest, vhost `/`.
@@ -355,7 +380,40 @@ impl TestBroker {
         }
     }
 
+    /// Starts the broker again and kills it after a while, wherever it is by then.
+    pub(crate) fn restart_interrupted(&mut self, after: Duration) {
+        self.kill();
+        self.spawn();
+        // No event to wait for: a moment in the middle of the start is the point.
+        std::thread::sleep(after);
+        self.kill();
+    }
+
     fn try_start(&mut self) -> Result<(), StartError> {
+        let first_line = self.spawn();
+        let process = self.process.as_ref().expect("put there just now");
+        let has_ended = || process.readers.iter().all(JoinHandle::is_finished);
+        if self.find_line(first_line, READY_LINE, has_ended).is_some() {
+            return Ok(());
+        }
+        if !has_ended() {
+            return Err(StartError::Silent);
+        }
+        let status = self.wait_for_exit();
+        let lines = self.log.lines();
+        let is_port_taken = lines
+            .iter()
+            .skip(first_line)
+            .any(|line| line.contains("in use") && line.contains(&self.port.to_string()));
+        Err(if is_port_taken {
+            StartError::PortTaken
+        } else {
+            StartError::Ended(status)
+        })
+    }
+
+    /// Starts the process and does not wait; where its lines begin in the log.
+    fn spawn(&mut self) -> usize {
         let first_line = self.log.lines().len();
         let mut command = self.settings.command(&self.data_dir, self.port);
         let mut child = command
@@ -375,25 +433,7 @@ impl TestBroker {
             readers,
             first_line,
         });
-        let process = self.process.as_ref().expect("put there just now");
-        let has_ended = || process.readers.iter().all(JoinHandle::is_finished);
-        if self.find_line(first_line, READY_LINE, has_ended).is_some() {
-            return Ok(());
-        }
-        if !has_ended() {
-            return Err(StartError::Silent);
-        }
-        let status = self.wait_for_exit();
-        let lines = self.log.lines();
-        let is_port_taken = lines
-            .iter()
-            .skip(first_line)
-            .any(|line| line.contains("ddress") && line.contains("in use"));
-        Err(if is_port_taken {
-            StartError::PortTaken
-        } else {
-            StartError::Ended(status)
-        })
+        first_line
     }
 }
 

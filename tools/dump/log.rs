@@ -4,7 +4,7 @@
 //! kept for the live messages in them; here they are read too, by the same rule: the successor of S is the segment of
 //! the highest epoch whose OPEN names S, and what is behind the end that OPEN gives is void.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use stratamq::disk::{Disk, OpenMode};
 use stratamq::storage::StorageError;
 use stratamq::storage::batch::{Batch, BatchHeader, Invalid};
 use stratamq::storage::format::{FORMAT_VERSION, segment_path};
-use stratamq::storage::scan::{SegmentScan, survey_remains};
+use stratamq::storage::scan::{Remains, SegmentScan, survey_remains};
 use stratamq::storage::segment::{self, FIRST_BATCH_OFFSET, HeaderError, SegmentHeader};
 use stratamq::storage::superblock::Superblock;
 use stratamq::storage::survey::opening;
@@ -37,6 +37,8 @@ pub(crate) struct SegmentFile {
     pub(crate) end: Option<Lsn>,
     /// The log is known to reach at least to here.
     proven: Option<Lsn>,
+    /// Its incarnation went on to another segment, so it was synced to its end and cannot have a torn tail.
+    is_sealed: bool,
 }
 
 /// All segment files, in order.
@@ -74,7 +76,11 @@ impl Log {
         }
         let mut log = Self { files };
         log.find_order();
-        for file in log.files.values_mut() {
+        let mut later_epochs = BTreeSet::new();
+        for file in log.files.values_mut().rev() {
+            if let (Ok(header), false) = (file.header, file.is_void) {
+                file.is_sealed = !later_epochs.insert(header.epoch);
+            }
             let begins_here = superblock.begin.segment() == file.segment;
             file.proven = file.end.max(begins_here.then_some(superblock.begin));
         }
@@ -134,6 +140,7 @@ impl SegmentFile {
             is_void: true,
             end: None,
             proven: None,
+            is_sealed: false,
         };
         let Ok(header) = header else { return Ok(read) };
         let mut scan = SegmentScan::new(file, header, FIRST_BATCH_OFFSET).map_err(error)?;
@@ -182,10 +189,9 @@ impl SegmentFile {
             };
             if let Some(invalid) = invalid {
                 if proven.is_none_or(|proven| proven <= place) {
-                    // Perhaps something behind it says that it had been synced.
                     let file = Arc::clone(&file);
                     let remains = survey_remains(file, header.store, self.segment, place.offset());
-                    proven = proven.max(Some(remains.map_err(error)?.synced));
+                    proven = proven.max(Some(self.proven_by(place, &remains.map_err(error)?)));
                 }
                 let Some(proven) = proven.filter(|proven| place < *proven) else {
                     break;
@@ -213,6 +219,13 @@ impl SegmentFile {
             scanned.end = header.end();
         }
         Ok(scanned)
+    }
+
+    /// How far the log is known to reach, by what lies behind an invalid place: something there may say that all
+    /// before it had been synced, and in a sealed segment everything had.
+    fn proven_by(&self, place: Lsn, remains: &Remains) -> Lsn {
+        let all = Lsn(place.0 + if self.is_sealed { remains.len_bytes } else { 0 });
+        remains.synced.max(all)
     }
 }
 

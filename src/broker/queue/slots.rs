@@ -50,7 +50,8 @@ pub(super) struct Slot {
     /// A read of its body failed once.
     pub(super) has_failed: bool,
     pub(super) delivery_count: u32,
-    /// Bytes of the body; of the whole record while only the position is known (after a restart).
+    /// Bytes of the body; 0 after a restart, until the body was read: a length limit must not drop a message for
+    /// bytes it may not have.
     pub(super) body_bytes: u32,
     pub(super) position: Position,
     /// Unix milliseconds; 0 for never.
@@ -93,7 +94,6 @@ impl Slot {
         Self {
             status: Status::Ready,
             is_logged: true,
-            body_bytes: position.len_bytes,
             position,
             expires_at_ms,
             ..Self::EMPTY
@@ -338,6 +338,11 @@ impl Slots {
             let slot = &mut self.runs[run].slots[at];
             self.sums.resident_bytes -= slot.resident_bytes();
             self.absent_count -= u64::from(slot.message.is_none());
+            if let Some(message) = &message {
+                self.sums.subtract(slot.status, slot.body_bytes);
+                slot.body_bytes = u32::try_from(message.body_len()).unwrap_or(u32::MAX);
+                self.sums.add(slot.status, slot.body_bytes);
+            }
             slot.message = message;
             self.absent_count += u64::from(slot.message.is_none());
             self.sums.resident_bytes += slot.resident_bytes();
