@@ -24,6 +24,7 @@ mod equivalence;
 pub mod error;
 pub mod exchange;
 mod facade;
+pub mod fuzz;
 pub mod journal;
 pub mod message;
 pub mod meta;

@@ -27,6 +27,11 @@ const FILE_MODE: u32 = 0o600;
 /// See [`FILE_MODE`].
 const DIR_MODE: u32 = 0o700;
 
+/// Attempts to lock a directory: [`RealDisk::is_locked`] of an onlooker holds a shared lock for an instant.
+const LOCK_ATTEMPTS: u32 = 5;
+/// Pause between them.
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// Files below one directory of the operating system.
 #[derive(Clone, Debug)]
 pub struct RealDisk {
@@ -43,6 +48,38 @@ impl RealDisk {
         let root = std::path::absolute(&root).map_err(|e| named(&root, "use", &e))?;
         create_dirs_durably(&root)?;
         Ok(Self { root })
+    }
+
+    /// Opens the data directory `root` as it is: nothing is created, for those who only look.
+    ///
+    /// # Errors
+    /// Those of the system, with the path: `NotFound` when there is no such directory, `NotADirectory` when
+    /// the name is taken by something else.
+    pub fn open_existing(root: PathBuf) -> io::Result<Self> {
+        let root = std::path::absolute(&root).map_err(|e| named(&root, "use", &e))?;
+        check_is_directory(&root)?;
+        Ok(Self { root })
+    }
+
+    /// True while another process holds the lock on `path`. Leaves the lock and the file as they are; a file
+    /// that does not exist is held by nobody. The answer may be out of date when it arrives.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn is_locked(&self, path: &Path) -> io::Result<bool> {
+        let path = self.resolve(path)?;
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(named(&path, "open", &e)),
+        };
+        // A shared lock is refused only while somebody holds the exclusive one. It is given up at once, with
+        // the descriptor.
+        match fs2::FileExt::try_lock_shared(&file) {
+            Ok(()) => Ok(false),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(true),
+            Err(e) => Err(named(&path, "test the lock of", &e)),
+        }
     }
 
     /// Absolute path of the data directory.
@@ -104,6 +141,11 @@ fn create_dirs_durably(root: &Path) -> io::Result<()> {
             sync_directory(parent)?;
         }
     }
+    check_is_directory(root)
+}
+
+/// Refuses a name that is not a directory's.
+fn check_is_directory(root: &Path) -> io::Result<()> {
     let metadata = fs::metadata(root).map_err(|e| named(root, "open", &e))?;
     if metadata.is_dir() {
         return Ok(());
@@ -184,10 +226,17 @@ impl Disk for RealDisk {
             .truncate(false)
             .mode(FILE_MODE);
         let file = options.open(&path).map_err(|e| named(&path, "open", &e))?;
-        match file.try_lock_exclusive() {
-            Ok(()) => {}
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Err(held_by(&path, file)),
-            Err(e) => return Err(named(&path, "lock", &e)),
+        let mut attempts_left = LOCK_ATTEMPTS;
+        loop {
+            attempts_left -= 1;
+            match file.try_lock_exclusive() {
+                Ok(()) => break,
+                Err(e) if e.kind() != ErrorKind::WouldBlock => {
+                    return Err(named(&path, "lock", &e));
+                }
+                Err(_) if attempts_left == 0 => return Err(held_by(&path, file)),
+                Err(_) => std::thread::sleep(LOCK_PAUSE),
+            }
         }
         note_holder(&file).map_err(|e| named(&path, "write", &e))?;
         Ok(Box::new(RealLock { _file: file }))
@@ -538,6 +587,31 @@ mod tests {
             error.to_string().contains(&std::process::id().to_string()),
             "{error}"
         );
+    }
+
+    #[test]
+    fn looking_creates_nothing() {
+        let place = tempfile::tempdir().expect("temp dir");
+        let root = place.path().join("absent");
+        let error = RealDisk::open_existing(root.clone()).expect_err("there is none");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(!root.exists());
+        fs::create_dir(&root).expect("create");
+        let disk = RealDisk::open_existing(root.clone()).expect("there is one");
+        assert!(!disk.is_locked(Path::new("LOCK")).expect("no file, no lock"));
+        assert_eq!(fs::read_dir(root).expect("list").count(), 0);
+    }
+
+    #[test]
+    fn testing_the_lock_leaves_it_as_it_was() {
+        let place = tempfile::tempdir().expect("temp dir");
+        let disk = RealDisk::new(place.path().to_owned()).expect("open");
+        let lock = Path::new("LOCK");
+        let held = disk.lock(lock).expect("free");
+        assert!(disk.is_locked(lock).expect("tested"));
+        drop(held);
+        assert!(!disk.is_locked(lock).expect("tested"));
+        disk.lock(lock).expect("still free");
     }
 
     #[test]

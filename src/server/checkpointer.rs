@@ -10,6 +10,8 @@ use crate::sync::lock;
 
 /// How often the store is asked.
 const POLL: Duration = Duration::from_millis(500);
+/// Pause after a failed checkpoint: each attempt writes the state of all queues, on a disk that may be full.
+const FAILED_PAUSE: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 struct Stop {
@@ -45,7 +47,9 @@ impl Checkpointer {
 }
 
 fn run(hub: &Hub, stop: &Stop) {
-    while !stopped_within(stop, POLL) {
+    let mut pause = POLL;
+    while !stopped_within(stop, pause) {
+        pause = POLL;
         if !hub.storage.checkpoint_due() {
             continue;
         }
@@ -53,7 +57,10 @@ fn run(hub: &Hub, stop: &Stop) {
             Ok(report) => tracing::debug!(?report, "checkpoint"),
             // The log goes on: the previous checkpoint stays valid and only the replay grows. A failed
             // sync of the log itself has already ended the process.
-            Err(error) => tracing::error!(%error, "checkpoint failed"),
+            Err(error) => {
+                tracing::error!(%error, "checkpoint failed");
+                pause = FAILED_PAUSE;
+            }
         }
     }
 }

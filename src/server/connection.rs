@@ -8,7 +8,7 @@
 //!          +---------------------------------------------------------+
 //! ```
 //! Every wake-up (socket, outbox, watermark, timer, shutdown) runs the same round: take in, act, give out.
-//! A panic in a round closes this connection with 541 and hurts nobody else.
+//! A panic in it closes this connection with 541 and hurts nobody else.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -52,6 +52,17 @@ impl Wake for TaskWake {
     fn wake(&self) {
         self.0.notify_one();
     }
+}
+
+/// What a look at the socket ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Socket {
+    /// It has nothing now.
+    Drained,
+    /// It may have more.
+    HasMore,
+    /// It has ended.
+    Ended,
 }
 
 /// Everything a connection's task owns but the socket.
@@ -152,16 +163,20 @@ impl ConnectionTask {
     ) -> io::Result<()> {
         let mut is_shutting_down = false;
         loop {
-            let is_eof = self.read_some(stream)?;
+            let socket = self.read_some(stream)?;
+            let is_eof = socket == Socket::Ended;
             if is_eof {
                 self.session.handle_eof();
             }
-            self.guarded_round();
+            self.guarded(Self::round);
             write_some(stream, &mut self.session)?;
             if is_eof || (self.session.is_finished() && self.session.output().is_empty()) {
                 return Ok(());
             }
-            if self.has_more_to_do() {
+            let has_unread = socket == Socket::HasMore && self.wants_input();
+            let is_told = !is_shutting_down && shutdown.has_changed().unwrap_or(true);
+            if (has_unread || self.has_more_to_do()) && !is_told {
+                // Others first: the connections just woken wait behind this task on the same thread.
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -205,33 +220,37 @@ impl ConnectionTask {
         Duration::from_millis(due_at_ms.saturating_sub(now_ms))
     }
 
-    /// Reads what the socket has, within bounds; true at its end.
-    fn read_some(&mut self, stream: &TcpStream) -> io::Result<bool> {
+    /// Reads what the socket has, within bounds. It is read until it has nothing: only that arms its
+    /// readiness again.
+    fn read_some(&mut self, stream: &TcpStream) -> io::Result<Socket> {
         for _ in 0..READS_PER_ROUND {
             if !self.wants_input() {
-                return Ok(false);
+                return Ok(Socket::HasMore);
+            }
+            // Others may have filled the store since the last round. The round that follows asks again and
+            // registers for the time when there is room.
+            if self.session.is_running() && !self.hub.storage.has_room() {
+                return Ok(Socket::HasMore);
             }
             self.input.reserve(self.input_target_bytes);
             match stream.try_read_buf(&mut self.input) {
-                Ok(0) => return Ok(true),
+                Ok(0) => return Ok(Socket::Ended),
                 Ok(count) => {
                     self.adapt_input(count);
-                    self.session.receive(&mut self.input, self.hub.now_ms());
-                    if count < self.input_target_bytes {
-                        break;
-                    }
+                    let now_ms = self.hub.now_ms();
+                    self.guarded(|task| task.session.receive(&mut task.input, now_ms));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.input.is_empty() {
                         // An idle connection holds no buffer.
                         self.input = BytesMut::new();
                     }
-                    break;
+                    return Ok(Socket::Drained);
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(false)
+        Ok(Socket::HasMore)
     }
 
     fn adapt_input(&mut self, count: usize) {
@@ -250,9 +269,9 @@ impl ConnectionTask {
             || (self.session.has_stalled_input() && self.wants_input())
     }
 
-    /// One round; a panic in it becomes the end of this connection.
-    fn guarded_round(&mut self) {
-        if catch_unwind(AssertUnwindSafe(|| self.round())).is_err() {
+    /// Runs a part of this connection's own code; a panic in it becomes the end of this connection.
+    fn guarded(&mut self, part: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| part(self))).is_err() {
             tracing::error!(peer = %self.peer, "a panic in the code of this connection; closing it");
             Counters::add(&self.hub.counters.connection_panics, 1);
             self.session.fail_internally();
@@ -467,9 +486,19 @@ impl ConnectionTask {
 
     /// After the socket is done: gives back what the connection held.
     fn end(&mut self) {
-        self.session.handle_eof();
-        self.take_outbox(true);
-        self.guarded_round();
+        self.guarded(|task| {
+            task.session.handle_eof();
+            task.take_outbox(true);
+        });
+        self.guarded(Self::round);
+        self.close_domain();
+    }
+}
+
+/// A task that is dropped before its end (at shutdown, or by a panic outside of what is guarded) must not leave
+/// consumers behind that nobody serves.
+impl Drop for ConnectionTask {
+    fn drop(&mut self) {
         self.close_domain();
     }
 }

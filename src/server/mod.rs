@@ -39,6 +39,8 @@ pub use start::StartError;
 
 /// Connections get this long to answer 320 before their sockets are closed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
+/// Tasks that are still there get this long to come to a point where they can be dropped.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after a failed accept (out of file descriptors): wait for some to be closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections waiting to be accepted, as RabbitMQ has it.
@@ -71,10 +73,12 @@ pub fn run(config: &Config) -> Result<(), StartError> {
         // A panic there has already been reported; stopping goes on.
         let _ = thread.join();
     }
+    // Connections that did not answer in time end here: one that went on would deliver messages behind the back
+    // of the last images, and the next start would hand them out again unmarked.
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     // From here on images of queues carry their exact delivery state.
     hub.broker.stop();
     let closed = hub.storage.close(&hub.broker);
-    runtime.shutdown_timeout(Duration::from_millis(100));
     outcome.map_err(|error| StartError::Failed(format!("cannot serve: {error}")))?;
     closed.map_err(StartError::Storage)?;
     tracing::info!("stopped");

@@ -4,18 +4,24 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::hub::Hub;
 use crate::broker::effects::{Effects, Fetch};
 use crate::broker::queue::FetchFailure;
+use crate::storage::ReadError;
 use crate::sync::lock;
 
 /// Reader threads; cold reads wait for the device, not for the processor.
 pub(super) const READER_THREADS: usize = 2;
 /// Reads answered together: the queue is locked once for all of them.
 const RUN_MAX: usize = 64;
+/// How often a read is tried that the system refuses.
+const READ_ATTEMPTS: u32 = 10;
+/// Pause between the attempts.
+const READ_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 struct State {
@@ -90,10 +96,22 @@ pub(super) fn run(hub: &Arc<Hub>) {
     }
 }
 
+/// Reads one body. What the system refuses may work a moment later (it ran out of file descriptors, say), and a
+/// message that cannot be read is out of reach until a restart: so that is tried again for a while.
 fn read(hub: &Hub, fetch: &Fetch) -> Result<Bytes, FetchFailure> {
-    hub.storage
-        .read(fetch.queue.id(), fetch.seq, fetch.position)
-        .map_err(|error| FetchFailure {
-            reason: error.to_string(),
-        })
+    let read_once = || {
+        hub.storage
+            .read(fetch.queue.id(), fetch.seq, fetch.position)
+    };
+    let mut result = read_once();
+    for _ in 1..READ_ATTEMPTS {
+        if !matches!(result, Err(ReadError::Io { .. })) {
+            break;
+        }
+        std::thread::sleep(READ_PAUSE);
+        result = read_once();
+    }
+    result.map_err(|error| FetchFailure {
+        reason: error.to_string(),
+    })
 }

@@ -74,7 +74,11 @@ impl Signals {
 
     /// Wakes `notify` when the store can take publishes again. The caller must ask the store after this.
     pub(super) fn wake_at_room(&self, notify: &Arc<Notify>) {
-        lock(&self.room_waiters).push(Arc::clone(notify));
+        let mut waiters = lock(&self.room_waiters);
+        // A connection asks in every round while there is no room.
+        if !waiters.iter().any(|known| Arc::ptr_eq(known, notify)) {
+            waiters.push(Arc::clone(notify));
+        }
     }
 
     /// Wakes everybody who waits for room; also called by a waiter that found room after registering.

@@ -20,6 +20,9 @@ use crate::sync::lock;
 /// Longest sleep; a bound for the case that the clock is stepped.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
+/// Fewer timers are not worth a sweep.
+const SWEEP_MIN_COUNT: usize = 1024;
+
 /// Something ordered by a key only.
 struct Due<K, T> {
     key: K,
@@ -62,9 +65,23 @@ struct State {
     confirm_lsn: Lsn,
     /// Bounded by the domain: at most one redispatch and one reveal per queue and push.
     continuations: Heap<Lsn, AfterDurable>,
-    /// Bounded by the domain: a queue re-arms only for an earlier time.
+    /// A queue re-arms only for an earlier time. A deleted one stays until its time comes or the heap is swept.
     timers: Heap<u64, QueueHandle>,
+    /// Length of `timers` at which deleted queues are swept out.
+    sweep_at: usize,
     is_stopping: bool,
+}
+
+impl State {
+    /// Forgets deleted queues once they may be half of the heap: with long times to live and many short-lived
+    /// queues they would pile up.
+    fn sweep_timers(&mut self) {
+        if self.timers.len() >= self.sweep_at.max(SWEEP_MIN_COUNT) {
+            self.timers
+                .retain(|Reverse(timer)| !timer.item.is_deleted());
+            self.sweep_at = self.timers.len() * 2;
+        }
+    }
 }
 
 /// What the worker has to do; filled by all threads.
@@ -104,6 +121,7 @@ impl WorkerQueue {
         for timer in timers.drain(..) {
             push(&mut state.timers, timer.due_at_ms, timer.queue);
         }
+        state.sweep_timers();
         self.wakes.notify_one();
     }
 

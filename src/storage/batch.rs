@@ -246,7 +246,19 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn check_records_crc(header: &BatchHeader, mut records: &[u8], seed: Seed) -> Result<(), Invalid> {
+fn check_records_crc(header: &BatchHeader, records: &[u8], seed: Seed) -> Result<(), Invalid> {
+    let (crc, count) = records_crc(records, seed)?;
+    if !is_crc_right(header.records_crc, crc) {
+        return Err(Invalid::RecordsCrc);
+    }
+    if count != header.record_count {
+        return Err(Invalid::Header("record count"));
+    }
+    Ok(())
+}
+
+/// The CRC of `records` as a batch header has it, and their number.
+pub(crate) fn records_crc(mut records: &[u8], seed: Seed) -> Result<(u32, u32), Invalid> {
     let mut hasher = seed.hasher();
     let mut count = 0u32;
     while !records.is_empty() {
@@ -256,13 +268,7 @@ fn check_records_crc(header: &BatchHeader, mut records: &[u8], seed: Seed) -> Re
         records = records.get(record.len()..).unwrap_or_default();
         count += 1;
     }
-    if !is_crc_right(header.records_crc, hasher.finalize()) {
-        return Err(Invalid::RecordsCrc);
-    }
-    if count != header.record_count {
-        return Err(Invalid::Header("record count"));
-    }
-    Ok(())
+    Ok((hasher.finalize(), count))
 }
 
 /// A batch that is being filled.

@@ -228,8 +228,9 @@ impl Committer {
             }
             self.write_batch(batch)?;
         }
-        lock(&self.shared.append).set_written();
+        // In this order: who finds a record no longer among the pending ones must see that it is in the file.
         self.shared.set_written(self.written_end);
+        lock(&self.shared.append).set_written();
         self.note_written(&batches);
         let mut append = lock(&self.shared.append);
         for batch in batches {

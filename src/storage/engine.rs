@@ -10,7 +10,7 @@ use super::append::Append;
 use super::checkpoint::{self, CheckpointHeader};
 use super::commit::{Committer, Next};
 use super::error::{ReadError, StorageError};
-use super::file::{create_temp, io_error, publish_temp};
+use super::file::{create_temp, io_error, publish_temp, temp_path};
 use super::format::{CHECKPOINT_DIR, LOG_DIR, StoreId, checkpoint_path, segment_path};
 use super::options::Options;
 use super::recovery;
@@ -327,7 +327,9 @@ impl Storage {
             created_at_ms: shared.clock.unix_ms(),
         };
         checkpoints.next_generation += 1;
-        let written = self.write_checkpoint(&header, source)?;
+        let written = self
+            .write_checkpoint(&header, source)
+            .inspect_err(|_| self.discard_checkpoint(header.generation))?;
         let superblock = Superblock {
             sequence: checkpoints.superblock.sequence + 1,
             checkpoint_generation: header.generation,
@@ -396,6 +398,21 @@ impl Storage {
         Ok(written)
     }
 
+    /// Removes what a failed checkpoint left, which no superblock names: on a full disk the leftovers of every
+    /// attempt would take what the log needs. What cannot be removed goes after the next one that succeeds.
+    fn discard_checkpoint(&self, generation: u64) {
+        let disk = &*self.inner.shared.disk;
+        let path = checkpoint_path(generation);
+        for leftover in [temp_path(&path), path] {
+            match disk.remove(&leftover) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::warn!(%error, generation, "cannot remove a failed checkpoint");
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Makes everything below `lsn` durable, in every mode.
     fn sync_to(&self, lsn: Lsn) -> Result<(), StorageError> {
         let shared = &self.inner.shared;
@@ -461,7 +478,9 @@ impl Storage {
     /// # Errors
     /// Those of [`Storage::checkpoint`]; the log is complete up to the last commit all the same.
     pub fn close(&self, source: &dyn CheckpointSource) -> Result<(), StorageError> {
-        let checkpointed = self.checkpoint(source);
+        // First the log: a checkpoint that begins in a batch nobody waited for would have it replayed at the start.
+        let end = lock(&self.inner.shared.append).end();
+        let checkpointed = self.sync_to(end).and_then(|()| self.checkpoint(source));
         self.inner.end(Stop::Drain);
         checkpointed.map(|_| ())
     }

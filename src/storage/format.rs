@@ -209,7 +209,7 @@ layout!(
     EPOCH 24 + 8 "epoch"
     /// LSN below which everything had been synced when it was built.
     SYNCED 32 + 8 "synced"
-    /// Header CRC of the batch before it in the log, also across segments and incarnations; 0 for the first.
+    /// Header CRC of the batch before it in the log, also across segments; 0 for the first of an incarnation.
     PREVIOUS_CRC 40 + 4 "previous crc"
     /// CRC of all records but the payloads of PUBLISH and the padding behind them.
     RECORDS_CRC 44 + 4 "records crc"

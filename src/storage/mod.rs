@@ -24,6 +24,7 @@ mod engine;
 mod error;
 mod file;
 pub mod format;
+pub mod fuzz;
 pub mod image;
 mod options;
 mod read;
@@ -47,6 +48,7 @@ pub use engine::Storage;
 pub use error::{ReadError, StorageError};
 pub use image::QueueImage;
 pub use options::{FsyncPolicy, Options};
+pub use read::check_record;
 pub use report::{CheckpointReport, Found, MetaRecord, Recovered, RecoveryReport, TornTail};
 pub use stats::Stats;
 

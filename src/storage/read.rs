@@ -70,11 +70,12 @@ pub(crate) fn read(
         Some(record) => record,
         None => read_file(shared, position)?,
     };
-    let payload = check(&record, queue, seq, position).map_err(|detail| ReadError::Damaged {
-        path: shared.disk.describe(&segment_path(position.lsn.segment())),
-        offset: u64::from(position.lsn.offset()),
-        detail,
-    })?;
+    let payload =
+        check_record(&record, queue, seq, position).map_err(|detail| ReadError::Damaged {
+            path: shared.disk.describe(&segment_path(position.lsn.segment())),
+            offset: u64::from(position.lsn.offset()),
+            detail,
+        })?;
     if payload.len() < record.len() / PAYLOAD_SHARE_MIN {
         return Ok(Bytes::copy_from_slice(payload));
     }
@@ -114,7 +115,16 @@ fn read_file(shared: &Shared, position: Position) -> Result<Vec<u8>, ReadError> 
     Ok(record)
 }
 
-fn check(record: &[u8], queue: QueueId, seq: Seq, position: Position) -> Result<&[u8], String> {
+/// The payload of the message `(queue, seq)` in the bytes that were read at `position`.
+///
+/// # Errors
+/// What was expected and what was found, when the bytes are not that message or fail their checksum.
+pub fn check_record(
+    record: &[u8],
+    queue: QueueId,
+    seq: Seq,
+    position: Position,
+) -> Result<&[u8], String> {
     if record.len() != position.len_bytes as usize {
         return Err(format!(
             "the file ends {} bytes into the record",

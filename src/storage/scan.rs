@@ -151,6 +151,22 @@ impl SegmentScan {
         Ok(verified)
     }
 
+    /// Goes past a batch that does not verify, when its header does: for a report of all that is damaged. What is in
+    /// it stays unseen.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn skip_batch(&mut self) -> io::Result<Option<BatchHeader>> {
+        let header = self.read_header(self.place())?.ok();
+        let fits =
+            |header: &BatchHeader| self.at + u64::from(header.len_bytes) <= self.window.file_len();
+        let header = header.filter(fits);
+        if let Some(header) = &header {
+            self.at += u64::from(header.len_bytes);
+        }
+        Ok(header)
+    }
+
     fn read_header(&mut self, place: Lsn) -> io::Result<Result<BatchHeader, Invalid>> {
         let (epoch, seed, at) = (self.header.epoch, self.seed, self.at);
         let bytes = self.window.get(at, batch_header::SIZE as u64)?;

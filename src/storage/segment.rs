@@ -125,7 +125,10 @@ impl SegmentHeader {
 }
 
 /// Reads the header of an open segment file.
-pub(crate) fn read_header(
+///
+/// # Errors
+/// Those of the disk outside; inside, why there is no usable header.
+pub fn read_header(
     file: &dyn DiskFile,
     store: StoreId,
     segment: SegmentId,

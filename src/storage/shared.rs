@@ -128,8 +128,10 @@ impl Shared {
     }
 
     pub(crate) fn set_synced(&self, lsn: Lsn) {
-        self.synced_lsn.store(lsn.0, Ordering::Release);
-        if self.force_to.load(Ordering::Acquire) > 0 {
+        // Sequentially consistent, as in `request_sync` and `wait_synced`: of "raise the watermark, then look for a
+        // waiter" and "ask, then look at the watermark" one must see the other, or the waiter sleeps on.
+        self.synced_lsn.store(lsn.0, Ordering::SeqCst);
+        if self.force_to.load(Ordering::SeqCst) > 0 {
             // Under the lock, or the waiter could look, miss it, and then sleep.
             let _control = lock(&self.control);
             self.control_changed.notify_all();
@@ -203,7 +205,7 @@ impl Shared {
     }
 
     pub(crate) fn is_forced(&self) -> bool {
-        self.force_to.load(Ordering::Acquire) > self.synced_lsn.load(Ordering::Acquire)
+        self.force_to.load(Ordering::SeqCst) > self.synced_lsn.load(Ordering::SeqCst)
     }
 
     /// Wakes the commit thread if what was pushed before this call needs it now.
@@ -256,7 +258,7 @@ impl Shared {
 
     /// Asks for a sync of everything below `lsn`, in every mode.
     pub(crate) fn request_sync(&self, lsn: Lsn) {
-        self.force_to.fetch_max(lsn.0, Ordering::AcqRel);
+        self.force_to.fetch_max(lsn.0, Ordering::SeqCst);
         self.unpark();
     }
 
@@ -266,7 +268,7 @@ impl Shared {
     /// `Stopped` when the engine failed or was stopped first.
     pub(crate) fn wait_synced(&self, lsn: Lsn) -> Result<(), StorageError> {
         let mut control = lock(&self.control);
-        while self.synced_lsn() < lsn {
+        while Lsn(self.synced_lsn.load(Ordering::SeqCst)) < lsn {
             Self::check_running(&control)?;
             control = self
                 .control_changed

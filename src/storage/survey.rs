@@ -288,6 +288,11 @@ impl Pass<'_> {
             .get(&segment)
             .map(|successor| successor.predecessor_end);
         let mut scan = self.reading(segment, SegmentScan::new(file, header, begin.offset()))?;
+        if scan.file_len() < u64::from(begin.offset()) {
+            // What precedes `begin` was synced long ago; a file that ends before it lost proven data.
+            let detail = "the segment ends before the place where replay begins";
+            return Err(damaged(self.disk, &path, scan.file_len(), detail));
+        }
         let invalid = loop {
             if Some(self.survey.end) == end {
                 break None;
@@ -382,8 +387,10 @@ impl Pass<'_> {
     }
 }
 
-/// The end of the predecessor, if the first record of a segment's first batch is a fitting OPEN.
-fn opening(batch: &super::batch::Batch<'_>, segment_epoch: u64) -> Option<Lsn> {
+/// The end of the predecessor, if the first record of a segment's first batch is a fitting OPEN. Of several segments
+/// that name the same predecessor, the one of the highest epoch is its successor.
+#[must_use]
+pub fn opening(batch: &super::batch::Batch<'_>, segment_epoch: u64) -> Option<Lsn> {
     match batch.records().next() {
         Some((
             position,

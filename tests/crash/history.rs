@@ -155,3 +155,21 @@ impl Event {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fingerprints_see_every_part() {
+        let of = |properties: &str, body: &str, exchange: &str, key: &str| {
+            Fingerprint::of(properties.as_bytes(), body.as_bytes(), exchange, key)
+        };
+        let base = of("p", "b", "x", "k");
+        assert_eq!(base, of("p", "b", "x", "k"));
+        assert_ne!(base.properties, of("P", "b", "x", "k").properties);
+        assert_ne!(base.body, of("p", "B", "x", "k").body);
+        assert_ne!(base.route, of("p", "b", "X", "k").route);
+        assert_ne!(base.route, of("p", "b", "x", "K").route);
+    }
+}

@@ -403,9 +403,12 @@ impl Oracle {
         let Some(tx) = self.txs.remove(&tx) else {
             return;
         };
+        // An empty transaction, and one of transient messages, is answered at once and says nothing about the log.
+        let mut is_logged = false;
         for id in tx.publishes {
             if let Some(sent) = self.sent.get_mut(&id) {
                 sent.existence = Existence::Certain;
+                is_logged |= sent.is_persistent && !sent.targets.is_empty();
             }
         }
         for (queue, id) in tx.acks {
@@ -413,7 +416,9 @@ impl Oracle {
                 entry.settlement = Settlement::Settled;
             }
         }
-        self.settle_received(tx.commit_at.unwrap_or(0));
+        if let (true, Some(at)) = (is_logged, tx.commit_at) {
+            self.settle_received(at);
+        }
     }
 
     /// The transaction did not happen.

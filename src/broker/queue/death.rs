@@ -24,6 +24,10 @@ const GROUP_MAX_COUNT: usize = 256;
 /// Bodies read at a time for messages that leave.
 const READ_MAX_COUNT: usize = 64;
 
+/// By how much a letter that is a group of its own may exceed the size of a group: a message of the largest size
+/// does, because of the headers that tell of its deaths. The log takes it, in a segment longer than usual.
+const LETTER_EXCESS_MAX_BYTES: u64 = 16 << 20;
+
 /// A message about to be buried.
 struct Dying {
     seq: Seq,
@@ -101,25 +105,27 @@ fn bury_group(turn: &mut Turn<'_>, source: &QueueHandle, dying: &[Dying]) {
     let mut start = 0;
     // Headers grow: what was planned as one group may have become too large for one.
     while start < dying.len() {
-        let mut sum_bytes = 0;
-        let fitting = letters[start..]
-            .iter()
-            .take_while(|letter| {
-                sum_bytes += letter
-                    .as_ref()
-                    .map_or(0, |letter| letter.message.payload_len() as u64);
-                sum_bytes <= max_bytes
-            })
-            .count();
-        if fitting == 0 {
+        if letter_bytes(letters[start].as_ref()) > max_bytes + LETTER_EXCESS_MAX_BYTES {
             keep_unburied(turn, source, dying[start].seq);
             start += 1;
             continue;
         }
-        let end = start + fitting;
+        let mut sum_bytes = 0;
+        let fitting = letters[start..]
+            .iter()
+            .take_while(|letter| {
+                sum_bytes += letter_bytes(letter.as_ref());
+                sum_bytes <= max_bytes
+            })
+            .count();
+        let end = start + fitting.max(1);
         push_group(turn, source, &dying[start..end], &letters[start..end]);
         start = end;
     }
+}
+
+fn letter_bytes(letter: Option<&DeadLetter>) -> u64 {
+    letter.map_or(0, |letter| letter.message.payload_len() as u64)
 }
 
 /// A dead letter that is larger than the log takes: kept aside rather than lost.
@@ -183,7 +189,8 @@ pub(super) fn bury_refused(turn: &mut Turn<'_>, source: &QueueHandle, message: &
     let Some(letter) = planned else {
         return;
     };
-    if letter.message.payload_len() as u64 > turn.shared.journal().group_max_bytes() {
+    let max_bytes = turn.shared.journal().group_max_bytes() + LETTER_EXCESS_MAX_BYTES;
+    if letter_bytes(Some(&letter)) > max_bytes {
         tracing::error!(
             queue = %source.spec.name,
             vhost = %source.spec.vhost,

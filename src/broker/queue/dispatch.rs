@@ -53,8 +53,8 @@ impl QueueState {
                 return;
             };
             match taker {
-                Taker::Get => self.hand_to_get(queue, batch, seq, message),
-                Taker::Consumer(index) => self.hand_to(index, queue, batch, seq, message),
+                Taker::Get => self.hand_to_get(queue, turn, batch, seq, message),
+                Taker::Consumer(index) => self.hand_to(index, queue, turn, batch, seq, message),
             }
             self.look_ahead(queue, turn, batch, seq);
         }
@@ -102,6 +102,7 @@ impl QueueState {
         &mut self,
         index: ConsumerIndex,
         queue: &QueueHandle,
+        turn: &Turn<'_>,
         batch: &mut Batch,
         seq: Seq,
         message: Arc<Message>,
@@ -121,12 +122,13 @@ impl QueueState {
             message,
         };
         batch.hand_out(&spec.outbox, OutboxItem::Deliver(delivery));
-        self.note_delivered(queue, batch, seq, is_settled);
+        self.note_delivered(queue, turn, batch, seq, is_settled);
     }
 
     fn hand_to_get(
         &mut self,
         queue: &QueueHandle,
+        turn: &Turn<'_>,
         batch: &mut Batch,
         seq: Seq,
         message: Arc<Message>,
@@ -134,17 +136,23 @@ impl QueueState {
         let Some(get) = self.gets.pop_front() else {
             return;
         };
-        let got = self.take_for_get(queue, batch, get.channel, get.is_no_ack, seq, message);
+        let (channel, is_no_ack) = (get.channel, get.is_no_ack);
+        let got = self.take_for_get(queue, turn, batch, channel, is_no_ack, seq, message);
         let item = OutboxItem::GetReady {
-            channel: get.channel,
+            channel,
             got: Some(got),
         };
         batch.hand_out(&get.outbox, item);
     }
 
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the three of every call, and a get in parts"
+    )]
     fn take_for_get(
         &mut self,
         queue: &QueueHandle,
+        turn: &Turn<'_>,
         batch: &mut Batch,
         channel: u16,
         is_no_ack: bool,
@@ -160,7 +168,7 @@ impl QueueState {
             is_settled: is_no_ack,
             message,
         };
-        self.note_delivered(queue, batch, seq, is_no_ack);
+        self.note_delivered(queue, turn, batch, seq, is_no_ack);
         let remaining = u32::try_from(self.slots.sums().ready_count).unwrap_or(u32::MAX);
         (delivery, remaining)
     }
@@ -168,6 +176,7 @@ impl QueueState {
     fn note_delivered(
         &mut self,
         queue: &QueueHandle,
+        turn: &Turn<'_>,
         batch: &mut Batch,
         seq: Seq,
         is_settled: bool,
@@ -177,6 +186,10 @@ impl QueueState {
             self.end(queue, batch, seq, SettleCause::Acked);
         } else {
             self.slots.set_status(seq, Status::Unacked);
+            // A consumer may hold a whole backlog: what it holds costs no memory here beyond the budget.
+            if turn.shared.is_over_budget() {
+                self.evict(seq);
+            }
         }
     }
 
@@ -202,7 +215,8 @@ impl QueueState {
 
     /// Asks for the bodies of the next ready entries at or after `seq`, inside the window.
     fn read_ahead(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>, seq: Seq) {
-        if self.fetching_count > READ_AHEAD_MAX_COUNT / 2 {
+        // A queue that lives in memory is asked on every delivery.
+        if !self.slots.has_absent() || self.fetching_count > READ_AHEAD_MAX_COUNT / 2 {
             return;
         }
         let mut next = self.slots.ready_at_or_after(seq);
@@ -260,7 +274,10 @@ impl QueueState {
             })
         });
         match decoded {
-            Ok(message) => self.slots.set_message(seq, Some(Arc::new(message))),
+            Ok(message) => {
+                self.slots.set_message(seq, Some(Arc::new(message)));
+                self.slots.update(seq, |slot| slot.has_failed = false);
+            }
             Err(failure) if slot.has_failed => {
                 tracing::error!(
                     queue = %queue.spec.name,
@@ -350,7 +367,7 @@ pub fn get(
                 .flatten();
             if let Some(message) = message {
                 let (delivery, remaining) =
-                    state.take_for_get(queue, &mut batch, channel, is_no_ack, seq, message);
+                    state.take_for_get(queue, turn, &mut batch, channel, is_no_ack, seq, message);
                 state.look_ahead(queue, turn, &mut batch, seq);
                 GetOutcome::Got(delivery, remaining)
             } else {

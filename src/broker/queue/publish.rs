@@ -37,6 +37,9 @@ pub fn publish(
     result
 }
 
+/// Bytes of a message's place in one queue, in its record: a fan-out to very many queues is mostly these.
+const REF_MAX_BYTES: usize = 24;
+
 /// Messages from the front of `messages` that one push takes. Queues that drop from the head need the
 /// publish and the drop in one atomic group; without such a queue the size does not matter.
 fn run_len(turn: &Turn<'_>, targets: &[QueueHandle], messages: &[Arc<Message>]) -> usize {
@@ -44,9 +47,10 @@ fn run_len(turn: &Turn<'_>, targets: &[QueueHandle], messages: &[Arc<Message>]) 
         return messages.len();
     }
     let max_bytes = turn.shared.journal().group_max_bytes();
+    let refs_bytes = targets.len() * REF_MAX_BYTES;
     let mut sum_bytes = 0;
     let fitting = messages.iter().take_while(|message| {
-        sum_bytes += message.payload_len() as u64;
+        sum_bytes += (message.payload_len() + refs_bytes) as u64;
         sum_bytes <= max_bytes
     });
     fitting.count().max(1)
@@ -63,6 +67,12 @@ fn publish_run(
         return Err(TargetDeleted);
     }
     let mut batch = Batch::default();
+    if locked
+        .iter_mut()
+        .any(|(_, state)| !state.consumers.is_empty())
+    {
+        batch.expect_handouts(messages.len());
+    }
     let first = out.len();
     for message in messages {
         let mut is_refused = false;

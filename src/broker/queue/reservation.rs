@@ -24,9 +24,10 @@ const STEP_MAX: u64 = 16 * 1024;
 pub(super) struct Reservation {
     durable_upto: u64,
     pushed_upto: u64,
-    /// End of the record of `pushed_upto`, while it is not known to be durable.
-    pending_lsn: Option<Lsn>,
-    /// Somebody waits for the pending one and the log knows it.
+    /// End of the newest record in the log and what it reserves, while it is not known to be durable. In the
+    /// middle of a critical section `pushed_upto` may be above it: then the record is yet to be pushed.
+    pending: Option<(Lsn, u64)>,
+    /// Somebody waits for the newest one and the log knows it.
     is_hurried: bool,
     step: u64,
 }
@@ -44,7 +45,7 @@ impl Reservation {
         Self {
             durable_upto: upto.0,
             pushed_upto: upto.0,
-            pending_lsn: None,
+            pending: None,
             is_hurried: false,
             step: STEP_MIN,
         }
@@ -65,12 +66,12 @@ impl Reservation {
         if seq.0 < self.durable_upto {
             return true;
         }
-        if let Some(lsn) = self.pending_lsn
+        if let Some((lsn, upto)) = self.pending
             && confirm_lsn() >= lsn
         {
-            self.durable_upto = self.pushed_upto;
-            self.pending_lsn = None;
-            self.is_hurried = false;
+            self.durable_upto = upto;
+            self.pending = None;
+            self.is_hurried &= upto < self.pushed_upto;
         }
         seq.0 < self.durable_upto
     }
@@ -98,7 +99,7 @@ impl Reservation {
     /// The reservation to push early, while `seq` leaves a backlog that goes on up to `next_seq`.
     pub(super) fn ask_early(&mut self, seq: Seq, next_seq: Seq) -> Option<Ask> {
         let is_near = seq.0 + self.step / 2 >= self.pushed_upto;
-        if !is_near || self.pending_lsn.is_some() || next_seq.0 <= self.pushed_upto {
+        if !is_near || self.pending.is_some() || next_seq.0 <= self.pushed_upto {
             return None;
         }
         let ask = self.push(self.pushed_upto.max(seq.0) + self.step, false);
@@ -108,7 +109,9 @@ impl Reservation {
 
     fn push(&mut self, upto: u64, is_waited: bool) -> Ask {
         self.pushed_upto = upto.max(self.pushed_upto);
-        self.is_hurried |= is_waited;
+        // Whoever waited for an earlier one is called when that is durable, which may be too early now: so it
+        // must be able to ask again.
+        self.is_hurried = is_waited;
         Ask {
             upto: Seq(self.pushed_upto),
             is_waited,
@@ -121,7 +124,7 @@ impl Reservation {
 
     /// The record of `pushed_upto` ends at `lsn`.
     pub(super) fn set_pending(&mut self, lsn: Lsn) {
-        self.pending_lsn = Some(lsn);
+        self.pending = Some((lsn, self.pushed_upto));
     }
 
     /// The queue is empty: nothing drains any more.
@@ -163,6 +166,37 @@ mod tests {
         reservation.rest();
         let ask = reservation.ask_blocked(Seq(seq)).expect("not reserved");
         assert_eq!(ask.upto.0 - seq, STEP_MIN);
+    }
+
+    #[test]
+    fn reservation_that_is_not_in_the_log_yet_allows_nothing() {
+        let mut reservation = Reservation::new(Seq(1));
+        let first = reservation.ask_blocked(Seq(5)).expect("nothing is pending");
+        reservation.set_pending(Lsn(100));
+        // t1 a message behind the pending reservation is asked for, t2 the pending one becomes durable,
+        // t3 the same critical section looks again, before it has pushed what it asked for
+        let blocked = first.upto;
+        assert!(!reservation.allows(blocked, || Lsn(99)));
+        assert!(reservation.ask_blocked(blocked).is_some());
+        assert!(!reservation.allows(blocked, || Lsn(100)));
+        assert_eq!(reservation.ask_blocked(blocked), None, "it is on its way");
+        reservation.set_pending(Lsn(200));
+        assert!(reservation.allows(Seq(5), || Lsn(100)));
+        assert!(!reservation.allows(blocked, || Lsn(199)));
+        assert!(reservation.allows(blocked, || Lsn(200)));
+    }
+
+    #[test]
+    fn message_blocked_by_a_later_reservation_asks_again() {
+        let mut reservation = Reservation::new(Seq(1));
+        let first = reservation.ask_blocked(Seq(5)).expect("nothing is pending");
+        reservation.set_pending(Lsn(100));
+        // A publish pushes a further one, for which nobody is called when it is durable.
+        reservation.ask_ahead_of_publish(Seq(first.upto.0 + 1));
+        reservation.set_pending(Lsn(200));
+        assert!(!reservation.allows(first.upto, || Lsn(150)));
+        let again = reservation.ask_blocked(first.upto);
+        assert!(again.expect("nobody would call it").is_waited);
     }
 
     #[test]

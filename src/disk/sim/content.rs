@@ -7,7 +7,8 @@
 //!
 //! 1. Without faults, cache = media + pending.
 //! 2. A pending sector is a picture of all its 512 bytes after the write, since a device writes whole sectors:
-//!    of two writes into one sector a crash keeps the first, the second (which contains the first), or none.
+//!    of two writes into one sector a crash keeps the first, the second (which contains the first), or none. A write
+//!    that changes no byte of a sector is not pending.
 //! 3. A failed sync takes changes out of `pending` without bringing them to the media. The cache goes on showing
 //!    them, as Linux does, until the cache is dropped.
 
@@ -213,11 +214,35 @@ impl Inode {
     pub(super) fn write(&mut self, bytes: &[u8], offset: u64, seq: &mut u64) {
         for index in self.cache.write(bytes, offset) {
             let data = self.cache.sectors[&index].clone();
-            note(&mut self.pending, Change::Sector { index, data }, seq);
+            if !self.is_without_effect(index, &data) {
+                note(&mut self.pending, Change::Sector { index, data }, seq);
+            }
         }
         let end = offset + bytes.len() as u64;
         if !bytes.is_empty() && end > self.cache.len_bytes {
             self.set_len(end, seq);
+        }
+    }
+
+    /// True when a crash that loses this write leaves the same bytes as one that keeps it: the medium, or the last
+    /// unsynced change of the sector, has them already. Without such units all subsets of the others can be tried.
+    fn is_without_effect(&self, index: u64, data: &Sector) -> bool {
+        let end = (index + 1) * SECTOR_BYTES_U64;
+        for pending in self.pending.iter().rev() {
+            match &pending.change {
+                Change::Length(len_bytes) if *len_bytes < end => return false,
+                Change::Sector {
+                    index: other,
+                    data: last,
+                } if *other == index => {
+                    return last == data;
+                }
+                _ => {}
+            }
+        }
+        match self.media.sectors.get(&index) {
+            Some(durable) => durable == data,
+            None => end <= self.media.len_bytes && data.iter().all(|byte| *byte == 0),
         }
     }
 

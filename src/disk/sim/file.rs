@@ -249,10 +249,10 @@ impl DiskFile for SimFile {
 
     fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         self.check_writable()?;
-        let bytes: Vec<u8> = buffers
+        let mut bytes = Vec::with_capacity(buffers.iter().map(|buffer| buffer.len()).sum());
+        buffers
             .iter()
-            .flat_map(|buffer| buffer.iter().copied())
-            .collect();
+            .for_each(|buffer| bytes.extend_from_slice(buffer));
         if offset.checked_add(bytes.len() as u64).is_none() {
             return Err(ErrorKind::InvalidInput.into());
         }

@@ -316,6 +316,31 @@ fn checkpoint_that_fails_leaves_the_old_one_in_force() {
 }
 
 #[test]
+fn failed_checkpoints_do_not_fill_the_disk() {
+    // Each attempt has a number of its own, so on a full disk each would leave a file of its own.
+    for (trigger, nth) in [
+        (Trigger::Write, 1),
+        (Trigger::Sync, 1),
+        (Trigger::Rename, 1),
+        (Trigger::SyncDir, 1),
+    ] {
+        let rig = Rig::new(options());
+        let (store, _) = rig.open();
+        store.create_queue(1);
+        store.storage.checkpoint(&store).unwrap();
+        for _ in 0..3 {
+            store.publish(&[1], &numbered_payload(1, 10), 0);
+            store.commit().unwrap();
+            rig.disk.inject(trigger, nth, Effect::NoSpace);
+            store.storage.checkpoint(&store).unwrap_err();
+            rig.disk.clear_faults();
+        }
+        let files = rig.disk.list(Path::new("checkpoint")).unwrap();
+        assert_eq!(files.len(), 1, "{trigger:?}: {files:?}");
+    }
+}
+
+#[test]
 fn checkpoint_after_a_failed_one_may_crash_anywhere() {
     // t1 a checkpoint fails after copy 0 of the superblock named it, t2 the next one is written, t3 crash in it
     for crash_after in 0..24 {

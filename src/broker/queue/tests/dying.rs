@@ -267,6 +267,22 @@ fn burial_is_one_atomic_group_of_targets_and_source() {
 }
 
 #[test]
+fn message_of_the_largest_size_is_dead_lettered_although_its_headers_grow() {
+    let mut rig = Rig::new();
+    let queue = rig.queue_with("q", dead_letter_to("dlx", Some("dead")));
+    let dead = rig.queue("dead");
+    rig.bind("dlx", "dead", &dead);
+    let message = persistent(&"x".repeat(20_000));
+    rig.journal
+        .set_group_max_bytes(message.payload_len() as u64);
+    rig.publish(&queue, message);
+    let held = rig.get(&queue).expect("it is there");
+    rig.settle(&[held], SettleOutcome::Reject);
+    assert_eq!(dead.stats().ready_count, 1);
+    assert_eq!(queue.stats().quarantined_count, 0);
+}
+
+#[test]
 fn retry_loop_counts_and_goes_on_because_of_the_rejection() {
     let mut rig = Rig::new();
     let work = rig.queue_with("work", dead_letter_to("dlx", Some("wait")));

@@ -189,6 +189,54 @@ fn messages_over_the_memory_budget_come_back_from_the_log() {
 }
 
 #[test]
+fn unacked_messages_over_the_memory_budget_stay_on_disk_only() {
+    let mut rig = Rig::with_memory(64 * 1024);
+    let queue = rig.queue("q");
+    let big = "x".repeat(17 * 1024);
+    for _ in 0..200 {
+        rig.publish(&queue, persistent(&big));
+    }
+    let consumer = rig.consume(&queue, |_| {});
+    let mut held = Vec::new();
+    while held.len() < 200 {
+        rig.settle_down();
+        held.extend(deliveries(&consumer));
+        rig.turn(|turn| super::dispatch(turn, &queue));
+    }
+    let resident = rig.shared.resident_bytes();
+    assert!(resident < 256 * 1024, "{resident} bytes stay in memory");
+    let aftermath = rig.turn(|turn| cancel(turn, &queue, consumer.id));
+    assert_eq!(aftermath, Aftermath::Stays);
+    rig.settle(&held, SettleOutcome::Requeue);
+    assert_eq!(rig.take_all(&queue), vec![format!("{big}*"); 200]);
+}
+
+#[test]
+fn byte_limit_drops_nothing_that_fits_when_a_queue_is_restored() {
+    // The log knows the length of a record, which is more than the body that counts for the limit.
+    let mut rig = Rig::new();
+    let settings = QueueArguments {
+        max_length_bytes: Some(30),
+        ..QueueArguments::default()
+    };
+    let queue = rig.queue_with("q", settings);
+    for body in ["aaaaaaaaaa", "bbbbbbbbbb", "cccccccccc"] {
+        rig.publish(&queue, persistent(body));
+    }
+    let image = queue.image(ImageKind::Running).expect("it is durable");
+    assert_eq!(image.entries.len(), 3);
+    let restored = rig.turn(|turn| Queue::restore(queue.spec().clone(), &image, turn));
+    assert_eq!(restored.stats().ready_count, 3);
+    let taken = rig.get(&restored).expect("the first");
+    assert_eq!(body_of(&taken.message), "aaaaaaaaaa");
+    rig.publish(&restored, persistent("dddddddddd"));
+    assert_eq!(
+        rig.take_all(&restored),
+        ["bbbbbbbbbb", "cccccccccc", "dddddddddd"]
+    );
+}
+
+#[test]
 fn unreadable_message_is_looked_up_again_then_quarantined() {
     let mut rig = Rig::with_memory(0);
     let queue = rig.queue("q");

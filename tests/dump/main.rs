@@ -1,0 +1,16 @@
+//! `strata-dump` on directories of format version 1, and beside an engine or a broker that works.
+//!
+//! The directories under `tests/fixtures` were made once by [`fixtures`] and are never made again: a format change
+//! that cannot read them fails here, and one that reads them otherwise shows in the expected texts.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod broker;
+mod command;
+mod damage;
+mod fixtures;
+mod load;
+mod script;
+mod scripted;
+mod snapshots;
