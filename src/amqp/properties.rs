@@ -143,6 +143,19 @@ impl Properties {
         &self.raw
     }
 
+    /// The same properties in other memory, which `copy` is; see [`ShortString::relocated`].
+    ///
+    /// # Panics
+    /// When `copy` is something else.
+    #[must_use]
+    pub fn relocated(&self, copy: Bytes) -> Self {
+        assert!(self.raw == copy, "a copy is equal");
+        Self {
+            raw: copy,
+            digest: self.digest,
+        }
+    }
+
     /// The same properties in memory of their own; see [`ShortString::detached`].
     #[must_use]
     pub fn detached(&self) -> Self {
@@ -335,11 +348,13 @@ impl Digest {
             flags,
             ..Self::default()
         };
-        for flag in WIRE_ORDER {
-            if flags & flag != 0 {
-                let value = take_property(flag, &mut rest)?;
-                digest.note(flag, value, raw.len() - rest.len())?;
-            }
+        // High bit first is the wire's order; most messages have few of them.
+        let mut left = flags;
+        while left != 0 {
+            let flag = 0x8000 >> left.leading_zeros();
+            left &= !flag;
+            let value = take_property(flag, &mut rest)?;
+            digest.note(flag, value, raw.len() - rest.len())?;
         }
         check_end(rest)?;
         Ok(digest)

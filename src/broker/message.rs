@@ -41,7 +41,8 @@ pub struct Message {
     /// The payload: head, then the parts of a large body.
     parts: SmallVec<[Bytes; 1]>,
     body_bytes: usize,
-    payload_crc: u32,
+    /// Of messages that will go to the log; computed before a queue's lock is taken.
+    payload_crc: Option<u32>,
     has_deaths: bool,
     is_persistent: bool,
     ttl_ms: Option<u64>,
@@ -91,57 +92,63 @@ impl Message {
         exchange: ShortString,
         routing_key: ShortString,
         properties: Properties,
-        body: Vec<Bytes>,
+        body: impl AsRef<[Bytes]>,
     ) -> Self {
-        Self::from_parts(&MessageParts {
-            exchange,
-            routing_key,
-            properties,
-            body,
-            ..MessageParts::default()
-        })
+        let names = Names {
+            exchange: &exchange,
+            routing_key: &routing_key,
+            bcc: &[],
+        };
+        Self::build(&names, &properties, body.as_ref(), false)
     }
 
     /// A message with everything it may have.
     #[must_use]
     pub fn from_parts(parts: &MessageParts) -> Self {
-        let body_bytes: usize = parts.body.iter().map(Bytes::len).sum();
-        let is_copied = body_bytes <= COPIED_BODY_MAX_BYTES;
-        let names = parts.exchange.as_bytes().len() + parts.routing_key.as_bytes().len();
-        let capacity = 9
-            + names
-            + parts
-                .bcc
-                .iter()
-                .map(|key| 1 + key.as_bytes().len())
-                .sum::<usize>()
-            + parts.properties.raw().len()
-            + if is_copied { body_bytes } else { 0 };
-        let mut head = BytesMut::with_capacity(capacity);
-        head.put_u8(if parts.has_deaths { FLAG_HAS_DEATHS } else { 0 });
-        put_name(&mut head, &parts.exchange);
-        put_name(&mut head, &parts.routing_key);
         // A header holds fewer keys than its bytes: at most 4 GiB / 5, in practice a frame's worth. What
         // is above 65535 keys is not kept for dead-lettering.
-        let bcc = &parts.bcc[..parts.bcc.len().min(usize::from(u16::MAX))];
-        head.put_u16_le(u16::try_from(bcc.len()).unwrap_or(u16::MAX));
-        for key in bcc {
-            put_name(&mut head, key);
-        }
-        let raw = parts.properties.raw();
-        head.put_u32_le(u32::try_from(raw.len()).expect("a content header fits a frame"));
-        head.put_slice(raw);
-        let mut payload = SmallVec::new();
-        if is_copied {
-            for part in &parts.body {
-                head.put_slice(part);
-            }
-        }
-        payload.push(head.freeze());
+        let bcc_count = parts.bcc.len().min(usize::from(u16::MAX));
+        let names = Names {
+            exchange: &parts.exchange,
+            routing_key: &parts.routing_key,
+            bcc: &parts.bcc[..bcc_count],
+        };
+        Self::build(&names, &parts.properties, &parts.body, parts.has_deaths)
+    }
+
+    /// Writes the head and takes everything as slices of it. Nothing is parsed: it was checked before.
+    fn build(names: &Names<'_>, properties: &Properties, body: &[Bytes], has_deaths: bool) -> Self {
+        let body_bytes: usize = body.iter().map(Bytes::len).sum();
+        let is_copied = body_bytes <= COPIED_BODY_MAX_BYTES;
+        let copied_body = if is_copied { body } else { &[] };
+        let head = encode_head(names, properties, copied_body, has_deaths);
+        let mut rest = Slices { head: &head, at: 1 };
+        let exchange = rest.name(names.exchange);
+        let routing_key = rest.name(names.routing_key);
+        rest.at += 2;
+        let bcc = names.bcc.iter().map(|key| rest.name(key)).collect();
+        rest.at += 4;
+        let properties = properties.relocated(rest.take(properties.raw().len()));
+        let small_body = head.slice(rest.at..);
+        let is_persistent = properties.is_persistent();
+        let mut parts = SmallVec::new();
+        parts.push(head);
         if !is_copied {
-            payload.extend(parts.body.iter().cloned());
+            parts.extend(body.iter().cloned());
         }
-        Self::from_payload(payload).expect("encoded just above")
+        Self {
+            exchange,
+            routing_key,
+            bcc,
+            small_body,
+            body_bytes,
+            payload_crc: is_persistent.then(|| crc_of(&parts)),
+            has_deaths,
+            is_persistent,
+            ttl_ms: properties.expiration().and_then(parse_expiration),
+            properties,
+            parts,
+        }
     }
 
     /// Reads what the log stored.
@@ -174,10 +181,6 @@ impl Message {
         })?;
         let small_body = reader.bytes;
         let body_bytes = small_body.len() + parts[1..].iter().map(Bytes::len).sum::<usize>();
-        let mut crc = crc32fast::Hasher::new();
-        for part in &parts {
-            crc.update(part);
-        }
         Ok(Self {
             is_persistent: properties.is_persistent(),
             ttl_ms: properties.expiration().and_then(parse_expiration),
@@ -187,7 +190,8 @@ impl Message {
             properties,
             small_body,
             body_bytes,
-            payload_crc: crc.finalize(),
+            // It is in the log already; what is written again is built anew.
+            payload_crc: None,
             has_deaths: flags & FLAG_HAS_DEATHS != 0,
             parts,
         })
@@ -242,10 +246,10 @@ impl Message {
     pub fn payload_len(&self) -> usize {
         self.parts.iter().map(Bytes::len).sum()
     }
-    /// CRC-32 of the payload, computed when the message was built.
+    /// CRC-32 of the payload; computed when the message was built, if it is persistent.
     #[must_use]
     pub fn payload_crc(&self) -> u32 {
-        self.payload_crc
+        self.payload_crc.unwrap_or_else(|| crc_of(&self.parts))
     }
     /// Its delivery mode is 2.
     #[must_use]
@@ -277,6 +281,70 @@ pub fn parse_expiration(text: &[u8]) -> Option<u64> {
     }
     let value: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
     (value <= TTL_MAX_MS).then_some(value)
+}
+
+/// Where a message was published, borrowed.
+struct Names<'a> {
+    exchange: &'a ShortString,
+    routing_key: &'a ShortString,
+    /// At most 65535.
+    bcc: &'a [ShortString],
+}
+
+fn encode_head(
+    names: &Names<'_>,
+    properties: &Properties,
+    copied_body: &[Bytes],
+    has_deaths: bool,
+) -> Bytes {
+    let name_len = |name: &ShortString| 1 + name.len();
+    let raw = properties.raw();
+    let capacity = 7
+        + name_len(names.exchange)
+        + name_len(names.routing_key)
+        + names.bcc.iter().map(name_len).sum::<usize>()
+        + raw.len()
+        + copied_body.iter().map(Bytes::len).sum::<usize>();
+    let mut head = BytesMut::with_capacity(capacity);
+    head.put_u8(if has_deaths { FLAG_HAS_DEATHS } else { 0 });
+    put_name(&mut head, names.exchange);
+    put_name(&mut head, names.routing_key);
+    head.put_u16_le(u16::try_from(names.bcc.len()).expect("the caller cut them"));
+    for key in names.bcc {
+        put_name(&mut head, key);
+    }
+    head.put_u32_le(u32::try_from(raw.len()).expect("a content header fits a frame"));
+    head.put_slice(raw);
+    for part in copied_body {
+        head.put_slice(part);
+    }
+    head.freeze()
+}
+
+/// Takes slices off a head that was just written.
+struct Slices<'a> {
+    head: &'a Bytes,
+    at: usize,
+}
+
+impl Slices<'_> {
+    fn take(&mut self, len: usize) -> Bytes {
+        let from = self.at;
+        self.at += len;
+        self.head.slice(from..self.at)
+    }
+    fn name(&mut self, original: &ShortString) -> ShortString {
+        self.at += 1;
+        original.relocated(self.take(original.len()))
+    }
+}
+
+fn crc_of(parts: &[Bytes]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    for part in parts {
+        crc.update(part);
+    }
+    crc.finalize()
 }
 
 fn put_name(head: &mut BytesMut, name: &ShortString) {

@@ -29,6 +29,8 @@ use crate::amqp::short_string::ShortString;
 
 /// Routes a connection remembers; when there are more, it forgets all and begins anew.
 const CACHED_ROUTES_MAX: usize = 1024;
+/// Places of the routes used last; a power of two.
+const RECENT_ROUTES: usize = 16;
 
 /// Targets of a message, shared with the cache.
 type SharedTargets = Arc<[QueueHandle]>;
@@ -41,6 +43,22 @@ pub(super) struct RouteCache {
     /// Exchange, then routing key. An exchange that is here has passed the checks.
     exchanges: HashMap<ShortString, HashMap<ShortString, SharedTargets>>,
     routes_count: usize,
+    /// Copies of some of these routes, each in the one place its key leads to: found without hashing.
+    recent: Vec<Option<RecentRoute>>,
+}
+
+#[derive(Debug, Clone)]
+struct RecentRoute {
+    exchange: ShortString,
+    key: ShortString,
+    targets: SharedTargets,
+}
+
+/// Where a key stands among the recent routes: by its last bytes, in which an application's keys differ.
+fn recent_place(key: &ShortString) -> usize {
+    let tail = key.as_bytes().iter().rev().take(4);
+    let sum = tail.fold(key.len(), |sum, byte| sum * 5 + usize::from(*byte));
+    sum % RECENT_ROUTES
 }
 
 impl RouteCache {
@@ -54,6 +72,7 @@ impl RouteCache {
 
     fn clear(&mut self) {
         self.exchanges.clear();
+        self.recent.clear();
         self.routes_count = 0;
     }
 
@@ -61,8 +80,23 @@ impl RouteCache {
         self.exchanges.contains_key(name)
     }
 
-    fn get(&self, exchange: &ShortString, key: &ShortString) -> Option<&SharedTargets> {
-        self.exchanges.get(exchange)?.get(key)
+    /// A route that was used a short time ago. Its exchange has passed the checks.
+    fn recent(&self, exchange: &ShortString, key: &ShortString) -> Option<&SharedTargets> {
+        let route = self.recent.get(recent_place(key))?.as_ref()?;
+        (route.key == *key && route.exchange == *exchange).then_some(&route.targets)
+    }
+
+    fn get(&mut self, exchange: &ShortString, key: &ShortString) -> Option<&SharedTargets> {
+        let (exchange, routes) = self.exchanges.get_key_value(exchange)?;
+        let (key, targets) = routes.get_key_value(key)?;
+        let place = recent_place(key);
+        self.recent.resize(RECENT_ROUTES, None);
+        self.recent[place] = Some(RecentRoute {
+            exchange: exchange.clone(),
+            key: key.clone(),
+            targets: Arc::clone(targets),
+        });
+        Some(targets)
     }
 
     fn insert_exchange(&mut self, name: &ShortString) {
@@ -90,7 +124,7 @@ impl Connection {
     /// The refusal, which closes the channel.
     pub fn check_publish(&mut self, publish: &Publish) -> Result<(), BrokerError> {
         self.renew_cache();
-        self.check_message(&publish.message).map(|_| ())
+        self.check_message(&publish.message, false).map(|_| ())
     }
 
     /// Publishes a batch in order; one outcome each is appended to `out`.
@@ -106,6 +140,9 @@ impl Connection {
         out: &mut Vec<Published>,
     ) -> Result<(), (usize, BrokerError)> {
         let mut run = Run::default();
+        run.messages.reserve(batch.len());
+        run.confirms.reserve(batch.len());
+        out.reserve(batch.len());
         for (index, publish) in batch.iter().enumerate() {
             let (message, targets) = match self.check_and_route(&publish.message) {
                 Ok(routed) => routed,
@@ -196,9 +233,13 @@ impl Connection {
         message: &Arc<Message>,
     ) -> Result<(Arc<Message>, SharedTargets), BrokerError> {
         self.renew_cache();
-        let FurtherKeys { cc, bcc } = self.check_message(message)?;
         let (exchange, key) = (message.exchange(), message.routing_key());
+        let recent = self.routes.recent(exchange, key).cloned();
+        let FurtherKeys { cc, bcc } = self.check_message(message, recent.is_some())?;
         let is_plain = cc.is_empty() && bcc.is_empty();
+        if is_plain && let Some(targets) = recent {
+            return Ok((visible_copy(message, bcc), targets));
+        }
         if is_plain && let Some(targets) = self.routes.get(exchange, key) {
             return Ok((visible_copy(message, bcc), Arc::clone(targets)));
         }
@@ -218,9 +259,13 @@ impl Connection {
     }
 
     /// The checks of a publish, in RabbitMQ's order; returns the keys of `CC` and `BCC`.
-    fn check_message(&mut self, message: &Message) -> Result<FurtherKeys, BrokerError> {
+    fn check_message(
+        &mut self,
+        message: &Message,
+        is_exchange_checked: bool,
+    ) -> Result<FurtherKeys, BrokerError> {
         let exchange = message.exchange();
-        if !self.routes.has_exchange(exchange) {
+        if !is_exchange_checked && !self.routes.has_exchange(exchange) {
             self.check_exchange(exchange)?;
             self.routes.insert_exchange(exchange);
         }

@@ -54,6 +54,17 @@ impl Wake for TaskWake {
     }
 }
 
+/// What a look at the socket ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Socket {
+    /// It has nothing now.
+    Drained,
+    /// It may have more.
+    HasMore,
+    /// It has ended.
+    Ended,
+}
+
 /// Everything a connection's task owns but the socket.
 struct ConnectionTask {
     hub: Arc<Hub>,
@@ -152,7 +163,8 @@ impl ConnectionTask {
     ) -> io::Result<()> {
         let mut is_shutting_down = false;
         loop {
-            let is_eof = self.read_some(stream)?;
+            let socket = self.read_some(stream)?;
+            let is_eof = socket == Socket::Ended;
             if is_eof {
                 self.session.handle_eof();
             }
@@ -161,7 +173,10 @@ impl ConnectionTask {
             if is_eof || (self.session.is_finished() && self.session.output().is_empty()) {
                 return Ok(());
             }
-            if self.has_more_to_do() {
+            let has_unread = socket == Socket::HasMore && self.wants_input();
+            let is_told = !is_shutting_down && shutdown.has_changed().unwrap_or(true);
+            if (has_unread || self.has_more_to_do()) && !is_told {
+                // Others first: the connections just woken wait behind this task on the same thread.
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -205,39 +220,37 @@ impl ConnectionTask {
         Duration::from_millis(due_at_ms.saturating_sub(now_ms))
     }
 
-    /// Reads what the socket has, within bounds; true at its end.
-    fn read_some(&mut self, stream: &TcpStream) -> io::Result<bool> {
+    /// Reads what the socket has, within bounds. It is read until it has nothing: only that arms its
+    /// readiness again.
+    fn read_some(&mut self, stream: &TcpStream) -> io::Result<Socket> {
         for _ in 0..READS_PER_ROUND {
             if !self.wants_input() {
-                return Ok(false);
+                return Ok(Socket::HasMore);
             }
             // Others may have filled the store since the last round. The round that follows asks again and
             // registers for the time when there is room.
             if self.session.is_running() && !self.hub.storage.has_room() {
-                return Ok(false);
+                return Ok(Socket::HasMore);
             }
             self.input.reserve(self.input_target_bytes);
             match stream.try_read_buf(&mut self.input) {
-                Ok(0) => return Ok(true),
+                Ok(0) => return Ok(Socket::Ended),
                 Ok(count) => {
                     self.adapt_input(count);
                     let now_ms = self.hub.now_ms();
                     self.guarded(|task| task.session.receive(&mut task.input, now_ms));
-                    if count < self.input_target_bytes {
-                        break;
-                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.input.is_empty() {
                         // An idle connection holds no buffer.
                         self.input = BytesMut::new();
                     }
-                    break;
+                    return Ok(Socket::Drained);
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(false)
+        Ok(Socket::HasMore)
     }
 
     fn adapt_input(&mut self, count: usize) {

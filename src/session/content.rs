@@ -7,7 +7,10 @@
 //! Bodies stay where they arrived: a part per frame. A body that is too large to be accepted is counted,
 //! not kept, and refused when it is complete.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::close::Failure;
 use crate::amqp::content::ContentHeader;
@@ -48,14 +51,14 @@ pub(super) struct Assembly {
     properties: Properties,
     size_bytes: u64,
     remaining_bytes: u64,
-    body: Vec<Bytes>,
+    body: SmallVec<[Bytes; 1]>,
 }
 
 /// A publish that is complete.
 #[derive(Debug)]
 pub(super) struct Assembled {
     pub(super) is_mandatory: bool,
-    pub(super) message: Message,
+    pub(super) message: Arc<Message>,
 }
 
 impl Content {
@@ -100,7 +103,7 @@ impl Content {
             properties: header.properties,
             size_bytes: header.body_size_bytes,
             remaining_bytes: header.body_size_bytes,
-            body: Vec::new(),
+            body: SmallVec::new(),
         };
         // The size limit concerns bodies that arrive; an empty one is within every limit.
         self.advance(assembly, u64::MAX)
@@ -156,7 +159,12 @@ impl Content {
         } = assembly;
         Ok(Some(Assembled {
             is_mandatory: start.is_mandatory,
-            message: Message::new(start.exchange, start.routing_key, properties, body),
+            message: Arc::new(Message::new(
+                start.exchange,
+                start.routing_key,
+                properties,
+                body,
+            )),
         }))
     }
 }

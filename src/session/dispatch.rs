@@ -1,7 +1,5 @@
 //! Frames of an open channel to what they ask for: one line a method.
 
-use std::sync::Arc;
-
 use super::channel::{Channel, Mode};
 use super::close::Failure;
 use super::content::{Assembled, PublishStart};
@@ -17,9 +15,9 @@ pub(super) type Handled = Result<(), Failure>;
 
 impl Session {
     /// A frame of a channel that is open and not busy.
-    pub(super) fn handle_open_channel(&mut self, id: u16, frame: &Frame) -> Handled {
+    pub(super) fn handle_open_channel(&mut self, id: u16, frame: Frame) -> Handled {
         match frame.kind {
-            FrameKind::Method => self.handle_method(id, frame),
+            FrameKind::Method => self.handle_method(id, &frame),
             FrameKind::Header => {
                 let assembled = self.channel(id)?.content.handle_header(&frame.payload)?;
                 self.check_alarm();
@@ -27,8 +25,8 @@ impl Session {
             }
             FrameKind::Body => {
                 let max_bytes = self.options.message_max_bytes;
-                let part = frame.payload.clone();
-                let assembled = self.channel(id)?.content.handle_body(part, max_bytes)?;
+                let content = &mut self.channel(id)?.content;
+                let assembled = content.handle_body(frame.payload, max_bytes)?;
                 self.handle_assembled(id, assembled)
             }
             // The frame decoder lets heartbeats pass on channel 0 only.
@@ -110,7 +108,7 @@ impl Session {
         let publish = Publish {
             channel: id,
             is_mandatory,
-            message: Arc::new(message),
+            message,
         };
         let tx_max_bytes = self.options.tx_max_bytes;
         let channel = self.channel(id)?;

@@ -17,7 +17,7 @@ impl Session {
         let result = match self.channels.get_mut(&id) {
             None => self.handle_unopened(id, &frame),
             Some(channel) => match &mut channel.state {
-                ChannelState::Open => self.handle_open_channel(id, &frame),
+                ChannelState::Open => self.handle_open_channel(id, frame),
                 ChannelState::Held {
                     is_commit: true, ..
                 } => Err(during_commit(&frame)),

@@ -1,9 +1,27 @@
-//! Proof of the storage engine on a simulated disk; see `tests/README.md`.
+//! Proof of the storage engine on a simulated disk.
+//!
+//! ```text
+//!  model    the state a store should have, as a value        oracle   judges a recovery: sets, and one prefix
+//!  live     queues in memory, as the broker has them         action   operations of scripts, as pushes
+//!  world    the engine on a SimDisk, driven by scripts       explore  crash at every operation, double, nested
+//!  scripts, seeded    power failures                         faults   EIO and ENOSPC
+//!  damage   flipped bits, odd, foreign and missing files     invariants   the journal of the disk; differentials
+//! ```
+//! Names of tests begin with the invariants they cover (`i05_..` is I5 of the list of 43 in the storage study).
+//!
+//! | variable | what it does |
+//! |---|---|
+//! | `STRATAMQ_SIM_SEEDS`, `STRATAMQ_SIM_SEED` | number of random workloads, and the first seed |
+//! | `STRATAMQ_SIM_OPERATION` | explores only this crash point of a script |
+//! | `STRATAMQ_SIM_FULL` | every survivor is crashed again, and many of them inside recovery: minutes, not seconds |
+//!
+//! `tests/mutation` shows that removed syncs and checksums are noticed.
 
 mod action;
 mod damage;
 mod explore;
 mod faults;
+mod invariants;
 mod live;
 mod model;
 mod oracle;

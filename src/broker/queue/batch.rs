@@ -122,6 +122,11 @@ impl Batch {
         self.requeues.push((queue, seq, delivery_count));
     }
 
+    /// Room for as many deliveries at once, rather than by and by.
+    pub(super) fn expect_handouts(&mut self, count: usize) {
+        self.handouts.reserve(count);
+    }
+
     pub(super) fn hand_out(&mut self, outbox: &Arc<Outbox>, item: OutboxItem) {
         self.handouts.push((Arc::clone(outbox), item));
     }

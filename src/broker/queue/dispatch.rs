@@ -215,7 +215,8 @@ impl QueueState {
 
     /// Asks for the bodies of the next ready entries at or after `seq`, inside the window.
     fn read_ahead(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>, seq: Seq) {
-        if self.fetching_count > READ_AHEAD_MAX_COUNT / 2 {
+        // A queue that lives in memory is asked on every delivery.
+        if !self.slots.has_absent() || self.fetching_count > READ_AHEAD_MAX_COUNT / 2 {
             return;
         }
         let mut next = self.slots.ready_at_or_after(seq);

@@ -67,6 +67,12 @@ fn publish_run(
         return Err(TargetDeleted);
     }
     let mut batch = Batch::default();
+    if locked
+        .iter_mut()
+        .any(|(_, state)| !state.consumers.is_empty())
+    {
+        batch.expect_handouts(messages.len());
+    }
     let first = out.len();
     for message in messages {
         let mut is_refused = false;

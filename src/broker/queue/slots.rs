@@ -189,6 +189,8 @@ pub(super) struct Slots {
     next_seq: u64,
     /// No entry below this is ready.
     ready_from: u64,
+    /// Entries whose content is not in memory.
+    absent_count: u64,
     sums: Sums,
 }
 
@@ -199,8 +201,14 @@ impl Slots {
             spare: None,
             next_seq: next_seq.0,
             ready_from: 0,
+            absent_count: 0,
             sums: Sums::default(),
         }
+    }
+
+    /// False when every entry has its content in memory: there is nothing to read ahead.
+    pub(super) fn has_absent(&self) -> bool {
+        self.absent_count > 0
     }
 
     pub(super) fn sums(&self) -> &Sums {
@@ -256,6 +264,7 @@ impl Slots {
         }
         self.sums.add(slot.status, slot.body_bytes);
         self.sums.resident_bytes += slot.resident_bytes();
+        self.absent_count += u64::from(slot.message.is_none());
         run.slots.push(slot);
     }
 
@@ -328,12 +337,14 @@ impl Slots {
         if let Some((run, at)) = self.locate(seq) {
             let slot = &mut self.runs[run].slots[at];
             self.sums.resident_bytes -= slot.resident_bytes();
+            self.absent_count -= u64::from(slot.message.is_none());
             if let Some(message) = &message {
                 self.sums.subtract(slot.status, slot.body_bytes);
                 slot.body_bytes = u32::try_from(message.body_len()).unwrap_or(u32::MAX);
                 self.sums.add(slot.status, slot.body_bytes);
             }
             slot.message = message;
+            self.absent_count += u64::from(slot.message.is_none());
             self.sums.resident_bytes += slot.resident_bytes();
         }
     }
@@ -345,6 +356,7 @@ impl Slots {
         let slot = std::mem::replace(&mut run.slots[at], Slot::EMPTY);
         self.sums.subtract(slot.status, slot.body_bytes);
         self.sums.resident_bytes -= slot.resident_bytes();
+        self.absent_count -= u64::from(slot.message.is_none());
         run.live_count -= 1;
         if slot.status == Status::Ready {
             run.ready_count -= 1;
