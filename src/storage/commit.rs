@@ -221,7 +221,10 @@ impl Committer {
 
     fn write_pending(&mut self) -> Result<(), StorageError> {
         let max_bytes = self.shared.options.commit_max_bytes.max(1);
-        let batches = lock(&self.shared.append).take(max_bytes);
+        let (batches, has_rest) = {
+            let mut append = lock(&self.shared.append);
+            (append.take(max_bytes), append.pending().is_any)
+        };
         for batch in &batches {
             if batch.base.segment() != self.segment.segment {
                 self.enter_segment(batch.base)?;
@@ -231,7 +234,7 @@ impl Committer {
         // In this order: who finds a record no longer among the pending ones must see that it is in the file.
         self.shared.set_written(self.written_end);
         lock(&self.shared.append).set_written();
-        self.note_written(&batches);
+        self.note_written(&batches, has_rest);
         let mut append = lock(&self.shared.append);
         for batch in batches {
             append.recycle(batch);
@@ -239,13 +242,16 @@ impl Committer {
         Ok(())
     }
 
-    fn note_written(&mut self, batches: &[Arc<BatchBody>]) {
+    /// Takes note of a write; what it left behind has been waiting as long as what it took.
+    fn note_written(&mut self, batches: &[Arc<BatchBody>], has_rest: bool) {
         if batches.is_empty() {
             return;
         }
         self.last_write_ns = self.shared.clock.monotonic_ns();
         self.unsynced.merge(self.pending);
-        self.pending = Since::default();
+        if !has_rest {
+            self.pending = Since::default();
+        }
         let mut stats = lock(&self.shared.stats);
         stats.commit_count += 1;
         for batch in batches {

@@ -333,10 +333,8 @@ fn i11_a_torn_tail_is_cut_counted_and_kept() {
     let count = disk.unsynced().len();
     assert!(count > 3, "a write of several sectors");
     let survivor = disk.power_cycle(&CrashChoice::keep_prefix(count / 2));
-    let world = World::open(survivor, small_options(), live)
-        .map_err(|(e, _)| e.to_string())
-        .ok()
-        .expect("recovers");
+    let world =
+        World::open(survivor, small_options(), live).unwrap_or_else(|(error, _)| panic!("{error}"));
     let Found::TornTail(torn) = &world.found else {
         panic!("{:?}", world.found)
     };
@@ -396,10 +394,7 @@ fn i02_commits_on_the_engine_thread_confirm_only_what_a_sync_returned_for() {
         small_options(),
         Live::default(),
     );
-    let mut world = world
-        .map_err(|(error, _)| error.to_string())
-        .ok()
-        .expect("a healthy disk");
+    let mut world = world.unwrap_or_else(|(error, _)| panic!("{error}"));
     world.run(&[Create(0)]).expect("a healthy disk");
     disk.hold_syncs();
     let first = world

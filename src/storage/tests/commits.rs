@@ -284,3 +284,30 @@ fn atomic_group_is_never_split() {
         assert_eq!(counts, [0, 60]);
     }
 }
+
+#[test]
+fn lazy_traffic_longer_than_a_batch_is_written_within_its_time_as_a_whole() {
+    let rig = Rig::new(Options {
+        commit_max_bytes: 1024,
+        ..options()
+    });
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    for number in 0..100 {
+        store.publish(&[1], &numbered_payload(number, 10), 0);
+    }
+    store.commit().unwrap();
+    let acks: Vec<_> = (1..=100).map(|seq| store.settle(1, seq, seq)).collect();
+    store.commit().unwrap();
+    assert_eq!(
+        store.storage.stats().undurable_bytes,
+        100 * 48,
+        "nothing is due yet"
+    );
+    rig.clock.advance_ms(options().ack_fsync_ms);
+    store.commit().unwrap();
+    assert_eq!(
+        Some(store.storage.synced_lsn()),
+        acks.last().map(|receipt| receipt.end)
+    );
+}
