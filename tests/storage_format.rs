@@ -1,7 +1,21 @@
 //! Keeps storage-format.md true: its tables are compared with the code, field by field and in both directions.
+//!
+//! Structures of fixed size are compared with the constants of `storage::format`. Payloads and META bodies have no
+//! fixed offsets: there the page's tables are used to take apart what the code has encoded, and the values must be
+//! those that went in.
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use stratamq::amqp::properties::PropertiesBuilder;
+use stratamq::amqp::short_string::ShortString;
+use stratamq::broker::message::{FLAG_HAS_DEATHS, Message, MessageParts};
+use stratamq::broker::meta::{
+    BindingV1, Change, ExchangeNameV1, ExchangeV1, MetaState, PermissionsNameV1, PermissionsV1,
+    QueueIdV1, QueueV1, SNAPSHOT_KIND, SNAPSHOT_VERSION, UserNameV1, UserV1, VhostV1,
+};
 use stratamq::storage::format::{self, Field, STRUCTURES};
 use stratamq::storage::types::SettleCause;
 
@@ -18,6 +32,21 @@ fn rows(text: &str) -> Vec<Vec<String>> {
                 .collect()
         })
         .collect()
+}
+
+/// Rows of the first table under a heading, without the table's head.
+#[track_caller]
+fn table_under(heading: &str) -> Vec<Vec<String>> {
+    let (_, behind) = PAGE
+        .split_once(&format!("\n### {heading}\n"))
+        .unwrap_or_else(|| panic!("the page has no heading {heading}"));
+    let table: Vec<&str> = behind
+        .lines()
+        .take_while(|line| !line.starts_with('#'))
+        .skip_while(|line| !line.starts_with('|'))
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    rows(&table.join("\n")).into_iter().skip(1).collect()
 }
 
 /// Structure name -> (size, fields) as the page lists them.
@@ -110,6 +139,13 @@ fn flags_causes_and_effects_are_those_of_the_code() {
         value_of("WIDE_REFS", 0, 1, None),
         format::record_flag::WIDE_REFS.to_string()
     );
+    for (name, value) in [
+        ("WIDE_ENTRIES", format::queue_flag::WIDE_ENTRIES),
+        ("REDELIVERED", u32::from(format::entry_flag::REDELIVERED)),
+        ("HAS_DEATHS", u32::from(FLAG_HAS_DEATHS)),
+    ] {
+        assert_eq!(value_of(name, 0, 1, None), value.to_string(), "{name}");
+    }
     for cause in [
         SettleCause::Acked,
         SettleCause::Expired,
@@ -158,4 +194,265 @@ fn constants_are_those_of_the_code() {
         bytes[..text.len()].copy_from_slice(text);
         assert_eq!(u64::from_le_bytes(bytes), value, "{name}");
     }
+}
+
+#[test]
+fn files_are_named_as_the_code_names_them() {
+    let paths: Vec<String> = rows(PAGE).into_iter().map(|row| row[0].clone()).collect();
+    let [first, second] = format::SUPERBLOCK_FILES;
+    for path in [
+        format!("`{}`", format::LOCK_FILE),
+        format!("`{first}`, `{second}`"),
+        format!(
+            "`{}/<12 hex>.{}`",
+            format::LOG_DIR,
+            format::SEGMENT_EXTENSION
+        ),
+        format!(
+            "`{}/<16 hex>.{}`",
+            format::CHECKPOINT_DIR,
+            format::CHECKPOINT_EXTENSION
+        ),
+        format!("`{}/<12 hex>-<8 hex>.torn`", format::QUARANTINE_DIR),
+        format!("`*.{}`", format::TEMP_EXTENSION),
+    ] {
+        assert!(paths.contains(&path), "{path} stands in the page");
+    }
+}
+
+/// Takes the first `len` bytes off.
+#[track_caller]
+fn take<'a>(bytes: &mut &'a [u8], len: usize) -> &'a [u8] {
+    let (taken, rest) = bytes
+        .split_at_checked(len)
+        .expect("the page asks for no more bytes than there are");
+    *bytes = rest;
+    taken
+}
+
+fn number(bytes: &[u8]) -> usize {
+    let number = bytes
+        .iter()
+        .rev()
+        .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+    usize::try_from(number).expect("a small number")
+}
+
+/// Takes `bytes` apart as a table with sizes says. A size is a number of bytes, the name of a field that holds it,
+/// `COUNT × (1 + key)` with the name of a field, or the rest.
+#[track_caller]
+fn fields_by_size(heading: &str, mut bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    let mut fields = BTreeMap::<String, Vec<u8>>::new();
+    for row in table_under(heading) {
+        let value = match row[1].split_once(" × ") {
+            Some((count, _)) => {
+                let all = bytes;
+                for _ in 0..number(&fields[count]) {
+                    let len = number(take(&mut bytes, 1));
+                    take(&mut bytes, len);
+                }
+                &all[..all.len() - bytes.len()]
+            }
+            None if row[1] == "the rest" => std::mem::take(&mut bytes),
+            None => {
+                let len = row[1].parse().unwrap_or_else(|_| number(&fields[&row[1]]));
+                take(&mut bytes, len)
+            }
+        };
+        fields.insert(row[0].clone(), value.to_owned());
+    }
+    assert!(bytes.is_empty(), "{heading}: {} bytes left", bytes.len());
+    fields
+}
+
+#[test]
+fn message_payload_is_what_the_page_says() {
+    let mut properties = PropertiesBuilder::new();
+    properties.set_delivery_mode(Some(2)).set_header("a", 1);
+    let properties = properties.build();
+    let message = Message::from_parts(&MessageParts {
+        exchange: ShortString::from_static("exchange"),
+        routing_key: ShortString::from_static("routing key"),
+        bcc: vec![
+            ShortString::from_static("one"),
+            ShortString::from_static("other"),
+        ],
+        properties: properties.clone(),
+        body: vec![Bytes::from_static(b"the body")],
+        has_deaths: true,
+    });
+    let fields = fields_by_size("Message payload", &message.payload_parts().concat());
+    for (name, expected) in [
+        ("flags", &[FLAG_HAS_DEATHS][..]),
+        ("exchange", b"exchange"),
+        ("routing key", b"routing key"),
+        ("bcc count", &[2, 0]),
+        ("bcc keys", b"\x03one\x05other"),
+        ("properties", properties.raw()),
+        ("body", b"the body"),
+    ] {
+        assert_eq!(fields[name], expected, "{name}");
+    }
+}
+
+/// Reads a value of a type of the page's, as serde would show it.
+#[track_caller]
+fn read_value(kind: &str, bytes: &mut &[u8]) -> Value {
+    let length = |bytes: &mut &[u8]| number(take(bytes, 8));
+    match kind {
+        "u64" => json!(length(bytes)),
+        "bool" => json!(take(bytes, 1) == [1]),
+        "text" => {
+            let len = length(bytes);
+            json!(std::str::from_utf8(take(bytes, len)).expect("texts are UTF-8"))
+        }
+        "bytes" => {
+            let len = length(bytes);
+            json!(take(bytes, len))
+        }
+        _ => match kind.strip_prefix("list of ") {
+            Some(kind) => (0..length(bytes))
+                .map(|_| read_value(kind, bytes))
+                .collect(),
+            None => read_struct(kind, bytes),
+        },
+    }
+}
+
+#[track_caller]
+fn read_struct(name: &str, bytes: &mut &[u8]) -> Value {
+    let fields = table_under(&format!("Body: {name}")).into_iter();
+    Value::Object(
+        fields
+            .map(|row| (row[0].clone(), read_value(&row[1], bytes)))
+            .collect::<Map<_, _>>(),
+    )
+}
+
+#[track_caller]
+fn read_body(name: &str, mut bytes: &[u8]) -> Value {
+    let value = read_struct(name, &mut bytes);
+    assert!(bytes.is_empty(), "{name}: {} bytes left", bytes.len());
+    value
+}
+
+/// A change with the fields of its body.
+fn change<T: Serialize>(change: fn(T) -> Change, body: T) -> (Change, Value) {
+    let value = serde_json::to_value(&body).expect("structs of texts and numbers");
+    (change(body), value)
+}
+
+/// One change of every kind, in their order.
+fn changes() -> Vec<(Change, Value)> {
+    let text = String::from;
+    let arguments = || vec![0, 0, 0, 2, 1, b'a'];
+    let vhost = || VhostV1 { name: text("v") };
+    let binding = || BindingV1 {
+        vhost: text("v"),
+        is_to_queue: true,
+        destination: text("queue"),
+        source: text("source"),
+        routing_key: text("key"),
+        arguments: arguments(),
+    };
+    let user = UserV1 {
+        name: text("user"),
+        password_hash: text("hash"),
+        tags: vec![text("one"), text("other")],
+    };
+    let permissions = PermissionsV1 {
+        vhost: text("v"),
+        user: text("user"),
+        configure: text("c"),
+        write: text("w"),
+        read: text("r"),
+    };
+    let of_user = PermissionsNameV1 {
+        vhost: text("v"),
+        user: text("user"),
+    };
+    let exchange = ExchangeV1 {
+        vhost: text("v"),
+        name: text("source"),
+        kind: text("topic"),
+        is_auto_delete: true,
+        is_internal: false,
+        arguments: arguments(),
+    };
+    let exchange_name = ExchangeNameV1 {
+        vhost: text("v"),
+        name: text("source"),
+    };
+    let queue = QueueV1 {
+        id: 0x0102_0304,
+        vhost: text("v"),
+        name: text("queue"),
+        is_auto_delete: true,
+        arguments: arguments(),
+    };
+    vec![
+        change(Change::VhostAdded, vhost()),
+        change(Change::VhostDeleted, vhost()),
+        change(Change::UserSet, user),
+        change(Change::UserDeleted, UserNameV1 { name: text("user") }),
+        change(Change::PermissionsSet, permissions),
+        change(Change::PermissionsCleared, of_user),
+        change(Change::ExchangeDeclared, exchange),
+        change(Change::ExchangeDeleted, exchange_name),
+        change(Change::QueueDeclared, queue),
+        change(Change::QueueDeleted, QueueIdV1 { id: 0x0102_0304 }),
+        change(Change::BindingAdded, binding()),
+        change(Change::BindingRemoved, binding()),
+    ]
+}
+
+#[test]
+fn meta_kinds_are_those_of_the_code() {
+    let code: Vec<Vec<String>> = Change::KINDS
+        .iter()
+        .map(|(name, kind, version, body)| {
+            vec![
+                kind.to_string(),
+                version.to_string(),
+                (*name).to_owned(),
+                (*body).to_owned(),
+            ]
+        })
+        .collect();
+    assert_eq!(table_under("META kinds"), code);
+}
+
+#[test]
+fn meta_bodies_are_what_the_page_says() {
+    let changes = changes();
+    assert_eq!(changes.len(), Change::KINDS.len(), "one of every kind");
+    for ((change, expected), (name, kind, version, body)) in changes.iter().zip(Change::KINDS) {
+        assert_eq!(change.kind_and_version(), (*kind, *version), "{name}");
+        assert_eq!(&read_body(body, &change.encode()), expected, "{name}");
+    }
+}
+
+#[test]
+fn snapshot_is_what_the_page_says() {
+    let mut state = MetaState::new();
+    let mut expected = json!({ "next_queue_id": 0x0102_0305 });
+    for (field, at) in [
+        ("vhosts", 0),
+        ("users", 2),
+        ("permissions", 4),
+        ("exchanges", 6),
+        ("queues", 8),
+        ("bindings", 10),
+    ] {
+        let (change, body) = changes().swap_remove(at);
+        state.apply(change);
+        expected[field] = json!([body]);
+    }
+    let envelope = fields_by_size("Snapshot envelope", &state.encode());
+    assert_eq!(number(&envelope["kind"]), usize::from(SNAPSHOT_KIND));
+    assert_eq!(number(&envelope["version"]), usize::from(SNAPSHOT_VERSION));
+    assert_eq!(read_body("SnapshotV1", &envelope["body"]), expected);
+    let values = table_under("Snapshot envelope");
+    assert!(values[0][2].starts_with(&format!("{SNAPSHOT_KIND}:")));
+    assert_eq!(values[1][2], format!("{SNAPSHOT_VERSION}."));
 }

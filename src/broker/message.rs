@@ -1,6 +1,6 @@
 //! A message: where it was published, its properties and its body; and its bytes in the log.
 //!
-//! What the log stores for it, all integers little endian:
+//! What the log stores for it, all integers little endian; storage-format.md has it as a table:
 //!
 //! ```text
 //!  | flags u8 | len u8, exchange | len u8, routing key | count u16, { len u8, key }* | len u32, properties | body |
@@ -25,7 +25,8 @@ use crate::amqp::short_string::ShortString;
 /// less than that of its buffer alive is not worth the buffer.
 pub const COPIED_BODY_MAX_BYTES: usize = 16 * 1024;
 
-const FLAG_HAS_DEATHS: u8 = 1;
+/// Bit of the flags byte, see (3).
+pub const FLAG_HAS_DEATHS: u8 = 1;
 /// Bits that mean nothing yet; a payload that has one was written by a newer version.
 const UNKNOWN_FLAGS: u8 = !FLAG_HAS_DEATHS;
 

@@ -24,9 +24,9 @@ const RECORD_MAX_BYTES: usize = 16 << 20;
 /// Largest snapshot.
 const SNAPSHOT_MAX_BYTES: usize = 1 << 30;
 /// Kind in the envelope of a snapshot.
-const SNAPSHOT_KIND: u16 = 0;
-/// Version of [`SnapshotV1`].
-const SNAPSHOT_VERSION: u16 = 1;
+pub const SNAPSHOT_KIND: u16 = 0;
+/// Version of the snapshot's body.
+pub const SNAPSHOT_VERSION: u16 = 1;
 /// Kind, version, length.
 const ENVELOPE_BYTES: usize = 8;
 
@@ -202,6 +202,11 @@ macro_rules! changes {
         pub enum Change { $($(#[$doc])* $variant($body),)* }
 
         impl Change {
+            /// All kinds: name, number, version, name of the body's struct. storage-format.md lists the same.
+            pub const KINDS: &[(&str, u16, u16, &str)] = &[
+                $((stringify!($variant), $kind, $version, stringify!($body)),)*
+            ];
+
             /// Kind and version to store beside the body.
             #[must_use]
             pub const fn kind_and_version(&self) -> (u16, u16) {

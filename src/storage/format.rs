@@ -52,7 +52,7 @@ pub const SEGMENT_EXTENSION: &str = "segment";
 pub const CHECKPOINT_DIR: &str = "checkpoint";
 /// Extension of checkpoints.
 pub const CHECKPOINT_EXTENSION: &str = "checkpoint";
-/// Extension of files that are being written; leftovers are removed.
+/// Extension of files that are being written; leftovers are replaced or removed by the next attempt.
 pub const TEMP_EXTENSION: &str = "tmp";
 /// Directory of copies of cut tails.
 pub const QUARANTINE_DIR: &str = "quarantine";
@@ -420,6 +420,7 @@ layout!(
     LSN 8 + 8 "lsn"
     LEN 16 + 4 "length"
     PRIORITY 20 + 1 "priority"
+    /// Bits of [`entry_flag`](super::entry_flag).
     FLAGS 21 + 1 "flags"
     RESERVED 22 + 2 "reserved"
     /// Unix milliseconds; 0 for never.

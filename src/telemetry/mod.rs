@@ -1,7 +1,7 @@
 //! Tracing set-up and the broker's own counters.
 //!
 //! Log lines go to standard error; standard output carries only the start-up lines, so that scripts can
-//! wait for them. Metrics endpoints are not part of this room yet.
+//! wait for them. There is no metrics endpoint; `stratamq status` shows the counters.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
