@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use stratamq::amqp::properties::PropertiesBuilder;
 use stratamq::amqp::short_string::ShortString;
-use stratamq::broker::message::{FLAG_HAS_DEATHS, Message, MessageParts};
+use stratamq::broker::message::{FLAG_HAS_DEATHS, FLAG_IS_REKEYED, Message, MessageParts};
 use stratamq::broker::meta::{
     BindingV1, Change, ExchangeNameV1, ExchangeV1, MetaState, PermissionsNameV1, PermissionsV1,
     QueueIdV1, QueueV1, SNAPSHOT_KIND, SNAPSHOT_VERSION, UserNameV1, UserV1, VhostV1,
@@ -143,6 +143,7 @@ fn flags_causes_and_effects_are_those_of_the_code() {
         ("WIDE_ENTRIES", format::queue_flag::WIDE_ENTRIES),
         ("REDELIVERED", u32::from(format::entry_flag::REDELIVERED)),
         ("HAS_DEATHS", u32::from(FLAG_HAS_DEATHS)),
+        ("IS_REKEYED", u32::from(FLAG_IS_REKEYED)),
     ] {
         assert_eq!(value_of(name, 0, 1, None), value.to_string(), "{name}");
     }
@@ -280,10 +281,11 @@ fn message_payload_is_what_the_page_says() {
         properties: properties.clone(),
         body: vec![Bytes::from_static(b"the body")],
         has_deaths: true,
+        is_rekeyed: true,
     });
     let fields = fields_by_size("Message payload", &message.payload_parts().concat());
     for (name, expected) in [
-        ("flags", &[FLAG_HAS_DEATHS][..]),
+        ("flags", &[FLAG_HAS_DEATHS | FLAG_IS_REKEYED][..]),
         ("exchange", b"exchange"),
         ("routing key", b"routing key"),
         ("bcc count", &[2, 0]),

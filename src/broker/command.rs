@@ -213,13 +213,16 @@ pub enum Command {
         /// The limit.
         count: u16,
     },
-    /// `tx.commit`: all or nothing over a crash; publishes first, then settlements.
+    /// `tx.commit`: all or nothing over a crash; first the publishes that were routed for the channel
+    /// since the last commit or rollback, then settlements.
     TxCommit {
-        /// The messages, in order.
-        publishes: Vec<Publish>,
+        /// How many publishes there are.
+        publish_count: usize,
         /// Acks and rejects, in order.
         settlements: Vec<(SettleOutcome, Vec<Unacked>)>,
     },
+    /// `tx.rollback`: forgets the publishes that were routed for the channel.
+    TxRollback,
     /// The channel ends: cancel its consumers, then requeue what it holds.
     CloseChannel {
         /// All deliveries it has not settled, outbox included.

@@ -7,9 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::access::{Operation, Permissions, User};
-use super::command::{
-    Command, ConfirmAt, Consume, ConsumerId, Publish, Published, Reply, ReplyBody,
-};
+use super::command::{Command, Consume, ConsumerId, Published, Reply, ReplyBody};
 use super::command::{SettleOutcome, Unacked};
 use super::consumer::{ChannelCredit, ConsumerSpec};
 use super::effects::Effects;
@@ -43,11 +41,13 @@ const FOREIGN_CONSUMER_ARGUMENTS: [&str; 4] = [
 
 /// What belongs to one channel.
 #[derive(Debug, Default)]
-struct Channel {
+pub(super) struct Channel {
     /// The prefetch limit its consumers share.
     credit: Arc<ChannelCredit>,
     /// Queue of the `basic.get` that waits for a body, if one may.
     pending_get: Option<QueueHandle>,
+    /// Publishes of its open transaction.
+    pub(super) transaction: Vec<RoutedPublish>,
 }
 
 /// See the module.
@@ -162,9 +162,17 @@ impl Connection {
                 Ok(done(None))
             }
             Command::TxCommit {
-                publishes,
+                publish_count,
                 settlements,
-            } => self.commit(&publishes, &settlements, now_ms, effects),
+            } => {
+                let routed = std::mem::take(&mut self.channel_mut(channel).transaction);
+                debug_assert_eq!(routed.len(), publish_count, "the session counts them too");
+                self.commit(&routed, &settlements, now_ms, effects)
+            }
+            Command::TxRollback => {
+                self.channel_mut(channel).transaction.clear();
+                Ok(done(None))
+            }
             Command::CloseChannel { unacked } => {
                 self.close_channel(channel, &unacked, now_ms, effects);
                 Ok(done(None))
@@ -185,6 +193,10 @@ impl Connection {
             let _ = self.shared.delete_queue(&queue, condition, now_ms, effects);
         }
         self.shared.unregister(self.id);
+    }
+
+    pub(super) fn channel_mut(&mut self, channel: u16) -> &mut Channel {
+        self.channels.entry(channel).or_default()
     }
 
     /// Queues this connection consumes from, each once.
@@ -453,29 +465,19 @@ impl Connection {
 
     fn commit(
         &mut self,
-        publishes: &[Publish],
+        routed: &[RoutedPublish],
         settlements: &[(SettleOutcome, Vec<Unacked>)],
         now_ms: u64,
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
-        let mut routed = Vec::with_capacity(publishes.len());
-        for publish in publishes {
-            // Checked when it was published; what has changed since is an ordinary refusal.
-            let (message, targets) = self.check_and_route(&publish.message)?;
-            let targets = targets.to_vec();
-            routed.push(RoutedPublish { message, targets });
-        }
         let turn = &mut self.shared.turn(now_ms, effects);
-        let committed = queue::commit(turn, &routed, settlements).map_err(|too_large| {
+        let committed = queue::commit(turn, routed, settlements).map_err(|too_large| {
             let (size, max) = (too_large.size_bytes, too_large.max_bytes);
             precondition_failed(format!(
                 "transaction size {size} is larger than max size {max}"
             ))
         })?;
-        if committed.published.contains(&ConfirmAt::Nack) {
-            return Err(precondition_failed("partial tx completion"));
-        }
-        let outcomes = committed.published.into_iter().zip(&routed);
+        let outcomes = committed.published.into_iter().zip(routed);
         let published = outcomes.map(|(confirm, routed)| Published {
             confirm,
             is_unroutable: routed.targets.is_empty(),

@@ -7,8 +7,13 @@
 //! Cycles (DL-20, DL-21): a message that would come back to a queue it died in, without a rejection since,
 //! is dropped there; without that, a queue that expires into itself would turn for ever. Rejections are
 //! somebody's decision, so loops with one go on.
+//!
+//! An operator hears once of each cycle, and once of each exchange that is missing, not once a message:
+//! see [`Warned`].
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
@@ -18,6 +23,7 @@ use super::queue::{QueueHandle, QueueSpec};
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::properties::{CC_HEADER, Properties};
 use crate::amqp::short_string::ShortString;
+use crate::storage::types::QueueId;
 
 /// Why a message died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +70,53 @@ pub(super) struct DeadLetter {
     pub(super) targets: Vec<QueueHandle>,
 }
 
+/// Cycles of one queue that are remembered; further ones are not reported.
+const WARNED_CYCLES_MAX: usize = 64;
+
+/// What has been said already about the dead letters of one queue.
+#[derive(Debug, Default)]
+pub(super) struct Warned {
+    /// The exchange was missing at the last look. Read and written without order: at worst a line is
+    /// written twice.
+    is_exchange_missing: AtomicBool,
+    /// Queues that letters were kept from because they would have gone round.
+    cycles: Mutex<BTreeSet<QueueId>>,
+}
+
+impl Warned {
+    fn exchange_missing(&self, source: &QueueSpec, exchange: &ShortString) {
+        if !self.is_exchange_missing.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                queue = %source.name,
+                vhost = %source.vhost,
+                %exchange,
+                "dead-letter exchange does not exist; dead letters are dropped"
+            );
+        }
+    }
+
+    /// It is there: should it go again, that is news.
+    fn exchange_found(&self) {
+        if self.is_exchange_missing.load(Ordering::Relaxed) {
+            self.is_exchange_missing.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn cycle(&self, source: &QueueSpec, target: &QueueHandle) {
+        let mut cycles = crate::sync::lock(&self.cycles);
+        let is_new = cycles.len() < WARNED_CYCLES_MAX && cycles.insert(target.id());
+        drop(cycles);
+        if is_new {
+            tracing::warn!(
+                queue = %source.name,
+                vhost = %source.vhost,
+                target = %target.spec().name,
+                "dead letters would go round without end; they are dropped"
+            );
+        }
+    }
+}
+
 /// What becomes of a message that dies in `source`; `None` when no queue takes it.
 pub(super) fn plan_dead_letter(
     router: &dyn DeadLetterRouter,
@@ -81,24 +134,16 @@ pub(super) fn plan_dead_letter(
     };
     let Some(mut targets) = router.route(&spec.vhost, &target.exchange, &routing_keys, &letter)
     else {
-        tracing::warn!(
-            queue = %spec.name,
-            vhost = %spec.vhost,
-            exchange = %target.exchange,
-            "dead-letter exchange does not exist; the message is dropped"
-        );
+        source.warned().exchange_missing(spec, &target.exchange);
         return None;
     };
+    source.warned().exchange_found();
     if reason != DeathReason::Rejected {
         let deaths = deaths_of(&letter);
         targets.retain(|queue| {
             let is_cycle = is_cycle(&deaths, queue.spec().name.as_str());
             if is_cycle {
-                tracing::debug!(
-                    queue = %queue.spec().name,
-                    vhost = %spec.vhost,
-                    "dead letter would go round without end; it is dropped"
-                );
+                source.warned().cycle(spec, queue);
             }
             !is_cycle
         });
@@ -128,6 +173,7 @@ fn die(
         properties: write_death(spec, message, reason, now_ms),
         body: message.body().to_vec(),
         has_deaths: true,
+        is_rekeyed: target.routing_key.is_some() || message.is_rekeyed(),
     })
 }
 
@@ -232,7 +278,7 @@ fn visible_keys(message: &Message) -> Vec<FieldValue> {
     std::iter::once(own).chain(cc_of(message)).collect()
 }
 
-/// All keys a message was published with.
+/// All keys a message is routed by.
 fn routing_keys(message: &Message) -> Vec<ShortString> {
     let cc = cc_of(message).into_iter().filter_map(|value| match value {
         FieldValue::LongString(key) => ShortString::new(key),
@@ -244,9 +290,9 @@ fn routing_keys(message: &Message) -> Vec<ShortString> {
         .collect()
 }
 
-/// The strings of the `CC` header (CC-1: other items are skipped).
+/// The strings of the `CC` header (CC-1: other items are skipped), as far as they are routing keys.
 fn cc_of(message: &Message) -> Vec<FieldValue> {
-    if !message.properties().has_cc() {
+    if message.is_rekeyed() || !message.properties().has_cc() {
         return Vec::new();
     }
     match message.properties().header(CC_HEADER) {

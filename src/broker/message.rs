@@ -14,6 +14,8 @@
 //!    but dead-lettering still routes by it.
 //! 3. Flag bit 0 says that the `x-death` header was written by a broker. Without it, it came from a client
 //!    and counts for nothing.
+//! 4. Flag bit 1 says that a dead-letter routing key took the place of all keys it was published with: its
+//!    `CC` header is only shown from then on.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
@@ -27,8 +29,10 @@ pub const COPIED_BODY_MAX_BYTES: usize = 16 * 1024;
 
 /// Bit of the flags byte, see (3).
 pub const FLAG_HAS_DEATHS: u8 = 1;
+/// Bit of the flags byte, see (4).
+pub const FLAG_IS_REKEYED: u8 = 2;
 /// Bits that mean nothing yet; a payload that has one was written by a newer version.
-const UNKNOWN_FLAGS: u8 = !FLAG_HAS_DEATHS;
+const UNKNOWN_FLAGS: u8 = !(FLAG_HAS_DEATHS | FLAG_IS_REKEYED);
 
 /// An immutable message, shared by all queues and consumers that hold it.
 #[derive(Debug)]
@@ -44,7 +48,8 @@ pub struct Message {
     body_bytes: usize,
     /// Of messages that will go to the log; computed before a queue's lock is taken.
     payload_crc: Option<u32>,
-    has_deaths: bool,
+    /// See (3) and (4).
+    flags: u8,
     is_persistent: bool,
     ttl_ms: Option<u64>,
 }
@@ -64,6 +69,8 @@ pub struct MessageParts {
     pub body: Vec<Bytes>,
     /// Its `x-death` header was written by a broker.
     pub has_deaths: bool,
+    /// Its routing key is its only one, whatever its `CC` header says.
+    pub is_rekeyed: bool,
 }
 
 /// A payload that no version of this broker wrote.
@@ -100,7 +107,7 @@ impl Message {
             routing_key: &routing_key,
             bcc: &[],
         };
-        Self::build(&names, &properties, body.as_ref(), false)
+        Self::build(&names, &properties, body.as_ref(), 0)
     }
 
     /// A message with everything it may have.
@@ -114,15 +121,18 @@ impl Message {
             routing_key: &parts.routing_key,
             bcc: &parts.bcc[..bcc_count],
         };
-        Self::build(&names, &parts.properties, &parts.body, parts.has_deaths)
+        let deaths = if parts.has_deaths { FLAG_HAS_DEATHS } else { 0 };
+        let rekeyed = if parts.is_rekeyed { FLAG_IS_REKEYED } else { 0 };
+        let flags = deaths | rekeyed;
+        Self::build(&names, &parts.properties, &parts.body, flags)
     }
 
     /// Writes the head and takes everything as slices of it. Nothing is parsed: it was checked before.
-    fn build(names: &Names<'_>, properties: &Properties, body: &[Bytes], has_deaths: bool) -> Self {
+    fn build(names: &Names<'_>, properties: &Properties, body: &[Bytes], flags: u8) -> Self {
         let body_bytes: usize = body.iter().map(Bytes::len).sum();
         let is_copied = body_bytes <= COPIED_BODY_MAX_BYTES;
         let copied_body = if is_copied { body } else { &[] };
-        let head = encode_head(names, properties, copied_body, has_deaths);
+        let head = encode_head(names, properties, copied_body, flags);
         let mut rest = Slices { head: &head, at: 1 };
         let exchange = rest.name(names.exchange);
         let routing_key = rest.name(names.routing_key);
@@ -144,7 +154,7 @@ impl Message {
             small_body,
             body_bytes,
             payload_crc: is_persistent.then(|| crc_of(&parts)),
-            has_deaths,
+            flags,
             is_persistent,
             ttl_ms: properties.expiration().and_then(parse_expiration),
             properties,
@@ -193,7 +203,7 @@ impl Message {
             body_bytes,
             // It is in the log already; what is written again is built anew.
             payload_crc: None,
-            has_deaths: flags & FLAG_HAS_DEATHS != 0,
+            flags,
             parts,
         })
     }
@@ -265,7 +275,12 @@ impl Message {
     /// Its `x-death` header was written by a broker.
     #[must_use]
     pub fn has_deaths(&self) -> bool {
-        self.has_deaths
+        self.flags & FLAG_HAS_DEATHS != 0
+    }
+    /// Its routing key is its only one, whatever its `CC` header says.
+    #[must_use]
+    pub fn is_rekeyed(&self) -> bool {
+        self.flags & FLAG_IS_REKEYED != 0
     }
 }
 
@@ -296,7 +311,7 @@ fn encode_head(
     names: &Names<'_>,
     properties: &Properties,
     copied_body: &[Bytes],
-    has_deaths: bool,
+    flags: u8,
 ) -> Bytes {
     let name_len = |name: &ShortString| 1 + name.len();
     let raw = properties.raw();
@@ -307,7 +322,7 @@ fn encode_head(
         + raw.len()
         + copied_body.iter().map(Bytes::len).sum::<usize>();
     let mut head = BytesMut::with_capacity(capacity);
-    head.put_u8(if has_deaths { FLAG_HAS_DEATHS } else { 0 });
+    head.put_u8(flags);
     put_name(&mut head, names.exchange);
     put_name(&mut head, names.routing_key);
     head.put_u16_le(u16::try_from(names.bcc.len()).expect("the caller cut them"));
@@ -406,6 +421,7 @@ mod tests {
             properties: properties.build(),
             body,
             has_deaths: true,
+            is_rekeyed: true,
         }
     }
 
@@ -421,7 +437,7 @@ mod tests {
         assert_eq!(back.properties(), message.properties());
         assert_eq!(back.body().concat(), message.body().concat());
         assert_eq!(back.body_len(), message.body_len());
-        assert!(back.has_deaths() && back.is_persistent());
+        assert!(back.has_deaths() && back.is_rekeyed() && back.is_persistent());
     }
 
     #[test]

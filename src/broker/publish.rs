@@ -20,7 +20,7 @@ use super::connection::Connection;
 use super::effects::Effects;
 use super::error::BrokerError;
 use super::message::{Message, MessageParts, TTL_MAX_MS};
-use super::queue::{self, QueueHandle};
+use super::queue::{self, QueueHandle, RoutedPublish};
 use super::refusal::{access_refused, no_exchange, precondition_failed};
 use super::routing::is_same_set;
 use crate::amqp::field_table::FieldValue;
@@ -118,13 +118,17 @@ impl RouteCache {
 }
 
 impl Connection {
-    /// Checks a publish without doing it, for transactions: refusals do not wait for the commit.
+    /// Takes a publish of a transaction: checks it and finds its queues now, and keeps it for the
+    /// channel's [`TxCommit`](super::command::Command::TxCommit) or `TxRollback` (TX-3).
     ///
     /// # Errors
-    /// The refusal, which closes the channel.
-    pub fn check_publish(&mut self, publish: &Publish) -> Result<(), BrokerError> {
-        self.renew_cache();
-        self.check_message(&publish.message, false).map(|_| ())
+    /// The refusal, which closes the channel; it does not wait for the commit.
+    pub fn tx_publish(&mut self, publish: &Publish) -> Result<(), BrokerError> {
+        let (message, targets) = self.check_and_route(&publish.message)?;
+        let targets = targets.to_vec();
+        let transaction = &mut self.channel_mut(publish.channel).transaction;
+        transaction.push(RoutedPublish { message, targets });
+        Ok(())
     }
 
     /// Publishes a batch in order; one outcome each is appended to `out`.
@@ -404,5 +408,6 @@ fn visible_copy(message: &Arc<Message>, bcc: Vec<ShortString>) -> Arc<Message> {
         properties: message.properties().without_bcc(),
         body: message.body().to_vec(),
         has_deaths: false,
+        is_rekeyed: false,
     }))
 }

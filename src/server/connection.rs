@@ -337,7 +337,7 @@ impl ConnectionTask {
                 Event::Login(login) => self.login(&login),
                 Event::Open { vhost } => self.open(vhost.as_str()),
                 Event::Command { channel, command } => self.execute(channel, command),
-                Event::CheckPublish(publish) => self.check_publish(&publish),
+                Event::TxPublish(publish) => self.tx_publish(&publish),
                 Event::Ended => {
                     self.close_domain();
                     self.session.ended();
@@ -400,11 +400,11 @@ impl ConnectionTask {
         self.session.command_result(channel, result);
     }
 
-    fn check_publish(&mut self, publish: &Publish) {
+    fn tx_publish(&mut self, publish: &Publish) {
         let Some(domain) = &mut self.domain else {
             return;
         };
-        if let Err(error) = domain.check_publish(publish) {
+        if let Err(error) = domain.tx_publish(publish) {
             self.session.publish_refused(publish.channel, error);
         }
     }

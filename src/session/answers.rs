@@ -132,7 +132,13 @@ impl Session {
                 return Ok(None);
             }
             (Awaiting::Commit(pending), ReplyBody::Committed { published }) => {
-                Answer::Committed(returns(pending, &published)?)
+                let returns = returns(pending, &published);
+                if has_refusal(&published) {
+                    // What was accepted stays (TX-7), and so does what was not to be lost unseen (TX-6).
+                    returns.iter().for_each(|publish| self.send_return(publish));
+                    return Err(partial_completion());
+                }
+                Answer::Committed(returns)
             }
             _ => return Err(super::internal_error("the answer does not fit the command")),
         };
@@ -230,7 +236,7 @@ impl Session {
     }
 
     /// The broker refused an [`Event::Publish`](super::Event::Publish) or
-    /// [`Event::CheckPublish`](super::Event::CheckPublish) of `channel`. What the server still holds of
+    /// [`Event::TxPublish`](super::Event::TxPublish) of `channel`. What the server still holds of
     /// this channel must be dropped: see [`is_open_channel`](Self::is_open_channel).
     pub fn publish_refused(&mut self, channel: u16, error: BrokerError) {
         self.fail_by_broker(channel, Failure::broker(error, basic::Publish::ID));
@@ -345,23 +351,23 @@ fn told(is_nowait: bool, ok: impl Into<crate::amqp::method::Method>) -> Answer {
     }
 }
 
-/// The mandatory messages that no queue took, unless a queue refused one of the transaction.
-fn returns(pending: PendingCommit, published: &[Published]) -> Result<Vec<Publish>, Failure> {
-    if published
-        .iter()
-        .any(|published| published.confirm == ConfirmAt::Nack)
-    {
-        let code = ChannelReplyCode::PreconditionFailed;
-        return Err(Failure::channel(
-            code,
-            "partial tx completion",
-            tx::Commit::ID,
-        ));
-    }
+/// A queue refused a publish of the transaction.
+fn has_refusal(published: &[Published]) -> bool {
+    let mut all = published.iter();
+    all.any(|published| published.confirm == ConfirmAt::Nack)
+}
+
+fn partial_completion() -> Failure {
+    let code = ChannelReplyCode::PreconditionFailed;
+    Failure::channel(code, "partial tx completion", tx::Commit::ID)
+}
+
+/// The mandatory messages of a transaction that have no queue.
+fn returns(pending: PendingCommit, published: &[Published]) -> Vec<Publish> {
     let is_unroutable = |index: usize| published.get(index).is_some_and(|p| p.is_unroutable);
     let mandatory = pending.mandatory.into_iter();
-    Ok(mandatory
+    mandatory
         .filter(|(index, _)| is_unroutable(*index))
         .map(|(_, publish)| publish)
-        .collect())
+        .collect()
 }

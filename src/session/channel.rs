@@ -21,7 +21,7 @@ use crate::amqp::frame::Frame;
 use crate::amqp::method::{Method, MethodId};
 use crate::amqp::reply_code::ChannelReplyCode;
 use crate::amqp::short_string::ShortString;
-use crate::broker::command::{ConsumerId, Delivery, Lsn, Publish, SettleOutcome, Unacked};
+use crate::broker::command::{Command, ConsumerId, Delivery, Lsn, Publish, SettleOutcome, Unacked};
 
 /// A channel that was opened. See the module.
 #[derive(Debug, Default)]
@@ -42,6 +42,8 @@ pub(super) struct Channel {
     pub(super) held: VecDeque<Frame>,
     /// Answers of the broker that will come before the one that `state` waits for, and need none.
     pub(super) unneeded_answer_count: u32,
+    /// Deliveries of settlements that will not reach the broker, since the channel failed before.
+    pub(super) unsettled: Vec<Unacked>,
     /// The list of unacked deliveries has been handed over with `CloseChannel`.
     pub(super) is_collected: bool,
 }
@@ -155,8 +157,11 @@ pub(super) enum Mode {
 /// The transaction that is open on a channel.
 #[derive(Debug, Default)]
 pub(super) struct Transaction {
-    pub(super) publishes: Vec<Publish>,
-    /// Body bytes of `publishes`.
+    /// Publishes, which the broker keeps.
+    pub(super) publish_count: usize,
+    /// Those of them that may have to be returned, with their place among all.
+    pub(super) mandatory: Vec<(usize, Publish)>,
+    /// Bytes of the publishes.
     pub(super) size_bytes: u64,
     /// Acks and rejects in order of issue.
     pub(super) settlements: Vec<(SettleOutcome, Vec<Outstanding>)>,
@@ -225,7 +230,35 @@ impl Channel {
                 .restore(std::mem::take(transaction).into_settled());
         }
         self.is_collected = true;
-        self.tags.take_all()
+        let mut unacked = self.tags.take_all();
+        unacked.append(&mut self.unsettled);
+        unacked
+    }
+
+    /// A command that was to reach the broker does not: the channel failed before. No answer will come, and what
+    /// it would have settled is unacked.
+    pub(super) fn forget_command(&mut self, command: Command) {
+        match command {
+            Command::Settle { items, .. } => {
+                self.unneeded_answer_count = self.unneeded_answer_count.saturating_sub(1);
+                self.unsettled.extend(items);
+                return;
+            }
+            Command::TxCommit { settlements, .. } => {
+                let items = settlements.into_iter().flat_map(|(_, items)| items);
+                self.unsettled.extend(items);
+            }
+            _ => {}
+        }
+        match std::mem::take(&mut self.state) {
+            // Open now.
+            ChannelState::Waiting { .. } => {}
+            // Ended while it waited.
+            state => {
+                self.state = state;
+                self.unneeded_answer_count = self.unneeded_answer_count.saturating_sub(1);
+            }
+        }
     }
 
     /// What this channel waits for.
@@ -243,6 +276,14 @@ impl Channel {
 }
 
 impl Transaction {
+    /// Counts a publish.
+    pub(super) fn add(&mut self, publish: &Publish) {
+        if publish.is_mandatory {
+            self.mandatory.push((self.publish_count, publish.clone()));
+        }
+        self.publish_count += 1;
+    }
+
     /// The deliveries it would have settled.
     pub(super) fn into_settled(self) -> impl Iterator<Item = Outstanding> {
         self.settlements.into_iter().flat_map(|(_, items)| items)

@@ -3,13 +3,15 @@
 
 use super::channel::{Awaiting, Channel, ChannelState};
 use super::event::Event;
-use super::output::Output;
+use super::fitting::shortened;
 use super::{Session, Work};
 use crate::amqp::content::{self, Content, DeliverHead, GetOkHead, Lane, ReturnHead};
 use crate::amqp::method::basic;
+use crate::amqp::properties::Properties;
 use crate::amqp::reply_code::{NO_ROUTE, NO_ROUTE_TEXT};
 use crate::amqp::short_string::ShortString;
 use crate::broker::command::{Command, ConsumerId, Delivery, Publish, SettleOutcome, Unacked};
+use crate::broker::message::Message;
 use crate::broker::outbox::OutboxItem;
 
 impl Session {
@@ -39,13 +41,16 @@ impl Session {
         };
         let delivery_tag = next_tag(channel, &delivery);
         if channel.is_live() {
-            send_deliver(
-                &mut self.output,
-                lane,
-                &consumer_tag,
+            let head = DeliverHead {
+                consumer_tag: &consumer_tag,
                 delivery_tag,
-                &delivery,
-            );
+                is_redelivered: delivery.is_redelivered,
+                exchange: delivery.message.exchange(),
+                routing_key: delivery.message.routing_key(),
+            };
+            let shorter = shortened(&delivery.message, self.frame_max_bytes);
+            let content = content_of(&delivery.message, shorter.as_ref());
+            content::encode_deliver(&mut self.output, lane, &head, &content);
         }
     }
 
@@ -133,7 +138,9 @@ impl Session {
             message_count: remaining,
         };
         let lane = Lane::new(id, self.frame_max_bytes);
-        content::encode_get_ok(&mut self.output, lane, &head, &content_of(delivery));
+        let shorter = shortened(&delivery.message, self.frame_max_bytes);
+        let content = content_of(&delivery.message, shorter.as_ref());
+        content::encode_get_ok(&mut self.output, lane, &head, &content);
     }
 
     /// Hands a mandatory message back, as it was published but for `BCC`.
@@ -158,27 +165,11 @@ impl Session {
     }
 }
 
-fn send_deliver(
-    output: &mut Output,
-    lane: Lane,
-    consumer_tag: &ShortString,
-    delivery_tag: u64,
-    delivery: &Delivery,
-) {
-    let head = DeliverHead {
-        consumer_tag,
-        delivery_tag,
-        is_redelivered: delivery.is_redelivered,
-        exchange: delivery.message.exchange(),
-        routing_key: delivery.message.routing_key(),
-    };
-    content::encode_deliver(output, lane, &head, &content_of(delivery));
-}
-
-fn content_of(delivery: &Delivery) -> Content<'_> {
+/// The content as it is shown.
+fn content_of<'a>(message: &'a Message, shorter: Option<&'a Properties>) -> Content<'a> {
     Content {
-        properties: delivery.message.properties(),
-        body: delivery.message.body(),
+        properties: shorter.unwrap_or(message.properties()),
+        body: message.body(),
     }
 }
 

@@ -122,8 +122,8 @@ impl Session {
                 if transaction.size_bytes > tx_max_bytes {
                     return Err(transaction_too_large(tx_max_bytes));
                 }
-                transaction.publishes.push(publish.clone());
-                Event::CheckPublish(publish)
+                transaction.add(&publish);
+                Event::TxPublish(publish)
             }
         };
         self.work.push_back(Work::Event(event));

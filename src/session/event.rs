@@ -28,11 +28,11 @@ pub enum Event {
     /// [`Session::publish_results`](super::Session::publish_results), and
     /// [`Session::publish_refused`](super::Session::publish_refused) for one that the broker refuses.
     Publish(Publish),
-    /// A publish inside a transaction, which goes to the broker with the commit: check it now
-    /// (exchange, permissions, properties). Answered by
+    /// A publish inside a transaction: check it (exchange, permissions, properties) and find its queues
+    /// now; the broker keeps it until the channel's commit or rollback (TX-3). Answered by
     /// [`Session::publish_refused`](super::Session::publish_refused) when the broker refuses it,
     /// else by nothing.
-    CheckPublish(Publish),
+    TxPublish(Publish),
     /// The connection is over and its channels are closed: `Connection::close`. Answered by
     /// [`Session::ended`](super::Session::ended). Comes exactly once when a virtual host was opened.
     Ended,

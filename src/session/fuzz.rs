@@ -109,7 +109,7 @@ fn serve(session: &mut Session, now_ms: u64) {
                 };
                 session.publish_results(&[publish], &[published]);
             }
-            Event::CheckPublish(publish) => {
+            Event::TxPublish(publish) => {
                 if count.is_multiple_of(7) {
                     session.publish_refused(publish.channel, refusal());
                 }
@@ -131,14 +131,14 @@ fn answer(command: Command, now_ms: u64, count: u64) -> Result<Reply, BrokerErro
         }
         Command::Get { .. } => ReplyBody::GotNothing,
 
-        Command::TxCommit { publishes, .. } => ReplyBody::Committed {
-            published: publishes
-                .iter()
-                .map(|_| Published {
+        Command::TxCommit { publish_count, .. } => ReplyBody::Committed {
+            published: vec![
+                Published {
                     confirm: ConfirmAt::Now,
                     is_unroutable: true,
-                })
-                .collect(),
+                };
+                publish_count
+            ],
         },
         Command::CloseChannel { .. } => ReplyBody::Done,
         _ if count.is_multiple_of(5) => return Err(refusal()),

@@ -133,9 +133,16 @@ impl Session {
     /// The broker refused something of this channel: what follows on it is not asked any more.
     pub(super) fn fail_by_broker(&mut self, id: u16, failure: Failure) {
         if let Some(channel) = self.channels.get_mut(&id) {
-            self.work.retain(|work| !work.is_event_of(id));
-            // Commands are answered one by one: those without an answer were all in the list.
-            channel.unneeded_answer_count = 0;
+            for work in std::mem::take(&mut self.work) {
+                match work {
+                    Work::Event(Event::Command {
+                        channel: of,
+                        command,
+                    }) if of == id => channel.forget_command(command),
+                    work if work.is_event_of(id) => {}
+                    work => self.work.push_back(work),
+                }
+            }
         }
         if let Phase::Running = self.phase {
             self.fail(id, failure);
@@ -189,7 +196,7 @@ impl Work {
     fn is_event_of(&self, id: u16) -> bool {
         match self {
             Self::Event(Event::Command { channel, .. }) => *channel == id,
-            Self::Event(Event::Publish(publish) | Event::CheckPublish(publish)) => {
+            Self::Event(Event::Publish(publish) | Event::TxPublish(publish)) => {
                 publish.channel == id
             }
             Self::CloseChannel(_)

@@ -50,6 +50,7 @@ mod content;
 mod deliveries;
 mod dispatch;
 pub mod event;
+mod fitting;
 pub mod fuzz;
 mod handshake;
 mod heartbeat;

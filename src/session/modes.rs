@@ -47,11 +47,6 @@ impl Session {
 
     pub(super) fn tx_commit(&mut self, id: u16) -> Handled {
         let transaction = self.take_transaction(id, tx::Commit::ID)?;
-        let all = transaction.publishes.iter().enumerate();
-        let mandatory = all
-            .filter(|(_, publish)| publish.is_mandatory)
-            .map(|(index, publish)| (index, publish.clone()))
-            .collect();
         let mut settled = Vec::new();
         let mut settlements = Vec::with_capacity(transaction.settlements.len());
         for (outcome, items) in transaction.settlements {
@@ -62,10 +57,13 @@ impl Session {
             settled.extend(items);
         }
         let command = Command::TxCommit {
-            publishes: transaction.publishes,
+            publish_count: transaction.publish_count,
             settlements,
         };
-        let pending = PendingCommit { mandatory, settled };
+        let pending = PendingCommit {
+            mandatory: transaction.mandatory,
+            settled,
+        };
         self.ask(id, tx::Commit::ID, command, Awaiting::Commit(pending));
         Ok(())
     }
@@ -73,7 +71,8 @@ impl Session {
     pub(super) fn tx_rollback(&mut self, id: u16) -> Handled {
         let transaction = self.take_transaction(id, tx::Rollback::ID)?;
         self.channel(id)?.tags.restore(transaction.into_settled());
-        self.send(id, tx::RollbackOk {});
+        let ok = Awaiting::Ok(Some(tx::RollbackOk {}.into()));
+        self.ask(id, tx::Rollback::ID, Command::TxRollback, ok);
         Ok(())
     }
 

@@ -7,15 +7,18 @@
 //!      crash before t3 is durable  -> the entry is unsettled in every snapshot: it dies again
 //! ```
 //!
-//! One thread at a time writes the dead letters of a queue, so they keep their order (DL-10).
+//! One thread at a time writes the dead letters of a queue, so they keep their order (DL-10). It stops while too
+//! many of them are not durable: a large backlog that expires at once is read faster than it can be committed,
+//! and nobody but the queue itself can be made to wait.
 
 use std::sync::Arc;
 
 use super::batch::Batch;
 use super::slots::Status;
-use super::state::{Locked, lock_queues};
+use super::state::{Locked, QueueState, lock_queues};
 use super::{QueueHandle, Turn};
 use crate::broker::dead_letter::{DeadLetter, DeathReason, plan_dead_letter};
+use crate::broker::effects::AfterDurable;
 use crate::broker::message::Message;
 use crate::storage::types::{Seq, SettleCause};
 
@@ -23,7 +26,11 @@ use crate::storage::types::{Seq, SettleCause};
 const GROUP_MAX_COUNT: usize = 256;
 /// Bodies read at a time for messages that leave.
 const READ_MAX_COUNT: usize = 64;
+/// Bytes of those, but for the last one.
+const READ_MAX_BYTES: u64 = 1 << 20;
 
+/// Bytes of a queue's dead letters that may be on their way to the disk.
+const LETTERS_MAX_BYTES: u64 = 1 << 20;
 /// By how much a letter that is a group of its own may exceed the size of a group: a message of the largest size
 /// does, because of the headers that tell of its deaths. The log takes it, in a segment longer than usual.
 const LETTER_EXCESS_MAX_BYTES: u64 = 16 << 20;
@@ -61,6 +68,10 @@ fn take_dying(turn: &mut Turn<'_>, source: &QueueHandle) -> Vec<Dying> {
     let mut locked = Locked::one(source);
     let (_, state) = locked.first();
     let mut taken = Vec::new();
+    if must_wait(turn, source, state) {
+        state.is_dead_lettering = false;
+        return taken;
+    }
     let mut sum_bytes = 0;
     while let Some(&(seq, reason)) = state.leaving.front() {
         let Some(slot) = state.slots.get(seq) else {
@@ -89,11 +100,33 @@ fn take_dying(turn: &mut Turn<'_>, source: &QueueHandle) -> Vec<Dying> {
             .take(READ_MAX_COUNT)
             .map(|&(seq, _)| seq)
             .collect();
-        for seq in wanted {
+        for (index, seq) in wanted.into_iter().enumerate() {
+            // The first one always: without it nothing goes on.
+            if index > 0 && state.fetching_bytes >= READ_MAX_BYTES {
+                break;
+            }
             state.fetch(source, turn, seq);
         }
     }
     taken
+}
+
+/// True when enough dead letters of the queue are on their way; then it is called again.
+fn must_wait(turn: &mut Turn<'_>, source: &QueueHandle, state: &mut QueueState) -> bool {
+    if state.letters_bytes < LETTERS_MAX_BYTES || state.leaving.is_empty() {
+        return false;
+    }
+    if turn.shared.journal().confirm_lsn() >= state.letters_end {
+        state.letters_bytes = 0;
+        state.awaits_letters = false;
+        return false;
+    }
+    if !state.awaits_letters {
+        state.awaits_letters = true;
+        let again = AfterDurable::Redispatch(QueueHandle::clone(source));
+        turn.effects.after_durable.push((state.letters_end, again));
+    }
+    true
 }
 
 fn bury_group(turn: &mut Turn<'_>, source: &QueueHandle, dying: &[Dying]) {
@@ -155,6 +188,10 @@ fn push_group(
     let mut locked = lock_queues(&queues);
     let mut batch = Batch::default();
     batch.set_atomic();
+    let letters_bytes: u64 = letters
+        .iter()
+        .map(|letter| letter_bytes(letter.as_ref()))
+        .sum();
     for (one, letter) in dying.iter().zip(letters) {
         // The source first: what a self dead-lettering queue drops must not be what it just got.
         let (queue, state) = locked.entry_of(source.id());
@@ -163,7 +200,12 @@ fn push_group(
             put(turn, &mut locked, &mut batch, letter);
         }
     }
-    locked.conclude(turn, batch);
+    if let Some(receipt) = batch.carry_out(turn, &mut locked) {
+        let state = locked.state_of(source.id());
+        state.letters_bytes += letters_bytes;
+        state.letters_end = receipt.end;
+    }
+    locked.conclude(turn, Batch::default());
 }
 
 /// Puts a dead letter into its targets. Their limits hold; a refusal is silent (LL-11).

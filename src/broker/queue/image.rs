@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use super::slots::{Slot, Slots, Status};
 use super::state::{Locked, QueueState};
 use super::{Queue, QueueHandle, QueueSpec, Turn};
+use crate::broker::dead_letter::Warned;
 use crate::storage::image::QueueImage;
 use crate::storage::types::{ImageEntry, Seq};
 use crate::sync::lock;
@@ -64,6 +65,7 @@ impl Queue {
             spec,
             is_deleted: AtomicBool::new(false),
             state: Mutex::new(state),
+            warned: Warned::default(),
         });
         let mut locked = Locked::one(&queue);
         let mut batch = super::batch::Batch::default();

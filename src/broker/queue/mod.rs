@@ -40,7 +40,7 @@ use self::batch::Batch;
 use self::state::{Locked, QueueState};
 use super::arguments::QueueArguments;
 use super::command::{ConfirmAt, Delivery};
-use super::dead_letter::DeadLetterRouter;
+use super::dead_letter::{DeadLetterRouter, Warned};
 use super::effects::Effects;
 use super::journal::Journal;
 use super::message::Message;
@@ -86,6 +86,8 @@ pub struct Queue {
     spec: QueueSpec,
     is_deleted: AtomicBool,
     state: Mutex<QueueState>,
+    /// What operators have been told of its dead letters.
+    warned: Warned,
 }
 
 /// A shared handle to a queue.
@@ -311,6 +313,7 @@ impl Queue {
             spec,
             is_deleted: AtomicBool::new(false),
             state: Mutex::new(QueueState::new(Seq(1), Seq(0), created_at, now_ms)),
+            warned: Warned::default(),
         })
     }
 
@@ -330,6 +333,10 @@ impl Queue {
     #[must_use]
     pub fn is_deleted(&self) -> bool {
         self.is_deleted.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn warned(&self) -> &Warned {
+        &self.warned
     }
 
     fn has_length_limit(&self) -> bool {

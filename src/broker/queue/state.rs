@@ -43,6 +43,12 @@ pub(super) struct QueueState {
     pub(super) leaving: VecDeque<(Seq, DeathReason)>,
     /// A thread is writing dead letters of this queue: others leave it to that one, to keep the order.
     pub(super) is_dead_lettering: bool,
+    /// Bytes of dead letters written since it was last known that all of them are durable, and the end of the
+    /// last one in the log.
+    pub(super) letters_bytes: u64,
+    pub(super) letters_end: Lsn,
+    /// They are too many; the queue is called when `letters_end` is durable.
+    pub(super) awaits_letters: bool,
     /// Publishes of transactions, with the LSN from which they are visible.
     pub(super) hidden: VecDeque<(Lsn, Vec<Seq>)>,
     /// Above every seq that was ever delivered.
@@ -74,6 +80,9 @@ impl QueueState {
             gets: VecDeque::new(),
             leaving: VecDeque::new(),
             is_dead_lettering: false,
+            letters_bytes: 0,
+            letters_end: Lsn::default(),
+            awaits_letters: false,
             hidden: VecDeque::new(),
             delivered_upto: 0,
             last_lsn,

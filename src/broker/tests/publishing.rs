@@ -307,11 +307,17 @@ fn batch_is_cut_into_runs_and_stops_at_a_refusal() {
 fn transaction_publishes_and_settles() {
     let mut client = TestBroker::new().connect();
     client.queue("a");
+    for queue in ["a", "nobody"] {
+        let publish = message("", queue, &persistent());
+        client
+            .connection
+            .tx_publish(&publish)
+            .expect("a good publish");
+    }
+    // Routes are those of the publish: a queue that comes later gets nothing.
+    client.queue("nobody");
     let commit = Command::TxCommit {
-        publishes: vec![
-            message("", "a", &persistent()),
-            message("", "nobody", &persistent()),
-        ],
+        publish_count: 2,
         settlements: vec![],
     };
     match client.run(commit) {
@@ -323,6 +329,6 @@ fn transaction_publishes_and_settles() {
     }
     let refused = client
         .connection
-        .check_publish(&message("none", "", &persistent()));
+        .tx_publish(&message("none", "", &persistent()));
     assert!(refused.is_err(), "refusals do not wait for the commit");
 }

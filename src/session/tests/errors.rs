@@ -2,7 +2,9 @@
 
 use super::support::*;
 use crate::amqp::method::{basic, channel, connection, queue, tx};
+use crate::amqp::reply_code::ChannelReplyCode;
 use crate::broker::command::ReplyBody;
+use crate::broker::error::BrokerError;
 use crate::session::SessionOptions;
 
 /// On a connection with channel 1, what `send` sends closes it so.
@@ -365,4 +367,51 @@ fn long_texts_are_cut() {
     let text = format!("CONNECTION_FORCED - {}...", "x".repeat(232));
     assert_eq!(text.len(), 255);
     peer.expect_connection_close(320, &text, (0, 0));
+}
+
+/// Channel 1 with deliveries 1 to 3, on which the next publish is refused.
+fn about_to_fail() -> Peer {
+    let mut peer = Peer::with_channel();
+    let consume = basic::Consume {
+        queue: short("q"),
+        consumer_tag: short("c"),
+        ..Default::default()
+    };
+    peer.method(1, consume).serve();
+    (1..=3).for_each(|seq| sent(peer.deliver(delivery(1, Some(1), seq))));
+    peer.frames();
+    peer.log.clear();
+    let text = "no exchange 'x' in vhost '/'";
+    peer.publish_refusal = Some(BrokerError::channel(ChannelReplyCode::NotFound, text));
+    peer
+}
+
+#[test]
+fn deliveries_acked_behind_a_refused_publish_are_given_back() {
+    // The acks are ignored, as all that follows; but their deliveries must not be forgotten.
+    let ack = |delivery_tag| basic::Ack {
+        delivery_tag,
+        multiple: false,
+    };
+    let mut peer = about_to_fail();
+    peer.publish(1, false, b"a").method(1, ack(1));
+    peer.publish(1, false, b"b").method(1, ack(3)).serve();
+    let text = "NOT_FOUND - no exchange 'x' in vhost '/'";
+    peer.expect_channel_close(1, 404, text, basic::Publish::ID);
+    let (outcome, mut seqs) = peer.settled.pop().expect("the channel is closed");
+    seqs.sort_unstable();
+    assert_eq!((outcome.as_str(), seqs), ("Close", vec![1, 2, 3]));
+    assert!(peer.settled.is_empty());
+}
+
+#[test]
+fn a_command_behind_a_refused_publish_does_not_keep_the_channel_from_closing() {
+    let get = basic::Get {
+        queue: short("q"),
+        ..Default::default()
+    };
+    let mut peer = about_to_fail();
+    peer.publish(1, false, b"a").method(1, get).serve();
+    let text = "NOT_FOUND - no exchange 'x' in vhost '/'";
+    peer.expect_channel_close(1, 404, text, basic::Publish::ID);
 }

@@ -247,7 +247,7 @@ impl Peer {
                     .command_result(channel, scripted.unwrap_or(usual));
             }
             Event::Publish(publish) => self.answer_publish(publish),
-            Event::CheckPublish(publish) => {
+            Event::TxPublish(publish) => {
                 self.log.push(format!("{} check", publish.channel));
                 if let Some(error) = self.publish_refusal.take() {
                     self.session.publish_refused(publish.channel, error);
@@ -308,11 +308,8 @@ impl Peer {
                     queue: queue(),
                 }
             }
-            Command::TxCommit { publishes, .. } => ReplyBody::Committed {
-                published: publishes
-                    .iter()
-                    .map(|_| published(ConfirmAt::Now))
-                    .collect(),
+            Command::TxCommit { publish_count, .. } => ReplyBody::Committed {
+                published: vec![published(ConfirmAt::Now); *publish_count],
             },
             _ => ReplyBody::Done,
         };
@@ -488,15 +485,15 @@ fn summary(command: &Command) -> String {
         Command::ChannelPrefetch { count } => format!("prefetch {count}"),
         Command::Settle { items, outcome } => format!("settle {} {outcome:?}", items.len()),
         Command::TxCommit {
-            publishes,
+            publish_count,
             settlements,
         } => {
             format!(
-                "commit {} publishes, {} settlements",
-                publishes.len(),
+                "commit {publish_count} publishes, {} settlements",
                 settlements.len()
             )
         }
+        Command::TxRollback => "rollback".into(),
         Command::CloseChannel { unacked } => format!("close, {} unacked", unacked.len()),
         Command::ExchangeDeclare(declare) => format!("exchange.declare '{}'", declare.exchange),
         Command::ExchangeDelete { exchange, .. } => format!("exchange.delete '{exchange}'"),

@@ -161,6 +161,23 @@ fn a_publish_is_checked_when_it_comes() {
 }
 
 #[test]
+fn a_commit_behind_a_refused_publish_gives_back_what_it_would_have_settled() {
+    // The commit is in the list of things to do when the publish before it fails the channel.
+    let mut peer = transactional();
+    let error = BrokerError::channel(ChannelReplyCode::NotFound, "no exchange 'x' in vhost '/'");
+    peer.publish_refusal = Some(error);
+    peer.method(1, ack(1))
+        .publish(1, false, b"a")
+        .method(1, tx::Commit {})
+        .serve();
+    let text = "NOT_FOUND - no exchange 'x' in vhost '/'";
+    peer.expect_channel_close(1, 404, text, basic::Publish::ID);
+    let (outcome, mut seqs) = peer.settled.pop().expect("the channel is closed");
+    seqs.sort_unstable();
+    assert_eq!((outcome.as_str(), seqs), ("Close", vec![1, 2, 3]));
+}
+
+#[test]
 fn misuse_closes_the_channel() {
     let check = |first: Option<Method>, second: Method, text: &str| {
         let mut peer = Peer::with_channel();

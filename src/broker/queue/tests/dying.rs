@@ -374,6 +374,35 @@ fn overflow_dead_letters_in_order_with_bodies_from_disk() {
 }
 
 #[test]
+fn dead_letters_of_a_large_backlog_wait_for_the_disk_instead_of_filling_memory() {
+    let mut rig = Rig::with_memory(0);
+    let queue = rig.queue_with("q", dead_letter_to("dlx", Some("dead")));
+    let dead = rig.queue("dead");
+    rig.bind("dlx", "dead", &dead);
+    let big = "x".repeat(100_000);
+    for _ in 0..100 {
+        rig.publish(&queue, expiring(&big, "1000"));
+    }
+    rig.journal.make_durable();
+    rig.advance(1000);
+    // Reads are answered at once, and nothing becomes durable.
+    loop {
+        let fetches = std::mem::take(&mut rig.effects.fetches);
+        if fetches.is_empty() {
+            break;
+        }
+        for fetch in fetches {
+            let body = rig.journal.read(fetch.position).expect("it was published");
+            rig.turn(|turn| super::fetched(turn, &fetch.queue, vec![(fetch.seq, Ok(body))]));
+        }
+    }
+    let buried = dead.stats().ready_count;
+    assert!((1..30).contains(&buried), "{buried} letters in memory");
+    rig.settle_down();
+    assert_eq!(dead.stats().ready_count, 100);
+}
+
+#[test]
 fn messages_that_expired_while_the_broker_was_down_are_dead_lettered() {
     let mut rig = Rig::new();
     let mut settings = dead_letter_to("dlx", Some("dead"));

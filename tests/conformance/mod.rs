@@ -1,0 +1,19 @@
+//! The sections, and the stage they play on.
+
+mod acks;
+mod bindings;
+mod channels;
+mod confirms;
+mod connection;
+mod consumers;
+mod dead_letter;
+mod exchanges;
+mod expiry;
+mod hostile;
+mod length;
+mod publish;
+mod queues;
+mod routing;
+pub(crate) mod stage;
+mod tx;
+mod users;
