@@ -67,12 +67,11 @@ fn publish_run(
         return Err(TargetDeleted);
     }
     let mut batch = Batch::default();
-    if locked
-        .iter_mut()
-        .any(|(_, state)| !state.consumers.is_empty())
-    {
-        batch.expect_handouts(messages.len());
-    }
+    let queues = locked.iter_mut();
+    let consumed_count = queues
+        .filter(|(_, state)| !state.consumers.is_empty())
+        .count();
+    batch.expect_handouts(consumed_count * messages.len());
     let first = out.len();
     for message in messages {
         let mut is_refused = false;
