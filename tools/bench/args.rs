@@ -34,6 +34,10 @@ pub(crate) struct Args {
     /// Queues. Every publisher goes round them message by message; each consumer reads its share of them.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) queues: u32,
+    /// Publish every message to all queues, through a fanout exchange of the queues' prefix. Counts and rates of what is
+    /// consumed are deliveries then.
+    #[arg(long)]
+    pub(crate) fanout: bool,
     /// Bytes of a message's body; the first 24 are the generator's stamp.
     #[arg(long, default_value_t = 100)]
     pub(crate) body_size: usize,
@@ -139,6 +143,16 @@ impl Args {
     /// The name of a queue.
     pub(crate) fn queue_name(&self, index: u32) -> String {
         format!("{}-{index}", self.queue_prefix)
+    }
+
+    /// The fanout exchange, or the default one.
+    pub(crate) fn exchange_name(&self) -> &str {
+        if self.fanout { &self.queue_prefix } else { "" }
+    }
+
+    /// How many queues get a message.
+    pub(crate) fn copies(&self) -> u32 {
+        if self.fanout { self.queues } else { 1 }
     }
 
     /// The queues consumer `index` reads: every queue has a consumer if there is one at all, every consumer a queue.

@@ -77,6 +77,8 @@ pub(crate) struct Consumer {
     /// Latencies mean something when the messages were stamped by this run's clock.
     is_clock_ours: bool,
     queue_count: usize,
+    /// Queues that get a copy of each message: each copy counts as one of another publisher.
+    copies: u32,
     pending: Option<Pending>,
     /// The last complete delivery that is not acknowledged.
     unacked_tag: Option<u64>,
@@ -98,6 +100,7 @@ impl Consumer {
             order: args.is_order_known().then(Order::default),
             is_clock_ours: run.is_some(),
             queue_count: args.queues as usize,
+            copies: args.copies(),
             pending: None,
             unacked_tag: None,
             consumed: Consumed {
@@ -230,8 +233,12 @@ impl Consumer {
         consumed.first_ns.get_or_insert(now_ns);
         consumed.last_ns = now_ns;
         consumed.redelivered_count += u64::from(pending.is_redelivered);
-        let is_new = consumed.ledger.enter(pending.stamp);
-        if let Some(stamp) = pending.stamp.filter(|_| is_new) {
+        let stamp = pending.stamp.map(|stamp| Stamp {
+            publisher: copy_of(stamp.publisher, pending.queue, self.copies),
+            ..stamp
+        });
+        let is_new = consumed.ledger.enter(stamp);
+        if let Some(stamp) = stamp.filter(|_| is_new) {
             if self.is_clock_ours {
                 consumed
                     .latency
@@ -253,6 +260,15 @@ impl Consumer {
     }
 }
 
+/// The number under which a ledger keeps what `publisher` sent to `queue`, when every message has `copies`.
+pub(crate) fn copy_of(publisher: u32, queue: usize, copies: u32) -> u32 {
+    let queue = u32::try_from(queue).unwrap_or(u32::MAX);
+    // What a foreign body says may be anything: the ledger knows no such publisher.
+    let first = publisher.checked_mul(copies);
+    let copy = first.and_then(|first| first.checked_add(queue % copies));
+    copy.unwrap_or(u32::MAX)
+}
+
 /// The queue a consumer tag of ours stands for.
 fn queue_of(consumer_tag: &[u8], queue_count: usize) -> Result<usize, BenchError> {
     let text = std::str::from_utf8(consumer_tag).ok();
@@ -260,4 +276,22 @@ fn queue_of(consumer_tag: &[u8], queue_count: usize) -> Result<usize, BenchError
         .and_then(|text| text.parse().ok())
         .filter(|queue| *queue < queue_count);
     queue.ok_or_else(|| BenchError::Protocol("a delivery to a consumer we are not".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_of_a_message_count_as_messages_of_different_publishers() {
+        let all =
+            (0..3).flat_map(|publisher| (0..5).map(move |queue| copy_of(publisher, queue, 5)));
+        assert!(all.eq(0..15));
+        assert_eq!(
+            copy_of(7, 3, 1),
+            7,
+            "without fan-out the queue does not matter"
+        );
+        assert_eq!(copy_of(u32::MAX, 1, 5), u32::MAX);
+    }
 }

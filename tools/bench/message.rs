@@ -64,6 +64,7 @@ pub(crate) struct Template {
 
 impl Template {
     pub(crate) fn new(
+        exchange: &ShortString,
         queue: &ShortString,
         properties: &Properties,
         body_size: usize,
@@ -71,6 +72,7 @@ impl Template {
     ) -> Self {
         let mut frames = BytesMut::new();
         let publish = basic::Publish {
+            exchange: exchange.clone(),
             routing_key: queue.clone(),
             ..basic::Publish::default()
         };

@@ -122,12 +122,15 @@ impl Publisher {
         }
         let properties = properties(args.is_persistent());
         let frame_max = connection.frame_max;
+        let exchange = ShortString::from_text_cut(args.exchange_name());
         let template = |queue| {
             let name = ShortString::from_text_cut(&args.queue_name(queue));
-            Template::new(&name, &properties, args.body_size, frame_max)
+            Template::new(&exchange, &name, &properties, args.body_size, frame_max)
         };
+        // With fan-out the routing key means nothing.
+        let key_count = args.queues / args.copies();
         Ok(Self {
-            templates: (0..args.queues).map(template).collect(),
+            templates: (0..key_count).map(template).collect(),
             connection,
             index,
             run,

@@ -45,6 +45,7 @@ struct Workload {
     publishers: u32,
     consumers: u32,
     queues: u32,
+    is_fanout: bool,
     body_bytes: usize,
     confirm_window: usize,
     ack: String,
@@ -110,6 +111,7 @@ impl Report {
                 publishers: args.publishers,
                 consumers: args.consumers,
                 queues: args.queues,
+                is_fanout: args.fanout,
                 body_bytes: args.body_size,
                 confirm_window: args.window,
                 ack: format!("{:?}", args.ack).to_lowercase(),
@@ -220,8 +222,9 @@ impl Report {
 impl Workload {
     fn line(&self) -> String {
         format!(
-            "{} publishers, {} queues, {} consumers; {} B {} messages, {} queues; window {}, ack {}, prefetch {}\n",
+            "{} publishers, {}{} queues, {} consumers; {} B {} messages, {} queues; window {}, ack {}, prefetch {}\n",
             self.publishers,
+            if self.is_fanout { "fan-out to " } else { "" },
             self.queues,
             self.consumers,
             self.body_bytes,

@@ -3,7 +3,7 @@
 use crate::args::Args;
 use crate::clock::{Clock, secs};
 use crate::connection::Connection;
-use crate::consumer::{Consumed, Consumer, Progress};
+use crate::consumer::{Consumed, Consumer, Progress, copy_of};
 use crate::error::BenchError;
 use crate::histogram::Histogram;
 use crate::ledger::Ledger;
@@ -13,7 +13,7 @@ use crate::report::Report;
 use std::sync::atomic::Ordering;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
-use stratamq::amqp::method::{Method, queue};
+use stratamq::amqp::method::{Method, exchange, queue};
 use stratamq::amqp::short_string::ShortString;
 
 /// How often the main thread looks at the progress and at the broker's memory.
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<Report, BenchError> {
         let expected_count = if args.publishers == 0 {
             backlog_count
         } else {
-            published.iter().map(Published::arriving_count).sum()
+            arriving_count(args, &published)
         };
         let left_count = if args.consumers == 0 {
             queued_count(&mut control, args, expected_count, clock).map(Some)
@@ -77,12 +77,9 @@ pub(crate) fn run(args: &Args) -> Result<Report, BenchError> {
     control.close();
     let consumed = Total::of(consumed);
     let lost_count = match left_count {
-        Some(left_count) => {
-            let expected: u64 = published.iter().map(Published::arriving_count).sum();
-            expected.saturating_sub(left_count)
-        }
+        Some(left_count) => arriving_count(args, &published).saturating_sub(left_count),
         None if args.publishers == 0 => backlog_count.saturating_sub(consumed.ledger.unique_count),
-        None => count_lost(&published, &consumed.ledger),
+        None => count_lost(args, &published, &consumed.ledger),
     };
     Ok(Report::new(args, published, consumed, lost_count, &meter))
 }
@@ -104,9 +101,36 @@ fn declare_queues(control: &mut Connection, args: &Args) -> Result<u64, BenchErr
     if is_fresh {
         delete_queues(control, args)?;
     }
-    (0..args.queues).try_fold(0, |sum, index| {
+    let count = (0..args.queues).try_fold(0, |sum, index| {
         let count = declare_queue(control, args, index, !is_fresh)?;
         Ok(sum + count)
+    })?;
+    if is_fresh && args.fanout {
+        bind_queues(control, args)?;
+    }
+    Ok(count)
+}
+
+/// Makes the fanout exchange and binds all queues to it.
+fn bind_queues(control: &mut Connection, args: &Args) -> Result<(), BenchError> {
+    let exchange = ShortString::from_text_cut(args.exchange_name());
+    let declare = exchange::Declare {
+        exchange: exchange.clone(),
+        kind: ShortString::from_static("fanout"),
+        durable: args.durable,
+        ..exchange::Declare::default()
+    };
+    control.call(declare, |method| {
+        matches!(method, Method::ExchangeDeclareOk(_))
+    })?;
+    (0..args.queues).try_for_each(|index| {
+        let bind = queue::Bind {
+            queue: queue_name(args, index),
+            exchange: exchange.clone(),
+            ..queue::Bind::default()
+        };
+        let bound = control.call(bind, |method| matches!(method, Method::QueueBindOk(_)));
+        bound.map(|_| ())
     })
 }
 
@@ -133,6 +157,15 @@ fn declare_queue(
 }
 
 fn delete_queues(control: &mut Connection, args: &Args) -> Result<(), BenchError> {
+    if args.fanout {
+        let delete = exchange::Delete {
+            exchange: ShortString::from_text_cut(args.exchange_name()),
+            ..exchange::Delete::default()
+        };
+        control.call(delete, |method| {
+            matches!(method, Method::ExchangeDeleteOk(_))
+        })?;
+    }
     (0..args.queues).try_for_each(|index| {
         let delete = queue::Delete {
             queue: queue_name(args, index),
@@ -226,11 +259,24 @@ fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Messages that must have arrived and have not.
-fn count_lost(published: &[Published], ledger: &Ledger) -> u64 {
+/// How many messages, or copies of messages, must arrive.
+fn arriving_count(args: &Args, published: &[Published]) -> u64 {
+    let messages: u64 = published.iter().map(Published::arriving_count).sum();
+    messages * u64::from(args.copies())
+}
+
+/// Messages, or copies of messages, that must have arrived and have not.
+fn count_lost(args: &Args, published: &[Published], ledger: &Ledger) -> u64 {
+    (0..args.copies() as usize)
+        .map(|queue| count_lost_copies(args, published, queue, ledger))
+        .sum()
+}
+
+fn count_lost_copies(args: &Args, published: &[Published], queue: usize, ledger: &Ledger) -> u64 {
     let mut lost = 0;
     for (index, published) in (0..).zip(published) {
-        let missing = (0..published.count).filter(|seq| !ledger.has(index, *seq));
+        let copy = copy_of(index, queue, args.copies());
+        let missing = (0..published.count).filter(|seq| !ledger.has(copy, *seq));
         // Nobody promised the others.
         lost += missing
             .filter(|seq| published.nacked.binary_search(seq).is_err())

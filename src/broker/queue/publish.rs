@@ -67,12 +67,11 @@ fn publish_run(
         return Err(TargetDeleted);
     }
     let mut batch = Batch::default();
-    if locked
-        .iter_mut()
-        .any(|(_, state)| !state.consumers.is_empty())
-    {
-        batch.expect_handouts(messages.len());
-    }
+    let queues = locked.iter_mut();
+    let consumed_count = queues
+        .filter(|(_, state)| !state.consumers.is_empty())
+        .count();
+    batch.expect_handouts(consumed_count * messages.len());
     let first = out.len();
     for message in messages {
         let mut is_refused = false;
@@ -104,7 +103,8 @@ fn confirm(is_refused: bool, is_logged: bool, receipt: Receipt) -> ConfirmAt {
     }
 }
 
-/// Publishes and settlements of a transaction as one atomic group. Deleted targets are skipped.
+/// Publishes and settlements of a transaction as one atomic group. Deleted targets are skipped. Its places in
+/// queues count for its size: a fan-out may be far larger in the log than what the client sent.
 ///
 /// # Errors
 /// [`GroupTooLarge`] before anything was done.
@@ -115,8 +115,8 @@ pub fn commit(
 ) -> Result<Committed, GroupTooLarge> {
     let size_bytes = publishes
         .iter()
-        .map(|publish| publish.message.payload_len() as u64)
-        .sum();
+        .map(|publish| publish.message.payload_len() + publish.targets.len() * REF_MAX_BYTES)
+        .sum::<usize>() as u64;
     let max_bytes = turn.shared.journal().group_max_bytes();
     if size_bytes > max_bytes {
         return Err(GroupTooLarge {
