@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use super::alarms::DiskAlarm;
 use super::readers::ReadQueue;
 use super::signals::Signals;
 use super::worker::WorkerQueue;
 use crate::broker::Broker;
 use crate::broker::effects::Effects;
-use crate::disk::Clock;
+use crate::disk::{Clock, Disk};
 use crate::storage::{RecoveryReport, Storage};
 use crate::telemetry::Counters;
 
@@ -25,6 +26,9 @@ pub(super) struct Hub {
     pub(super) started_at_ms: u64,
     pub(super) signals: Arc<Signals>,
     pub(super) clock: Arc<dyn Clock>,
+    /// Whether publishers are blocked.
+    pub(super) disk_alarm: DiskAlarm,
+    disk: Arc<dyn Disk>,
     worker: Arc<WorkerQueue>,
     reads: ReadQueue,
 }

@@ -5,12 +5,13 @@
 //!  stratamq-commit   (storage) writes and syncs batches          -> Signals -> tasks, worker
 //!  stratamq-worker   timers of queues, continuations on durability
 //!  stratamq-read-N   message bodies from disk
-//!  stratamq-ckpt     checkpoints
+//!  stratamq-ckpt     checkpoints, and a look at the free disk space
 //! ```
 //! Start: recover, then listen. Stop: stop accepting, close connections with 320, commit, checkpoint.
 //! A clean stop is only a checkpoint at the end: the next start takes the same path as after a crash.
 
 pub mod admin;
+mod alarms;
 mod checkpointer;
 mod connection;
 mod hub;
