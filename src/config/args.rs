@@ -110,6 +110,15 @@ pub struct ServerArgs {
     )]
     pub segment_size: ByteSize,
 
+    /// Publishers are blocked (`connection.blocked`) while less disk space than this is free; 0 for never
+    #[arg(
+        long,
+        env = "STRATAMQ_DISK_FREE_LIMIT",
+        default_value = "128MiB",
+        value_name = "SIZE"
+    )]
+    pub disk_free_limit: ByteSize,
+
     /// What to log to standard error: error, warn, info, debug, trace, or a filter such as
     /// `stratamq::server=debug,info`
     #[arg(

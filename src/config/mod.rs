@@ -45,6 +45,8 @@ pub struct Config {
     pub ack_fsync_ms: u64,
     /// Size of a segment file.
     pub segment_size_bytes: u64,
+    /// Publishers are blocked while less is free; 0 for never.
+    pub disk_free_limit_bytes: u64,
 }
 
 /// Smallest segment a user may ask for.
@@ -128,6 +130,7 @@ impl Config {
             commit_max_bytes: args.commit_max_bytes.0,
             ack_fsync_ms: args.ack_fsync_ms,
             segment_size_bytes,
+            disk_free_limit_bytes: args.disk_free_limit.0,
         })
     }
 }

@@ -74,7 +74,13 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(available_bytes: u64, total_bytes: u64, limit_bytes: u64, was_low: bool, expected: bool) {
+    fn check(
+        available_bytes: u64,
+        total_bytes: u64,
+        limit_bytes: u64,
+        was_low: bool,
+        expected: bool,
+    ) {
         let free = FreeSpace {
             available_bytes,
             total_bytes,

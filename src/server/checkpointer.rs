@@ -1,4 +1,5 @@
-//! The checkpoint thread: writes a checkpoint whenever the store says that one is due.
+//! The checkpoint thread: writes a checkpoint whenever the store says that one is due, and measures the free
+//! disk space in between.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
@@ -50,6 +51,7 @@ fn run(hub: &Hub, stop: &Stop) {
     let mut pause = POLL;
     while !stopped_within(stop, pause) {
         pause = POLL;
+        hub.check_disk();
         if !hub.storage.checkpoint_due() {
             continue;
         }

@@ -162,6 +162,8 @@ impl ConnectionTask {
         shutdown: &mut watch::Receiver<bool>,
     ) -> io::Result<()> {
         let mut is_shutting_down = false;
+        let mut disk_alarm = self.hub.disk_alarm.subscribe();
+        self.session.set_alarm(self.hub.disk_alarm.reason());
         loop {
             let socket = self.read_some(stream)?;
             let is_eof = socket == Socket::Ended;
@@ -186,6 +188,10 @@ impl ConnectionTask {
                 ready = stream.ready(interest), if self.wants_socket() => { ready?; }
                 () = self.notify.notified() => {}
                 () = tokio::time::sleep(timeout) => {}
+                Ok(()) = disk_alarm.changed() => {
+                    let reason = *disk_alarm.borrow_and_update();
+                    self.session.set_alarm(reason);
+                }
                 changed = shutdown.changed(), if !is_shutting_down => {
                     // A closed channel means the server is gone: the same as a shutdown.
                     let _ = changed;

@@ -33,6 +33,15 @@ pub(super) struct Hub {
     reads: ReadQueue,
 }
 
+/// What a hub needs of the machine.
+pub(super) struct Machine {
+    pub(super) clock: Arc<dyn Clock>,
+    /// The data directory, for the space left on it.
+    pub(super) disk: Arc<dyn Disk>,
+    /// Below it publishers are blocked; 0 for never.
+    pub(super) disk_free_limit_bytes: u64,
+}
+
 impl Hub {
     pub(super) fn new(
         storage: Storage,
@@ -40,16 +49,18 @@ impl Hub {
         recovery: RecoveryReport,
         signals: Arc<Signals>,
         worker: Arc<WorkerQueue>,
-        clock: Arc<dyn Clock>,
+        machine: Machine,
     ) -> Self {
         Self {
             storage,
             broker,
             counters: Counters::default(),
             recovery,
-            started_at_ms: clock.unix_ms(),
+            started_at_ms: machine.clock.unix_ms(),
             signals,
-            clock,
+            clock: machine.clock,
+            disk_alarm: DiskAlarm::new(machine.disk_free_limit_bytes),
+            disk: machine.disk,
             worker,
             reads: ReadQueue::default(),
         }
@@ -58,6 +69,14 @@ impl Hub {
     /// Milliseconds since 1970, monotone.
     pub(super) fn now_ms(&self) -> u64 {
         self.clock.unix_ms()
+    }
+
+    /// Measures the free space of the data directory and raises or clears the alarm.
+    pub(super) fn check_disk(&self) {
+        match self.disk.free_space() {
+            Ok(free) => self.disk_alarm.update(free),
+            Err(error) => tracing::warn!(%error, "cannot measure the free disk space"),
+        }
     }
 
     pub(super) fn worker(&self) -> &WorkerQueue {

@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::hub::Hub;
+use super::hub::{Hub, Machine};
 use super::journal::StorageJournal;
 use super::signals::Signals;
 use super::worker::WorkerQueue;
 use crate::broker::effects::Effects;
 use crate::broker::{Broker, BrokerOptions, RestoreError};
 use crate::config::{Config, FsyncMode};
-use crate::disk::{Clock, RealClock, RealDisk};
+use crate::disk::{Clock, Disk, RealClock, RealDisk};
 use crate::storage::{FsyncPolicy, Options, Storage, StorageError};
 
 /// Bytes that may be pushed and not durable before publishers are not read.
@@ -69,10 +69,11 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
     let disk = RealDisk::new(config.data_dir.clone()).map_err(|error| {
         StartError::Failed(format!("cannot use data directory {directory}: {error}"))
     })?;
+    let disk: Arc<dyn Disk> = Arc::new(disk);
     let worker = Arc::new(WorkerQueue::default());
     let signals = Arc::new(Signals::new(Arc::clone(&worker)));
     let (storage, recovered) = Storage::open(
-        Arc::new(disk),
+        Arc::clone(&disk),
         Arc::clone(&clock),
         storage_options(config),
         Arc::clone(&signals) as Arc<dyn crate::storage::CommitListener>,
@@ -100,8 +101,13 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         recovered.report,
         signals,
         worker,
-        clock,
+        Machine {
+            clock,
+            disk,
+            disk_free_limit_bytes: config.disk_free_limit_bytes,
+        },
     ));
+    hub.check_disk();
     hub.carry_out(&mut effects);
     Ok(hub)
 }

@@ -133,7 +133,12 @@ fn status(hub: &Hub, now_ms: u64, queues: Vec<QueueStatus>) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_ms: now_ms.saturating_sub(hub.started_at_ms),
         recovery: hub.recovery.to_string(),
-        alarms: Vec::new(),
+        alarms: hub
+            .disk_alarm
+            .reason()
+            .map(str::to_owned)
+            .into_iter()
+            .collect(),
         connections: Connections {
             open: opened.saturating_sub(closed),
             opened,
