@@ -3,7 +3,8 @@
 //! A panic while shared state is locked may leave that state half changed. Recovery from the log is
 //! tested, a half-dead broker is not: so the process aborts and the next start replays.
 
-use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 /// Locks `mutex`; aborts the process when an earlier holder panicked.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -18,6 +19,23 @@ pub fn read<T: ?Sized>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 /// Takes `lock` for writing; aborts the process when an earlier writer panicked.
 pub fn write<T: ?Sized>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(|_| poisoned())
+}
+
+/// Waits for `condvar`; aborts the process when a holder of its mutex panicked.
+pub fn wait<'a, T>(condvar: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+    condvar.wait(guard).unwrap_or_else(|_| poisoned())
+}
+
+/// As [`wait`], but not longer than `timeout`.
+pub fn wait_within<'a, T>(
+    condvar: &Condvar,
+    guard: MutexGuard<'a, T>,
+    timeout: Duration,
+) -> MutexGuard<'a, T> {
+    match condvar.wait_timeout(guard, timeout) {
+        Ok((guard, _)) => guard,
+        Err(_) => poisoned(),
+    }
 }
 
 fn poisoned() -> ! {

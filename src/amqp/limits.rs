@@ -29,9 +29,6 @@ pub const MESSAGE_MAX_BYTES_DEFAULT: u64 = 16 * 1024 * 1024;
 /// Bytes of a short string, since its length is one octet.
 pub const SHORT_STRING_MAX_BYTES: usize = 255;
 
-/// Bytes of a reply text; it is a short string.
-pub const REPLY_TEXT_MAX_BYTES: usize = SHORT_STRING_MAX_BYTES;
-
 /// `channel_max` offered by default: each channel costs memory, and RabbitMQ's clients live with this many.
 pub const CHANNEL_MAX_DEFAULT: u16 = 2047;
 

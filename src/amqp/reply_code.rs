@@ -66,9 +66,6 @@ reply_codes! {
     }
 }
 
-/// Reply code of a close without an error.
-pub const REPLY_SUCCESS: u16 = 200;
-
 /// Reply code of `basic.return` for a mandatory message that no queue took.
 pub const NO_ROUTE: u16 = 312;
 

@@ -70,20 +70,6 @@ const OF_OTHER_TYPES: [&str; 14] = [
     "x-initial-cluster-size",
 ];
 
-/// Arguments that a classic queue compares on redeclare (QU-13); the others are stored only.
-pub const COMPARED: [&str; 10] = [
-    "x-message-ttl",
-    "x-expires",
-    "x-max-length",
-    "x-max-length-bytes",
-    "x-overflow",
-    "x-dead-letter-exchange",
-    "x-dead-letter-routing-key",
-    "x-max-priority",
-    "x-single-active-consumer",
-    "x-queue-type",
-];
-
 impl QueueArguments {
     /// Checks and understands the arguments of `queue.declare` for a classic queue.
     ///

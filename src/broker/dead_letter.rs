@@ -21,7 +21,7 @@ use super::arguments::DeadLetterTarget;
 use super::message::{Message, MessageParts};
 use super::queue::{QueueHandle, QueueSpec};
 use crate::amqp::field_table::{FieldTable, FieldValue};
-use crate::amqp::properties::Properties;
+use crate::amqp::properties::{CC_HEADER, Properties};
 use crate::amqp::short_string::ShortString;
 use crate::storage::types::QueueId;
 
@@ -295,7 +295,7 @@ fn cc_of(message: &Message) -> Vec<FieldValue> {
     if message.is_rekeyed() || !message.properties().has_cc() {
         return Vec::new();
     }
-    match message.properties().header("CC") {
+    match message.properties().header(CC_HEADER) {
         Some(FieldValue::Array(items)) => items
             .into_iter()
             .filter(|item| matches!(item, FieldValue::LongString(_)))

@@ -19,7 +19,7 @@ use super::command::{ConfirmAt, Publish, Published};
 use super::connection::Connection;
 use super::effects::Effects;
 use super::error::BrokerError;
-use super::message::{Message, MessageParts};
+use super::message::{Message, MessageParts, TTL_MAX_MS};
 use super::queue::{self, QueueHandle, RoutedPublish};
 use super::refusal::{access_refused, no_exchange, precondition_failed};
 use super::routing::is_same_set;
@@ -361,9 +361,6 @@ fn keys_in(properties: &Properties, header: &str) -> Result<Vec<ShortString>, Br
     }
 }
 
-/// Longest time to live in milliseconds, ten years.
-const EXPIRATION_MAX_MS: u128 = 315_360_000_000;
-
 /// The `expiration` property is a decimal number, with RabbitMQ's texts for everything else (TT-2).
 fn check_expiration(text: &[u8]) -> Result<(), String> {
     let shown = String::from_utf8_lossy(text);
@@ -393,7 +390,7 @@ fn check_expiration(text: &[u8]) -> Result<(), String> {
     if is_negative && number > 0 {
         return refuse(format!("{{value_negative,-{number}}}"));
     }
-    if number > EXPIRATION_MAX_MS {
+    if number > u128::from(TTL_MAX_MS) {
         return refuse(format!("{{value_too_large,{number}}}"));
     }
     Ok(())

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::hub::Hub;
-use crate::sync::lock;
+use crate::sync::{lock, wait_within};
 
 /// How often the store is asked.
 const POLL: Duration = Duration::from_millis(500);
@@ -70,8 +70,5 @@ fn stopped_within(stop: &Stop, duration: Duration) -> bool {
     if *is_stopping {
         return true;
     }
-    match stop.wakes.wait_timeout(is_stopping, duration) {
-        Ok((is_stopping, _)) => *is_stopping,
-        Err(_) => std::process::abort(),
-    }
+    *wait_within(&stop.wakes, is_stopping, duration)
 }

@@ -12,7 +12,7 @@ use super::hub::Hub;
 use crate::broker::effects::{Effects, Fetch};
 use crate::broker::queue::FetchFailure;
 use crate::storage::ReadError;
-use crate::sync::lock;
+use crate::sync::{lock, wait};
 
 /// Reader threads; cold reads wait for the device, not for the processor.
 pub(super) const READER_THREADS: usize = 2;
@@ -70,10 +70,7 @@ impl ReadQueue {
                 }
                 return true;
             }
-            state = match self.wakes.wait(state) {
-                Ok(state) => state,
-                Err(_) => std::process::abort(),
-            };
+            state = wait(&self.wakes, state);
         }
     }
 }

@@ -3,12 +3,11 @@
 //! The commit thread touches no queue and runs no domain code: it publishes the watermark, wakes the
 //! connections whose first pending LSN it passed, and nudges the worker thread when a continuation is due.
 //!
-//! Invariant: a waiter registers first and looks at the watermark afterwards; the commit thread publishes
+//! Invariant: a waiter registers first and looks at the store's watermark afterwards; the commit thread raises
 //! the watermark first and looks at the waiters afterwards. So one of the two always sees the other.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
@@ -43,8 +42,6 @@ impl Ord for Waiter {
 
 /// See the module.
 pub(super) struct Signals {
-    /// The watermark, as last published.
-    confirm_lsn: AtomicU64,
     /// Connections that wait for durability; at most one live entry each, plus stale ones that the
     /// watermark soon passes.
     waiters: Mutex<BinaryHeap<Reverse<Waiter>>>,
@@ -57,7 +54,6 @@ pub(super) struct Signals {
 impl Signals {
     pub(super) fn new(worker: Arc<WorkerQueue>) -> Self {
         Self {
-            confirm_lsn: AtomicU64::new(0),
             waiters: Mutex::default(),
             room_waiters: Mutex::default(),
             worker,
@@ -91,7 +87,6 @@ impl Signals {
 
 impl CommitListener for Signals {
     fn committed(&self, confirm_lsn: Lsn) {
-        self.confirm_lsn.store(confirm_lsn.0, Ordering::SeqCst);
         let mut due = Vec::new();
         {
             let mut waiters = lock(&self.waiters);

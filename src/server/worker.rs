@@ -15,7 +15,7 @@ use super::hub::Hub;
 use crate::broker::effects::{AfterDurable, Effects, Timer};
 use crate::broker::queue::QueueHandle;
 use crate::storage::types::Lsn;
-use crate::sync::lock;
+use crate::sync::{lock, wait_within};
 
 /// Longest sleep; a bound for the case that the clock is stepped.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
@@ -152,11 +152,7 @@ impl WorkerQueue {
             let sleep = state.timers.peek().map_or(SLEEP_MAX, |Reverse(timer)| {
                 Duration::from_millis(timer.key.saturating_sub(now_ms)).min(SLEEP_MAX)
             });
-            state = match self.wakes.wait_timeout(state, sleep) {
-                Ok((state, _)) => state,
-                // Poisoned like any other lock: the same rule.
-                Err(_) => std::process::abort(),
-            };
+            state = wait_within(&self.wakes, state, sleep);
         }
     }
 }

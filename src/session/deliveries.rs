@@ -8,13 +8,11 @@ use super::{Session, Work};
 use crate::amqp::content::{self, Content, DeliverHead, GetOkHead, Lane, ReturnHead};
 use crate::amqp::method::basic;
 use crate::amqp::properties::Properties;
+use crate::amqp::reply_code::{NO_ROUTE, NO_ROUTE_TEXT};
 use crate::amqp::short_string::ShortString;
 use crate::broker::command::{Command, ConsumerId, Delivery, Publish, SettleOutcome, Unacked};
 use crate::broker::message::Message;
 use crate::broker::outbox::OutboxItem;
-
-/// `basic.return` of a mandatory message that no queue took.
-const NO_ROUTE: u16 = 312;
 
 impl Session {
     /// One thing from the outbox: assigns the delivery tag and encodes, or gives a late one back.
@@ -154,7 +152,7 @@ impl Session {
             .then(|| message.properties().without_bcc());
         let head = ReturnHead {
             reply_code: NO_ROUTE,
-            reply_text: &ShortString::from_static("NO_ROUTE"),
+            reply_text: &ShortString::from_static(NO_ROUTE_TEXT),
             exchange: message.exchange(),
             routing_key: message.routing_key(),
         };

@@ -328,12 +328,6 @@ impl Session {
         matches!(self.phase, Phase::Running)
     }
 
-    /// Channels that are open, for status.
-    #[must_use]
-    pub fn channel_count(&self) -> usize {
-        self.channels.len()
-    }
-
     fn send(&mut self, channel: u16, method: impl Into<Method>) {
         method.into().encode(self.output.buffer(), channel);
     }

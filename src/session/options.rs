@@ -1,5 +1,7 @@
 //! What a session is told when it is made: identity, offers and limits.
 
+use crate::amqp::limits::{CHANNEL_MAX_DEFAULT, FRAME_MAX_DEFAULT, MESSAGE_MAX_BYTES_DEFAULT};
+
 /// Identity, offers and limits of the server side of one connection.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
@@ -47,10 +49,10 @@ impl Default for SessionOptions {
                 .into(),
             copyright: "Copyright (c) the StrataMQ authors".into(),
             cluster_name: "stratamq".into(),
-            channel_max: 2047,
-            frame_max_bytes: 131_072,
+            channel_max: CHANNEL_MAX_DEFAULT,
+            frame_max_bytes: FRAME_MAX_DEFAULT,
             heartbeat_secs: 60,
-            message_max_bytes: 16 * 1024 * 1024,
+            message_max_bytes: MESSAGE_MAX_BYTES_DEFAULT,
             tx_max_bytes: 64 * 1024 * 1024,
             handshake_timeout_ms: 10_000,
             linger_ms: 3_000,

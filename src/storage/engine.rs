@@ -174,7 +174,7 @@ impl Storage {
         if let Committing::ByHand(committer) =
             std::mem::replace(&mut *committing, Committing::Ended)
         {
-            let thread = std::thread::Builder::new().name("commit".into()).spawn(move || {
+            let thread = std::thread::Builder::new().name("stratamq-commit".into()).spawn(move || {
                 // A panic here would leave a broker that never confirms: better a restart.
                 let run = std::panic::AssertUnwindSafe(|| committer.run());
                 if std::panic::catch_unwind(run).is_err() {

@@ -17,7 +17,7 @@ use super::read::FileCache;
 use super::stats::Stats;
 use super::types::{Lsn, Position, Receipt, Request, SegmentId, Urgency};
 use crate::disk::{Clock, Disk};
-use crate::sync::lock;
+use crate::sync::{lock, wait};
 
 /// The commit thread runs, or is about to look.
 const RUNNING: u8 = 0;
@@ -270,10 +270,7 @@ impl Shared {
         let mut control = lock(&self.control);
         while Lsn(self.synced_lsn.load(Ordering::SeqCst)) < lsn {
             Self::check_running(&control)?;
-            control = self
-                .control_changed
-                .wait(control)
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            control = wait(&self.control_changed, control);
         }
         Ok(())
     }

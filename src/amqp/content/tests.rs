@@ -1,3 +1,5 @@
+//! Contents: how bodies are cut into frames, without copies of large ones, and what headers are refused.
+
 use super::*;
 use crate::amqp::field_table::FieldTable;
 use crate::amqp::frame::Frame;

@@ -1,3 +1,5 @@
+//! Field tables: tags as RabbitMQ has them, limits of depth and names, typed look-ups, equivalence.
+
 use super::*;
 use proptest::prelude::*;
 

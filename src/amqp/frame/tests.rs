@@ -1,3 +1,5 @@
+//! Frames: when one is complete, how long it may be, and the texts of refusals.
+
 use super::*;
 use crate::amqp::limits::FRAME_MAX_DEFAULT;
 

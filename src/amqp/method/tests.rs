@@ -1,3 +1,5 @@
+//! Methods: every one survives a round trip, alone and against a foreign codec; malformed ones are refused.
+
 use super::*;
 use crate::amqp::samples::Random;
 

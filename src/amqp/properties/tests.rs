@@ -1,3 +1,5 @@
+//! Properties: found, edited, forwarded as they came; malformed ones are refused.
+
 use super::*;
 
 fn short(text: &'static str) -> Option<ShortString> {

@@ -9,7 +9,7 @@ use super::state::{Locked, QueueState};
 use super::{Queue, QueueHandle, QueueSpec, Turn};
 use crate::broker::dead_letter::Warned;
 use crate::storage::image::QueueImage;
-use crate::storage::types::{ImageEntry, Position, Seq};
+use crate::storage::types::{ImageEntry, Seq};
 use crate::sync::lock;
 
 /// What an image says about deliveries.
@@ -74,19 +74,6 @@ impl Queue {
         state.enforce_limits(&queue, &mut batch);
         locked.conclude(turn, batch);
         queue
-    }
-
-    /// A message's record was copied: true when its entry stood at `old` and stands at `new` now.
-    pub fn relocate(&self, seq: Seq, old: Position, new: Position) -> bool {
-        let mut state = lock(&self.state);
-        let stands_there = state
-            .slots
-            .get(seq)
-            .is_some_and(|slot| slot.is_logged && slot.position == old);
-        if stands_there {
-            state.slots.update(seq, |slot| slot.position = new);
-        }
-        stands_there
     }
 }
 

@@ -103,7 +103,8 @@ fn confirm(is_refused: bool, is_logged: bool, receipt: Receipt) -> ConfirmAt {
     }
 }
 
-/// Publishes and settlements of a transaction as one atomic group. Deleted targets are skipped.
+/// Publishes and settlements of a transaction as one atomic group. Deleted targets are skipped. Its places in
+/// queues count for its size: a fan-out may be far larger in the log than what the client sent.
 ///
 /// # Errors
 /// [`GroupTooLarge`] before anything was done.
@@ -114,8 +115,8 @@ pub fn commit(
 ) -> Result<Committed, GroupTooLarge> {
     let size_bytes = publishes
         .iter()
-        .map(|publish| publish.message.payload_len() as u64)
-        .sum();
+        .map(|publish| publish.message.payload_len() + publish.targets.len() * REF_MAX_BYTES)
+        .sum::<usize>() as u64;
     let max_bytes = turn.shared.journal().group_max_bytes();
     if size_bytes > max_bytes {
         return Err(GroupTooLarge {

@@ -1,3 +1,5 @@
+//! The simulated disk loses and tears what a real one may, and never what was synced.
+
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, IoSlice};
 use std::path::Path;

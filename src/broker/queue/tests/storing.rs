@@ -324,6 +324,23 @@ fn transaction_larger_than_a_group_is_refused_untouched() {
 }
 
 #[test]
+fn fan_out_counts_for_the_size_of_a_transaction() {
+    let mut rig = Rig::new();
+    let targets = [rig.queue("p"), rig.queue("q"), rig.queue("r")];
+    let message = Arc::new(persistent("x"));
+    rig.journal
+        .set_group_max_bytes(message.payload_len() as u64 + 60);
+    let publish = |targets: &[QueueHandle]| RoutedPublish {
+        message: Arc::clone(&message),
+        targets: targets.to_vec(),
+    };
+    let narrow = rig.turn(|turn| commit(turn, &[publish(&targets[..2])], &[]));
+    assert!(narrow.is_ok());
+    let wide = rig.turn(|turn| commit(turn, &[publish(&targets)], &[]));
+    assert!(matches!(wide, Err(GroupTooLarge { .. })));
+}
+
+#[test]
 fn transient_transaction_is_visible_at_once() {
     let mut rig = Rig::new();
     let queue = rig.queue("q");
