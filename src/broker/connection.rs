@@ -65,6 +65,8 @@ pub struct Connection {
     /// Queues that go with the connection.
     exclusive_queues: Vec<QueueHandle>,
     pub(super) routes: RouteCache,
+    /// Queues that got messages from a commit of this connection, and when those are durable.
+    committed: Vec<(Lsn, QueueHandle)>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -99,6 +101,7 @@ impl Connection {
             consumers: HashMap::new(),
             exclusive_queues: Vec::new(),
             routes: RouteCache::default(),
+            committed: Vec::new(),
         }
     }
 
@@ -477,6 +480,16 @@ impl Connection {
                 "transaction size {size} is larger than max size {max}"
             ))
         })?;
+        let visible_at = committed.durable_at.unwrap_or_default();
+        let mut queues: Vec<&QueueHandle> = routed.iter().flat_map(|one| &one.targets).collect();
+        queues.sort_unstable_by_key(|queue| queue.id());
+        queues.dedup_by_key(|queue| queue.id());
+        let waiting = queues
+            .into_iter()
+            .map(|queue| (visible_at, Arc::clone(queue)));
+        self.committed.extend(waiting);
+        let durable_at = self.shared.unless_durable(committed.durable_at);
+        self.reveal_committed(now_ms, effects);
         let outcomes = committed.published.into_iter().zip(routed);
         let published = outcomes.map(|(confirm, routed)| Published {
             confirm,
@@ -486,8 +499,21 @@ impl Connection {
             body: ReplyBody::Committed {
                 published: published.collect(),
             },
-            durable_at: self.shared.unless_durable(committed.durable_at),
+            durable_at,
         })
+    }
+
+    /// Shows the messages of commits that have become durable. Called before `tx.commit-ok` is sent, so
+    /// that whoever has read it finds them (BS-4); `Broker::reveal` shows those of connections that are
+    /// gone by then.
+    pub fn reveal_committed(&mut self, now_ms: u64, effects: &mut Effects) {
+        let confirm_lsn = self.shared.confirm_lsn();
+        let durable = self
+            .committed
+            .extract_if(.., |(lsn, _)| *lsn <= confirm_lsn);
+        for (_, queue) in durable {
+            queue::reveal(&mut self.shared.turn(now_ms, effects), &queue);
+        }
     }
 
     /// Cancels the channel's consumers, requeues what it holds, then deletes queues that lost their last

@@ -259,7 +259,12 @@ impl Shared {
 
     /// `lsn` if somebody must wait for it.
     pub(crate) fn unless_durable(&self, lsn: Option<Lsn>) -> Option<Lsn> {
-        lsn.filter(|lsn| *lsn > self.queues.journal().confirm_lsn())
+        lsn.filter(|lsn| *lsn > self.confirm_lsn())
+    }
+
+    /// Everything up to here is durable.
+    pub(crate) fn confirm_lsn(&self) -> Lsn {
+        self.queues.journal().confirm_lsn()
     }
 
     /// Logs `changes`; `None` when nobody must wait for them.

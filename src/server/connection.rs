@@ -445,6 +445,9 @@ impl ConnectionTask {
     fn handle_durability(&mut self) {
         loop {
             let confirm_lsn = self.hub.storage.confirm_lsn();
+            if let Some(domain) = &mut self.domain {
+                domain.reveal_committed(self.hub.now_ms(), &mut self.effects);
+            }
             self.session.handle_durable(confirm_lsn);
             // A released channel goes on with what it held.
             self.handle_events();

@@ -238,3 +238,20 @@ fn a_commit_carries_publishes_acks_and_rejects() {
         c.queue_delete(1, queue);
     }
 }
+
+/// TX-4, BS-4: whoever has read commit-ok finds the messages, also those that waited for the disk.
+#[test]
+fn what_was_committed_is_there_when_the_answer_is() {
+    let mut c = client();
+    c.queue_declare(1, "tx4.c", durable());
+    c.open_channel(2);
+    c.tx_select(2);
+    for round in 0..100 {
+        c.publish(2, "", "tx4.c", &Message::persistent("m"));
+        c.tx_commit(2);
+        let got = c.get(1, "tx4.c");
+        assert!(got.is_some(), "round {round}");
+        c.ack(1, got.map_or(0, |got| got.tag));
+    }
+    c.queue_delete(1, "tx4.c");
+}
