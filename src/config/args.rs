@@ -101,7 +101,7 @@ pub struct ServerArgs {
     )]
     pub ack_fsync_ms: u64,
 
-    /// Size of a log segment, 1MiB to 1GiB; the largest message is a quarter of it
+    /// Size of a log segment, 1MiB to 1GiB; the largest message is a quarter of it, at most 16MiB
     #[arg(
         long,
         env = "STRATAMQ_SEGMENT_SIZE",
