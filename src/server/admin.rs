@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use super::hub::Hub;
 use super::start::{self, StartError};
-use crate::broker::admin::{AdminCommand, AdminReplyBody};
+use crate::broker::admin::{AdminCommand, AdminError, AdminReply, AdminReplyBody};
 use crate::broker::effects::Effects;
 use crate::config::Config;
 
@@ -250,10 +250,7 @@ async fn respond(request: Request, hub: &Hub) -> Response {
             Err(error) => Response::Error(error.to_string()),
         };
     };
-    let mut effects = Effects::default();
-    let result = hub.broker.admin(command, hub.now_ms(), &mut effects);
-    hub.carry_out(&mut effects);
-    match result {
+    match execute(command, hub) {
         Ok(reply) => {
             if let Some(lsn) = reply.durable_at {
                 let notify = Arc::new(Notify::new());
@@ -267,6 +264,14 @@ async fn respond(request: Request, hub: &Hub) -> Response {
         }
         Err(error) => Response::Error(error.to_string()),
     }
+}
+
+/// Gives a command to the domain and carries out what it hands back.
+fn execute(command: AdminCommand, hub: &Hub) -> Result<AdminReply, AdminError> {
+    let mut effects = Effects::default();
+    let result = hub.broker.admin(command, hub.now_ms(), &mut effects);
+    hub.carry_out(&mut effects);
+    result
 }
 
 fn to_response<T: Serialize>(value: &T) -> Response {
@@ -376,15 +381,10 @@ fn on_stopped(config: &Config, request: Request) -> Result<Response, AdminClient
     let hub = start::start(config)?;
     let response = match request.into_command() {
         None => Response::Error("a stopped broker has no status".into()),
-        Some(command) => {
-            let mut effects = Effects::default();
-            let result = hub.broker.admin(command, hub.now_ms(), &mut effects);
-            hub.carry_out(&mut effects);
-            match result {
-                Ok(reply) => body_response(&reply.body),
-                Err(error) => Response::Error(error.to_string()),
-            }
-        }
+        Some(command) => match execute(command, &hub) {
+            Ok(reply) => body_response(&reply.body),
+            Err(error) => Response::Error(error.to_string()),
+        },
     };
     hub.broker.stop();
     hub.storage
