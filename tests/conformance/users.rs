@@ -275,6 +275,28 @@ fn a_vhost_wants_to_exist_and_to_be_allowed() {
     );
 }
 
+/// Adds a vhost, lets guest in, and opens channel 1 there.
+fn client_of_new_vhost(vhost: &str) -> Client {
+    cli(&["vhost", "add", vhost]);
+    cli(&[
+        "permission",
+        "set",
+        "guest",
+        ".*",
+        ".*",
+        ".*",
+        "--vhost",
+        vhost,
+    ]);
+    let login = Login {
+        vhost: vhost.into(),
+        ..Login::default()
+    };
+    let mut client = Client::login(address(), &login);
+    client.open_channel(1);
+    client
+}
+
 /// AU-6, VH-5, CN-57.
 #[test]
 fn deleting_user_or_vhost_closes_the_connections() {
@@ -291,25 +313,7 @@ fn deleting_user_or_vhost_closes_the_connections() {
         Err(Trouble::ConnectionClosed(close)) => assert_eq!(close.reply_code, 403),
         _ => panic!("the user is gone"),
     }
-    cli(&["vhost", "add", "vh5"]);
-    cli(&[
-        "permission",
-        "set",
-        "guest",
-        ".*",
-        ".*",
-        ".*",
-        "--vhost",
-        "vh5",
-    ]);
-    let mut c = Client::login(
-        address(),
-        &Login {
-            vhost: "vh5".into(),
-            ..Login::default()
-        },
-    );
-    c.open_channel(1);
+    let mut c = client_of_new_vhost("vh5");
     c.queue_declare(1, "vh5.q", crate::support::raw::durable());
     cli(&["vhost", "delete", "vh5"]);
     connection_closed(
@@ -320,25 +324,7 @@ fn deleting_user_or_vhost_closes_the_connections() {
     );
     settle(&mut other, 1);
     // A new vhost of that name is empty.
-    cli(&["vhost", "add", "vh5"]);
-    cli(&[
-        "permission",
-        "set",
-        "guest",
-        ".*",
-        ".*",
-        ".*",
-        "--vhost",
-        "vh5",
-    ]);
-    let mut c = Client::login(
-        address(),
-        &Login {
-            vhost: "vh5".into(),
-            ..Login::default()
-        },
-    );
-    c.open_channel(1);
+    let mut c = client_of_new_vhost("vh5");
     refused(
         &mut c,
         get("vh5.q"),
