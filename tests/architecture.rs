@@ -30,6 +30,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "amqp::short_string",
             "storage::types",
             "storage::image",
+            "storage::run",
             "storage::CheckpointSource",
             "storage::QueueImage",
         ],

@@ -450,6 +450,7 @@ impl Reader {
             next_seq: Seq(queue_section::NEXT_SEQ.get(bytes)),
             reserved_upto: Seq(queue_section::RESERVED_UPTO.get(bytes)),
             entries: Entries::default(),
+            runs: Vec::new(),
         };
         let count = entries_len / size;
         image

@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 
+use super::run::FiledRun;
 use super::types::{ImageEntry, Lsn, Position, QueueId, Seq, SeqRange};
 
 /// The unsettled messages of a queue and what is known about them.
@@ -25,8 +26,10 @@ pub struct QueueImage {
     pub next_seq: Seq,
     /// Any message below may have been delivered before.
     pub reserved_upto: Seq,
-    /// The unsettled messages.
+    /// The unsettled messages that are not in `runs`.
     pub entries: Entries,
+    /// Runs whose positions are in the queue's index file, ascending; their seqs are not in `entries`.
+    pub runs: Vec<FiledRun>,
 }
 
 impl QueueImage {
@@ -39,6 +42,7 @@ impl QueueImage {
             next_seq: Seq(1),
             reserved_upto: Seq(0),
             entries: Entries::default(),
+            runs: Vec::new(),
         }
     }
 

@@ -32,6 +32,7 @@ pub mod record;
 mod recovery;
 pub mod replay;
 mod report;
+pub mod run;
 pub mod scan;
 mod schedule;
 pub mod segment;
@@ -52,7 +53,8 @@ pub use read::check_record;
 pub use report::{CheckpointReport, Found, MetaRecord, Recovered, RecoveryReport, TornTail};
 pub use stats::Stats;
 
-use types::{Lsn, QueueId};
+use run::FiledRun;
+use types::{ImageEntry, Lsn, QueueId};
 
 /// Hears about commits. Called on the commit thread, so it must not block: it stores a value and wakes.
 pub trait CommitListener: Send + Sync {
@@ -78,4 +80,16 @@ pub trait CheckpointSource {
     /// One of them, copied under its lock; `None` when it was deleted meanwhile. Messages on their way out
     /// whose settling has not been pushed are in it.
     fn queue(&self, id: QueueId) -> Option<QueueImage>;
+    /// Up to `max_count` runs of the queue that should leave memory for its index file, each with its unsettled
+    /// messages in ascending seq. None for an owner that keeps everything in memory.
+    fn unfiled_runs(&self, id: QueueId, max_count: usize) -> Vec<Vec<ImageEntry>> {
+        let _ = (id, max_count);
+        Vec::new()
+    }
+    /// The runs that [`unfiled_runs`](Self::unfiled_runs) gave are in the index file now. The owner looks whether each
+    /// still is what it was (messages may have left meanwhile, none may have moved) and may then forget its entries;
+    /// the next [`queue`](Self::queue) names the runs whose block it relies on, and only those blocks are kept.
+    fn filed(&self, id: QueueId, runs: Vec<FiledRun>) {
+        let _ = (id, runs);
+    }
 }

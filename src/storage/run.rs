@@ -1,0 +1,188 @@
+//! Runs: the positions of neighbouring messages of a queue, kept in its index file instead of in memory.
+//!
+//! ```text
+//!   queue     run 0        run 1        run 2 ..            seqs 256 * number .. 256 * number + 255
+//!   memory    FiledRun     FiledRun     entries, one by one (head, tail, unacked)
+//!   file      [ block 7 ]  [ block 2 ]                      256 entries of 16 bytes, 4 KiB a block
+//! ```
+//! A [`FiledRun`] is what memory and the checkpoint keep of such a run: where its block is, which of its messages are
+//! unsettled, what is known about their deliveries, and which segments they lie in. The block holds only what the
+//! PUBLISH records say (position, expiry, priority), so it is derived: a lost one is built again from the log.
+//!
+//! Invariants:
+//! 1. A block that a checkpoint names is not written again before a newer checkpoint, which does not name it, is
+//!    durable.
+//! 2. `live` and `marks` stand in the checkpoint, never in the block: settling writes no index file.
+//! 3. `segments` is the sum over the live messages alone.
+
+use smallvec::SmallVec;
+
+use super::types::{SegmentId, Seq, SeqRange};
+
+/// Seqs of one run.
+pub const RUN_SEQS: u64 = 256;
+/// The same, as a length.
+pub const RUN_LEN: usize = 256;
+
+/// A set of seqs of one run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunSet([u64; RUN_LEN / 64]);
+
+impl RunSet {
+    /// The set that four words in ascending order spell, lowest bit first.
+    #[must_use]
+    pub const fn from_words(words: [u64; RUN_LEN / 64]) -> Self {
+        Self(words)
+    }
+
+    /// Its words, see [`RunSet::from_words`].
+    #[must_use]
+    pub const fn words(&self) -> [u64; RUN_LEN / 64] {
+        self.0
+    }
+
+    /// Adds the seq at `index` of the run.
+    pub fn insert(&mut self, index: u8) {
+        self.0[usize::from(index / 64)] |= 1 << (index % 64);
+    }
+
+    /// Removes the seq at `index` of the run.
+    pub fn remove(&mut self, index: u8) {
+        self.0[usize::from(index / 64)] &= !(1 << (index % 64));
+    }
+
+    /// True when the seq at `index` of the run is in it.
+    #[must_use]
+    pub fn contains(&self, index: u8) -> bool {
+        self.0[usize::from(index / 64)] & (1 << (index % 64)) != 0
+    }
+
+    /// Number of seqs.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// True when there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0 == [0; RUN_LEN / 64]
+    }
+
+    /// Its seqs' indexes, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = u8> + '_ {
+        (0..=u8::MAX).filter(|index| self.contains(*index))
+    }
+}
+
+/// What one run has in one segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunUse {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Unsettled messages of the run in it.
+    pub live_refs: u32,
+    /// Record bytes of those.
+    pub live_bytes: u64,
+}
+
+/// What is known about deliveries of a run's messages; most runs have none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunMarks {
+    /// May have been delivered before.
+    pub redelivered: RunSet,
+    /// Failed deliveries so far, by index. A run with a message above 255 is not filed.
+    pub delivery_counts: [u8; RUN_LEN],
+}
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FiledRun {
+    /// `seq / 256` of all its messages.
+    pub number: u64,
+    /// Its block in the queue's index file: bytes `4096 * block ..`.
+    pub block: u32,
+    /// CRC of the block, seeded with queue and run.
+    pub crc: u32,
+    /// What the expiry fields of the block count from, Unix milliseconds.
+    pub expiry_base_ms: u64,
+    /// Unsettled messages. Never empty: a run without any is forgotten.
+    pub live: RunSet,
+    /// See [`RunMarks`].
+    pub marks: Option<Box<RunMarks>>,
+    /// Ascending by segment.
+    pub segments: SmallVec<[RunUse; 2]>,
+    /// Sum of the live messages' sizes as the owner counts them; 0 when unknown. Opaque here.
+    pub content_bytes: u64,
+}
+
+impl FiledRun {
+    /// Number of the run that `seq` belongs to.
+    #[must_use]
+    pub const fn number_of(seq: Seq) -> u64 {
+        seq.0 / RUN_SEQS
+    }
+
+    /// Place of `seq` inside its run.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a remainder of 256 has a byte"
+    )]
+    pub const fn index_of(seq: Seq) -> u8 {
+        (seq.0 % RUN_SEQS) as u8
+    }
+
+    /// The seq at `index` of the run.
+    #[must_use]
+    pub const fn seq_at(&self, index: u8) -> Seq {
+        Seq(self.number * RUN_SEQS + index as u64)
+    }
+
+    /// All seqs of the run, settled or not.
+    #[must_use]
+    pub const fn range(&self) -> SeqRange {
+        SeqRange {
+            first: self.seq_at(0),
+            last: self.seq_at(u8::MAX),
+        }
+    }
+
+    /// Its unsettled seqs, ascending.
+    pub fn live_seqs(&self) -> impl Iterator<Item = Seq> + '_ {
+        self.live.iter().map(|index| self.seq_at(index))
+    }
+
+    /// True when the block holds an expiry.
+    #[must_use]
+    pub const fn may_expire(&self) -> bool {
+        self.expiry_base_ms != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn run_set_behaves_like_a_set() {
+        let mut set = RunSet::default();
+        let mut model = BTreeSet::new();
+        for step in 0..2000u32 {
+            let index = u8::try_from(step * 37 % 256).expect("a remainder");
+            if step % 3 == 0 {
+                set.remove(index);
+                model.remove(&index);
+            } else {
+                set.insert(index);
+                model.insert(index);
+            }
+            assert_eq!(set.contains(index), model.contains(&index));
+            assert_eq!(set.len() as usize, model.len());
+            assert_eq!(set.is_empty(), model.is_empty());
+        }
+        assert!(set.iter().eq(model));
+        assert_eq!(RunSet::from_words(set.words()), set);
+    }
+}
