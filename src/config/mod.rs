@@ -47,6 +47,10 @@ pub struct Config {
     pub segment_size_bytes: u64,
     /// Publishers are blocked while less is free; 0 for never.
     pub disk_free_limit_bytes: u64,
+    /// What to do about damaged data at the start.
+    pub on_corruption: args::OnCorruptionArg,
+    /// Bytes a second that are read again in the background; 0 for none.
+    pub scrub_rate_bytes: u64,
 }
 
 /// Smallest segment a user may ask for.
@@ -131,6 +135,8 @@ impl Config {
             ack_fsync_ms: args.ack_fsync_ms,
             segment_size_bytes,
             disk_free_limit_bytes: args.disk_free_limit.0,
+            on_corruption: args.on_corruption,
+            scrub_rate_bytes: args.scrub_rate.0,
         })
     }
 }

@@ -14,34 +14,56 @@ const POLL: Duration = Duration::from_millis(500);
 /// Pause after a failed checkpoint: each attempt writes the state of all queues, on a disk that may be full.
 const FAILED_PAUSE: Duration = Duration::from_secs(5);
 
+/// Tells a thread to end.
 #[derive(Default)]
-struct Stop {
+pub(super) struct Stop {
     is_stopping: Mutex<bool>,
     wakes: Condvar,
 }
 
-/// Handle of the thread.
+impl Stop {
+    /// Asks the thread to end.
+    fn raise(&self) {
+        *lock(&self.is_stopping) = true;
+        self.wakes.notify_all();
+    }
+
+    /// Waits; true once the thread shall end.
+    pub(super) fn is_raised_within(&self, duration: Duration) -> bool {
+        let is_stopping = lock(&self.is_stopping);
+        if *is_stopping {
+            return true;
+        }
+        *wait_within(&self.wakes, is_stopping, duration)
+    }
+}
+
+/// Handle of the thread, and of the scrubber's.
 pub(super) struct Checkpointer {
     stop: Arc<Stop>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Checkpointer {
-    pub(super) fn spawn(hub: Arc<Hub>) -> io::Result<Self> {
+    /// Starts the threads; no scrubber for a rate of 0.
+    pub(super) fn spawn(hub: &Arc<Hub>, scrub_rate_bytes: u64) -> io::Result<Self> {
         let stop = Arc::new(Stop::default());
-        let thread_stop = Arc::clone(&stop);
-        let thread = super::named("stratamq-ckpt".into(), move || run(&hub, &thread_stop))?;
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
+        let (own_hub, own_stop) = (Arc::clone(hub), Arc::clone(&stop));
+        let checkpoints = super::named("stratamq-ckpt".into(), move || run(&own_hub, &own_stop))?;
+        let mut threads = vec![checkpoints];
+        if scrub_rate_bytes > 0 {
+            let (own_hub, own_stop) = (Arc::clone(hub), Arc::clone(&stop));
+            threads.push(super::named("stratamq-scrub".into(), move || {
+                super::scrubber::run(&own_hub, &own_stop, scrub_rate_bytes);
+            })?);
+        }
+        Ok(Self { stop, threads })
     }
 
-    /// Ends the thread after the checkpoint it may be writing.
+    /// Ends the threads after what they are about: a checkpoint, a read.
     pub(super) fn stop(&mut self) {
-        *lock(&self.stop.is_stopping) = true;
-        self.stop.wakes.notify_one();
-        if let Some(thread) = self.thread.take() {
+        self.stop.raise();
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
@@ -49,7 +71,7 @@ impl Checkpointer {
 
 fn run(hub: &Hub, stop: &Stop) {
     let mut pause = POLL;
-    while !stopped_within(stop, pause) {
+    while !stop.is_raised_within(pause) {
         pause = POLL;
         hub.check_disk();
         if !hub.storage.checkpoint_due() {
@@ -65,12 +87,4 @@ fn run(hub: &Hub, stop: &Stop) {
             }
         }
     }
-}
-
-fn stopped_within(stop: &Stop, duration: Duration) -> bool {
-    let is_stopping = lock(&stop.is_stopping);
-    if *is_stopping {
-        return true;
-    }
-    *wait_within(&stop.wakes, is_stopping, duration)
 }

@@ -15,6 +15,7 @@ use super::format::{CHECKPOINT_DIR, LOG_DIR, StoreId, checkpoint_path, segment_p
 use super::options::Options;
 use super::recovery;
 use super::report::{CheckpointReport, Recovered};
+use super::scrub::Scrubber;
 use super::shared::{Shared, Stop};
 use super::stats::Stats;
 use super::superblock::Superblock;
@@ -114,7 +115,7 @@ impl Storage {
             ),
             ..options
         };
-        let opened = recovery::open(&*disk, &*clock, new_store)?;
+        let opened = recovery::open(&*disk, &*clock, new_store, options.on_corruption)?;
         let (fresh, superblock) = (opened.fresh, opened.superblock);
         let base = fresh.open_header.end();
         let append = Append::new(
@@ -483,6 +484,12 @@ impl Storage {
         let checkpointed = self.sync_to(end).and_then(|()| self.checkpoint(source));
         self.inner.end(Stop::Drain);
         checkpointed.map(|_| ())
+    }
+
+    /// Something that reads the store again, step by step, and says what does not verify.
+    #[must_use]
+    pub fn scrubber(&self) -> Scrubber {
+        Scrubber::new(Arc::clone(&self.inner.shared))
     }
 
     /// Counters since the start.

@@ -28,6 +28,7 @@ mod dispatch;
 mod image;
 mod lifecycle;
 mod publish;
+mod quarantine;
 mod reservation;
 mod settle;
 mod slots;
@@ -53,6 +54,7 @@ pub use self::dispatch::{abandon_get, dispatch, fetched, get};
 pub use self::image::ImageKind;
 pub use self::lifecycle::{cancel, consume, delete, purge, set_channel_prefetch, timer_due};
 pub use self::publish::{commit, publish, reveal};
+pub use self::quarantine::quarantine;
 pub use self::settle::settle;
 
 /// A client connection, unique in the process.

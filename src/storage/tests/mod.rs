@@ -4,6 +4,8 @@ mod bytes_on_disk;
 mod commits;
 mod damage;
 mod lifecycle;
+mod salvage;
+mod scrub;
 
 use std::sync::Arc;
 
