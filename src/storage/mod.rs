@@ -25,6 +25,7 @@ mod error;
 mod file;
 pub mod format;
 pub mod fuzz;
+mod gather;
 pub mod image;
 mod options;
 mod quarantine;
@@ -50,6 +51,7 @@ pub mod types;
 
 pub use engine::Storage;
 pub use error::{ReadError, StorageError};
+pub use gather::ReadBuffer;
 pub use image::QueueImage;
 pub use options::{FsyncPolicy, OnCorruption, Options};
 pub use read::check_record;

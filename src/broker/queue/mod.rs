@@ -29,6 +29,7 @@ mod image;
 mod lifecycle;
 mod publish;
 mod quarantine;
+mod read_ahead;
 mod reservation;
 mod settle;
 mod slots;
