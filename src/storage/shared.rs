@@ -13,6 +13,7 @@ use super::append::{Append, Pending};
 use super::error::StorageError;
 use super::format::StoreId;
 use super::options::Options;
+use super::pool::Pool;
 use super::read::FileCache;
 use super::stats::Stats;
 use super::types::{Lsn, Position, Receipt, Request, SegmentId, Urgency};
@@ -74,6 +75,7 @@ pub(crate) struct Shared {
     /// Segment files that exist.
     pub(crate) segments: Mutex<BTreeSet<SegmentId>>,
     pub(crate) files: FileCache,
+    pub(crate) pool: Arc<Pool>,
 }
 
 impl Shared {
@@ -85,6 +87,7 @@ impl Shared {
         epoch: u64,
         append: Append,
         segments: BTreeSet<SegmentId>,
+        pool: Arc<Pool>,
     ) -> Self {
         let end = append.end().0;
         Self {
@@ -108,6 +111,7 @@ impl Shared {
             control_changed: Condvar::new(),
             stats: Mutex::default(),
             segments: Mutex::new(segments),
+            pool,
         }
     }
 
@@ -215,6 +219,11 @@ impl Shared {
             SLEEPS_WITH_LAZY if !self.has_waited.load(Ordering::SeqCst) && !self.is_full() => {}
             _ => self.unpark(),
         }
+    }
+
+    /// Makes the commit thread look whatever it waits for.
+    pub(crate) fn rouse(&self) {
+        self.unpark();
     }
 
     fn unpark(&self) {

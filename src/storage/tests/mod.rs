@@ -4,6 +4,7 @@ mod bytes_on_disk;
 mod commits;
 mod damage;
 mod lifecycle;
+mod recycling;
 
 use std::sync::Arc;
 
