@@ -16,6 +16,7 @@ use super::options::Options;
 use super::pool::Pool;
 use super::read::FileCache;
 use super::stats::Stats;
+use super::superblock::Superblock;
 use super::types::{Lsn, Position, Receipt, Request, SegmentId, Urgency};
 use crate::disk::{Clock, Disk};
 use crate::sync::{lock, wait};
@@ -83,8 +84,7 @@ impl Shared {
         disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
         options: Options,
-        store: StoreId,
-        epoch: u64,
+        superblock: &Superblock,
         append: Append,
         segments: BTreeSet<SegmentId>,
         pool: Arc<Pool>,
@@ -95,8 +95,8 @@ impl Shared {
             disk,
             clock,
             options,
-            store,
-            epoch,
+            store: superblock.store,
+            epoch: superblock.epoch,
             append: Mutex::new(append),
             written_lsn: AtomicU64::new(end),
             synced_lsn: AtomicU64::new(end),

@@ -47,7 +47,7 @@ pub(crate) fn run(store: &Store, printer: &mut Printer<'_>) -> Result<(), DumpEr
         for spare in pool::list(&store.view)? {
             // Gone again when a broker made a segment of it meanwhile.
             let file = store.view.open(&spare_path(spare), OpenMode::Read);
-            if let Some(len_bytes) = file.and_then(|file| file.len()).ok() {
+            if let Ok(len_bytes) = file.and_then(|file| file.len()) {
                 rows.push(spare_row(spare, len_bytes));
             }
         }

@@ -64,9 +64,12 @@ pub(super) fn check(
     if report.damage_count == damage_before {
         let void_count = log.files.values().filter(|file| file.is_void).count();
         let text = format!(
-            "{} kept, {batch_count} batches, {record_count} records; {void_count} void, {} spare",
+            "{} kept, {batch_count} batches, {record_count} records; {void_count} void{}",
             log.files.len() - void_count,
-            pool::list(&store.view)?.len()
+            match pool::list(&store.view)?.len() {
+                0 => String::new(),
+                spare_count => format!(", {spare_count} spare"),
+            }
         );
         report.add("segments", Outcome::Ok, text);
     }
