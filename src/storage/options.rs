@@ -42,6 +42,8 @@ pub struct Options {
     pub undurable_max_bytes: u64,
     /// What to do about damage in the part of the log that recovery replays, and in what leads to it.
     pub on_corruption: OnCorruption,
+    /// Freed segments that are kept to be used again.
+    pub spare_count_max: usize,
 }
 
 impl Options {
@@ -61,6 +63,7 @@ impl Default for Options {
             segment_size_bytes: 64 << 20,
             undurable_max_bytes: 32 << 20,
             on_corruption: OnCorruption::Refuse,
+            spare_count_max: 4,
         }
     }
 }

@@ -25,6 +25,7 @@ use super::format::{
     segment_path,
 };
 use super::options::OnCorruption;
+use super::pool::{self, Pool, Prepared};
 use super::quarantine;
 use super::record::Entry;
 use super::report::{Found, Recovered, RecoveryReport, TornTail};
@@ -55,12 +56,13 @@ pub(crate) struct FreshSegment {
     pub(crate) open_header: BatchHeader,
 }
 
-/// Opens the data directory; `new_store` names the store if there is none yet.
+/// Opens the data directory; `new_store` names the store if there is none yet. `pool` gets the spares that are there.
 pub(crate) fn open(
     disk: &dyn Disk,
     clock: &dyn Clock,
     new_store: StoreId,
     on_corruption: OnCorruption,
+    pool: &Pool,
 ) -> Result<Opened, StorageError> {
     let begun_ns = clock.monotonic_ns();
     let is_lost = check_is_ours(disk, on_corruption)?;
@@ -72,13 +74,14 @@ pub(crate) fn open(
         Identity::Blank => (Some(initialise(disk, clock, new_store)?), true),
     };
     settle_log(disk, superblock.as_ref())?;
+    pool.add(pool::list(disk)?);
     let mut survey = read_store(disk, superblock, on_corruption)?;
     let superblock = begin_epoch(disk, &survey)?;
     let torn = quarantine::keep_torn_tail(disk, &survey);
     if let Some(salvage) = &mut survey.salvage {
         quarantine::keep_damaged(disk, salvage);
     }
-    let fresh = open_fresh_segment(disk, clock, &superblock, &survey)?;
+    let fresh = open_fresh_segment(disk, clock, &superblock, &survey, pool)?;
     let mut segments = survey.segments.clone();
     segments.insert(fresh.header.segment);
     let found = if is_blank {
@@ -293,6 +296,7 @@ fn open_fresh_segment(
     clock: &dyn Clock,
     superblock: &Superblock,
     survey: &Survey,
+    pool: &Pool,
 ) -> Result<FreshSegment, StorageError> {
     let last = survey
         .segments
@@ -304,8 +308,9 @@ fn open_fresh_segment(
         segment: SegmentId(last.0 + 1),
         epoch: superblock.epoch,
         created_at_ms: clock.unix_ms(),
+        is_recycled: false,
     };
-    let file = header.create(disk)?;
+    let (Prepared { header, file }, _) = pool.take(header)?;
     let mut body = BatchBody::new(header.first_batch());
     body.push(&Entry::Open {
         predecessor_end: survey.end,

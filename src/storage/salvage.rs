@@ -389,6 +389,8 @@ fn look(
                 segment,
                 epoch: batch.epoch,
                 created_at_ms: 0,
+                // Unknown; so nothing is made of bytes that are not signed.
+                is_recycled: true,
             }),
     };
     let remains = survey_remains(

@@ -5,6 +5,7 @@ mod commits;
 mod damage;
 mod gathering;
 mod lifecycle;
+mod recycling;
 mod salvage;
 mod scrub;
 
