@@ -239,7 +239,7 @@ proptest! {
                 _ => {}
             }
             let first = model.iter().find(|(_, status)| **status == Status::Ready);
-            prop_assert_eq!(slots.first_ready(), first.map(|(seq, _)| *seq));
+            prop_assert_eq!(slots.first_ready().entry(), first.map(|(seq, _)| *seq));
         }
         prop_assert!(slots.iter().map(|(seq, slot)| (seq, slot.status)).eq(model));
     }
