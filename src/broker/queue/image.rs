@@ -45,6 +45,12 @@ impl Queue {
         Some(image)
     }
 
+    /// Compares the counters with the entries.
+    #[cfg(test)]
+    pub(super) fn check_sums(&self) {
+        lock(&self.state).slots.check();
+    }
+
     /// The queue that `image` shows. Limits and expiry apply, but nothing is routed yet: once the whole
     /// topology stands, [`Queue::renew_lease`] starts timers and dead letters.
     #[must_use]

@@ -422,6 +422,15 @@ impl PurgedRuns {
 
 #[cfg(test)]
 impl Slots {
+    /// What runs and slots take.
+    pub(in crate::broker::queue) fn heap_bytes(&self) -> usize {
+        let residents = self.runs.iter().filter_map(Run::resident);
+        let slots: usize = residents
+            .map(|resident| size_of::<Resident>() + resident.slots.capacity() * size_of::<Slot>())
+            .sum();
+        self.runs.capacity() * size_of::<Run>() + slots
+    }
+
     /// Compares every sum with what the entries say.
     pub(in crate::broker::queue) fn check(&self) {
         let mut sums = super::Sums::default();
