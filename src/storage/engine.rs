@@ -12,6 +12,7 @@ use super::commit::{Committer, Next};
 use super::error::{ReadError, StorageError};
 use super::file::{create_temp, io_error, publish_temp, temp_path};
 use super::format::{CHECKPOINT_DIR, LOG_DIR, StoreId, checkpoint_path, segment_path};
+use super::gather::ReadBuffer;
 use super::options::Options;
 use super::recovery;
 use super::report::{CheckpointReport, Recovered};
@@ -271,6 +272,17 @@ impl Storage {
     /// See [`ReadError`].
     pub fn read(&self, queue: QueueId, seq: Seq, position: Position) -> Result<Bytes, ReadError> {
         super::read::read(&self.inner.shared, queue, seq, position)
+    }
+
+    /// Reads the payloads of many messages of a queue with few reads; the results are in the order of `wanted`, each as
+    /// [`Storage::read`] would give it. Blocks on the disk; `buffer` is the calling thread's own.
+    pub fn read_many(
+        &self,
+        queue: QueueId,
+        wanted: &[(Seq, Position)],
+        buffer: &mut ReadBuffer,
+    ) -> Vec<Result<Bytes, ReadError>> {
+        super::gather::read_many(&self.inner.shared, queue, wanted, buffer)
     }
 
     /// True when enough was logged, or enough time passed since a change, that a checkpoint should be made.

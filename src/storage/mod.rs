@@ -25,6 +25,7 @@ mod error;
 mod file;
 pub mod format;
 pub mod fuzz;
+mod gather;
 pub mod image;
 mod options;
 mod read;
@@ -47,6 +48,7 @@ pub mod types;
 
 pub use engine::Storage;
 pub use error::{ReadError, StorageError};
+pub use gather::ReadBuffer;
 pub use image::QueueImage;
 pub use options::{FsyncPolicy, Options};
 pub use read::check_record;

@@ -80,7 +80,6 @@ pub fn purge(turn: &mut Turn<'_>, queue: &QueueHandle) -> Purged {
     for &range in &purged.ranges {
         batch.settle_range(queue.id(), SettleCause::Purged, range);
     }
-    state.fetching_count = state.fetching_count.saturating_sub(purged.fetching_count);
     state.fetching_bytes = state.fetching_bytes.saturating_sub(purged.fetching_bytes);
     let receipt = locked.conclude(turn, batch);
     turn.finish();

@@ -29,6 +29,7 @@ mod image;
 mod lifecycle;
 mod paging;
 mod publish;
+mod read_ahead;
 mod reservation;
 mod settle;
 mod slots;

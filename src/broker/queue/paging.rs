@@ -16,6 +16,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::batch::Batch;
+use super::read_ahead::ReadAhead;
 use super::slots::{Head, PagedIn, Policy, SLOT_BYTES, Shed};
 use super::state::{Locked, QueueState};
 use super::{FetchFailure, Queue, QueueHandle, QueueShared, Turn};
@@ -28,7 +29,7 @@ use crate::sync::lock;
 /// Runs that are loaded at first.
 pub(super) const LOAD_WINDOW_MIN: usize = 2;
 /// Runs that are loaded ahead of a consumer that drains a backlog.
-const LOAD_WINDOW_MAX: usize = 16;
+const LOAD_WINDOW_MAX: usize = 32;
 /// The same while entries take too much memory.
 const LOAD_WINDOW_TIGHT: usize = 2;
 /// Messages on their way to a dead-letter exchange beyond which no more runs are loaded to expire.
@@ -179,7 +180,10 @@ impl QueueState {
         let drops = queue.has_length_limit() && queue.spec.settings.overflow == Overflow::DropHead;
         match self.slots.first_ready() {
             Head::Filed(seq) => {
-                let base_ms = self.slots.filed_run(seq).map_or(0, |run| run.expiry_base_ms);
+                let base_ms = self
+                    .slots
+                    .filed_run(seq)
+                    .map_or(0, |run| run.expiry_base_ms);
                 let is_due = base_ms != 0
                     && base_ms <= turn.now_ms
                     && self.leaving.len() < LEAVING_MAX_COUNT;
@@ -230,7 +234,10 @@ impl QueueState {
         let shed = self.slots.shed(policy);
         if !shed.is_empty() {
             self.loads_upto = 0;
-            self.load_window = LOAD_WINDOW_MIN;
+            if self.consumers.is_empty() {
+                self.load_window = LOAD_WINDOW_MIN;
+                self.read_ahead = ReadAhead::default();
+            }
         }
         shed
     }
@@ -278,6 +285,7 @@ pub fn run_loaded(
     }
     state.expire_heads(queue, turn.now_ms, &mut batch);
     state.dispatch(queue, turn, &mut batch, None);
+    state.read_on(queue, turn);
     state.enforce_limits(queue, &mut batch);
     locked.conclude(turn, batch);
     turn.finish();

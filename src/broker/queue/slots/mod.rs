@@ -279,16 +279,15 @@ impl Slots {
 
     /// A run in memory has no entries left: forgets it, unless the next entry belongs to it.
     fn end_run(&mut self, index: usize) {
-        if self.runs[index].number != self.next_seq / RUN_SEQS {
-            if let Some(Run {
+        if self.runs[index].number != self.next_seq / RUN_SEQS
+            && let Some(Run {
                 body: Body::Resident(mut resident),
                 ..
             }) = self.runs.remove(index)
-            {
-                self.slot_count -= resident.slots.len() as u64;
-                resident.slots.clear();
-                self.spare = Some(resident.slots);
-            }
+        {
+            self.slot_count -= resident.slots.len() as u64;
+            resident.slots.clear();
+            self.spare = Some(resident.slots);
         }
         if self.sums.total_count() == 0 {
             self.rest();
@@ -333,12 +332,10 @@ impl Slots {
             }
             let resident = match &run.body {
                 Body::Resident(resident) => resident,
-                Body::Filed(filed) => {
-                    match filed.run.live_seqs().find(|seq| *seq >= from) {
-                        Some(seq) => return Head::Filed(seq),
-                        None => continue,
-                    }
-                }
+                Body::Filed(filed) => match filed.run.live_seqs().find(|seq| *seq >= from) {
+                    Some(seq) => return Head::Filed(seq),
+                    None => continue,
+                },
             };
             let skip = usize::try_from(from.0.saturating_sub(resident.first)).unwrap_or(usize::MAX);
             let found = resident

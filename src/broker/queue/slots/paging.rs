@@ -7,7 +7,7 @@
 //! In between anything may happen to the run. An answer that does not fit any more is dropped: a block that nobody
 //! names is free, and a block that was read says nothing that it will not say again.
 
-use super::run::{Block, Body, Filed, Paging, Resident, Run, revive};
+use super::run::{Block, Body, Filed, Paging, Run, revive};
 use super::{Slot, Slots, Status};
 use crate::storage::image::Entries;
 use crate::storage::run::{FiledRun, RUN_LEN, RUN_SEQS};
@@ -42,9 +42,7 @@ pub(in crate::broker::queue) struct PurgedRuns {
     pub(in crate::broker::queue) count: u64,
     /// Those that are logged; ascending, naming no entry that stays.
     pub(in crate::broker::queue) ranges: Vec<SeqRange>,
-    /// Reads on their way for them.
-    pub(in crate::broker::queue) fetching_count: u32,
-    /// Bytes of those.
+    /// Bytes of the reads that are on their way for them.
     pub(in crate::broker::queue) fetching_bytes: u64,
     /// To be dropped outside the lock.
     garbage: Vec<Run>,
@@ -54,7 +52,7 @@ pub(in crate::broker::queue) struct PurgedRuns {
 /// Entries that left memory, to be dropped outside the lock.
 #[derive(Debug, Default)]
 pub(in crate::broker::queue) struct Shed {
-    garbage: Vec<Box<Resident>>,
+    garbage: Vec<Vec<Slot>>,
 }
 
 impl Shed {
@@ -161,8 +159,7 @@ impl Slots {
         let index = self.find_run(asked.number).ok()?;
         match &self.runs.get(index)?.body {
             Body::Filed(filed)
-                if filed.paging == Paging::Loading
-                    && Block::of(&filed.run) == Block::of(asked) =>
+                if filed.paging == Paging::Loading && Block::of(&filed.run) == Block::of(asked) =>
             {
                 Some(index)
             }
@@ -279,7 +276,7 @@ impl Slots {
     }
 
     /// Lets go of the entries of one run, if memory alone knows nothing about them.
-    fn page_out(&mut self, index: usize) -> Option<Box<Resident>> {
+    fn page_out(&mut self, index: usize) -> Option<Vec<Slot>> {
         let run = self.runs.get_mut(index)?;
         if run.ready_count == 0 || run.ready_count != run.live_count {
             return None;
@@ -299,7 +296,7 @@ impl Slots {
             self.sums.resident_bytes -= slot.resident_bytes();
             self.absent_count -= u64::from(slot.message.is_none());
         }
-        Some(resident)
+        Some(resident.slots)
     }
 
     /// What a checkpoint takes: runs by their block where they have one, else their entries. `is_stopped`: nothing is
@@ -390,7 +387,6 @@ impl PurgedRuns {
     fn add(&mut self, seq: Seq, slot: &Slot) {
         self.count += 1;
         if slot.is_fetching {
-            self.fetching_count += 1;
             self.fetching_bytes += u64::from(slot.position().len_bytes);
         }
         if slot.is_logged {
@@ -426,7 +422,7 @@ impl Slots {
     pub(in crate::broker::queue) fn heap_bytes(&self) -> usize {
         let residents = self.runs.iter().filter_map(Run::resident);
         let slots: usize = residents
-            .map(|resident| size_of::<Resident>() + resident.slots.capacity() * size_of::<Slot>())
+            .map(|resident| size_of::<super::run::Resident>() + resident.slots.capacity() * size_of::<Slot>())
             .sum();
         self.runs.capacity() * size_of::<Run>() + slots
     }

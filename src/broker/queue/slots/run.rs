@@ -283,8 +283,9 @@ pub(super) fn revive(
         let mut slot = Slot::restored(entry);
         let index = FiledRun::index_of(seq);
         let marks = filed.marks.as_deref();
-        slot.delivery_count =
-            marks.map_or(0, |marks| u16::from(marks.delivery_counts[usize::from(index)]));
+        slot.delivery_count = marks.map_or(0, |marks| {
+            u16::from(marks.delivery_counts[usize::from(index)])
+        });
         slot.is_redelivered = seq.0 < redelivered_below
             || marks.is_some_and(|marks| marks.redelivered.contains(index));
         slot.body_bytes = shares.next();

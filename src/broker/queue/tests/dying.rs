@@ -13,7 +13,10 @@ fn expiring(body: &str, expiration: &'static str) -> Message {
     })
 }
 
-pub(super) fn dead_letter_to(exchange: &'static str, routing_key: Option<&'static str>) -> QueueArguments {
+pub(super) fn dead_letter_to(
+    exchange: &'static str,
+    routing_key: Option<&'static str>,
+) -> QueueArguments {
     QueueArguments {
         dead_letter: Some(DeadLetterTarget {
             exchange: ShortString::from_static(exchange),

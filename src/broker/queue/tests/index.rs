@@ -112,7 +112,10 @@ impl Rig {
                 return count;
             }
             count += offered.len();
-            let runs: Vec<FiledRun> = offered.into_iter().map(|run| self.index.write(run)).collect();
+            let runs: Vec<FiledRun> = offered
+                .into_iter()
+                .map(|run| self.index.write(run))
+                .collect();
             queue.filed(&self.shared, &runs);
         }
     }

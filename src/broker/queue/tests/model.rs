@@ -11,10 +11,17 @@ use crate::storage::types::ImageEntry;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Publish { is_persistent: bool },
+    Publish {
+        is_persistent: bool,
+    },
     Get,
-    Settle { at: usize, outcome: SettleOutcome },
-    SettleAll { outcome: SettleOutcome },
+    Settle {
+        at: usize,
+        outcome: SettleOutcome,
+    },
+    SettleAll {
+        outcome: SettleOutcome,
+    },
     Purge,
     SettleDown,
     Drain,
@@ -24,8 +31,12 @@ enum Step {
     Offer,
     Accept,
     /// A run that was asked for is answered, in any order.
-    Load { at: usize },
-    Restart { kind: ImageKind },
+    Load {
+        at: usize,
+    },
+    Restart {
+        kind: ImageKind,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -183,7 +194,9 @@ impl Pair {
             known.is_held = false;
         }
         let prefetch = self.prefetch;
-        self.consumer = self.rig.consume(&self.queue.clone(), |spec| spec.prefetch = prefetch);
+        self.consumer = self
+            .rig
+            .consume(&self.queue.clone(), |spec| spec.prefetch = prefetch);
     }
 
     fn settle(&mut self, items: &[Delivery], outcome: SettleOutcome) {

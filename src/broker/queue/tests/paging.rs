@@ -61,7 +61,11 @@ fn filed_backlog_is_delivered_in_order_and_leaves_memory_again() {
     let first = rig.get(&queue).expect("the first");
     assert_eq!(body_of(&first.message), "0");
     rig.settle(&[first], SettleOutcome::Requeue);
-    assert_eq!(rig.file(&queue), 0, "the blocks hold: nothing is written again");
+    assert_eq!(
+        rig.file(&queue),
+        0,
+        "the blocks hold: nothing is written again"
+    );
     assert_eq!(rig.shared.entries_bytes(), 0);
     assert_eq!(rig.shared.filed_run_count(), 12);
     let taken = rig.get(&queue).expect("the first");
@@ -95,7 +99,10 @@ fn deep_queue_leaves_memory_as_it_grows_and_is_drained_in_order() {
     rig.file(&queue);
     assert_eq!(rig.shared.entries_bytes() / 40, COUNT as u64 % 256 + 1);
     let image = queue.image(ImageKind::Running).expect("it is durable");
-    assert!(image.entries.len() < 256, "a checkpoint copies the tail only");
+    assert!(
+        image.entries.len() < 256,
+        "a checkpoint copies the tail only"
+    );
     assert_eq!(drain(&mut rig, &queue), bodies(0, COUNT));
     assert!(rig.shared.entries_bytes() < 16 * 1024);
 }
@@ -151,7 +158,11 @@ fn a_run_with_messages_that_are_not_logged_or_held_stays() {
     fill(&mut rig, &queue, 301, 1000);
     let held = rig.get(&queue).expect("the first");
     rig.file(&queue);
-    assert_eq!(rig.shared.filed_run_count(), 3, "not runs 0 and 1, nor the tail");
+    assert_eq!(
+        rig.shared.filed_run_count(),
+        3,
+        "not runs 0 and 1, nor the tail"
+    );
     rig.settle(&[held], SettleOutcome::Requeue);
     rig.file(&queue);
     assert_eq!(rig.shared.filed_run_count(), 4);
@@ -171,16 +182,23 @@ fn purge_of_a_filed_queue_is_one_range_and_late_answers_are_ignored() {
     assert!(!loads.is_empty());
     let purged = rig.turn(|turn| purge(turn, &queue));
     assert_eq!(purged.message_count, 5000);
-    let settled = rig.journal.records().into_iter().find_map(|record| match record {
-        testing::Logged::Settle { ranges, .. } => Some(ranges),
-        _ => None,
-    });
+    let settled = rig
+        .journal
+        .records()
+        .into_iter()
+        .find_map(|record| match record {
+            testing::Logged::Settle { ranges, .. } => Some(ranges),
+            _ => None,
+        });
     assert_eq!(settled.expect("logged").len(), 1);
     for load in loads {
         rig.answer(load);
     }
     let items = testing::drain(&outbox);
-    assert!(matches!(items[..], [OutboxItem::GetReady { got: None, .. }]));
+    assert!(matches!(
+        items[..],
+        [OutboxItem::GetReady { got: None, .. }]
+    ));
     queue.check_sums();
     assert_eq!(queue.stats(), QueueStats::default());
     assert!(rig.journal.replay(queue.id()).entries.is_empty());
@@ -196,7 +214,10 @@ fn purge_spares_what_is_held_between_filed_runs() {
     let purged = rig.turn(|turn| purge(turn, &queue));
     assert_eq!(purged.message_count, 999);
     let left = rig.journal.replay(queue.id()).entries;
-    assert_eq!(left.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [held[299].seq]);
+    assert_eq!(
+        left.iter().map(|entry| entry.seq).collect::<Vec<_>>(),
+        [held[299].seq]
+    );
     queue.check_sums();
 }
 
@@ -220,7 +241,12 @@ fn filed_messages_expire_in_bulk_into_the_dead_letter_exchange() {
         ..super::dying::dead_letter_to("dlx", Some("key"))
     };
     let queue = filed_queue(&mut rig, settings, 10_000);
-    assert!(rig.effects.timers.iter().all(|timer| timer.due_at_ms == rig.now_ms + 1000));
+    assert!(
+        rig.effects
+            .timers
+            .iter()
+            .all(|timer| timer.due_at_ms == rig.now_ms + 1000)
+    );
     rig.advance(999);
     assert_eq!(queue.stats().ready_count, 10_000);
     rig.advance(1);
@@ -261,7 +287,10 @@ fn byte_limit_keeps_entries_in_memory_and_sums_exact() {
     fill(&mut rig, &queue, 0, 1000);
     assert_eq!(rig.file(&queue), 4);
     assert_eq!(rig.shared.filed_run_count(), 0);
-    assert_eq!(queue.image(ImageKind::Running).expect("durable").runs.len(), 4);
+    assert_eq!(
+        queue.image(ImageKind::Running).expect("durable").runs.len(),
+        4
+    );
     rig.publish(&queue, persistent(&"x".repeat(99_999)));
     assert_eq!(queue.stats().ready_bytes, 99_999);
 }
@@ -278,7 +307,11 @@ fn filed_queue_is_restored_without_its_entries() {
         assert_eq!((image.entries.len(), image.runs.len()), (0, 4));
         // Seqs start at 1.
         let marked = usize::try_from(image.reserved_upto.0 - 1).unwrap();
-        assert!(if kind == ImageKind::Stopped { marked == 10 } else { marked > 10 && marked < 1000 });
+        assert!(if kind == ImageKind::Stopped {
+            marked == 10
+        } else {
+            marked > 10 && marked < 1000
+        });
         rig.shared = QueueShared::new(Arc::<FakeJournal>::clone(&rig.journal), 1 << 30);
         let restored = rig.turn(|turn| Queue::restore(queue.spec().clone(), image, turn));
         assert_eq!(restored.stats().ready_count, 1000);
@@ -318,7 +351,8 @@ fn a_transaction_is_filed_once_it_is_visible() {
         targets: vec![Arc::clone(&queue)],
     };
     let publishes: Vec<RoutedPublish> = (0..700).map(publish).collect();
-    rig.turn(|turn| commit(turn, &publishes, &[])).expect("it fits");
+    rig.turn(|turn| commit(turn, &publishes, &[]))
+        .expect("it fits");
     assert_eq!(rig.file(&queue), 0, "hidden");
     rig.settle_down();
     assert_eq!(rig.file(&queue), 3);
