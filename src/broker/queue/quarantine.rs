@@ -21,7 +21,7 @@ pub fn quarantine(
     for (seq, position, failure) in unreadable {
         let is_waiting = state.slots.get(seq).is_some_and(|slot| {
             slot.status == Status::Ready
-                && slot.position == position
+                && slot.position() == position
                 && slot.message.is_none()
                 && !slot.is_fetching
         });
