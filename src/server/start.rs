@@ -59,6 +59,7 @@ fn storage_options(config: &Config) -> Options {
         ack_fsync_ms: config.ack_fsync_ms,
         segment_size_bytes: config.segment_size_bytes,
         undurable_max_bytes: UNDURABLE_MAX_BYTES,
+        ..Options::default()
     }
 }
 

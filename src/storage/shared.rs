@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::append::{Append, Pending};
 use super::error::StorageError;
 use super::format::StoreId;
+use super::index::files::IndexFiles;
 use super::options::Options;
 use super::read::FileCache;
 use super::stats::Stats;
@@ -41,6 +42,12 @@ struct Control {
     stop: Option<Stop>,
     /// Why the engine stopped for good.
     failure: Option<String>,
+}
+
+/// Files that recovery found or made.
+pub(crate) struct Existing {
+    pub(crate) segments: BTreeSet<SegmentId>,
+    pub(crate) index: IndexFiles,
 }
 
 /// See the module.
@@ -74,6 +81,8 @@ pub(crate) struct Shared {
     /// Segment files that exist.
     pub(crate) segments: Mutex<BTreeSet<SegmentId>>,
     pub(crate) files: FileCache,
+    /// The index files; they have a lock of their own.
+    pub(crate) index: IndexFiles,
 }
 
 impl Shared {
@@ -84,7 +93,7 @@ impl Shared {
         store: StoreId,
         epoch: u64,
         append: Append,
-        segments: BTreeSet<SegmentId>,
+        existing: Existing,
     ) -> Self {
         let end = append.end().0;
         Self {
@@ -107,7 +116,8 @@ impl Shared {
             control: Mutex::default(),
             control_changed: Condvar::new(),
             stats: Mutex::default(),
-            segments: Mutex::new(segments),
+            segments: Mutex::new(existing.segments),
+            index: existing.index,
         }
     }
 
