@@ -140,6 +140,7 @@ fn flags_causes_and_effects_are_those_of_the_code() {
         format::record_flag::WIDE_REFS.to_string()
     );
     for (name, value) in [
+        ("RECYCLED", format::segment_flag::RECYCLED),
         ("WIDE_ENTRIES", format::queue_flag::WIDE_ENTRIES),
         ("RUNS", format::queue_flag::RUNS),
         ("MARKS", u32::from(format::run_flag::MARKS)),

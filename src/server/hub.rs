@@ -77,6 +77,10 @@ impl Hub {
             Ok(free) => self.disk_alarm.update(free),
             Err(error) => tracing::warn!(%error, "cannot measure the free disk space"),
         }
+        let is_low = self.disk_alarm.reason().is_some();
+        if let Err(error) = self.storage.set_low_on_space(is_low) {
+            tracing::warn!(%error, "cannot give back spare segments");
+        }
     }
 
     pub(super) fn worker(&self) -> &WorkerQueue {

@@ -1,6 +1,8 @@
 //! Reader threads: message bodies from disk, off the network threads.
 //!
-//! The queue of requests needs no cap of its own: each broker queue asks for a bounded window of its head.
+//! The queue of requests needs no cap of its own: each broker queue asks for a bounded window of its head. Requests of
+//! one queue that stand together are made with few large reads; two threads, so that one reads while the messages of
+//! the other are delivered.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
@@ -11,14 +13,17 @@ use bytes::Bytes;
 use super::hub::Hub;
 use crate::broker::effects::{Effects, Fetch};
 use crate::broker::queue::FetchFailure;
-use crate::storage::ReadError;
+use crate::storage::types::{Position, QueueId, Seq};
+use crate::storage::{ReadBuffer, ReadError};
 use crate::sync::{lock, wait};
 
 /// Reader threads; cold reads wait for the device, not for the processor.
 pub(super) const READER_THREADS: usize = 2;
-/// Reads answered together: the queue is locked once for all of them.
-const RUN_MAX: usize = 64;
-/// How often a read is tried that the system refuses.
+/// Reads made and answered together: few reads of the disk, and the queue is locked once for all of them.
+const RUN_MAX_COUNT: usize = 1024;
+/// Bytes of records of such a run, unless a single one is longer; more would only be waited for longer.
+const RUN_MAX_BYTES: u64 = 1024 * 1024;
+/// How often reads of a run are tried again that the system refuses.
 const READ_ATTEMPTS: u32 = 10;
 /// Pause between the attempts.
 const READ_PAUSE: Duration = Duration::from_millis(100);
@@ -27,6 +32,25 @@ const READ_PAUSE: Duration = Duration::from_millis(100);
 struct State {
     fetches: VecDeque<Fetch>,
     is_stopping: bool,
+}
+
+impl State {
+    /// Moves the reads of one queue at the front into `run`, as many as are made together.
+    fn take_run(&mut self, run: &mut Vec<Fetch>) {
+        let mut sum_bytes = 0;
+        while let Some(next) = self.fetches.front() {
+            sum_bytes += u64::from(next.position.len_bytes);
+            let fits = run.first().is_none_or(|first| {
+                Arc::ptr_eq(&first.queue, &next.queue)
+                    && sum_bytes <= RUN_MAX_BYTES
+                    && run.len() < RUN_MAX_COUNT
+            });
+            if !fits {
+                return;
+            }
+            run.extend(self.fetches.pop_front());
+        }
+    }
 }
 
 /// Bodies to read; filled by all threads.
@@ -57,17 +81,8 @@ impl ReadQueue {
             if state.is_stopping {
                 return false;
             }
-            if let Some(first) = state.fetches.pop_front() {
-                let queue = Arc::clone(&first.queue);
-                run.push(first);
-                while run.len() < RUN_MAX
-                    && state
-                        .fetches
-                        .front()
-                        .is_some_and(|next| Arc::ptr_eq(&next.queue, &queue))
-                {
-                    run.extend(state.fetches.pop_front());
-                }
+            state.take_run(run);
+            if !run.is_empty() {
                 return true;
             }
             state = wait(&self.wakes, state);
@@ -78,37 +93,47 @@ impl ReadQueue {
 /// A thread's body; ends after [`ReadQueue::stop`].
 pub(super) fn run(hub: &Arc<Hub>) {
     let mut effects = Effects::default();
+    let mut buffer = ReadBuffer::default();
     let mut run = Vec::new();
     while hub.read_queue().next_run(&mut run) {
         let Some(queue) = run.first().map(|fetch| Arc::clone(&fetch.queue)) else {
             continue;
         };
-        let results = run
+        let wanted: Vec<(Seq, Position)> = run
             .drain(..)
-            .map(|fetch| (fetch.seq, read(hub, &fetch)))
+            .map(|fetch| (fetch.seq, fetch.position))
             .collect();
+        let results = read_all(hub, queue.id(), &wanted, &mut buffer);
         hub.broker
             .fetched(&queue, results, hub.now_ms(), &mut effects);
         hub.carry_out(&mut effects);
     }
 }
 
-/// Reads one body. What the system refuses may work a moment later (it ran out of file descriptors, say), and a
-/// message that cannot be read is out of reach until a restart: so that is tried again for a while.
-fn read(hub: &Hub, fetch: &Fetch) -> Result<Bytes, FetchFailure> {
-    let read_once = || {
-        hub.storage
-            .read(fetch.queue.id(), fetch.seq, fetch.position)
-    };
-    let mut result = read_once();
-    for _ in 1..READ_ATTEMPTS {
-        if !matches!(result, Err(ReadError::Io { .. })) {
-            break;
-        }
-        std::thread::sleep(READ_PAUSE);
-        result = read_once();
-    }
-    result.map_err(|error| FetchFailure {
-        reason: error.to_string(),
-    })
+/// Reads bodies of one queue. What the system refuses may work a moment later (it ran out of file descriptors, say),
+/// and a message that cannot be read is out of reach until a restart: so that is tried again for a while.
+fn read_all(
+    hub: &Hub,
+    queue: QueueId,
+    wanted: &[(Seq, Position)],
+    buffer: &mut ReadBuffer,
+) -> Vec<(Seq, Result<Bytes, FetchFailure>)> {
+    let results = hub.storage.read_many(queue, wanted, buffer);
+    // For all of them: a device that is gone would keep this thread from the other queues for minutes.
+    let mut attempts_left = READ_ATTEMPTS;
+    wanted
+        .iter()
+        .zip(results)
+        .map(|(&(seq, position), mut result)| {
+            while attempts_left > 0 && matches!(result, Err(ReadError::Io { .. })) {
+                attempts_left -= 1;
+                std::thread::sleep(READ_PAUSE);
+                result = hub.storage.read(queue, seq, position);
+            }
+            let result = result.map_err(|error| FetchFailure {
+                reason: error.to_string(),
+            });
+            (seq, result)
+        })
+        .collect()
 }

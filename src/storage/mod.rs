@@ -8,7 +8,7 @@
 //! ```
 //! The truth is the newest checkpoint plus the log from the place where it begins. Everything that happens is one
 //! record in one log, in the order in which queues changed; one sync makes it durable, whatever the number of
-//! queues. Reading order: `types`, `format`, `record`, `batch`, `append`, `schedule`, `commit`, `engine`; then
+//! queues. Reading order: `types`, `format`, `record`, `batch`, `append`, `schedule`, `pool`, `commit`, `engine`; then
 //! `image`, `run`, `checkpoint`, `filing`, `index`, `scan`, `survey`, `replay`, `recovery`.
 //!
 //! 1. A watermark covers only what an fdatasync that began later than the write has returned for.
@@ -26,9 +26,11 @@ mod file;
 mod filing;
 pub mod format;
 pub mod fuzz;
+mod gather;
 pub mod image;
 pub mod index;
 mod options;
+pub mod pool;
 mod read;
 pub mod record;
 mod recovery;
@@ -50,6 +52,7 @@ pub mod types;
 
 pub use engine::Storage;
 pub use error::{ReadError, StorageError};
+pub use gather::ReadBuffer;
 pub use image::QueueImage;
 pub use options::{FsyncPolicy, Options};
 pub use read::check_record;

@@ -33,6 +33,8 @@ pub struct Options {
     /// Unsettled messages from which on a queue's positions go to an index file. Which ones is the owner's choice, see
     /// [`unfiled_runs`](super::CheckpointSource::unfiled_runs); with 0 the engine gives every queue a file.
     pub index_min_messages: u64,
+    /// Freed segments that are kept to be used again.
+    pub spare_count_max: usize,
 }
 
 impl Options {
@@ -52,6 +54,7 @@ impl Default for Options {
             segment_size_bytes: 64 << 20,
             undurable_max_bytes: 32 << 20,
             index_min_messages: 1024,
+            spare_count_max: 4,
         }
     }
 }

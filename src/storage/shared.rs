@@ -14,8 +14,10 @@ use super::error::StorageError;
 use super::format::StoreId;
 use super::index::files::IndexFiles;
 use super::options::Options;
+use super::pool::Pool;
 use super::read::FileCache;
 use super::stats::Stats;
+use super::superblock::Superblock;
 use super::types::{Lsn, Position, Receipt, Request, SegmentId, Urgency};
 use crate::disk::{Clock, Disk};
 use crate::sync::{lock, wait};
@@ -83,6 +85,7 @@ pub(crate) struct Shared {
     pub(crate) files: FileCache,
     /// The index files; they have a lock of their own.
     pub(crate) index: IndexFiles,
+    pub(crate) pool: Arc<Pool>,
 }
 
 impl Shared {
@@ -90,10 +93,10 @@ impl Shared {
         disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
         options: Options,
-        store: StoreId,
-        epoch: u64,
+        superblock: &Superblock,
         append: Append,
         existing: Existing,
+        pool: Arc<Pool>,
     ) -> Self {
         let end = append.end().0;
         Self {
@@ -101,8 +104,8 @@ impl Shared {
             disk,
             clock,
             options,
-            store,
-            epoch,
+            store: superblock.store,
+            epoch: superblock.epoch,
             append: Mutex::new(append),
             written_lsn: AtomicU64::new(end),
             synced_lsn: AtomicU64::new(end),
@@ -118,6 +121,7 @@ impl Shared {
             stats: Mutex::default(),
             segments: Mutex::new(existing.segments),
             index: existing.index,
+            pool,
         }
     }
 
@@ -225,6 +229,11 @@ impl Shared {
             SLEEPS_WITH_LAZY if !self.has_waited.load(Ordering::SeqCst) && !self.is_full() => {}
             _ => self.unpark(),
         }
+    }
+
+    /// Makes the commit thread look whatever it waits for.
+    pub(crate) fn rouse(&self) {
+        self.unpark();
     }
 
     fn unpark(&self) {

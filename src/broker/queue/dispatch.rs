@@ -11,15 +11,9 @@ use super::{FetchFailure, GetOutcome, QueueHandle, Turn};
 use crate::broker::command::Delivery;
 use crate::broker::consumer::ConsumerIndex;
 use crate::broker::dead_letter::DeathReason;
-use crate::broker::effects::Fetch;
 use crate::broker::message::Message;
 use crate::broker::outbox::{Outbox, OutboxItem};
 use crate::storage::types::{Seq, SettleCause};
-
-/// Messages of one queue that are read ahead of its consumers.
-const READ_AHEAD_MAX_COUNT: u32 = 64;
-/// Bytes of those.
-const READ_AHEAD_MAX_BYTES: u64 = 1024 * 1024;
 
 pub(super) enum Taker {
     Get,
@@ -88,12 +82,14 @@ impl QueueState {
                     batch.reserve(queue.spec.id, ask);
                 }
                 // The body may come from disk while the reservation is committed.
-                self.read_ahead(queue, turn, seq);
+                if message.is_none() {
+                    self.read_missing(queue, turn, seq);
+                }
                 return None;
             }
         }
         if message.is_none() {
-            self.read_ahead(queue, turn, seq);
+            self.read_missing(queue, turn, seq);
         }
         message
     }
@@ -201,58 +197,16 @@ impl QueueState {
         batch: &mut Batch,
         seq: Seq,
     ) {
-        if self.slots.sums().ready_count == 0 || !queue.spec.is_durable {
+        if self.slots.sums().ready_count == 0 {
+            return;
+        }
+        self.read_ahead(queue, turn, seq);
+        if !queue.spec.is_durable {
             return;
         }
         if let Some(ask) = self.reservation.ask_early(seq, self.slots.next_seq()) {
             batch.reserve(queue.spec.id, ask);
         }
-        let window = u64::from(READ_AHEAD_MAX_COUNT);
-        if self.read_ahead_from > seq.0 && self.read_ahead_from - seq.0 <= window {
-            self.read_ahead(queue, turn, seq);
-        }
-    }
-
-    /// Asks for the bodies of the next ready entries at or after `seq`, inside the window.
-    fn read_ahead(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>, seq: Seq) {
-        // A queue that lives in memory is asked on every delivery.
-        if !self.slots.has_absent() || self.fetching_count > READ_AHEAD_MAX_COUNT / 2 {
-            return;
-        }
-        let mut next = self.slots.ready_at_or_after(seq);
-        let mut in_memory_count = 0;
-        while let Some(at) = next {
-            let is_full = self.fetching_count >= READ_AHEAD_MAX_COUNT
-                || self.fetching_bytes >= READ_AHEAD_MAX_BYTES;
-            if is_full || in_memory_count >= READ_AHEAD_MAX_COUNT {
-                return;
-            }
-            if !self.fetch(queue, turn, at) {
-                in_memory_count += 1;
-            }
-            self.read_ahead_from = self.read_ahead_from.max(at.0 + 1);
-            next = self.slots.ready_at_or_after(Seq(at.0 + 1));
-        }
-    }
-
-    /// Asks for one body; false when that is not needed.
-    pub(super) fn fetch(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>, seq: Seq) -> bool {
-        let Some(slot) = self.slots.get(seq) else {
-            return false;
-        };
-        if slot.message.is_some() || slot.is_fetching {
-            return false;
-        }
-        let position = slot.position;
-        self.slots.update(seq, |slot| slot.is_fetching = true);
-        self.fetching_count += 1;
-        self.fetching_bytes += u64::from(position.len_bytes);
-        turn.effects.fetches.push(Fetch {
-            queue: Arc::clone(queue),
-            seq,
-            position,
-        });
-        true
     }
 
     /// A body arrived, or could not be read: looked up once more, then the message is quarantined.

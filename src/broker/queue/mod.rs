@@ -28,6 +28,7 @@ mod dispatch;
 mod image;
 mod lifecycle;
 mod publish;
+mod read_ahead;
 mod reservation;
 mod settle;
 mod slots;

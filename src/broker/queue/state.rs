@@ -7,6 +7,7 @@ use std::sync::MutexGuard;
 use smallvec::SmallVec;
 
 use super::batch::Batch;
+use super::read_ahead::ReadAhead;
 use super::reservation::Reservation;
 use super::slots::{Slot, Slots, Status};
 use super::{QueueHandle, QueueShared, Turn};
@@ -55,12 +56,10 @@ pub(super) struct QueueState {
     pub(super) delivered_upto: u64,
     /// End of the last record that names this queue.
     pub(super) last_lsn: Lsn,
-    /// Reads on their way.
-    pub(super) fetching_count: u32,
-    /// Bytes of those.
+    /// Bytes of the reads that are on their way.
     pub(super) fetching_bytes: u64,
-    /// Above the last entry whose body was asked for; 0 when everything ahead is in memory.
-    pub(super) read_ahead_from: u64,
+    /// How far bodies have been asked for ahead of the consumers.
+    pub(super) read_ahead: ReadAhead,
     /// When the earliest armed timer is due; 0 for none.
     pub(super) armed_at_ms: u64,
     /// Since when the queue counts as unused.
@@ -86,9 +85,8 @@ impl QueueState {
             hidden: VecDeque::new(),
             delivered_upto: 0,
             last_lsn,
-            fetching_count: 0,
             fetching_bytes: 0,
-            read_ahead_from: 0,
+            read_ahead: ReadAhead::default(),
             armed_at_ms: 0,
             lease_from_ms: now_ms,
             had_consumer: false,
@@ -244,7 +242,6 @@ impl QueueState {
     /// The entry does not wait for its body any more.
     pub(super) fn forget_fetch(&mut self, slot: &Slot) {
         if slot.is_fetching {
-            self.fetching_count = self.fetching_count.saturating_sub(1);
             self.fetching_bytes = self
                 .fetching_bytes
                 .saturating_sub(u64::from(slot.position.len_bytes));

@@ -1,0 +1,194 @@
+//! Reading many messages at once, for a backlog that is drained: few large reads instead of many small ones.
+//!
+//! ```text
+//!   wanted, by place   [r1][r2]....[r3]                 [r4 ........... 200 KiB]   [r5]
+//!   reads              '---- one ----'  (gap < 16 KiB)   '--- its own buffer ---'   '-one-'
+//!                      r1, r2, r3 are copied out                 sliced
+//! ```
+//! 1. Every record is checked as if it had been read alone: length, place, ref and CRC (see `read`).
+//! 2. Small records are copied out of the buffer, which the thread uses again: a message that stays long (unacked, or
+//!    in the outbox of a slow consumer) keeps its own bytes in memory and no others. The copy costs less than what it
+//!    replaces, a fresh zeroed buffer a read and a reference counter that all messages of a buffer fight for.
+//! 3. A read that fails is repeated record by record, so that each one gets the error that is its own.
+
+use bytes::Bytes;
+
+use super::error::ReadError;
+use super::format::segment_path;
+use super::read::{self, check_record};
+use super::shared::Shared;
+use super::types::{Lsn, Position, QueueId, Seq};
+
+/// Bytes that one read brings at most.
+const EXTENT_MAX_BYTES: usize = 1 << 20;
+/// Records up to this are read together with their neighbours; a longer one is worth a read and a buffer of its own.
+const GATHERED_MAX_BYTES: u32 = 64 * 1024;
+/// Bytes nobody asked for that are read along rather than begin another read: a random read of a few KiB costs as much
+/// as this in a sequential one.
+const GAP_MAX_BYTES: u32 = 16 * 1024;
+
+/// A buffer that reads of one thread use one after the other.
+#[derive(Debug, Default)]
+pub struct ReadBuffer(Vec<u8>);
+
+/// Wanted records that one read brings.
+struct Extent {
+    /// Where it begins.
+    start: Position,
+    len_bytes: usize,
+    /// Its records are `order[from..to]`.
+    from: usize,
+    to: usize,
+}
+
+/// Reads the payloads of messages of one queue; the results are in the order of `wanted`.
+pub(crate) fn read_many(
+    shared: &Shared,
+    queue: QueueId,
+    wanted: &[(Seq, Position)],
+    buffer: &mut ReadBuffer,
+) -> Vec<Result<Bytes, ReadError>> {
+    let mut results: Vec<Option<Result<Bytes, ReadError>>> = Vec::new();
+    results.resize_with(wanted.len(), || None);
+    let mut order: Vec<usize> = (0..wanted.len()).collect();
+    order.sort_by_key(|&index| wanted[index].1.lsn);
+    for extent in extents(shared.written_lsn(), wanted, &order) {
+        let members = &order[extent.from..extent.to];
+        let bytes = read_extent(shared, &extent, buffer);
+        for &index in members {
+            let (seq, position) = wanted[index];
+            let gathered = bytes.and_then(|bytes| slice_of(bytes, extent.start, position));
+            let payload = gathered
+                .and_then(|record| check_record(record, queue, seq, position).ok())
+                .map(Bytes::copy_from_slice);
+            results[index] = Some(match payload {
+                Some(payload) => Ok(payload),
+                None => read::read(shared, queue, seq, position),
+            });
+        }
+    }
+    let alone = wanted.iter().zip(results);
+    alone
+        .map(|(&(seq, position), result)| {
+            result.unwrap_or_else(|| read::read(shared, queue, seq, position))
+        })
+        .collect()
+}
+
+/// Groups what lies in files and close together. Long records and those that are not in a file yet are in no group.
+fn extents(written_lsn: Lsn, wanted: &[(Seq, Position)], order: &[usize]) -> Vec<Extent> {
+    let mut extents: Vec<Extent> = Vec::new();
+    for (at, &index) in order.iter().enumerate() {
+        let position = wanted[index].1;
+        if position.len_bytes > GATHERED_MAX_BYTES || position.lsn >= written_lsn {
+            continue;
+        }
+        let last = extents.last_mut().filter(|extent| extent.to == at);
+        match last.and_then(|extent| Some((extent.reach(position)?, extent))) {
+            Some((len_bytes, extent)) => {
+                extent.len_bytes = len_bytes;
+                extent.to = at + 1;
+            }
+            None => extents.push(Extent {
+                start: position,
+                len_bytes: position.len_bytes as usize,
+                from: at,
+                to: at + 1,
+            }),
+        }
+    }
+    extents
+}
+
+impl Extent {
+    /// Length of this extent with `position`, which is not below its last record; `None` when that belongs to another.
+    fn reach(&self, position: Position) -> Option<usize> {
+        let (start, next) = (self.start.lsn, position.lsn);
+        if start.segment() != next.segment() {
+            return None;
+        }
+        let offset = (next.offset() - start.offset()) as usize;
+        let end = offset + position.len_bytes as usize;
+        let is_near = offset <= self.len_bytes + GAP_MAX_BYTES as usize;
+        (is_near && end <= EXTENT_MAX_BYTES).then(|| end.max(self.len_bytes))
+    }
+}
+
+/// The bytes of an extent, fewer at the end of the file; `None` when they cannot be read.
+fn read_extent<'a>(
+    shared: &Shared,
+    extent: &Extent,
+    buffer: &'a mut ReadBuffer,
+) -> Option<&'a [u8]> {
+    let lsn = extent.start.lsn;
+    if buffer.0.len() < extent.len_bytes {
+        buffer.0.resize(extent.len_bytes, 0);
+    }
+    let bytes = &mut buffer.0[..extent.len_bytes];
+    let file = shared.files.get(lsn.segment()).ok()?;
+    match file.read_at(bytes, u64::from(lsn.offset())) {
+        Ok(len) => Some(&bytes[..len]),
+        Err(error) => {
+            let path = shared.disk.describe(&segment_path(lsn.segment()));
+            tracing::debug!(%error, path, "a read of many records failed; each is read alone");
+            None
+        }
+    }
+}
+
+/// The record at `position` in the bytes that begin at `start`; `None` when they end before it does.
+fn slice_of(bytes: &[u8], start: Position, position: Position) -> Option<&[u8]> {
+    let from = (position.lsn.offset() - start.lsn.offset()) as usize;
+    bytes.get(from..)?.get(..position.len_bytes as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::types::SegmentId;
+
+    /// Extents of records given as (segment, offset, length); the log ends in segment 9.
+    #[track_caller]
+    fn check(records: &[(u64, u32, u32)], expected: &[(usize, usize, usize)]) {
+        let wanted: Vec<(Seq, Position)> = records
+            .iter()
+            .map(|&(segment, offset, len_bytes)| {
+                let lsn = Lsn::new(SegmentId(segment), offset);
+                (Seq(1), Position { lsn, len_bytes })
+            })
+            .collect();
+        let order: Vec<usize> = (0..wanted.len()).collect();
+        let found: Vec<_> = extents(Lsn::new(SegmentId(9), 0), &wanted, &order)
+            .iter()
+            .map(|extent| (extent.from, extent.to, extent.len_bytes))
+            .collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn neighbours_share_a_read_and_others_do_not() {
+        let gap = GAP_MAX_BYTES;
+        check(&[], &[]);
+        check(&[(1, 4096, 100), (1, 4200, 96)], &[(0, 2, 200)]);
+        check(&[(1, 0, 96), (1, 96 + gap, 104)], &[(0, 2, 16584)]);
+        check(&[(1, 0, 96), (1, 104 + gap, 8)], &[(0, 1, 96), (1, 2, 8)]);
+        check(&[(1, 0, 96), (2, 96, 96)], &[(0, 1, 96), (1, 2, 96)]);
+        // Twice the same place, as two names of one message.
+        check(&[(1, 0, 96), (1, 0, 96), (1, 96, 8)], &[(0, 3, 104)]);
+    }
+
+    #[test]
+    fn long_records_and_those_in_no_file_are_read_alone() {
+        let long = GATHERED_MAX_BYTES + 8;
+        let records = [(1, 0, 96), (1, 96, long), (1, 96 + long, 8), (9, 0, 8)];
+        check(&records, &[(0, 1, 96), (2, 3, 8)]);
+    }
+
+    #[test]
+    fn an_extent_is_no_longer_than_a_read() {
+        let len = GATHERED_MAX_BYTES;
+        let records: Vec<_> = (0..20).map(|n| (1, n * len, len)).collect();
+        let full = EXTENT_MAX_BYTES;
+        check(&records, &[(0, 16, full), (16, 20, 4 * len as usize)]);
+    }
+}

@@ -1,0 +1,124 @@
+//! Many messages read at once: the same bytes as one by one, in few reads, and damage stays where it is.
+
+use super::*;
+use crate::disk::sim::{Effect, Trigger};
+use crate::storage::format::segment_path;
+use crate::storage::testing::numbered_payload;
+use crate::storage::types::{Position, QueueId, Seq};
+use crate::storage::{ReadBuffer, ReadError};
+
+const QUEUE: QueueId = QueueId(1);
+
+/// A store with messages of these sizes in one queue, committed.
+fn store_with(rig: &Rig, sizes: &[usize]) -> LiveStore {
+    let (store, _) = rig.open();
+    store.create_queue(QUEUE.0);
+    for (number, &size) in sizes.iter().enumerate() {
+        store.publish(&[QUEUE.0], &numbered_payload(number as u64, size), 0);
+    }
+    store.commit().unwrap();
+    store
+}
+
+fn wanted(store: &LiveStore) -> Vec<(Seq, Position)> {
+    let image = store.images().remove(0);
+    let entries = image.entries.iter();
+    entries.map(|entry| (entry.seq, entry.position)).collect()
+}
+
+fn large_segments() -> Rig {
+    Rig::new(Options {
+        segment_size_bytes: 4 << 20,
+        ..Options::default()
+    })
+}
+
+#[track_caller]
+fn check_all(store: &LiveStore, wanted: &[(Seq, Position)]) {
+    let payloads = store.payloads();
+    let mut buffer = ReadBuffer::default();
+    let results = store.storage.read_many(QUEUE, wanted, &mut buffer);
+    assert_eq!(results.len(), wanted.len());
+    for ((seq, _), result) in wanted.iter().zip(results) {
+        assert_eq!(result.unwrap(), payloads[&(QUEUE, *seq)], "{seq:?}");
+    }
+}
+
+#[test]
+fn many_messages_are_read_as_one_by_one_whatever_their_size_and_order() {
+    let rig = large_segments();
+    let sizes: Vec<usize> = (0..200)
+        .map(|n| [0, 1, 7, 1000, 5000, 70_000, 200_000][n * 13 % 7])
+        .collect();
+    let store = store_with(&rig, &sizes);
+    let mut wanted = wanted(&store);
+    check_all(&store, &wanted);
+    wanted.reverse();
+    check_all(&store, &wanted);
+    wanted.sort_by_key(|(seq, _)| seq.0 * 7919 % 200);
+    check_all(&store, &wanted);
+    wanted.retain(|(seq, _)| seq.0 % 17 == 0);
+    check_all(&store, &wanted);
+    check_all(&store, &[]);
+}
+
+#[test]
+fn messages_that_are_not_in_a_file_yet_are_found_with_the_others() {
+    let rig = large_segments();
+    let store = store_with(&rig, &[100; 20]);
+    for number in 20..40 {
+        store.publish(&[QUEUE.0], &numbered_payload(number, 100), 0);
+    }
+    check_all(&store, &wanted(&store));
+}
+
+#[test]
+fn a_flipped_bit_fails_the_one_message_it_hits() {
+    let rig = large_segments();
+    let store = store_with(&rig, &[500; 30]);
+    let wanted = wanted(&store);
+    for hit in [0, 11, 29] {
+        let (_, position) = wanted[hit];
+        let path = segment_path(position.lsn.segment());
+        let offset = u64::from(position.lsn.offset()) + 300;
+        rig.disk.flip_bit(&path, offset, 3).unwrap();
+        let mut buffer = ReadBuffer::default();
+        let results = store.storage.read_many(QUEUE, &wanted, &mut buffer);
+        for (at, result) in results.iter().enumerate() {
+            let is_damaged = matches!(result, Err(ReadError::Damaged { .. }));
+            assert_eq!(is_damaged, at == hit, "message {at}: {result:?}");
+        }
+        rig.disk.flip_bit(&path, offset, 3).unwrap();
+    }
+}
+
+#[test]
+fn a_wrong_place_or_queue_is_never_answered_with_other_bytes() {
+    let rig = large_segments();
+    let store = store_with(&rig, &[500; 3]);
+    let all = wanted(&store);
+    let swapped = [(all[0].0, all[1].1), (all[1].0, all[0].1), all[2]];
+    let mut buffer = ReadBuffer::default();
+    let results = store.storage.read_many(QUEUE, &swapped, &mut buffer);
+    let is_ok: Vec<bool> = results.iter().map(Result::is_ok).collect();
+    assert_eq!(is_ok, [false, false, true]);
+    let results = store.storage.read_many(QueueId(2), &all, &mut buffer);
+    assert!(results.iter().all(Result::is_err));
+}
+
+#[test]
+fn a_failed_large_read_is_repeated_record_by_record() {
+    let rig = large_segments();
+    let store = store_with(&rig, &[500; 10]);
+    let wanted = wanted(&store);
+    rig.disk.inject(Trigger::Read, 1, Effect::Eio);
+    check_all(&store, &wanted);
+    // The large one and the fourth small one.
+    rig.disk.inject(Trigger::Read, 1, Effect::Eio);
+    rig.disk.inject(Trigger::Read, 5, Effect::Eio);
+    let mut buffer = ReadBuffer::default();
+    let results = store.storage.read_many(QUEUE, &wanted, &mut buffer);
+    let failed: Vec<usize> = (0..10).filter(|&at| results[at].is_err()).collect();
+    assert_eq!(failed, [3]);
+    assert!(matches!(results[3], Err(ReadError::Io { .. })));
+}
