@@ -65,7 +65,7 @@ fn storage_options(config: &Config) -> Options {
             OnCorruptionArg::Refuse => OnCorruption::Refuse,
             OnCorruptionArg::Quarantine => OnCorruption::Quarantine,
         },
-        spare_count_max: Options::default().spare_count_max,
+        ..Options::default()
     }
 }
 

@@ -42,6 +42,9 @@ pub struct Options {
     pub undurable_max_bytes: u64,
     /// What to do about damage in the part of the log that recovery replays, and in what leads to it.
     pub on_corruption: OnCorruption,
+    /// Unsettled messages from which on a queue's positions go to an index file. Which ones is the owner's choice, see
+    /// [`unfiled_runs`](super::CheckpointSource::unfiled_runs); with 0 the engine gives every queue a file.
+    pub index_min_messages: u64,
     /// Freed segments that are kept to be used again.
     pub spare_count_max: usize,
 }
@@ -63,6 +66,7 @@ impl Default for Options {
             segment_size_bytes: 64 << 20,
             undurable_max_bytes: 32 << 20,
             on_corruption: OnCorruption::Refuse,
+            index_min_messages: 1024,
             spare_count_max: 4,
         }
     }

@@ -9,10 +9,10 @@
 //!   device, so what recovery builds upon cannot disappear later.
 //! - Crash at any step: the next start finds the same end X, because no old file is ever changed; it only sees a
 //!   higher epoch and perhaps a segment without a valid first batch, which is void.
+//! - Index files come after t7: they are derived, and what is built again goes into free blocks.
 //! - t7: from then on OPEN names X as the end of its predecessor; what is behind X is void for ever, and the
 //!   segment number is above every existing file's, so no LSN is used twice.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,9 +21,11 @@ use super::batch::{BatchBody, BatchHeader};
 use super::error::StorageError;
 use super::file::{io_error, list_or_empty, temp_path, write_all};
 use super::format::{
-    CHECKPOINT_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, SUPERBLOCK_FILES, StoreId, checkpoint_path,
-    segment_path,
+    CHECKPOINT_DIR, INDEX_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, SUPERBLOCK_FILES, StoreId,
+    checkpoint_path, segment_path,
 };
+use super::image::QueueImage;
+use super::index::{self, files::IndexFiles};
 use super::options::OnCorruption;
 use super::pool::{self, Pool, Prepared};
 use super::quarantine;
@@ -31,6 +33,7 @@ use super::record::Entry;
 use super::report::{Found, Recovered, RecoveryReport, TornTail};
 use super::salvage::salvage;
 use super::segment::{self, SegmentHeader};
+use super::shared::Existing;
 use super::superblock::{self, Superblock};
 use super::survey::{Survey, survey};
 use super::types::{Lsn, SegmentId};
@@ -44,7 +47,7 @@ pub(crate) struct Opened {
     pub(crate) lock: Box<dyn DirectoryLock>,
     pub(crate) superblock: Superblock,
     pub(crate) fresh: FreshSegment,
-    pub(crate) segments: BTreeSet<SegmentId>,
+    pub(crate) existing: Existing,
     pub(crate) recovered: Recovered,
 }
 
@@ -58,12 +61,13 @@ pub(crate) struct FreshSegment {
 
 /// Opens the data directory; `new_store` names the store if there is none yet. `pool` gets the spares that are there.
 pub(crate) fn open(
-    disk: &dyn Disk,
+    shared_disk: &Arc<dyn Disk>,
     clock: &dyn Clock,
     new_store: StoreId,
     on_corruption: OnCorruption,
     pool: &Pool,
 ) -> Result<Opened, StorageError> {
+    let disk = &**shared_disk;
     let begun_ns = clock.monotonic_ns();
     let is_lost = check_is_ours(disk, on_corruption)?;
     let lock = take_lock(disk)?;
@@ -89,13 +93,20 @@ pub(crate) fn open(
     } else {
         describe(&survey, torn)
     };
-    let mut recovered = finish(survey, found, superblock.epoch, segments.len() as u64);
+    let (mut recovered, index) = finish(
+        shared_disk,
+        clock,
+        survey,
+        found,
+        superblock.epoch,
+        segments.len() as u64,
+    )?;
     recovered.report.duration_ms = clock.monotonic_ns().saturating_sub(begun_ns) / 1_000_000;
     Ok(Opened {
         lock,
         superblock,
         fresh,
-        segments,
+        existing: Existing { segments, index },
         recovered,
     })
 }
@@ -167,6 +178,7 @@ fn check_is_ours(disk: &dyn Disk, on_corruption: OnCorruption) -> Result<bool, S
         LOCK_FILE,
         LOG_DIR,
         CHECKPOINT_DIR,
+        INDEX_DIR,
         QUARANTINE_DIR,
         LOST_AND_FOUND,
     ];
@@ -352,9 +364,21 @@ fn describe(survey: &Survey, torn: Option<TornTail>) -> Found {
     }
 }
 
-fn finish(survey: Survey, found: Found, epoch: u64, segment_count: u64) -> Recovered {
+fn finish(
+    disk: &Arc<dyn Disk>,
+    clock: &dyn Clock,
+    survey: Survey,
+    found: Found,
+    epoch: u64,
+    segment_count: u64,
+) -> Result<(Recovered, IndexFiles), StorageError> {
     let replayed_record_count = survey.replay.record_count();
-    let (queues, meta_records) = survey.replay.finish();
+    let high_counts = survey.replay.high_counts().clone();
+    let (mut queues, meta_records) = survey.replay.finish();
+    let store = survey.superblock.store;
+    let index = IndexFiles::open(Arc::clone(disk), store, &queues)?;
+    let rebuilt =
+        index::recover::recover(&**disk, clock, store, &index, &mut queues, &high_counts)?;
     let report = RecoveryReport {
         found,
         epoch,
@@ -366,16 +390,19 @@ fn finish(survey: Survey, found: Found, epoch: u64, segment_count: u64) -> Recov
         replayed_to: survey.end,
         replayed_record_count,
         queue_count: queues.len() as u64,
-        message_count: queues.iter().map(|queue| queue.entries.len() as u64).sum(),
+        message_count: queues.iter().map(QueueImage::message_count).sum(),
+        filed_run_count: queues.iter().map(|queue| queue.runs.len() as u64).sum(),
+        rebuilt_run_count: rebuilt.rebuilt_run_count,
         segment_count,
-        read_bytes: survey.read_bytes,
+        read_bytes: survey.read_bytes + rebuilt.read_bytes,
         duration_ms: 0,
         salvage: survey.salvage,
     };
-    Recovered {
+    let recovered = Recovered {
         report,
         meta_snapshot: survey.checkpoint.map(|checkpoint| checkpoint.meta),
         meta_records,
         queues,
-    }
+    };
+    Ok((recovered, index))
 }
