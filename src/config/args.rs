@@ -119,6 +119,16 @@ pub struct ServerArgs {
     )]
     pub disk_free_limit: ByteSize,
 
+    /// Messages from which on a queue keeps their positions in an index file instead of in memory; 0 gives every
+    /// durable queue a file
+    #[arg(
+        long,
+        env = "STRATAMQ_QUEUE_INDEX_MIN_MESSAGES",
+        default_value_t = 1024,
+        value_name = "N"
+    )]
+    pub queue_index_min_messages: u64,
+
     /// What to do when data that was on stable storage is found damaged at the start: `refuse` to start, or start
     /// with all that can be verified, keep the rest in `quarantine/` and report what is lost
     #[arg(

@@ -9,6 +9,7 @@ use super::journal::StorageJournal;
 use super::signals::Signals;
 use super::worker::WorkerQueue;
 use crate::broker::effects::Effects;
+use crate::broker::queue::IndexLimits;
 use crate::broker::{Broker, BrokerOptions, RestoreError};
 use crate::config::args::OnCorruptionArg;
 use crate::config::{Config, FsyncMode};
@@ -65,6 +66,7 @@ fn storage_options(config: &Config) -> Options {
             OnCorruptionArg::Refuse => OnCorruption::Refuse,
             OnCorruptionArg::Quarantine => OnCorruption::Quarantine,
         },
+        index_min_messages: config.queue_index_min_messages,
         ..Options::default()
     }
 }
@@ -99,6 +101,10 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         journal,
         BrokerOptions {
             is_salvaged: recovered.report.salvage.is_some(),
+            index: IndexLimits {
+                min_messages: config.queue_index_min_messages,
+                ..IndexLimits::default()
+            },
             ..BrokerOptions::default()
         },
         recovered.meta_snapshot.as_deref(),
