@@ -28,7 +28,8 @@ use super::records;
 use super::vhost::Vhost;
 use crate::amqp::field_table::FieldTable;
 use crate::amqp::short_string::ShortString;
-use crate::storage::types::{Lsn, QueueId};
+use crate::storage::run::FiledRun;
+use crate::storage::types::{ImageEntry, Lsn, QueueId};
 use crate::storage::{CheckpointSource, QueueImage};
 use crate::sync::{lock, read, write};
 
@@ -332,5 +333,19 @@ impl CheckpointSource for Broker {
         } else {
             ImageKind::Running
         })
+    }
+
+    fn unfiled_runs(&self, id: QueueId, max_count: usize) -> Vec<Vec<ImageEntry>> {
+        let queue = lock(&self.shared.meta).durable_queues.get(&id).cloned();
+        queue.map_or_else(Vec::new, |queue| {
+            queue.unfiled_runs(&self.shared.queues, max_count)
+        })
+    }
+
+    fn filed(&self, id: QueueId, runs: Vec<FiledRun>) {
+        let queue = lock(&self.shared.meta).durable_queues.get(&id).cloned();
+        if let Some(queue) = queue {
+            queue.filed(&self.shared.queues, &runs);
+        }
     }
 }

@@ -422,7 +422,9 @@ impl Slots {
     pub(in crate::broker::queue) fn heap_bytes(&self) -> usize {
         let residents = self.runs.iter().filter_map(Run::resident);
         let slots: usize = residents
-            .map(|resident| size_of::<super::run::Resident>() + resident.slots.capacity() * size_of::<Slot>())
+            .map(|resident| {
+                size_of::<super::run::Resident>() + resident.slots.capacity() * size_of::<Slot>()
+            })
             .sum();
         self.runs.capacity() * size_of::<Run>() + slots
     }
