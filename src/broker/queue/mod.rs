@@ -53,7 +53,7 @@ use crate::sync::lock;
 pub use self::dispatch::{abandon_get, dispatch, fetched, get};
 pub use self::image::ImageKind;
 pub use self::lifecycle::{cancel, consume, delete, purge, set_channel_prefetch, timer_due};
-pub use self::publish::{commit, publish, reveal};
+pub use self::publish::{GROUP_QUEUES_MAX, commit, publish, publish_group, reveal};
 pub use self::settle::settle;
 
 /// A client connection, unique in the process.
