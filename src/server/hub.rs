@@ -77,6 +77,10 @@ impl Hub {
             Ok(free) => self.disk_alarm.update(free),
             Err(error) => tracing::warn!(%error, "cannot measure the free disk space"),
         }
+        let is_low = self.disk_alarm.reason().is_some();
+        if let Err(error) = self.storage.set_low_on_space(is_low) {
+            tracing::warn!(%error, "cannot give back spare segments");
+        }
     }
 
     pub(super) fn worker(&self) -> &WorkerQueue {
@@ -96,8 +100,8 @@ impl Hub {
         for outbox in effects.wakes.drain(..) {
             outbox.wake();
         }
-        if !effects.fetches.is_empty() {
-            self.reads.add(&mut effects.fetches);
+        if !effects.fetches.is_empty() || !effects.run_loads.is_empty() {
+            self.reads.add(&mut effects.run_loads, &mut effects.fetches);
         }
         if !effects.after_durable.is_empty() || !effects.timers.is_empty() {
             self.worker.add(

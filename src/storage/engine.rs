@@ -1,7 +1,7 @@
 //! [`Storage`]: the engine as its owner sees it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -11,9 +11,12 @@ use super::checkpoint::{self, CheckpointHeader};
 use super::commit::{Committer, Next};
 use super::error::{ReadError, StorageError};
 use super::file::{create_temp, io_error, publish_temp, temp_path};
+use super::filing::Filing;
 use super::format::{CHECKPOINT_DIR, LOG_DIR, StoreId, checkpoint_path, segment_path};
 use super::gather::ReadBuffer;
+use super::index::files::Named;
 use super::options::Options;
+use super::pool::Pool;
 use super::recovery;
 use super::report::{CheckpointReport, Recovered};
 use super::shared::{Shared, Stop};
@@ -56,9 +59,9 @@ struct Inner {
 
 /// Who runs the commit steps.
 enum Committing {
-    /// A thread.
-    Thread(JoinHandle<()>),
-    /// The caller of [`Storage::step`].
+    /// A thread, and one that prepares segments.
+    Threads(JoinHandle<()>, JoinHandle<()>),
+    /// The caller of [`Storage::step`], who prepares segments as well.
     ByHand(Box<Committer>),
     /// Nobody any more.
     Ended,
@@ -92,7 +95,7 @@ impl Storage {
         })?;
         let (storage, recovered) =
             Self::open_by_hand(disk, clock, options, listener, StoreId(store))?;
-        storage.start_thread()?;
+        storage.start_threads()?;
         Ok((storage, recovered))
     }
 
@@ -115,7 +118,13 @@ impl Storage {
             ),
             ..options
         };
-        let opened = recovery::open(&*disk, &*clock, new_store)?;
+        let pool = Arc::new(Pool::new(
+            Arc::clone(&disk),
+            options.segment_size_bytes,
+            options.spare_count_max,
+            std::collections::BTreeSet::new(),
+        ));
+        let opened = recovery::open(&disk, &*clock, new_store, &pool)?;
         let (fresh, superblock) = (opened.fresh, opened.superblock);
         let base = fresh.open_header.end();
         let append = Append::new(
@@ -126,7 +135,7 @@ impl Storage {
         );
         let now_ms = clock.unix_ms();
         let report = &opened.recovered.report;
-        let replayed_bytes = if report.replayed_record_count > 0 {
+        let replayed_bytes = if report.replayed_record_count + report.rebuilt_run_count > 0 {
             report.read_bytes
         } else {
             0
@@ -135,11 +144,12 @@ impl Storage {
             disk,
             clock,
             options,
-            superblock.store,
-            superblock.epoch,
+            &superblock,
             append,
-            opened.segments,
+            opened.existing,
+            pool,
         ));
+        lock(&shared.stats).rebuilt_run_count = report.rebuilt_run_count;
         let committer = Committer::new(
             Arc::clone(&shared),
             listener,
@@ -170,24 +180,33 @@ impl Storage {
         ))
     }
 
-    fn start_thread(&self) -> Result<(), StorageError> {
+    /// Held by whatever writes index files, checkpoints among it.
+    pub(super) fn checkpoint_lock(&self) -> MutexGuard<'_, impl Sized> {
+        lock(&self.inner.checkpoints)
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.inner.shared
+    }
+
+    fn start_threads(&self) -> Result<(), StorageError> {
         let mut committing = lock(&self.inner.committing);
         if let Committing::ByHand(committer) =
             std::mem::replace(&mut *committing, Committing::Ended)
         {
-            let thread = std::thread::Builder::new().name("stratamq-commit".into()).spawn(move || {
-                // A panic here would leave a broker that never confirms: better a restart.
-                let run = std::panic::AssertUnwindSafe(|| committer.run());
-                if std::panic::catch_unwind(run).is_err() {
-                    tracing::error!("the commit thread panicked; aborting, the next start recovers from the log");
-                    std::process::abort();
+            let shared = Arc::clone(&self.inner.shared);
+            let pool = spawn("stratamq-segments", move || {
+                shared.pool.run(|| shared.rouse());
+            })?;
+            match spawn("stratamq-commit", move || committer.run()) {
+                Ok(commit) => *committing = Committing::Threads(commit, pool),
+                Err(error) => {
+                    self.inner.shared.pool.stop();
+                    // A panic in it has aborted the process already.
+                    let _ = pool.join();
+                    return Err(error);
                 }
-            });
-            *committing = Committing::Thread(thread.map_err(|source| StorageError::Io {
-                operation: "start",
-                path: "the commit thread".into(),
-                source,
-            })?);
+            }
         }
         Ok(())
     }
@@ -202,14 +221,19 @@ impl Storage {
     pub fn step(&self) -> Result<bool, StorageError> {
         match &mut *lock(&self.inner.committing) {
             Committing::ByHand(committer) => Self::step_by_hand(committer, &self.inner.shared),
-            Committing::Thread(_) => panic!("the engine was not opened to be stepped by hand"),
+            Committing::Threads(..) => panic!("the engine was not opened to be stepped by hand"),
             Committing::Ended => Ok(false),
         }
     }
 
     fn step_by_hand(committer: &mut Committer, shared: &Shared) -> Result<bool, StorageError> {
         shared.check_not_failed()?;
-        match committer.step() {
+        let step = match shared.pool.work() {
+            Ok(true) => Ok(Next::Step),
+            Ok(false) => committer.step(),
+            Err(error) => Err(error),
+        };
+        match step {
             Ok(next) => Ok(next == Next::Step),
             Err(error) => {
                 committer.fail(&error);
@@ -312,7 +336,7 @@ impl Storage {
     ///
     /// ```text
     /// t1 begin = append position, a batch ends there, t2 snapshots, t3 end = append position, t4 sync up to end,
-    /// t5 file synced, renamed, directory synced, t6 superblock copy 0, t7 copy 1, t8 segments and old file removed
+    /// and index files, t5 file synced, renamed, directory synced, t6 superblock copy 0, t7 copy 1, t8 segments and old file removed
     /// crash before t6 -> the old checkpoint counts, its log is all there; a leftover file is removed later
     /// crash after t6  -> the new one counts; what t8 did not remove is removed after the next one
     /// ```
@@ -339,7 +363,7 @@ impl Storage {
             created_at_ms: shared.clock.unix_ms(),
         };
         checkpoints.next_generation += 1;
-        let written = self
+        let (written, named, filed_run_count) = self
             .write_checkpoint(&header, source)
             .inspect_err(|_| self.discard_checkpoint(header.generation))?;
         let superblock = Superblock {
@@ -361,6 +385,7 @@ impl Storage {
             .store(header.created_at_ms, Ordering::Relaxed);
         self.inner.replayed_bytes.store(0, Ordering::Relaxed);
         let freed = self.free(begin.segment(), &written, header.generation)?;
+        shared.index.checkpointed(named)?;
         let duration_ms = shared.clock.monotonic_ns().saturating_sub(begun_ns) / 1_000_000;
         (checkpoints.last_ms, checkpoints.last_bytes) = (duration_ms, written.len_bytes);
         let mut stats = lock(&shared.stats);
@@ -375,6 +400,7 @@ impl Storage {
             size_bytes: written.len_bytes,
             queue_count: written.queue_count,
             message_count: written.entry_count,
+            filed_run_count,
             freed,
             duration_ms,
         })
@@ -384,7 +410,7 @@ impl Storage {
         &self,
         header: &CheckpointHeader,
         source: &dyn CheckpointSource,
-    ) -> Result<checkpoint::Written, StorageError> {
+    ) -> Result<(checkpoint::Written, Named, u64), StorageError> {
         let shared = &self.inner.shared;
         let path = checkpoint_path(header.generation);
         let error = |operation| io_error(&*shared.disk, operation, &path);
@@ -397,8 +423,9 @@ impl Storage {
         let mut ids = source.queue_ids();
         ids.sort_unstable();
         ids.dedup();
+        let mut filing = Filing::new(shared, source);
         for id in ids {
-            if let Some(image) = source.queue(id) {
+            if let Some(image) = filing.queue(id)? {
                 assert_eq!(image.id, id, "a queue is asked for by its id");
                 writer.queue(&image).map_err(error("write a checkpoint"))?;
             }
@@ -406,8 +433,9 @@ impl Storage {
         let end = lock(&shared.append).end();
         let written = writer.finish(end).map_err(error("write a checkpoint"))?;
         self.sync_to(end)?;
+        let (named, filed_run_count) = filing.finish()?;
         publish_temp(&*shared.disk, &*file, &path).map_err(error("publish a checkpoint"))?;
-        Ok(written)
+        Ok((written, named, filed_run_count))
     }
 
     /// Removes what a failed checkpoint left, which no superblock names: on a full disk the leftovers of every
@@ -453,11 +481,7 @@ impl Storage {
             .filter(|segment| !written.segments.contains_key(segment))
             .copied()
             .collect();
-        for segment in &freed {
-            self.remove(&segment_path(*segment))?;
-            shared.files.forget(*segment);
-            lock(&shared.segments).remove(segment);
-        }
+        let spares = self.retire(&freed)?;
         for leftover in checkpoint::leftovers(&*shared.disk, generation)? {
             self.remove(&leftover)?;
         }
@@ -469,10 +493,34 @@ impl Storage {
                 path,
             ))?;
         }
+        shared.pool.add(spares);
+        shared.pool.trim().map_err(io_error(
+            &*shared.disk,
+            "trim",
+            std::path::Path::new(LOG_DIR),
+        ))?;
         if !freed.is_empty() {
             tracing::info!(count = freed.len(), %begin, generation, "freed segments");
         }
         Ok(freed)
+    }
+
+    /// Takes the files of freed segments out of the log; those that become spares once the directory is synced.
+    fn retire(&self, freed: &[SegmentId]) -> Result<Vec<SegmentId>, StorageError> {
+        let shared = &self.inner.shared;
+        let mut spares = Vec::new();
+        for segment in freed {
+            // First from the list: a reader that finds other bytes in the file looks there.
+            lock(&shared.segments).remove(segment);
+            let retired = shared.pool.retire(*segment, spares.len());
+            let is_spare = retired.map_err(|error| {
+                lock(&shared.segments).insert(*segment);
+                io_error(&*shared.disk, "free", &segment_path(*segment))(error)
+            })?;
+            spares.extend(is_spare.then_some(*segment));
+            shared.files.forget(*segment);
+        }
+        Ok(spares)
     }
 
     fn remove(&self, path: &std::path::Path) -> Result<(), StorageError> {
@@ -497,6 +545,17 @@ impl Storage {
         checkpointed.map(|_| ())
     }
 
+    /// While the disk is low, nothing is kept for later: spare segments are given back.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn set_low_on_space(&self, is_low: bool) -> Result<(), StorageError> {
+        let shared = &self.inner.shared;
+        let path = std::path::Path::new(LOG_DIR);
+        let set = shared.pool.set_low(is_low);
+        set.map_err(io_error(&*shared.disk, "give back spare segments of", path))
+    }
+
     /// Counters since the start.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -504,27 +563,60 @@ impl Storage {
         let mut stats = lock(&shared.stats).clone();
         stats.undurable_bytes = shared.undurable_bytes();
         stats.segment_count = lock(&shared.segments).len() as u64;
+        stats.spare_count = shared.pool.spare_count() as u64;
         stats.replay_bytes = self.replay_bytes();
         stats
     }
+}
+
+/// Starts a thread of the engine.
+fn spawn(
+    name: &'static str,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, StorageError> {
+    let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+        // A panic here would leave a broker that never confirms: better a restart.
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
+            tracing::error!(name, "a thread of the engine panicked; aborting, the next start recovers from the log");
+            std::process::abort();
+        }
+    });
+    thread.map_err(|source| StorageError::Io {
+        operation: "start the thread",
+        path: name.into(),
+        source,
+    })
 }
 
 impl Inner {
     /// Ends the commit thread and releases the lock; a second call does nothing.
     fn end(&self, stop: Stop) {
         self.shared.request_stop(stop);
+        self.shared.pool.stop();
         let committing = std::mem::replace(&mut *lock(&self.committing), Committing::Ended);
+        let is_drained = stop == Stop::Drain;
         match committing {
-            // The last handle may be dropped by the listener, on the commit thread itself.
-            Committing::Thread(thread) if thread.thread().id() != std::thread::current().id() => {
-                // A panic in it has aborted the process already.
-                let _ = thread.join();
+            Committing::Threads(commit, pool) => {
+                for thread in [commit, pool] {
+                    // The last handle may be dropped by the listener, on the commit thread itself.
+                    if thread.thread().id() != std::thread::current().id() {
+                        // A panic in it has aborted the process already.
+                        let _ = thread.join();
+                    }
+                }
             }
-            Committing::ByHand(mut committer) if stop == Stop::Drain => {
+            Committing::ByHand(mut committer) if is_drained => {
                 while let Ok(true) = Storage::step_by_hand(&mut committer, &self.shared) {}
             }
-            _ => {}
+            Committing::ByHand(_) | Committing::Ended => return self.release(),
         }
+        if is_drained {
+            self.shared.pool.put_away();
+        }
+        self.release();
+    }
+
+    fn release(&self) {
         lock(&self.lock).take();
     }
 }

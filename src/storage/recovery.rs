@@ -9,10 +9,10 @@
 //!   device, so what recovery builds upon cannot disappear later.
 //! - Crash at any step: the next start finds the same end X, because no old file is ever changed; it only sees a
 //!   higher epoch and perhaps a segment without a valid first batch, which is void.
+//! - Index files come after t7: they are derived, and what is built again goes into free blocks.
 //! - t7: from then on OPEN names X as the end of its predecessor; what is behind X is void for ever, and the
 //!   segment number is above every existing file's, so no LSN is used twice.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,12 +21,16 @@ use super::batch::{BatchBody, BatchHeader};
 use super::error::StorageError;
 use super::file::{create_temp, io_error, list_or_empty, publish_temp, temp_path, write_all};
 use super::format::{
-    CHECKPOINT_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, SUPERBLOCK_FILES, StoreId, checkpoint_path,
-    segment_path,
+    CHECKPOINT_DIR, INDEX_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, SUPERBLOCK_FILES, StoreId,
+    checkpoint_path, segment_path,
 };
+use super::image::QueueImage;
+use super::index::{self, files::IndexFiles};
+use super::pool::{self, Pool, Prepared};
 use super::record::Entry;
 use super::report::{Found, Recovered, RecoveryReport, TornTail};
 use super::segment::{self, SegmentHeader};
+use super::shared::Existing;
 use super::superblock::{self, Superblock};
 use super::survey::{Discarded, Survey, survey};
 use super::types::{Lsn, SegmentId};
@@ -42,7 +46,7 @@ pub(crate) struct Opened {
     pub(crate) lock: Box<dyn DirectoryLock>,
     pub(crate) superblock: Superblock,
     pub(crate) fresh: FreshSegment,
-    pub(crate) segments: BTreeSet<SegmentId>,
+    pub(crate) existing: Existing,
     pub(crate) recovered: Recovered,
 }
 
@@ -54,12 +58,14 @@ pub(crate) struct FreshSegment {
     pub(crate) open_header: BatchHeader,
 }
 
-/// Opens the data directory; `new_store` names the store if there is none yet.
+/// Opens the data directory; `new_store` names the store if there is none yet. `pool` gets the spares that are there.
 pub(crate) fn open(
-    disk: &dyn Disk,
+    shared_disk: &Arc<dyn Disk>,
     clock: &dyn Clock,
     new_store: StoreId,
+    pool: &Pool,
 ) -> Result<Opened, StorageError> {
+    let disk = &**shared_disk;
     let begun_ns = clock.monotonic_ns();
     check_is_ours(disk)?;
     let lock = take_lock(disk)?;
@@ -70,10 +76,11 @@ pub(crate) fn open(
         None => (initialise(disk, clock, new_store)?, true),
     };
     settle_log(disk, &superblock)?;
+    pool.add(pool::list(disk)?);
     let survey = survey(disk, superblock)?;
     let superblock = begin_epoch(disk, &survey)?;
     let torn = keep_torn_tail(disk, &survey);
-    let fresh = open_fresh_segment(disk, clock, &superblock, &survey)?;
+    let fresh = open_fresh_segment(disk, clock, &superblock, &survey, pool)?;
     let mut segments = survey.segments.clone();
     segments.insert(fresh.header.segment);
     let found = if is_blank {
@@ -81,13 +88,20 @@ pub(crate) fn open(
     } else {
         describe(&survey, torn)
     };
-    let mut recovered = finish(survey, found, superblock.epoch, segments.len() as u64);
+    let (mut recovered, index) = finish(
+        shared_disk,
+        clock,
+        survey,
+        found,
+        superblock.epoch,
+        segments.len() as u64,
+    )?;
     recovered.report.duration_ms = clock.monotonic_ns().saturating_sub(begun_ns) / 1_000_000;
     Ok(Opened {
         lock,
         superblock,
         fresh,
-        segments,
+        existing: Existing { segments, index },
         recovered,
     })
 }
@@ -107,6 +121,7 @@ fn check_is_ours(disk: &dyn Disk) -> Result<(), StorageError> {
         LOCK_FILE,
         LOG_DIR,
         CHECKPOINT_DIR,
+        INDEX_DIR,
         QUARANTINE_DIR,
         LOST_AND_FOUND,
     ];
@@ -275,6 +290,7 @@ fn open_fresh_segment(
     clock: &dyn Clock,
     superblock: &Superblock,
     survey: &Survey,
+    pool: &Pool,
 ) -> Result<FreshSegment, StorageError> {
     let last = survey
         .segments
@@ -286,8 +302,9 @@ fn open_fresh_segment(
         segment: SegmentId(last.0 + 1),
         epoch: superblock.epoch,
         created_at_ms: clock.unix_ms(),
+        is_recycled: false,
     };
-    let file = header.create(disk)?;
+    let (Prepared { header, file }, _) = pool.take(header)?;
     let mut body = BatchBody::new(header.first_batch());
     body.push(&Entry::Open {
         predecessor_end: survey.end,
@@ -329,9 +346,21 @@ fn describe(survey: &Survey, torn: Option<TornTail>) -> Found {
     }
 }
 
-fn finish(survey: Survey, found: Found, epoch: u64, segment_count: u64) -> Recovered {
+fn finish(
+    disk: &Arc<dyn Disk>,
+    clock: &dyn Clock,
+    survey: Survey,
+    found: Found,
+    epoch: u64,
+    segment_count: u64,
+) -> Result<(Recovered, IndexFiles), StorageError> {
     let replayed_record_count = survey.replay.record_count();
-    let (queues, meta_records) = survey.replay.finish();
+    let high_counts = survey.replay.high_counts().clone();
+    let (mut queues, meta_records) = survey.replay.finish();
+    let store = survey.superblock.store;
+    let index = IndexFiles::open(Arc::clone(disk), store, &queues)?;
+    let rebuilt =
+        index::recover::recover(&**disk, clock, store, &index, &mut queues, &high_counts)?;
     let report = RecoveryReport {
         found,
         epoch,
@@ -340,15 +369,18 @@ fn finish(survey: Survey, found: Found, epoch: u64, segment_count: u64) -> Recov
         replayed_to: survey.end,
         replayed_record_count,
         queue_count: queues.len() as u64,
-        message_count: queues.iter().map(|queue| queue.entries.len() as u64).sum(),
+        message_count: queues.iter().map(QueueImage::message_count).sum(),
+        filed_run_count: queues.iter().map(|queue| queue.runs.len() as u64).sum(),
+        rebuilt_run_count: rebuilt.rebuilt_run_count,
         segment_count,
-        read_bytes: survey.read_bytes,
+        read_bytes: survey.read_bytes + rebuilt.read_bytes,
         duration_ms: 0,
     };
-    Recovered {
+    let recovered = Recovered {
         report,
         meta_snapshot: survey.checkpoint.map(|checkpoint| checkpoint.meta),
         meta_records,
         queues,
-    }
+    };
+    Ok((recovered, index))
 }

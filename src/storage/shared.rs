@@ -12,9 +12,12 @@ use std::time::Duration;
 use super::append::{Append, Pending};
 use super::error::StorageError;
 use super::format::StoreId;
+use super::index::files::IndexFiles;
 use super::options::Options;
+use super::pool::Pool;
 use super::read::FileCache;
 use super::stats::Stats;
+use super::superblock::Superblock;
 use super::types::{Lsn, Position, Receipt, Request, SegmentId, Urgency};
 use crate::disk::{Clock, Disk};
 use crate::sync::{lock, wait};
@@ -41,6 +44,12 @@ struct Control {
     stop: Option<Stop>,
     /// Why the engine stopped for good.
     failure: Option<String>,
+}
+
+/// Files that recovery found or made.
+pub(crate) struct Existing {
+    pub(crate) segments: BTreeSet<SegmentId>,
+    pub(crate) index: IndexFiles,
 }
 
 /// See the module.
@@ -74,6 +83,9 @@ pub(crate) struct Shared {
     /// Segment files that exist.
     pub(crate) segments: Mutex<BTreeSet<SegmentId>>,
     pub(crate) files: FileCache,
+    /// The index files; they have a lock of their own.
+    pub(crate) index: IndexFiles,
+    pub(crate) pool: Arc<Pool>,
 }
 
 impl Shared {
@@ -81,10 +93,10 @@ impl Shared {
         disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
         options: Options,
-        store: StoreId,
-        epoch: u64,
+        superblock: &Superblock,
         append: Append,
-        segments: BTreeSet<SegmentId>,
+        existing: Existing,
+        pool: Arc<Pool>,
     ) -> Self {
         let end = append.end().0;
         Self {
@@ -92,8 +104,8 @@ impl Shared {
             disk,
             clock,
             options,
-            store,
-            epoch,
+            store: superblock.store,
+            epoch: superblock.epoch,
             append: Mutex::new(append),
             written_lsn: AtomicU64::new(end),
             synced_lsn: AtomicU64::new(end),
@@ -107,7 +119,9 @@ impl Shared {
             control: Mutex::default(),
             control_changed: Condvar::new(),
             stats: Mutex::default(),
-            segments: Mutex::new(segments),
+            segments: Mutex::new(existing.segments),
+            index: existing.index,
+            pool,
         }
     }
 
@@ -215,6 +229,11 @@ impl Shared {
             SLEEPS_WITH_LAZY if !self.has_waited.load(Ordering::SeqCst) && !self.is_full() => {}
             _ => self.unpark(),
         }
+    }
+
+    /// Makes the commit thread look whatever it waits for.
+    pub(crate) fn rouse(&self) {
+        self.unpark();
     }
 
     fn unpark(&self) {

@@ -3,8 +3,10 @@
 mod bytes_on_disk;
 mod commits;
 mod damage;
+mod filing;
 mod gathering;
 mod lifecycle;
+mod recycling;
 
 use std::sync::Arc;
 
