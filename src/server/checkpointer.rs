@@ -1,5 +1,5 @@
-//! The checkpoint thread: writes a checkpoint whenever the store says that one is due, and measures the free
-//! disk space in between.
+//! The checkpoint thread writes a checkpoint whenever the store says that one is due; the disk thread watches the
+//! free space. They are two, because a checkpoint on a full disk may wait for the room that the other one finds.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
@@ -20,28 +20,34 @@ struct Stop {
     wakes: Condvar,
 }
 
-/// Handle of the thread.
+/// Handle of both threads.
 pub(super) struct Checkpointer {
     stop: Arc<Stop>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Checkpointer {
     pub(super) fn spawn(hub: Arc<Hub>) -> io::Result<Self> {
         let stop = Arc::new(Stop::default());
+        let (disk_hub, disk_stop) = (Arc::clone(&hub), Arc::clone(&stop));
+        let disk = super::named("stratamq-disk".into(), move || {
+            while !stopped_within(&disk_stop, POLL) {
+                disk_hub.check_disk();
+            }
+        })?;
         let thread_stop = Arc::clone(&stop);
-        let thread = super::named("stratamq-ckpt".into(), move || run(&hub, &thread_stop))?;
+        let checkpoints = super::named("stratamq-ckpt".into(), move || run(&hub, &thread_stop))?;
         Ok(Self {
             stop,
-            thread: Some(thread),
+            threads: vec![disk, checkpoints],
         })
     }
 
-    /// Ends the thread after the checkpoint it may be writing.
+    /// Ends the threads, after the checkpoint it may be writing.
     pub(super) fn stop(&mut self) {
         *lock(&self.stop.is_stopping) = true;
-        self.stop.wakes.notify_one();
-        if let Some(thread) = self.thread.take() {
+        self.stop.wakes.notify_all();
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
@@ -51,7 +57,6 @@ fn run(hub: &Hub, stop: &Stop) {
     let mut pause = POLL;
     while !stopped_within(stop, pause) {
         pause = POLL;
-        hub.check_disk();
         if !hub.storage.checkpoint_due() {
             continue;
         }

@@ -19,14 +19,17 @@ use std::sync::Arc;
 
 use super::batch::{BatchBody, BatchHeader};
 use super::error::StorageError;
-use super::file::{create_temp, io_error, list_or_empty, publish_temp, temp_path, write_all};
-use super::format::{
-    CHECKPOINT_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, SUPERBLOCK_FILES, StoreId, checkpoint_path,
-    segment_path,
+use super::file::{
+    create_temp, io_error, list_or_empty, publish_temp, room_error, temp_path, write_all,
 };
-use super::pool::{self, Pool, Prepared};
+use super::format::{
+    CHECKPOINT_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, RESERVE_FILE, SUPERBLOCK_FILES, StoreId,
+    checkpoint_path, segment_path,
+};
+use super::pool::{self, Prepared};
 use super::record::Entry;
 use super::report::{Found, Recovered, RecoveryReport, TornTail};
+use super::reserve::{Space, with_room};
 use super::segment::{self, SegmentHeader};
 use super::superblock::{self, Superblock};
 use super::survey::{Discarded, Survey, survey};
@@ -55,28 +58,34 @@ pub(crate) struct FreshSegment {
     pub(crate) open_header: BatchHeader,
 }
 
-/// Opens the data directory; `new_store` names the store if there is none yet. `pool` gets the spares that are there.
+/// Opens the data directory; `new_store` names the store if there is none yet. `space` gets what is put aside there.
 pub(crate) fn open(
     disk: &dyn Disk,
     clock: &dyn Clock,
     new_store: StoreId,
-    pool: &Pool,
+    space: &Space,
 ) -> Result<Opened, StorageError> {
     let begun_ns = clock.monotonic_ns();
     check_is_ours(disk)?;
     let lock = take_lock(disk)?;
+    let found = space.find_reserve();
+    found.map_err(io_error(disk, "open", Path::new(RESERVE_FILE)))?;
     settle_superblocks(disk)?;
     let copies = superblock::read_copies(disk)?;
     let (superblock, is_blank) = match superblock::choose(disk, &copies)? {
         Some(superblock) => (superblock, false),
-        None => (initialise(disk, clock, new_store)?, true),
+        None => (
+            with_room(space, || initialise(disk, clock, new_store, space))?,
+            true,
+        ),
     };
     settle_log(disk, &superblock)?;
-    pool.add(pool::list(disk)?);
+    space.pool.add(pool::list(disk)?);
     let survey = survey(disk, superblock)?;
-    let superblock = begin_epoch(disk, &survey)?;
+    let superblock = with_room(space, || begin_epoch(disk, &survey))?;
     let torn = keep_torn_tail(disk, &survey);
-    let fresh = open_fresh_segment(disk, clock, &superblock, &survey, pool)?;
+    let fresh = open_fresh_segment(disk, clock, &superblock, &survey, space)?;
+    space.refill();
     let mut segments = survey.segments.clone();
     segments.insert(fresh.header.segment);
     let found = if is_blank {
@@ -111,6 +120,7 @@ fn check_is_ours(disk: &dyn Disk) -> Result<(), StorageError> {
         LOG_DIR,
         CHECKPOINT_DIR,
         QUARANTINE_DIR,
+        RESERVE_FILE,
         LOST_AND_FOUND,
     ];
     let foreign = names
@@ -151,12 +161,16 @@ fn initialise(
     disk: &dyn Disk,
     clock: &dyn Clock,
     store: StoreId,
+    space: &Space,
 ) -> Result<Superblock, StorageError> {
     for dir in [LOG_DIR, CHECKPOINT_DIR, QUARANTINE_DIR] {
         let path = Path::new(dir);
         disk.create_dir(path)
-            .map_err(io_error(disk, "create a directory", path))?;
+            .map_err(room_error(disk, "create a directory", path))?;
     }
+    let path = Path::new(RESERVE_FILE);
+    let created = space.create_reserve();
+    created.map_err(room_error(disk, "create", path))?;
     sync_dir(disk, "")?;
     let superblock = Superblock {
         store,
@@ -244,7 +258,11 @@ fn keep_torn_tail(disk: &dyn Disk, survey: &Survey) -> Option<TornTail> {
         );
         match keep(disk, discarded, Path::new(&name)) {
             Ok(()) => torn.kept_in.push(name),
-            Err(error) => tracing::warn!(%error, name, "cannot keep a copy of a torn tail"),
+            Err(error) => {
+                tracing::warn!(%error, name, "cannot keep a copy of a torn tail");
+                // What was copied takes space that may be all there is.
+                let _ = disk.remove(&temp_path(Path::new(&name)));
+            }
         }
     }
     Some(torn)
@@ -278,7 +296,7 @@ fn open_fresh_segment(
     clock: &dyn Clock,
     superblock: &Superblock,
     survey: &Survey,
-    pool: &Pool,
+    space: &Space,
 ) -> Result<FreshSegment, StorageError> {
     let last = survey
         .segments
@@ -292,7 +310,7 @@ fn open_fresh_segment(
         created_at_ms: clock.unix_ms(),
         is_recycled: false,
     };
-    let (Prepared { header, file }, _) = pool.take(header)?;
+    let (Prepared { header, file }, _) = with_room(space, || space.pool.take(header))?;
     let mut body = BatchBody::new(header.first_batch());
     body.push(&Entry::Open {
         predecessor_end: survey.end,
@@ -315,9 +333,15 @@ fn open_fresh_segment(
     let mut block = open_batch.clone();
     block.resize(segment::FIRST_BATCH_OFFSET as usize, 0);
     let path = segment_path(header.segment);
-    let written = write_all(&*file, &block, u64::from(segment::FIRST_BATCH_OFFSET))
-        .and_then(|()| file.sync_data());
-    written.map_err(io_error(disk, "open a fresh segment", &path))?;
+    with_room(space, || {
+        write_all(&*file, &block, u64::from(segment::FIRST_BATCH_OFFSET)).map_err(room_error(
+            disk,
+            "open a fresh segment",
+            &path,
+        ))
+    })?;
+    file.sync_data()
+        .map_err(io_error(disk, "open a fresh segment", &path))?;
     Ok(FreshSegment {
         header,
         file,
