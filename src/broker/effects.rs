@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::outbox::Outbox;
 use super::queue::QueueHandle;
+use crate::storage::run::FiledRun;
 use crate::storage::types::{Lsn, Position, Seq};
 
 /// A message body that must be read from disk before its queue can go on.
@@ -15,6 +16,15 @@ pub struct Fetch {
     pub seq: Seq,
     /// Where it lies.
     pub position: Position,
+}
+
+/// Runs of a queue whose entries must be read from its index file before it can go on.
+#[derive(Clone, Debug)]
+pub struct RunLoad {
+    /// Queue that waits; the result goes to `Broker::run_loaded`.
+    pub queue: QueueHandle,
+    /// The runs, as they are now.
+    pub runs: Vec<FiledRun>,
 }
 
 /// What to do once an LSN is durable.
@@ -44,6 +54,8 @@ pub struct Effects {
     pub wakes: Vec<Arc<Outbox>>,
     /// Bodies to read.
     pub fetches: Vec<Fetch>,
+    /// Runs to read.
+    pub run_loads: Vec<RunLoad>,
     /// Continuations on durability.
     pub after_durable: Vec<(Lsn, AfterDurable)>,
     /// Timers to arm.

@@ -28,7 +28,8 @@ use super::records;
 use super::vhost::Vhost;
 use crate::amqp::field_table::FieldTable;
 use crate::amqp::short_string::ShortString;
-use crate::storage::types::{Lsn, QueueId};
+use crate::storage::run::FiledRun;
+use crate::storage::types::{ImageEntry, Lsn, QueueId};
 use crate::storage::{CheckpointSource, QueueImage};
 use crate::sync::{lock, read, write};
 
@@ -197,7 +198,7 @@ impl Shared {
             let spec = queue_spec(&vhost, &record)?;
             let turn = &mut self.turn(now_ms, effects);
             let queue = match images.remove(&spec.id) {
-                Some(image) => Queue::restore(spec, &image, turn),
+                Some(image) => Queue::restore(spec, image, turn),
                 None => {
                     tracing::warn!(
                         queue = record.name,
@@ -210,7 +211,8 @@ impl Shared {
             lock(&self.meta).durable_queues.insert(queue.id(), queue);
         }
         for (id, image) in images {
-            let messages = image.entries.len();
+            let filed: u64 = image.runs.iter().map(|run| u64::from(run.live.len())).sum();
+            let messages = image.entries.len() as u64 + filed;
             tracing::warn!(queue_id = %id, messages, "dropped messages of a queue that is not declared");
         }
         Ok(())
@@ -331,5 +333,19 @@ impl CheckpointSource for Broker {
         } else {
             ImageKind::Running
         })
+    }
+
+    fn unfiled_runs(&self, id: QueueId, max_count: usize) -> Vec<Vec<ImageEntry>> {
+        let queue = lock(&self.shared.meta).durable_queues.get(&id).cloned();
+        queue.map_or_else(Vec::new, |queue| {
+            queue.unfiled_runs(&self.shared.queues, max_count)
+        })
+    }
+
+    fn filed(&self, id: QueueId, runs: Vec<FiledRun>) {
+        let queue = lock(&self.shared.meta).durable_queues.get(&id).cloned();
+        if let Some(queue) = queue {
+            queue.filed(&self.shared.queues, &runs);
+        }
     }
 }

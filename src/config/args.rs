@@ -119,6 +119,16 @@ pub struct ServerArgs {
     )]
     pub disk_free_limit: ByteSize,
 
+    /// Messages from which on a queue keeps their positions in an index file instead of in memory; 0 gives every
+    /// durable queue a file
+    #[arg(
+        long,
+        env = "STRATAMQ_QUEUE_INDEX_MIN_MESSAGES",
+        default_value_t = 1024,
+        value_name = "N"
+    )]
+    pub queue_index_min_messages: u64,
+
     /// What to log to standard error: error, warn, info, debug, trace, or a filter such as
     /// `stratamq::server=debug,info`
     #[arg(

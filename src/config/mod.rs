@@ -47,6 +47,8 @@ pub struct Config {
     pub segment_size_bytes: u64,
     /// Publishers are blocked while less is free; 0 for never.
     pub disk_free_limit_bytes: u64,
+    /// Unsettled messages from which on a queue has an index file; 0 for every durable queue.
+    pub queue_index_min_messages: u64,
 }
 
 /// Smallest segment a user may ask for.
@@ -131,6 +133,7 @@ impl Config {
             ack_fsync_ms: args.ack_fsync_ms,
             segment_size_bytes,
             disk_free_limit_bytes: args.disk_free_limit.0,
+            queue_index_min_messages: args.queue_index_min_messages,
         })
     }
 }

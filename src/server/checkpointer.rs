@@ -1,5 +1,6 @@
-//! The checkpoint thread writes a checkpoint whenever the store says that one is due; the disk thread watches the
-//! free space. They are two, because a checkpoint on a full disk may wait for the room that the other one finds.
+//! The checkpoint thread: writes a checkpoint whenever the store says that one is due; in between it moves entries of
+//! deep queues to their index files when they take too much memory. The disk thread watches the free space: it is
+//! another one, because a checkpoint on a full disk may wait for the room that this one finds.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
@@ -11,6 +12,8 @@ use crate::sync::{lock, wait_within};
 
 /// How often the store is asked.
 const POLL: Duration = Duration::from_millis(500);
+/// How often the memory of entries is looked at: publishers fill it faster than a checkpoint becomes due.
+const FILING_POLL: Duration = Duration::from_millis(100);
 /// Pause after a failed checkpoint: each attempt writes the state of all queues, on a disk that may be full.
 const FAILED_PAUSE: Duration = Duration::from_secs(5);
 
@@ -55,7 +58,12 @@ impl Checkpointer {
 
 fn run(hub: &Hub, stop: &Stop) {
     let mut pause = POLL;
-    while !stopped_within(stop, pause) {
+    while !stopped_within(stop, FILING_POLL.min(pause)) {
+        pause = pause.saturating_sub(FILING_POLL);
+        file_runs(hub);
+        if !pause.is_zero() {
+            continue;
+        }
         pause = POLL;
         if !hub.storage.checkpoint_due() {
             continue;
@@ -70,6 +78,20 @@ fn run(hub: &Hub, stop: &Stop) {
             }
         }
     }
+}
+
+/// Makes room in memory, when entries of queues take too much of it.
+fn file_runs(hub: &Hub) {
+    let queues = hub.broker.queues();
+    if !queues.wants_filing() {
+        return;
+    }
+    match hub.storage.file_runs(&hub.broker) {
+        Ok(runs) => tracing::debug!(runs, "filed runs of deep queues"),
+        // They stay in memory; the next checkpoint tries again.
+        Err(error) => tracing::warn!(%error, "cannot write index files"),
+    }
+    queues.note_filing();
 }
 
 fn stopped_within(stop: &Stop, duration: Duration) -> bool {

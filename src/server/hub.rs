@@ -104,8 +104,8 @@ impl Hub {
         for outbox in effects.wakes.drain(..) {
             outbox.wake();
         }
-        if !effects.fetches.is_empty() {
-            self.reads.add(&mut effects.fetches);
+        if !effects.fetches.is_empty() || !effects.run_loads.is_empty() {
+            self.reads.add(&mut effects.run_loads, &mut effects.fetches);
         }
         if !effects.after_durable.is_empty() || !effects.timers.is_empty() {
             self.worker.add(

@@ -10,6 +10,7 @@ use super::journal::StorageJournal;
 use super::signals::Signals;
 use super::worker::WorkerQueue;
 use crate::broker::effects::Effects;
+use crate::broker::queue::IndexLimits;
 use crate::broker::{Broker, BrokerOptions, RestoreError};
 use crate::config::{Config, FsyncMode};
 use crate::disk::{Clock, Disk, RealClock, RealDisk};
@@ -60,7 +61,8 @@ fn storage_options(config: &Config) -> Options {
         ack_fsync_ms: config.ack_fsync_ms,
         segment_size_bytes: config.segment_size_bytes,
         undurable_max_bytes: UNDURABLE_MAX_BYTES,
-        spare_count_max: Options::default().spare_count_max,
+        index_min_messages: config.queue_index_min_messages,
+        ..Options::default()
     }
 }
 
@@ -90,7 +92,13 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         .collect();
     let broker = Broker::restore(
         journal,
-        BrokerOptions::default(),
+        BrokerOptions {
+            index: IndexLimits {
+                min_messages: config.queue_index_min_messages,
+                ..IndexLimits::default()
+            },
+            ..BrokerOptions::default()
+        },
         recovered.meta_snapshot.as_deref(),
         &records,
         recovered.queues,

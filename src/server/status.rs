@@ -9,6 +9,7 @@ use super::alarms::STALLED;
 use super::hub::Hub;
 use crate::broker::admin::{AdminCommand, AdminError, AdminReplyBody};
 use crate::broker::effects::Effects;
+use crate::storage::index::BLOCK_LEN;
 
 /// The state of a running broker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,8 +28,25 @@ pub struct Status {
     pub messages: Messages,
     /// The log.
     pub log: LogStatus,
+    /// Positions of messages, in memory and in index files.
+    pub index: IndexStatus,
     /// All queues.
     pub queues: Vec<QueueStatus>,
+}
+
+/// Positions of messages.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct IndexStatus {
+    /// Bytes of entries of queues in memory, about.
+    pub memory_bytes: u64,
+    /// Runs of 256 messages whose entries are in index files only.
+    pub filed_runs: u64,
+    /// Bytes of those in the files.
+    pub filed_bytes: u64,
+    /// Runs written to index files since the start.
+    pub runs_written: u64,
+    /// Runs whose place in an index file was damaged, and that were found in the log instead, since the start.
+    pub runs_rebuilt: u64,
 }
 
 /// Client connections.
@@ -128,6 +146,7 @@ pub(super) fn collect(hub: &Hub) -> Result<Status, AdminError> {
 
 fn status(hub: &Hub, now_ms: u64, queues: Vec<QueueStatus>) -> Status {
     let counters = &hub.counters;
+    let stats = hub.storage.stats();
     let opened = counters.connections_opened.load(Ordering::Relaxed);
     let closed = counters.connections_closed.load(Ordering::Relaxed);
     Status {
@@ -152,8 +171,21 @@ fn status(hub: &Hub, now_ms: u64, queues: Vec<QueueStatus>) -> Status {
             delivered: counters.messages_delivered.load(Ordering::Relaxed),
             quarantined: hub.broker.quarantined_count(),
         },
-        log: log_status(&hub.storage.stats()),
+        log: log_status(&stats),
+        index: index_status(hub, &stats),
         queues,
+    }
+}
+
+fn index_status(hub: &Hub, stats: &crate::storage::Stats) -> IndexStatus {
+    let queues = hub.broker.queues();
+    let filed_runs = queues.filed_run_count();
+    IndexStatus {
+        memory_bytes: queues.entries_bytes(),
+        filed_runs,
+        filed_bytes: filed_runs * BLOCK_LEN as u64,
+        runs_written: stats.filed_run_count,
+        runs_rebuilt: stats.rebuilt_run_count,
     }
 }
 
@@ -187,6 +219,7 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             log,
+            index,
             messages,
             connections,
             ..
@@ -228,6 +261,15 @@ impl fmt::Display for Status {
             f,
             "fdatasync     {} calls, p50 {} us, p99 {} us, max {} us",
             log.fdatasync_count, log.fdatasync_p50_us, log.fdatasync_p99_us, log.fdatasync_max_us
+        )?;
+        writeln!(
+            f,
+            "index         {} bytes of entries in memory; {} runs, {} bytes, in index files only; {} runs written, {} rebuilt",
+            index.memory_bytes,
+            index.filed_runs,
+            index.filed_bytes,
+            index.runs_written,
+            index.runs_rebuilt
         )?;
         writeln!(f, "queues        {}", self.queues.len())?;
         if !self.queues.is_empty() {

@@ -1,7 +1,7 @@
 //! [`Storage`]: the engine as its owner sees it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -11,8 +11,10 @@ use super::checkpoint::{self, CheckpointHeader};
 use super::commit::{Committer, Next};
 use super::error::{ReadError, StorageError};
 use super::file::{create_temp, io_error, publish_temp, temp_path};
+use super::filing::Filing;
 use super::format::{CHECKPOINT_DIR, LOG_DIR, StoreId, checkpoint_path, segment_path};
 use super::gather::ReadBuffer;
+use super::index::files::Named;
 use super::options::Options;
 use super::recovery;
 use super::report::{CheckpointReport, Recovered};
@@ -121,7 +123,7 @@ impl Storage {
             options.segment_size_bytes,
             options.spare_count_max,
         ));
-        let opened = recovery::open(&*disk, &*clock, new_store, &space)?;
+        let opened = recovery::open(&disk, &*clock, new_store, &space)?;
         let (fresh, superblock) = (opened.fresh, opened.superblock);
         let base = fresh.open_header.end();
         let append = Append::new(
@@ -132,7 +134,7 @@ impl Storage {
         );
         let now_ms = clock.unix_ms();
         let report = &opened.recovered.report;
-        let replayed_bytes = if report.replayed_record_count > 0 {
+        let replayed_bytes = if report.replayed_record_count + report.rebuilt_run_count > 0 {
             report.read_bytes
         } else {
             0
@@ -143,9 +145,10 @@ impl Storage {
             options,
             &superblock,
             append,
-            opened.segments,
+            opened.existing,
             space,
         ));
+        lock(&shared.stats).rebuilt_run_count = report.rebuilt_run_count;
         let committer = Committer::new(
             Arc::clone(&shared),
             listener,
@@ -174,6 +177,15 @@ impl Storage {
             },
             opened.recovered,
         ))
+    }
+
+    /// Held by whatever writes index files, checkpoints among it.
+    pub(super) fn checkpoint_lock(&self) -> MutexGuard<'_, impl Sized> {
+        lock(&self.inner.checkpoints)
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.inner.shared
     }
 
     fn start_threads(&self) -> Result<(), StorageError> {
@@ -323,7 +335,7 @@ impl Storage {
     ///
     /// ```text
     /// t1 begin = append position, a batch ends there, t2 snapshots, t3 end = append position, t4 sync up to end,
-    /// t5 file synced, renamed, directory synced, t6 superblock copy 0, t7 copy 1, t8 segments and old file removed
+    /// and index files, t5 file synced, renamed, directory synced, t6 superblock copy 0, t7 copy 1, t8 segments and old file removed
     /// crash before t6 -> the old checkpoint counts, its log is all there; a leftover file is removed later
     /// crash after t6  -> the new one counts; what t8 did not remove is removed after the next one
     /// ```
@@ -343,7 +355,7 @@ impl Storage {
             let mut append = lock(&shared.append);
             (append.cut_batch(), append.pushed_bytes())
         };
-        let (header, written) = loop {
+        let (header, (written, named, filed_run_count)) = loop {
             let header = CheckpointHeader {
                 generation: checkpoints.next_generation,
                 epoch: shared.epoch,
@@ -384,6 +396,7 @@ impl Storage {
             .store(header.created_at_ms, Ordering::Relaxed);
         self.inner.replayed_bytes.store(0, Ordering::Relaxed);
         let freed = self.free(begin.segment(), &written, header.generation)?;
+        shared.index.checkpointed(named)?;
         let duration_ms = shared.clock.monotonic_ns().saturating_sub(begun_ns) / 1_000_000;
         (checkpoints.last_ms, checkpoints.last_bytes) = (duration_ms, written.len_bytes);
         let mut stats = lock(&shared.stats);
@@ -398,6 +411,7 @@ impl Storage {
             size_bytes: written.len_bytes,
             queue_count: written.queue_count,
             message_count: written.entry_count,
+            filed_run_count,
             freed,
             duration_ms,
         })
@@ -407,7 +421,7 @@ impl Storage {
         &self,
         header: &CheckpointHeader,
         source: &dyn CheckpointSource,
-    ) -> Result<checkpoint::Written, StorageError> {
+    ) -> Result<(checkpoint::Written, Named, u64), StorageError> {
         let shared = &self.inner.shared;
         let path = checkpoint_path(header.generation);
         let error = |operation| io_error(&*shared.disk, operation, &path);
@@ -420,8 +434,9 @@ impl Storage {
         let mut ids = source.queue_ids();
         ids.sort_unstable();
         ids.dedup();
+        let mut filing = Filing::new(shared, source);
         for id in ids {
-            if let Some(image) = source.queue(id) {
+            if let Some(image) = filing.queue(id)? {
                 assert_eq!(image.id, id, "a queue is asked for by its id");
                 writer.queue(&image).map_err(error("write a checkpoint"))?;
             }
@@ -429,8 +444,9 @@ impl Storage {
         let end = lock(&shared.append).end();
         let written = writer.finish(end).map_err(error("write a checkpoint"))?;
         self.sync_to(end)?;
+        let (named, filed_run_count) = filing.finish()?;
         publish_temp(&*shared.disk, &*file, &path).map_err(error("publish a checkpoint"))?;
-        Ok(written)
+        Ok((written, named, filed_run_count))
     }
 
     /// Removes what a failed checkpoint left, which no superblock names: on a full disk the leftovers of every

@@ -9,7 +9,7 @@
 //! The truth is the newest checkpoint plus the log from the place where it begins. Everything that happens is one
 //! record in one log, in the order in which queues changed; one sync makes it durable, whatever the number of
 //! queues. Reading order: `types`, `format`, `record`, `batch`, `append`, `schedule`, `pool`, `commit`, `engine`; then
-//! `image`, `checkpoint`, `scan`, `survey`, `replay`, `recovery`.
+//! `image`, `run`, `checkpoint`, `filing`, `index`, `scan`, `survey`, `replay`, `recovery`.
 //!
 //! 1. A watermark covers only what an fdatasync that began later than the write has returned for.
 //! 2. No file of an earlier incarnation is ever changed; LSNs and segment numbers are never used twice.
@@ -23,10 +23,12 @@ mod commit;
 mod engine;
 mod error;
 mod file;
+mod filing;
 pub mod format;
 pub mod fuzz;
 mod gather;
 pub mod image;
+pub mod index;
 mod options;
 pub mod pool;
 mod read;
@@ -36,6 +38,7 @@ pub mod replay;
 mod report;
 mod reserve;
 pub mod run;
+mod run_codec;
 pub mod scan;
 mod schedule;
 pub mod segment;

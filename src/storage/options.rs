@@ -30,6 +30,9 @@ pub struct Options {
     /// Bytes that may be pushed and not yet confirmed before publishers must wait: bounds memory, and
     /// what a crash can lose of unconfirmed work.
     pub undurable_max_bytes: u64,
+    /// Unsettled messages from which on a queue's positions go to an index file. Which ones is the owner's choice, see
+    /// [`unfiled_runs`](super::CheckpointSource::unfiled_runs); with 0 the engine gives every queue a file.
+    pub index_min_messages: u64,
     /// Freed segments that are kept to be used again.
     pub spare_count_max: usize,
 }
@@ -50,6 +53,7 @@ impl Default for Options {
             ack_fsync_ms: 50,
             segment_size_bytes: 64 << 20,
             undurable_max_bytes: 32 << 20,
+            index_min_messages: 1024,
             spare_count_max: 4,
         }
     }

@@ -9,10 +9,10 @@
 //!   device, so what recovery builds upon cannot disappear later.
 //! - Crash at any step: the next start finds the same end X, because no old file is ever changed; it only sees a
 //!   higher epoch and perhaps a segment without a valid first batch, which is void.
+//! - Index files come after t7: they are derived, and what is built again goes into free blocks.
 //! - t7: from then on OPEN names X as the end of its predecessor; what is behind X is void for ever, and the
 //!   segment number is above every existing file's, so no LSN is used twice.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,14 +23,17 @@ use super::file::{
     create_temp, io_error, list_or_empty, publish_temp, room_error, temp_path, write_all,
 };
 use super::format::{
-    CHECKPOINT_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, RESERVE_FILE, SUPERBLOCK_FILES, StoreId,
-    checkpoint_path, segment_path,
+    CHECKPOINT_DIR, INDEX_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, RESERVE_FILE, SUPERBLOCK_FILES,
+    StoreId, checkpoint_path, segment_path,
 };
+use super::image::QueueImage;
+use super::index::{self, files::IndexFiles};
 use super::pool::{self, Prepared};
 use super::record::Entry;
 use super::report::{Found, Recovered, RecoveryReport, TornTail};
 use super::reserve::{Space, with_room};
 use super::segment::{self, SegmentHeader};
+use super::shared::Existing;
 use super::superblock::{self, Superblock};
 use super::survey::{Discarded, Survey, survey};
 use super::types::{Lsn, SegmentId};
@@ -46,7 +49,7 @@ pub(crate) struct Opened {
     pub(crate) lock: Box<dyn DirectoryLock>,
     pub(crate) superblock: Superblock,
     pub(crate) fresh: FreshSegment,
-    pub(crate) segments: BTreeSet<SegmentId>,
+    pub(crate) existing: Existing,
     pub(crate) recovered: Recovered,
 }
 
@@ -60,11 +63,12 @@ pub(crate) struct FreshSegment {
 
 /// Opens the data directory; `new_store` names the store if there is none yet. `space` gets what is put aside there.
 pub(crate) fn open(
-    disk: &dyn Disk,
+    shared_disk: &Arc<dyn Disk>,
     clock: &dyn Clock,
     new_store: StoreId,
     space: &Space,
 ) -> Result<Opened, StorageError> {
+    let disk = &**shared_disk;
     let begun_ns = clock.monotonic_ns();
     check_is_ours(disk)?;
     let lock = take_lock(disk)?;
@@ -93,13 +97,20 @@ pub(crate) fn open(
     } else {
         describe(&survey, torn)
     };
-    let mut recovered = finish(survey, found, superblock.epoch, segments.len() as u64);
+    let (mut recovered, index) = finish(
+        shared_disk,
+        clock,
+        survey,
+        found,
+        superblock.epoch,
+        segments.len() as u64,
+    )?;
     recovered.report.duration_ms = clock.monotonic_ns().saturating_sub(begun_ns) / 1_000_000;
     Ok(Opened {
         lock,
         superblock,
         fresh,
-        segments,
+        existing: Existing { segments, index },
         recovered,
     })
 }
@@ -119,6 +130,7 @@ fn check_is_ours(disk: &dyn Disk) -> Result<(), StorageError> {
         LOCK_FILE,
         LOG_DIR,
         CHECKPOINT_DIR,
+        INDEX_DIR,
         QUARANTINE_DIR,
         RESERVE_FILE,
         LOST_AND_FOUND,
@@ -358,9 +370,21 @@ fn describe(survey: &Survey, torn: Option<TornTail>) -> Found {
     }
 }
 
-fn finish(survey: Survey, found: Found, epoch: u64, segment_count: u64) -> Recovered {
+fn finish(
+    disk: &Arc<dyn Disk>,
+    clock: &dyn Clock,
+    survey: Survey,
+    found: Found,
+    epoch: u64,
+    segment_count: u64,
+) -> Result<(Recovered, IndexFiles), StorageError> {
     let replayed_record_count = survey.replay.record_count();
-    let (queues, meta_records) = survey.replay.finish();
+    let high_counts = survey.replay.high_counts().clone();
+    let (mut queues, meta_records) = survey.replay.finish();
+    let store = survey.superblock.store;
+    let index = IndexFiles::open(Arc::clone(disk), store, &queues)?;
+    let rebuilt =
+        index::recover::recover(&**disk, clock, store, &index, &mut queues, &high_counts)?;
     let report = RecoveryReport {
         found,
         epoch,
@@ -369,15 +393,18 @@ fn finish(survey: Survey, found: Found, epoch: u64, segment_count: u64) -> Recov
         replayed_to: survey.end,
         replayed_record_count,
         queue_count: queues.len() as u64,
-        message_count: queues.iter().map(|queue| queue.entries.len() as u64).sum(),
+        message_count: queues.iter().map(QueueImage::message_count).sum(),
+        filed_run_count: queues.iter().map(|queue| queue.runs.len() as u64).sum(),
+        rebuilt_run_count: rebuilt.rebuilt_run_count,
         segment_count,
-        read_bytes: survey.read_bytes,
+        read_bytes: survey.read_bytes + rebuilt.read_bytes,
         duration_ms: 0,
     };
-    Recovered {
+    let recovered = Recovered {
         report,
         meta_snapshot: survey.checkpoint.map(|checkpoint| checkpoint.meta),
         meta_records,
         queues,
-    }
+    };
+    Ok((recovered, index))
 }

@@ -53,6 +53,10 @@ pub struct RecoveryReport {
     pub queue_count: u64,
     /// Messages in them (one that went to two queues counts twice).
     pub message_count: u64,
+    /// Runs of messages whose positions are in index files.
+    pub filed_run_count: u64,
+    /// Of these, runs whose place in the index file was lost and was found in the log.
+    pub rebuilt_run_count: u64,
     /// Segment files that exist, the fresh one included.
     pub segment_count: u64,
     /// Bytes read from checkpoint and log.
@@ -77,6 +81,13 @@ impl fmt::Display for RecoveryReport {
                 f,
                 "; cut {} bytes of unfinished writes at {} (nobody was promised them)",
                 tail.discarded_bytes, tail.cut_at
+            )?;
+        }
+        if self.rebuilt_run_count > 0 {
+            write!(
+                f,
+                "; built {} of {} index blocks again from the log",
+                self.rebuilt_run_count, self.filed_run_count
             )?;
         }
         write!(f, "; {} ms", self.duration_ms)
@@ -120,8 +131,10 @@ pub struct CheckpointReport {
     pub size_bytes: u64,
     /// Queues in it.
     pub queue_count: u64,
-    /// Entries of these queues.
+    /// Messages in these queues.
     pub message_count: u64,
+    /// Runs that went to index files for it.
+    pub filed_run_count: u64,
     /// Segments it made removable, and that were removed.
     pub freed: Vec<SegmentId>,
     /// How long it took.
