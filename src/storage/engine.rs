@@ -19,6 +19,7 @@ use super::options::Options;
 use super::recovery;
 use super::report::{CheckpointReport, Recovered};
 use super::reserve::{Need, Space, with_room};
+use super::scrub::Scrubber;
 use super::shared::{Shared, Stop};
 use super::stats::Stats;
 use super::superblock::Superblock;
@@ -123,7 +124,7 @@ impl Storage {
             options.segment_size_bytes,
             options.spare_count_max,
         ));
-        let opened = recovery::open(&disk, &*clock, new_store, &space)?;
+        let opened = recovery::open(&disk, &*clock, new_store, options.on_corruption, &space)?;
         let (fresh, superblock) = (opened.fresh, opened.superblock);
         let base = fresh.open_header.end();
         let append = Append::new(
@@ -560,6 +561,12 @@ impl Storage {
         let checkpointed = self.sync_to(end).and_then(|()| self.checkpoint(source));
         self.inner.end(Stop::Drain);
         checkpointed.map(|_| ())
+    }
+
+    /// Something that reads the store again, step by step, and says what does not verify.
+    #[must_use]
+    pub fn scrubber(&self) -> Scrubber {
+        Scrubber::new(Arc::clone(&self.inner.shared))
     }
 
     /// Looks after what is put aside; to be called every now and then. While the disk is low nothing is kept for

@@ -8,6 +8,8 @@ mod full_disk;
 mod gathering;
 mod lifecycle;
 mod recycling;
+mod salvage;
+mod scrub;
 
 use std::sync::Arc;
 
