@@ -15,6 +15,8 @@ pub struct Fetch {
     pub seq: Seq,
     /// Where it lies.
     pub position: Position,
+    /// It lies in a spill file, not in the log.
+    pub is_spilled: bool,
 }
 
 /// What to do once an LSN is durable.
@@ -44,6 +46,8 @@ pub struct Effects {
     pub wakes: Vec<Arc<Outbox>>,
     /// Bodies to read.
     pub fetches: Vec<Fetch>,
+    /// Places in spill files that nobody needs any more.
+    pub released: Vec<Position>,
     /// Continuations on durability.
     pub after_durable: Vec<(Lsn, AfterDurable)>,
     /// Timers to arm.

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::alarms::DiskAlarm;
+use super::alarms::Alarms;
+use super::memory::Memory;
 use super::readers::ReadQueue;
 use super::signals::Signals;
 use super::worker::WorkerQueue;
@@ -27,7 +28,9 @@ pub(super) struct Hub {
     pub(super) signals: Arc<Signals>,
     pub(super) clock: Arc<dyn Clock>,
     /// Whether publishers are blocked.
-    pub(super) disk_alarm: DiskAlarm,
+    pub(super) alarms: Alarms,
+    /// How much memory the process may take.
+    pub(super) memory: Memory,
     disk: Arc<dyn Disk>,
     worker: Arc<WorkerQueue>,
     reads: ReadQueue,
@@ -40,6 +43,8 @@ pub(super) struct Machine {
     pub(super) disk: Arc<dyn Disk>,
     /// Below it publishers are blocked; 0 for never.
     pub(super) disk_free_limit_bytes: u64,
+    /// What the process may take of the memory.
+    pub(super) memory_limit_bytes: u64,
 }
 
 impl Hub {
@@ -59,7 +64,8 @@ impl Hub {
             started_at_ms: machine.clock.unix_ms(),
             signals,
             clock: machine.clock,
-            disk_alarm: DiskAlarm::new(machine.disk_free_limit_bytes),
+            alarms: Alarms::new(machine.disk_free_limit_bytes),
+            memory: Memory::new(machine.memory_limit_bytes, Arc::clone(&machine.disk)),
             disk: machine.disk,
             worker,
             reads: ReadQueue::default(),
@@ -74,7 +80,7 @@ impl Hub {
     /// Measures the free space of the data directory and raises or clears the alarm.
     pub(super) fn check_disk(&self) {
         match self.disk.free_space() {
-            Ok(free) => self.disk_alarm.update(free),
+            Ok(free) => self.alarms.update_disk(free),
             Err(error) => tracing::warn!(%error, "cannot measure the free disk space"),
         }
     }
@@ -96,6 +102,11 @@ impl Hub {
         for outbox in effects.wakes.drain(..) {
             outbox.wake();
         }
+        if !effects.released.is_empty() {
+            self.memory.spill().release(&effects.released);
+            effects.released.clear();
+        }
+        self.check_contents();
         if !effects.fetches.is_empty() {
             self.reads.add(&mut effects.fetches);
         }
@@ -108,9 +119,10 @@ impl Hub {
         }
     }
 
-    /// Ends the worker and the readers.
+    /// Ends the worker, the readers and the memory thread.
     pub(super) fn stop_threads(&self) {
         self.worker.stop();
+        self.memory.stop();
         self.reads.stop();
     }
 }

@@ -42,6 +42,7 @@ impl State {
             sum_bytes += u64::from(next.position.len_bytes);
             let fits = run.first().is_none_or(|first| {
                 Arc::ptr_eq(&first.queue, &next.queue)
+                    && first.is_spilled == next.is_spilled
                     && sum_bytes <= RUN_MAX_BYTES
                     && run.len() < RUN_MAX_COUNT
             });
@@ -96,14 +97,15 @@ pub(super) fn run(hub: &Arc<Hub>) {
     let mut buffer = ReadBuffer::default();
     let mut run = Vec::new();
     while hub.read_queue().next_run(&mut run) {
-        let Some(queue) = run.first().map(|fetch| Arc::clone(&fetch.queue)) else {
+        let Some(first) = run.first() else {
             continue;
         };
+        let (queue, is_spilled) = (Arc::clone(&first.queue), first.is_spilled);
         let wanted: Vec<(Seq, Position)> = run
             .drain(..)
             .map(|fetch| (fetch.seq, fetch.position))
             .collect();
-        let results = read_all(hub, queue.id(), &wanted, &mut buffer);
+        let results = read_all(hub, queue.id(), is_spilled, &wanted, &mut buffer);
         hub.broker
             .fetched(&queue, results, hub.now_ms(), &mut effects);
         hub.carry_out(&mut effects);
@@ -115,10 +117,16 @@ pub(super) fn run(hub: &Arc<Hub>) {
 fn read_all(
     hub: &Hub,
     queue: QueueId,
+    is_spilled: bool,
     wanted: &[(Seq, Position)],
     buffer: &mut ReadBuffer,
 ) -> Vec<(Seq, Result<Bytes, FetchFailure>)> {
-    let results = hub.storage.read_many(queue, wanted, buffer);
+    let spill = hub.memory.spill();
+    let results = if is_spilled {
+        spill.read_many(queue, wanted, buffer)
+    } else {
+        hub.storage.read_many(queue, wanted, buffer)
+    };
     // For all of them: a device that is gone would keep this thread from the other queues for minutes.
     let mut attempts_left = READ_ATTEMPTS;
     wanted
@@ -128,7 +136,11 @@ fn read_all(
             while attempts_left > 0 && matches!(result, Err(ReadError::Io { .. })) {
                 attempts_left -= 1;
                 std::thread::sleep(READ_PAUSE);
-                result = hub.storage.read(queue, seq, position);
+                result = if is_spilled {
+                    spill.read(queue, seq, position)
+                } else {
+                    hub.storage.read(queue, seq, position)
+                };
             }
             let result = result.map_err(|error| FetchFailure {
                 reason: error.to_string(),

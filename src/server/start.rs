@@ -6,16 +6,19 @@ use std::sync::Arc;
 
 use super::hub::{Hub, Machine};
 use super::journal::StorageJournal;
+use super::memory;
 use super::signals::Signals;
 use super::worker::WorkerQueue;
 use crate::broker::effects::Effects;
 use crate::broker::{Broker, BrokerOptions, RestoreError};
 use crate::config::{Config, FsyncMode};
-use crate::disk::{Clock, Disk, RealClock, RealDisk};
+use crate::disk::{Clock, Disk, RealClock, RealDisk, machine};
 use crate::storage::{FsyncPolicy, Options, Storage, StorageError};
 
 /// Bytes that may be pushed and not durable before publishers are not read.
 const UNDURABLE_MAX_BYTES: u64 = 32 << 20;
+/// The same as a part of the memory limit: one in so many.
+const UNDURABLE_SHARE: u64 = 8;
 
 /// Why a broker does not start.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +50,7 @@ impl StartError {
     }
 }
 
-fn storage_options(config: &Config) -> Options {
+fn storage_options(config: &Config, memory_limit_bytes: u64) -> Options {
     Options {
         fsync: match config.fsync {
             FsyncMode::Always => FsyncPolicy::Always,
@@ -58,7 +61,7 @@ fn storage_options(config: &Config) -> Options {
         commit_max_bytes: config.commit_max_bytes,
         ack_fsync_ms: config.ack_fsync_ms,
         segment_size_bytes: config.segment_size_bytes,
-        undurable_max_bytes: UNDURABLE_MAX_BYTES,
+        undurable_max_bytes: UNDURABLE_MAX_BYTES.min(memory_limit_bytes / UNDURABLE_SHARE),
     }
 }
 
@@ -70,12 +73,13 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         StartError::Failed(format!("cannot use data directory {directory}: {error}"))
     })?;
     let disk: Arc<dyn Disk> = Arc::new(disk);
+    let memory_limit_bytes = config.memory_limit.resolve(machine::usable_memory_bytes());
     let worker = Arc::new(WorkerQueue::default());
     let signals = Arc::new(Signals::new(Arc::clone(&worker)));
     let (storage, recovered) = Storage::open(
         Arc::clone(&disk),
         Arc::clone(&clock),
-        storage_options(config),
+        storage_options(config, memory_limit_bytes),
         Arc::clone(&signals) as Arc<dyn crate::storage::CommitListener>,
     )?;
     let journal = Arc::new(StorageJournal(storage.clone()));
@@ -87,7 +91,10 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         .collect();
     let broker = Broker::restore(
         journal,
-        BrokerOptions::default(),
+        BrokerOptions {
+            resident_max_bytes: memory::contents_max_bytes(memory_limit_bytes),
+            ..BrokerOptions::default()
+        },
         recovered.meta_snapshot.as_deref(),
         &records,
         recovered.queues,
@@ -105,6 +112,7 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
             clock,
             disk,
             disk_free_limit_bytes: config.disk_free_limit_bytes,
+            memory_limit_bytes,
         },
     ));
     hub.check_disk();

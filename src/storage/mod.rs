@@ -38,6 +38,7 @@ pub mod scan;
 mod schedule;
 pub mod segment;
 mod shared;
+mod spill;
 pub mod stats;
 pub mod superblock;
 pub mod survey;
@@ -53,6 +54,7 @@ pub use image::QueueImage;
 pub use options::{FsyncPolicy, Options};
 pub use read::check_record;
 pub use report::{CheckpointReport, Found, MetaRecord, Recovered, RecoveryReport, TornTail};
+pub use spill::{SPILL_FILE_BYTES, Spill, SpillItem, Spilled};
 pub use stats::Stats;
 
 use run::FiledRun;

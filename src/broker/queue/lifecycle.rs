@@ -96,7 +96,7 @@ pub fn purge(turn: &mut Turn<'_>, queue: &QueueHandle) -> Purged {
     }
     for &seq in &ready {
         if let Some(slot) = state.slots.remove(seq) {
-            state.forget_fetch(&slot);
+            state.forget(&slot);
         }
     }
     state.expire_heads(queue, turn.now_ms, &mut batch);
@@ -143,7 +143,9 @@ pub fn delete(
         batch.hand_out(&spec.outbox, item);
     });
     state.answer_gets_empty(&mut batch);
-    state.slots.clear();
+    for slot in state.slots.clear() {
+        state.forget(&slot);
+    }
     state.leaving.clear();
     state.hidden.clear();
     locked.conclude(turn, batch);

@@ -32,6 +32,7 @@ mod read_ahead;
 mod reservation;
 mod settle;
 mod slots;
+mod spill;
 mod state;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -55,6 +56,7 @@ pub use self::image::ImageKind;
 pub use self::lifecycle::{cancel, consume, delete, purge, set_channel_prefetch, timer_due};
 pub use self::publish::{commit, publish, reveal};
 pub use self::settle::settle;
+pub use self::spill::{Shed, moved, shed, spilled};
 
 /// A client connection, unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -117,6 +117,8 @@ struct Run {
     live_count: u32,
     /// Slots that are `Ready`.
     ready_count: u32,
+    /// Slots whose content is in memory.
+    content_count: u32,
     slots: Vec<Slot>,
 }
 
@@ -246,6 +248,7 @@ impl Slots {
                 first: seq,
                 live_count: 0,
                 ready_count: 0,
+                content_count: 0,
                 slots,
             });
         }
@@ -258,6 +261,7 @@ impl Slots {
             run.slots.push(Slot::EMPTY);
         }
         run.live_count += 1;
+        run.content_count += u32::from(slot.message.is_some());
         if slot.status == Status::Ready {
             run.ready_count += 1;
             self.ready_from = self.ready_from.min(seq);
@@ -335,7 +339,10 @@ impl Slots {
     /// Sets or drops the content of the entry `seq`.
     pub(super) fn set_message(&mut self, seq: Seq, message: Option<Arc<Message>>) {
         if let Some((run, at)) = self.locate(seq) {
-            let slot = &mut self.runs[run].slots[at];
+            let run = &mut self.runs[run];
+            let slot = &mut run.slots[at];
+            run.content_count -= u32::from(slot.message.is_some());
+            run.content_count += u32::from(message.is_some());
             self.sums.resident_bytes -= slot.resident_bytes();
             self.absent_count -= u64::from(slot.message.is_none());
             if let Some(message) = &message {
@@ -358,6 +365,7 @@ impl Slots {
         self.sums.resident_bytes -= slot.resident_bytes();
         self.absent_count -= u64::from(slot.message.is_none());
         run.live_count -= 1;
+        run.content_count -= u32::from(slot.message.is_some());
         if slot.status == Status::Ready {
             run.ready_count -= 1;
         }
@@ -420,14 +428,28 @@ impl Slots {
         })
     }
 
+    /// Visits the entries whose content is in memory, the last one first, until `visit` has enough and says false.
+    pub(super) fn contents_from_end(&self, mut visit: impl FnMut(Seq, &Slot) -> bool) {
+        for run in self.runs.iter().rev().filter(|run| run.content_count > 0) {
+            for (at, slot) in run.slots.iter().enumerate().rev() {
+                if slot.message.is_some() && !visit(Seq(run.first + at as u64), slot) {
+                    return;
+                }
+            }
+        }
+    }
+
     /// Runs in memory.
     #[cfg(test)]
     pub(super) fn run_count(&self) -> usize {
         self.runs.len()
     }
 
-    /// Forgets everything.
-    pub(super) fn clear(&mut self) {
-        *self = Self::new(Seq(self.next_seq));
+    /// Forgets everything and hands it out.
+    pub(super) fn clear(&mut self) -> impl Iterator<Item = Slot> + use<> {
+        let next_seq = Seq(self.next_seq);
+        let cleared = std::mem::replace(self, Self::new(next_seq));
+        let slots = cleared.runs.into_iter().flat_map(|run| run.slots);
+        slots.filter(|slot| slot.status != Status::Empty)
     }
 }
