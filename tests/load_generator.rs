@@ -6,7 +6,7 @@ mod support;
 
 use serde_json::Value;
 use std::process::Command;
-use support::TestBroker;
+use support::{TestBroker, broker_binary};
 
 /// Runs the generator; says its exit code and its report.
 #[track_caller]
@@ -84,4 +84,72 @@ fn messages_that_the_queue_dropped_are_reported_as_lost() {
         (Some(1), &Value::from(400)),
         "{report:#}"
     );
+}
+
+/// Runs a command that starts a broker of its own; its report.
+#[track_caller]
+fn own_broker(arguments: &str) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_strata-bench"))
+        .args(arguments.split_whitespace())
+        .args(["--json", "--directory", env!("CARGO_TARGET_TMPDIR")])
+        .env("STRATA_BENCH_BROKER", broker_binary())
+        .output()
+        .expect("the generator can be executed");
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments}: {complaint}");
+    serde_json::from_slice(&output.stdout).expect("the report is JSON")
+}
+
+/// Numbers that say that something was measured at all.
+#[track_caller]
+fn check_positive(report: &Value, pointers: &[&str]) {
+    for pointer in pointers {
+        let value = report.pointer(pointer).and_then(Value::as_f64);
+        assert!(
+            value.is_some_and(|value| value > 0.0),
+            "{pointer} of {report:#}"
+        );
+    }
+}
+
+#[test]
+fn restart_kills_a_broker_with_a_backlog_and_finds_every_message() {
+    let report = own_broker("restart --messages 2k --queues 1,7 --repeats 2 --cold");
+    let backlogs = report["backlogs"].as_array().expect("a list");
+    assert_eq!(backlogs.len(), 2, "{report:#}");
+    for backlog in backlogs {
+        assert_eq!(backlog["restarts"].as_array().map(Vec::len), Some(2));
+        check_positive(
+            backlog,
+            &[
+                "/restarts/0/accept_ms",
+                "/restarts/0/first_delivery_ms",
+                "/restarts/0/peak_rss_bytes",
+                "/raw/fdatasync_append_p50_us",
+                "/files/bytes",
+            ],
+        );
+    }
+}
+
+#[test]
+fn queues_compares_numbers_of_queues_by_what_the_log_wrote() {
+    let report = own_broker("queues --counts 1,20 --messages 2k --repeats 1 --window 100");
+    for (index, queues) in [(0, 1), (1, 20)] {
+        let measured = &report["counts"][index];
+        assert_eq!(measured["queues"], queues, "{report:#}");
+        check_positive(
+            measured,
+            &[
+                "/confirmed_per_sec",
+                "/confirmed_ratio",
+                "/fdatasync_per_sec",
+                "/messages_per_fdatasync",
+                "/bytes_ratio",
+            ],
+        );
+        // The body alone has 1024.
+        let bytes = measured["bytes_per_message"].as_f64();
+        assert!(bytes.is_some_and(|bytes| bytes > 1024.0), "{report:#}");
+    }
 }

@@ -99,6 +99,7 @@ fn check_is_no_usage_error(program: &str, executable: &str) {
             .args(&words[1..])
             .current_dir(env!("CARGO_TARGET_TMPDIR"))
             .env("AMQP_URL", "amqp://guest:guest@127.0.0.1:1/%2f")
+            .env("STRATA_BENCH_BROKER", "/nowhere/stratamq")
             .output()
             .expect("it can be executed");
         let text = String::from_utf8_lossy(&output.stderr);

@@ -140,6 +140,7 @@ fn flags_causes_and_effects_are_those_of_the_code() {
         format::record_flag::WIDE_REFS.to_string()
     );
     for (name, value) in [
+        ("RECYCLED", format::segment_flag::RECYCLED),
         ("WIDE_ENTRIES", format::queue_flag::WIDE_ENTRIES),
         ("REDELIVERED", u32::from(format::entry_flag::REDELIVERED)),
         ("HAS_DEATHS", u32::from(FLAG_HAS_DEATHS)),

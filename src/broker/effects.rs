@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::outbox::Outbox;
 use super::queue::QueueHandle;
+use crate::storage::run::FiledRun;
 use crate::storage::types::{Lsn, Position, Seq};
 
 /// A message body that must be read from disk before its queue can go on.
@@ -17,6 +18,15 @@ pub struct Fetch {
     pub position: Position,
     /// It lies in a spill file, not in the log.
     pub is_spilled: bool,
+}
+
+/// Runs of a queue whose entries must be read from its index file before it can go on.
+#[derive(Clone, Debug)]
+pub struct RunLoad {
+    /// Queue that waits; the result goes to `Broker::run_loaded`.
+    pub queue: QueueHandle,
+    /// The runs, as they are now.
+    pub runs: Vec<FiledRun>,
 }
 
 /// What to do once an LSN is durable.
@@ -48,6 +58,8 @@ pub struct Effects {
     pub fetches: Vec<Fetch>,
     /// Places in spill files that nobody needs any more.
     pub released: Vec<Position>,
+    /// Runs to read.
+    pub run_loads: Vec<RunLoad>,
     /// Continuations on durability.
     pub after_durable: Vec<(Lsn, AfterDurable)>,
     /// Timers to arm.

@@ -22,14 +22,15 @@ use super::meta::{Change, VhostV1};
 use super::meta_log::MetaLog;
 use super::outbox::{Outbox, OutboxItem};
 use super::queue::{
-    self, Aftermath, ConnectionId, DeleteCondition, DeleteRefusal, FetchFailure, QueueHandle,
-    QueueShared, Turn,
+    self, Aftermath, ConnectionId, DeleteCondition, DeleteRefusal, FetchFailure, IndexLimits,
+    QueueHandle, QueueShared, Turn,
 };
 use super::records;
 use super::vhost::Vhost;
 use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
-use crate::storage::types::{Lsn, Seq};
+use crate::storage::run::FiledRun;
+use crate::storage::types::{ImageEntry, Lsn, Seq};
 use crate::sync::{lock, read, write};
 
 /// The vhost of a blank broker.
@@ -46,6 +47,8 @@ pub struct BrokerOptions {
     pub loopback_users: Vec<String>,
     /// Messages that are on disk as well may take about this much memory.
     pub resident_max_bytes: u64,
+    /// When queues use index files.
+    pub index: IndexLimits,
 }
 
 impl Default for BrokerOptions {
@@ -53,6 +56,7 @@ impl Default for BrokerOptions {
         Self {
             loopback_users: vec![DEFAULT_USER.to_owned()],
             resident_max_bytes: 128 << 20,
+            index: IndexLimits::default(),
         }
     }
 }
@@ -207,6 +211,23 @@ impl Broker {
         queue::fetched(&mut self.shared.turn(now_ms, effects), queue, results);
     }
 
+    /// Runs that `queue` asked for, or why they could not be read.
+    pub fn run_loaded(
+        &self,
+        queue: &QueueHandle,
+        results: Vec<(FiledRun, Result<Vec<ImageEntry>, FetchFailure>)>,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) {
+        queue::run_loaded(&mut self.shared.turn(now_ms, effects), queue, results);
+    }
+
+    /// What the queues' entries take in memory and in index files, and whether runs should be filed.
+    #[must_use]
+    pub fn queues(&self) -> &QueueShared {
+        &self.shared.queues
+    }
+
     /// The outbox of `connection`, which was full, has been emptied.
     pub fn outbox_drained(&self, connection: &Connection, now_ms: u64, effects: &mut Effects) {
         for queue in connection.consumed_queues() {
@@ -234,7 +255,8 @@ impl Shared {
         next_queue_id: u64,
     ) -> Self {
         Self {
-            queues: QueueShared::new(journal, options.resident_max_bytes),
+            queues: QueueShared::new(journal, options.resident_max_bytes)
+                .with_index_limits(options.index),
             options,
             meta: Mutex::new(MetaLog::new(next_queue_id)),
             vhosts: RwLock::default(),

@@ -197,7 +197,7 @@ impl Shared {
             let spec = queue_spec(&vhost, &record)?;
             let turn = &mut self.turn(now_ms, effects);
             let queue = match images.remove(&spec.id) {
-                Some(image) => Queue::restore(spec, &image, turn),
+                Some(image) => Queue::restore(spec, image, turn),
                 None => {
                     tracing::warn!(
                         queue = record.name,
@@ -210,7 +210,8 @@ impl Shared {
             lock(&self.meta).durable_queues.insert(queue.id(), queue);
         }
         for (id, image) in images {
-            let messages = image.entries.len();
+            let filed: u64 = image.runs.iter().map(|run| u64::from(run.live.len())).sum();
+            let messages = image.entries.len() as u64 + filed;
             tracing::warn!(queue_id = %id, messages, "dropped messages of a queue that is not declared");
         }
         Ok(())

@@ -96,9 +96,10 @@ impl FakeJournal {
     /// What a reader thread would find.
     pub(crate) fn read(&self, position: Position) -> Option<Bytes> {
         let pushes = lock(&self.pushes);
+        let after = pushes.partition_point(|push| push.start <= position.lsn);
         let push = pushes
-            .iter()
-            .find(|push| push.start <= position.lsn && position.lsn < push.end)?;
+            .get(after.checked_sub(1)?)
+            .filter(|push| position.lsn < push.end)?;
         let at = (position.lsn.0 - push.start.0) / u64::from(RECORD_BYTES);
         match push.records.get(usize::try_from(at).ok()?)? {
             Logged::Publish { payload, .. } => Some(payload.clone()),

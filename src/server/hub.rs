@@ -83,6 +83,10 @@ impl Hub {
             Ok(free) => self.alarms.update_disk(free),
             Err(error) => tracing::warn!(%error, "cannot measure the free disk space"),
         }
+        let is_low = self.alarms.is_disk_low();
+        if let Err(error) = self.storage.set_low_on_space(is_low) {
+            tracing::warn!(%error, "cannot give back spare segments");
+        }
     }
 
     pub(super) fn worker(&self) -> &WorkerQueue {

@@ -62,6 +62,7 @@ fn storage_options(config: &Config, memory_limit_bytes: u64) -> Options {
         ack_fsync_ms: config.ack_fsync_ms,
         segment_size_bytes: config.segment_size_bytes,
         undurable_max_bytes: UNDURABLE_MAX_BYTES.min(memory_limit_bytes / UNDURABLE_SHARE),
+        spare_count_max: Options::default().spare_count_max,
     }
 }
 

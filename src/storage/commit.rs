@@ -30,7 +30,7 @@ use super::options::FsyncPolicy;
 use super::schedule::{self, MARK_AFTER_NS, MS, Plan, Since, Situation};
 use super::segment::{FIRST_BATCH_OFFSET, SegmentHeader};
 use super::shared::{Shared, Stop};
-use super::types::Lsn;
+use super::types::{Lsn, SegmentId};
 use crate::disk::DiskFile;
 use crate::sync::lock;
 
@@ -60,6 +60,8 @@ pub(crate) struct Committer {
     file: Arc<dyn DiskFile>,
     /// Bytes of the last block behind its last whole one, which the next write begins with.
     tail: Vec<u8>,
+    /// The last segment that the pool was asked to prepare.
+    requested: Option<SegmentId>,
     /// Header CRC of the last batch.
     previous_crc: u32,
     /// End of what was written.
@@ -97,6 +99,7 @@ impl Committer {
             seed: segment.seed(),
             file,
             tail: last_partial_block(&[open_batch]),
+            requested: None,
             previous_crc: header.crc,
             written_end: end,
             recorded: header.synced,
@@ -150,6 +153,7 @@ impl Committer {
         if stop == Some(Stop::Abandon) {
             return Ok(Next::Stop);
         }
+        self.shared.pool.check()?;
         let now_ns = self.shared.clock.monotonic_ns();
         let pending = self.shared.pending();
         self.pending.observe(pending, now_ns);
@@ -264,19 +268,25 @@ impl Committer {
         }
     }
 
-    /// Ends the current segment and creates the next one, see invariant 2.
+    /// Ends the current segment and enters the next one, see invariant 2. It is prepared as a rule.
     fn enter_segment(&mut self, first_batch: Lsn) -> Result<(), StorageError> {
         if self.is_dirty {
             self.sync()?;
         }
-        self.segment = SegmentHeader {
-            segment: first_batch.segment(),
-            created_at_ms: self.shared.clock.unix_ms(),
-            ..self.segment
-        };
+        let (prepared, was_ready) = self
+            .shared
+            .pool
+            .take(self.header_of(first_batch.segment()))?;
+        self.segment = prepared.header;
         self.seed = self.segment.seed();
-        self.file = self.segment.create(&*self.shared.disk)?;
+        self.file = prepared.file;
         lock(&self.shared.segments).insert(self.segment.segment);
+        {
+            let mut stats = lock(&self.shared.stats);
+            stats.entered_segment_count += 1;
+            stats.prepared_segment_count += u64::from(was_ready);
+            stats.recycled_segment_count += u64::from(self.segment.is_recycled);
+        }
         self.tail.clear();
         assert_eq!(
             first_batch.offset(),
@@ -286,6 +296,26 @@ impl Committer {
         self.written_end = first_batch;
         tracing::debug!(segment = %self.segment.segment, "opened segment");
         Ok(())
+    }
+
+    /// The header of another segment of this incarnation.
+    fn header_of(&self, segment: SegmentId) -> SegmentHeader {
+        SegmentHeader {
+            segment,
+            created_at_ms: self.shared.clock.unix_ms(),
+            is_recycled: false,
+            ..self.segment
+        }
+    }
+
+    /// Has the next segment prepared once this one is half full: so a store that hardly writes has only one.
+    fn request_next_segment(&mut self) {
+        let half = self.shared.options.segment_size_bytes / 2;
+        let next = SegmentId(self.segment.segment.0 + 1);
+        if u64::from(self.written_end.offset()) >= half && self.requested != Some(next) {
+            self.requested = Some(next);
+            self.shared.pool.request(self.header_of(next));
+        }
     }
 
     fn write_batch(&mut self, batch: &BatchBody) -> Result<(), StorageError> {
@@ -317,6 +347,7 @@ impl Committer {
         if batch.has_data {
             self.data_end = batch.end();
         }
+        self.request_next_segment();
         Ok(())
     }
 

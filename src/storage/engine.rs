@@ -14,6 +14,7 @@ use super::file::{create_temp, io_error, publish_temp, temp_path};
 use super::format::{CHECKPOINT_DIR, LOG_DIR, StoreId, checkpoint_path, segment_path};
 use super::gather::ReadBuffer;
 use super::options::Options;
+use super::pool::Pool;
 use super::recovery;
 use super::report::{CheckpointReport, Recovered};
 use super::shared::{Shared, Stop};
@@ -56,9 +57,9 @@ struct Inner {
 
 /// Who runs the commit steps.
 enum Committing {
-    /// A thread.
-    Thread(JoinHandle<()>),
-    /// The caller of [`Storage::step`].
+    /// A thread, and one that prepares segments.
+    Threads(JoinHandle<()>, JoinHandle<()>),
+    /// The caller of [`Storage::step`], who prepares segments as well.
     ByHand(Box<Committer>),
     /// Nobody any more.
     Ended,
@@ -92,7 +93,7 @@ impl Storage {
         })?;
         let (storage, recovered) =
             Self::open_by_hand(disk, clock, options, listener, StoreId(store))?;
-        storage.start_thread()?;
+        storage.start_threads()?;
         Ok((storage, recovered))
     }
 
@@ -115,7 +116,13 @@ impl Storage {
             ),
             ..options
         };
-        let opened = recovery::open(&*disk, &*clock, new_store)?;
+        let pool = Arc::new(Pool::new(
+            Arc::clone(&disk),
+            options.segment_size_bytes,
+            options.spare_count_max,
+            std::collections::BTreeSet::new(),
+        ));
+        let opened = recovery::open(&*disk, &*clock, new_store, &pool)?;
         let (fresh, superblock) = (opened.fresh, opened.superblock);
         let base = fresh.open_header.end();
         let append = Append::new(
@@ -135,10 +142,10 @@ impl Storage {
             disk,
             clock,
             options,
-            superblock.store,
-            superblock.epoch,
+            &superblock,
             append,
             opened.segments,
+            pool,
         ));
         let committer = Committer::new(
             Arc::clone(&shared),
@@ -170,24 +177,24 @@ impl Storage {
         ))
     }
 
-    fn start_thread(&self) -> Result<(), StorageError> {
+    fn start_threads(&self) -> Result<(), StorageError> {
         let mut committing = lock(&self.inner.committing);
         if let Committing::ByHand(committer) =
             std::mem::replace(&mut *committing, Committing::Ended)
         {
-            let thread = std::thread::Builder::new().name("stratamq-commit".into()).spawn(move || {
-                // A panic here would leave a broker that never confirms: better a restart.
-                let run = std::panic::AssertUnwindSafe(|| committer.run());
-                if std::panic::catch_unwind(run).is_err() {
-                    tracing::error!("the commit thread panicked; aborting, the next start recovers from the log");
-                    std::process::abort();
+            let shared = Arc::clone(&self.inner.shared);
+            let pool = spawn("stratamq-segments", move || {
+                shared.pool.run(|| shared.rouse());
+            })?;
+            match spawn("stratamq-commit", move || committer.run()) {
+                Ok(commit) => *committing = Committing::Threads(commit, pool),
+                Err(error) => {
+                    self.inner.shared.pool.stop();
+                    // A panic in it has aborted the process already.
+                    let _ = pool.join();
+                    return Err(error);
                 }
-            });
-            *committing = Committing::Thread(thread.map_err(|source| StorageError::Io {
-                operation: "start",
-                path: "the commit thread".into(),
-                source,
-            })?);
+            }
         }
         Ok(())
     }
@@ -202,14 +209,19 @@ impl Storage {
     pub fn step(&self) -> Result<bool, StorageError> {
         match &mut *lock(&self.inner.committing) {
             Committing::ByHand(committer) => Self::step_by_hand(committer, &self.inner.shared),
-            Committing::Thread(_) => panic!("the engine was not opened to be stepped by hand"),
+            Committing::Threads(..) => panic!("the engine was not opened to be stepped by hand"),
             Committing::Ended => Ok(false),
         }
     }
 
     fn step_by_hand(committer: &mut Committer, shared: &Shared) -> Result<bool, StorageError> {
         shared.check_not_failed()?;
-        match committer.step() {
+        let step = match shared.pool.work() {
+            Ok(true) => Ok(Next::Step),
+            Ok(false) => committer.step(),
+            Err(error) => Err(error),
+        };
+        match step {
             Ok(next) => Ok(next == Next::Step),
             Err(error) => {
                 committer.fail(&error);
@@ -453,11 +465,7 @@ impl Storage {
             .filter(|segment| !written.segments.contains_key(segment))
             .copied()
             .collect();
-        for segment in &freed {
-            self.remove(&segment_path(*segment))?;
-            shared.files.forget(*segment);
-            lock(&shared.segments).remove(segment);
-        }
+        let spares = self.retire(&freed)?;
         for leftover in checkpoint::leftovers(&*shared.disk, generation)? {
             self.remove(&leftover)?;
         }
@@ -469,10 +477,34 @@ impl Storage {
                 path,
             ))?;
         }
+        shared.pool.add(spares);
+        shared.pool.trim().map_err(io_error(
+            &*shared.disk,
+            "trim",
+            std::path::Path::new(LOG_DIR),
+        ))?;
         if !freed.is_empty() {
             tracing::info!(count = freed.len(), %begin, generation, "freed segments");
         }
         Ok(freed)
+    }
+
+    /// Takes the files of freed segments out of the log; those that become spares once the directory is synced.
+    fn retire(&self, freed: &[SegmentId]) -> Result<Vec<SegmentId>, StorageError> {
+        let shared = &self.inner.shared;
+        let mut spares = Vec::new();
+        for segment in freed {
+            // First from the list: a reader that finds other bytes in the file looks there.
+            lock(&shared.segments).remove(segment);
+            let retired = shared.pool.retire(*segment, spares.len());
+            let is_spare = retired.map_err(|error| {
+                lock(&shared.segments).insert(*segment);
+                io_error(&*shared.disk, "free", &segment_path(*segment))(error)
+            })?;
+            spares.extend(is_spare.then_some(*segment));
+            shared.files.forget(*segment);
+        }
+        Ok(spares)
     }
 
     fn remove(&self, path: &std::path::Path) -> Result<(), StorageError> {
@@ -497,6 +529,17 @@ impl Storage {
         checkpointed.map(|_| ())
     }
 
+    /// While the disk is low, nothing is kept for later: spare segments are given back.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn set_low_on_space(&self, is_low: bool) -> Result<(), StorageError> {
+        let shared = &self.inner.shared;
+        let path = std::path::Path::new(LOG_DIR);
+        let set = shared.pool.set_low(is_low);
+        set.map_err(io_error(&*shared.disk, "give back spare segments of", path))
+    }
+
     /// Counters since the start.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -504,27 +547,60 @@ impl Storage {
         let mut stats = lock(&shared.stats).clone();
         stats.undurable_bytes = shared.undurable_bytes();
         stats.segment_count = lock(&shared.segments).len() as u64;
+        stats.spare_count = shared.pool.spare_count() as u64;
         stats.replay_bytes = self.replay_bytes();
         stats
     }
+}
+
+/// Starts a thread of the engine.
+fn spawn(
+    name: &'static str,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, StorageError> {
+    let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+        // A panic here would leave a broker that never confirms: better a restart.
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
+            tracing::error!(name, "a thread of the engine panicked; aborting, the next start recovers from the log");
+            std::process::abort();
+        }
+    });
+    thread.map_err(|source| StorageError::Io {
+        operation: "start the thread",
+        path: name.into(),
+        source,
+    })
 }
 
 impl Inner {
     /// Ends the commit thread and releases the lock; a second call does nothing.
     fn end(&self, stop: Stop) {
         self.shared.request_stop(stop);
+        self.shared.pool.stop();
         let committing = std::mem::replace(&mut *lock(&self.committing), Committing::Ended);
+        let is_drained = stop == Stop::Drain;
         match committing {
-            // The last handle may be dropped by the listener, on the commit thread itself.
-            Committing::Thread(thread) if thread.thread().id() != std::thread::current().id() => {
-                // A panic in it has aborted the process already.
-                let _ = thread.join();
+            Committing::Threads(commit, pool) => {
+                for thread in [commit, pool] {
+                    // The last handle may be dropped by the listener, on the commit thread itself.
+                    if thread.thread().id() != std::thread::current().id() {
+                        // A panic in it has aborted the process already.
+                        let _ = thread.join();
+                    }
+                }
             }
-            Committing::ByHand(mut committer) if stop == Stop::Drain => {
+            Committing::ByHand(mut committer) if is_drained => {
                 while let Ok(true) = Storage::step_by_hand(&mut committer, &self.shared) {}
             }
-            _ => {}
+            Committing::ByHand(_) | Committing::Ended => return self.release(),
         }
+        if is_drained {
+            self.shared.pool.put_away();
+        }
+        self.release();
+    }
+
+    fn release(&self) {
         lock(&self.lock).take();
     }
 }

@@ -48,6 +48,8 @@ pub const SUPERBLOCK_FILES: [&str; 2] = ["superblock.0", "superblock.1"];
 pub const LOG_DIR: &str = "log";
 /// Extension of segments.
 pub const SEGMENT_EXTENSION: &str = "segment";
+/// Extension of files that may become segments.
+pub const SPARE_EXTENSION: &str = "spare";
 /// Directory of checkpoints.
 pub const CHECKPOINT_DIR: &str = "checkpoint";
 /// Extension of checkpoints.
@@ -187,10 +189,18 @@ layout!(
     EPOCH 40 + 8 "epoch"
     /// Unix milliseconds.
     CREATED_AT 48 + 8 "created at"
-    RESERVED 56 + 20 "reserved"
+    /// Bits of [`segment_flag`](super::segment_flag).
+    FLAGS 56 + 4 "flags"
+    RESERVED 60 + 16 "reserved"
     /// CRC of the bytes before it.
     CRC 76 + 4 "crc"
 });
+
+/// Bits of a segment header's flags. Readers ignore those they do not know.
+pub mod segment_flag {
+    /// The file was another segment before: bytes behind the end may be remains of it.
+    pub const RECYCLED: u32 = 1;
+}
 
 layout!(
     /// The header of a batch: what one commit wrote, all or nothing.
@@ -554,6 +564,12 @@ pub const fn align_up(len: u64) -> u64 {
 #[must_use]
 pub fn segment_path(segment: SegmentId) -> std::path::PathBuf {
     format!("{LOG_DIR}/{segment}.{SEGMENT_EXTENSION}").into()
+}
+
+/// Path of a spare, a file that may become a segment. The number says which segment it was, or was made for.
+#[must_use]
+pub fn spare_path(segment: SegmentId) -> std::path::PathBuf {
+    format!("{LOG_DIR}/{segment}.{SPARE_EXTENSION}").into()
 }
 
 /// Path of a checkpoint below the data directory.

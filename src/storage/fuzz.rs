@@ -64,6 +64,7 @@ fn segment_header() -> SegmentHeader {
         store: STORE,
         segment: SEGMENT,
         epoch: 1,
+        is_recycled: false,
         created_at_ms: 0,
     }
 }

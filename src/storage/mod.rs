@@ -8,7 +8,7 @@
 //! ```
 //! The truth is the newest checkpoint plus the log from the place where it begins. Everything that happens is one
 //! record in one log, in the order in which queues changed; one sync makes it durable, whatever the number of
-//! queues. Reading order: `types`, `format`, `record`, `batch`, `append`, `schedule`, `commit`, `engine`; then
+//! queues. Reading order: `types`, `format`, `record`, `batch`, `append`, `schedule`, `pool`, `commit`, `engine`; then
 //! `image`, `checkpoint`, `scan`, `survey`, `replay`, `recovery`.
 //!
 //! 1. A watermark covers only what an fdatasync that began later than the write has returned for.
@@ -28,6 +28,7 @@ pub mod fuzz;
 mod gather;
 pub mod image;
 mod options;
+pub mod pool;
 mod read;
 pub mod record;
 mod recovery;

@@ -30,6 +30,8 @@ pub struct Options {
     /// Bytes that may be pushed and not yet confirmed before publishers must wait: bounds memory, and
     /// what a crash can lose of unconfirmed work.
     pub undurable_max_bytes: u64,
+    /// Freed segments that are kept to be used again.
+    pub spare_count_max: usize,
 }
 
 impl Options {
@@ -48,6 +50,7 @@ impl Default for Options {
             ack_fsync_ms: 50,
             segment_size_bytes: 64 << 20,
             undurable_max_bytes: 32 << 20,
+            spare_count_max: 4,
         }
     }
 }

@@ -3,6 +3,15 @@
 //! A record is served from the pending batches until it is in the file. From the file it is believed only when
 //! its length, its LSN, the ref that was asked for and the payload's CRC agree: so neither rot nor a wrong index
 //! nor a misdirected read can deliver wrong bytes.
+//!
+//! No reader holds a segment. One whose last message was settled may be freed, and its file used again for another
+//! segment, while a read is on its way:
+//!
+//! ```text
+//! t1 reader has the file open, t2 checkpoint takes the segment from the list, t3 file renamed, t4 overwritten,
+//! t5 reader finds other bytes, t6 reader misses the segment in the list -> Freed, not Damaged
+//! ```
+//! The list is changed (t2) before the first byte is (t4), so bytes that are not the segment's are always found out.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -71,11 +80,7 @@ pub(crate) fn read(
         Some(record) => record,
         None => gather::read_record(shared, position)?,
     };
-    payload_of(record, queue, seq, position).map_err(|detail| ReadError::Damaged {
-        path: Source::name(shared, position.lsn.segment()),
-        offset: u64::from(position.lsn.offset()),
-        detail,
-    })
+    payload_of(record, queue, seq, position).map_err(|detail| wrong_bytes(shared, position, detail))
 }
 
 /// The payload in a record that was read alone, checked.
@@ -95,6 +100,19 @@ pub(crate) fn payload_of(
     let start = payload.as_ptr().addr() - record.as_ptr().addr();
     let end = start + payload.len();
     Ok(Bytes::from(record).slice(start..end))
+}
+
+/// What to say about bytes that are not the record: were they ever meant to be?
+fn wrong_bytes(shared: &Shared, position: Position, detail: String) -> ReadError {
+    let lsn = position.lsn;
+    if !lock(&shared.segments).contains(&lsn.segment()) {
+        return ReadError::Freed { lsn };
+    }
+    ReadError::Damaged {
+        path: shared.disk.describe(&segment_path(lsn.segment())),
+        offset: u64::from(lsn.offset()),
+        detail,
+    }
 }
 
 fn read_pending(shared: &Shared, position: Position) -> Option<Vec<u8>> {

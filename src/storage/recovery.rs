@@ -24,6 +24,7 @@ use super::format::{
     CHECKPOINT_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, SUPERBLOCK_FILES, StoreId, checkpoint_path,
     segment_path,
 };
+use super::pool::{self, Pool, Prepared};
 use super::record::Entry;
 use super::report::{Found, Recovered, RecoveryReport, TornTail};
 use super::segment::{self, SegmentHeader};
@@ -54,11 +55,12 @@ pub(crate) struct FreshSegment {
     pub(crate) open_header: BatchHeader,
 }
 
-/// Opens the data directory; `new_store` names the store if there is none yet.
+/// Opens the data directory; `new_store` names the store if there is none yet. `pool` gets the spares that are there.
 pub(crate) fn open(
     disk: &dyn Disk,
     clock: &dyn Clock,
     new_store: StoreId,
+    pool: &Pool,
 ) -> Result<Opened, StorageError> {
     let begun_ns = clock.monotonic_ns();
     check_is_ours(disk)?;
@@ -70,10 +72,11 @@ pub(crate) fn open(
         None => (initialise(disk, clock, new_store)?, true),
     };
     settle_log(disk, &superblock)?;
+    pool.add(pool::list(disk)?);
     let survey = survey(disk, superblock)?;
     let superblock = begin_epoch(disk, &survey)?;
     let torn = keep_torn_tail(disk, &survey);
-    let fresh = open_fresh_segment(disk, clock, &superblock, &survey)?;
+    let fresh = open_fresh_segment(disk, clock, &superblock, &survey, pool)?;
     let mut segments = survey.segments.clone();
     segments.insert(fresh.header.segment);
     let found = if is_blank {
@@ -275,6 +278,7 @@ fn open_fresh_segment(
     clock: &dyn Clock,
     superblock: &Superblock,
     survey: &Survey,
+    pool: &Pool,
 ) -> Result<FreshSegment, StorageError> {
     let last = survey
         .segments
@@ -286,8 +290,9 @@ fn open_fresh_segment(
         segment: SegmentId(last.0 + 1),
         epoch: superblock.epoch,
         created_at_ms: clock.unix_ms(),
+        is_recycled: false,
     };
-    let file = header.create(disk)?;
+    let (Prepared { header, file }, _) = pool.take(header)?;
     let mut body = BatchBody::new(header.first_batch());
     body.push(&Entry::Open {
         predecessor_end: survey.end,

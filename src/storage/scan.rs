@@ -8,12 +8,15 @@ use std::sync::Arc;
 
 use super::batch::{Batch, BatchHeader, Invalid};
 use super::format::{Seed, batch_header};
-use super::segment::{FIRST_BATCH_OFFSET, SegmentHeader};
+use super::segment::{FIRST_BATCH_OFFSET, SegmentHeader, read_header};
 use super::types::{Lsn, SegmentId};
 use crate::disk::DiskFile;
 
 /// Bytes read at once: large enough that the disk streams, small beside everything else.
 const CHUNK_BYTES: u64 = 4 << 20;
+
+/// Bytes looked through at once: a multiple of 8.
+const STRETCH_BYTES: u64 = 1 << 20;
 
 /// A window that slides over a file.
 pub(crate) struct Window {
@@ -180,7 +183,8 @@ impl SegmentScan {
 /// What lies behind the last valid batch of a segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remains {
-    /// Bytes up to the last one that is not zero.
+    /// Bytes up to the last one that this segment may have written: that is not zero, or, in a recycled file, that
+    /// belongs to a batch whose header verifies.
     pub len_bytes: u64,
     /// Batch headers that verify.
     pub batch_count: u64,
@@ -195,6 +199,9 @@ pub struct Remains {
 /// Looks at everything from `from` on for headers that this store signed. A header is found also when the
 /// segment's own header is not whole, because the epoch it is signed with is taken from itself.
 ///
+/// A recycled file is full of what another segment left. Only signed headers count there: they alone show that it was
+/// written under this number. So they do in a file whose own header does not say what it is.
+///
 /// A payload could imitate a header only by knowing the random store id.
 ///
 /// # Errors
@@ -205,28 +212,61 @@ pub fn survey_remains(
     segment: SegmentId,
     from: u32,
 ) -> io::Result<Remains> {
+    let header = read_header(&*file, store, segment)?;
+    let is_blank_behind = header.is_ok_and(|header| !header.is_recycled);
     let mut window = Window::new(file)?;
     let mut remains = Remains::default();
     let from = u64::from(from.max(FIRST_BATCH_OFFSET));
     let mut at = from;
     while at < window.file_len() {
-        let bytes = window.get(at, batch_header::SIZE as u64)?;
-        if let Some(header) = bytes
-            .first_chunk()
-            .and_then(|bytes| signed_header(bytes, store, segment, at))
-        {
+        // A stretch of places, and the rest of a header that begins at the last of them.
+        let len = (window.file_len() - at).min(STRETCH_BYTES);
+        let bytes = window.get(at, len + batch_header::SIZE as u64)?;
+        let len = bytes.len().min(index(len));
+        let stretch = bytes.get(..len).unwrap_or_default();
+        if is_blank_behind && let Some(last) = stretch.iter().rposition(|byte| *byte != 0) {
+            remains.len_bytes = remains.len_bytes.max(at - from + last as u64 + 1);
+        }
+        for header in signed_headers(bytes, len, store, segment, at) {
             remains.batch_count += 1;
             remains.record_count += u64::from(header.record_count);
             remains.synced = remains.synced.max(header.synced);
+            if !is_blank_behind {
+                let end = u64::from(header.lsn.offset()) + u64::from(header.len_bytes);
+                remains.len_bytes = remains.len_bytes.max(end - from);
+            }
         }
-        let word = bytes.get(..8.min(bytes.len())).unwrap_or_default();
-        if let Some(last) = word.iter().rposition(|byte| *byte != 0) {
-            remains.len_bytes = at - from + last as u64 + 1;
+        if len == 0 {
+            break;
         }
-        at += 8;
+        at += len as u64;
     }
+    remains.len_bytes = remains
+        .len_bytes
+        .min(window.file_len().saturating_sub(from));
     remains.read_bytes = window.read_bytes;
     Ok(remains)
+}
+
+/// Signed headers that begin in the first `len` bytes of what lies `at` in the file.
+fn signed_headers(
+    bytes: &[u8],
+    len: usize,
+    store: super::format::StoreId,
+    segment: SegmentId,
+    at: u64,
+) -> impl Iterator<Item = BatchHeader> + '_ {
+    let magic = super::format::BATCH_MAGIC.to_le_bytes();
+    let words = bytes.get(..len).unwrap_or_default().chunks(8);
+    // The magic first: nearly every place fails here.
+    let places = words
+        .enumerate()
+        .filter(move |(_, word)| word.starts_with(&magic));
+    places.filter_map(move |(number, _)| {
+        let start = number * 8;
+        let header = bytes.get(start..)?.first_chunk()?;
+        signed_header(header, store, segment, at + start as u64)
+    })
 }
 
 fn signed_header(
@@ -235,10 +275,6 @@ fn signed_header(
     segment: SegmentId,
     at: u64,
 ) -> Option<BatchHeader> {
-    // The magic first: nearly every place fails here.
-    if batch_header::MAGIC.get_u32(bytes) != super::format::BATCH_MAGIC {
-        return None;
-    }
     let epoch = BatchHeader::claimed_epoch(bytes);
     let place = Lsn::new(segment, u32::try_from(at).ok()?);
     BatchHeader::decode(bytes, place, epoch, Seed::new(store, segment, epoch)).ok()

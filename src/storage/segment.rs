@@ -1,17 +1,16 @@
-//! Segment files: their header, their durable creation, and the list of those that exist.
+//! Segment files: their header, and the list of those that exist. How they are made is in `pool`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
 
 use super::error::StorageError;
-use super::file::{io_error, list_or_empty, read_up_to, write_all};
+use super::file::{list_or_empty, read_up_to};
 use super::format::{
     BLOCK_BYTES, FORMAT_VERSION, LOG_DIR, MIN_READER_VERSION, SEGMENT_EXTENSION, SEGMENT_MAGIC,
-    Seed, StoreId, is_crc_right, number_in_name, segment_header as at, segment_path,
+    Seed, StoreId, is_crc_right, number_in_name, segment_flag, segment_header as at,
 };
 use super::types::{Lsn, SegmentId};
-use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::disk::{Disk, DiskFile};
 
 /// Offset of the first batch.
 pub const FIRST_BATCH_OFFSET: u32 = 4096;
@@ -28,6 +27,8 @@ pub struct SegmentHeader {
     pub epoch: u64,
     /// Unix milliseconds.
     pub created_at_ms: u64,
+    /// The file was another segment before: what lies behind the end may be remains of that one.
+    pub is_recycled: bool,
 }
 
 /// Why a file has no usable segment header.
@@ -45,7 +46,8 @@ pub enum HeaderError {
 }
 
 impl SegmentHeader {
-    fn encode(&self) -> Vec<u8> {
+    /// The first block of the file.
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![0; FIRST_BATCH_OFFSET as usize];
         at::MAGIC.put(&mut bytes, SEGMENT_MAGIC);
         at::VERSION.put(&mut bytes, FORMAT_VERSION);
@@ -54,6 +56,9 @@ impl SegmentHeader {
         at::SEGMENT.put(&mut bytes, self.segment.0);
         at::EPOCH.put(&mut bytes, self.epoch);
         at::CREATED_AT.put(&mut bytes, self.created_at_ms);
+        if self.is_recycled {
+            at::FLAGS.put(&mut bytes, segment_flag::RECYCLED);
+        }
         let crc = crc32fast::hash(&bytes[..at::CRC.offset]);
         at::CRC.put(&mut bytes, crc);
         bytes
@@ -90,6 +95,7 @@ impl SegmentHeader {
             segment,
             epoch: at::EPOCH.get(bytes),
             created_at_ms: at::CREATED_AT.get(bytes),
+            is_recycled: at::FLAGS.get_u32(bytes) & segment_flag::RECYCLED != 0,
         })
     }
 
@@ -103,24 +109,6 @@ impl SegmentHeader {
     #[must_use]
     pub fn first_batch(&self) -> Lsn {
         Lsn::new(self.segment, FIRST_BATCH_OFFSET)
-    }
-
-    /// Creates the file, header and name durable when it returns, so that no batch is ever written into a file
-    /// that a power cut could make disappear.
-    ///
-    /// # Errors
-    /// Those of the disk. The number is never used again: a half-made file has no valid batch and is void.
-    pub(crate) fn create(&self, disk: &dyn Disk) -> Result<Arc<dyn DiskFile>, StorageError> {
-        let path = segment_path(self.segment);
-        let error = |operation| io_error(disk, operation, &path);
-        let file = disk
-            .open(&path, OpenMode::CreateNew)
-            .map_err(error("create a segment"))?;
-        write_all(&*file, &self.encode(), 0).map_err(error("write a segment header"))?;
-        file.sync_all().map_err(error("sync a new segment"))?;
-        disk.sync_dir(Path::new(LOG_DIR))
-            .map_err(error("sync the directory of a new segment"))?;
-        Ok(file)
     }
 }
 

@@ -13,8 +13,10 @@ use super::append::{Append, Pending};
 use super::error::StorageError;
 use super::format::StoreId;
 use super::options::Options;
+use super::pool::Pool;
 use super::read::FileCache;
 use super::stats::Stats;
+use super::superblock::Superblock;
 use super::types::{Lsn, Position, Receipt, Request, SegmentId, Urgency};
 use crate::disk::{Clock, Disk};
 use crate::sync::{lock, wait};
@@ -74,6 +76,7 @@ pub(crate) struct Shared {
     /// Segment files that exist.
     pub(crate) segments: Mutex<BTreeSet<SegmentId>>,
     pub(crate) files: FileCache,
+    pub(crate) pool: Arc<Pool>,
 }
 
 impl Shared {
@@ -81,10 +84,10 @@ impl Shared {
         disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
         options: Options,
-        store: StoreId,
-        epoch: u64,
+        superblock: &Superblock,
         append: Append,
         segments: BTreeSet<SegmentId>,
+        pool: Arc<Pool>,
     ) -> Self {
         let end = append.end().0;
         Self {
@@ -92,8 +95,8 @@ impl Shared {
             disk,
             clock,
             options,
-            store,
-            epoch,
+            store: superblock.store,
+            epoch: superblock.epoch,
             append: Mutex::new(append),
             written_lsn: AtomicU64::new(end),
             synced_lsn: AtomicU64::new(end),
@@ -108,6 +111,7 @@ impl Shared {
             control_changed: Condvar::new(),
             stats: Mutex::default(),
             segments: Mutex::new(segments),
+            pool,
         }
     }
 
@@ -215,6 +219,11 @@ impl Shared {
             SLEEPS_WITH_LAZY if !self.has_waited.load(Ordering::SeqCst) && !self.is_full() => {}
             _ => self.unpark(),
         }
+    }
+
+    /// Makes the commit thread look whatever it waits for.
+    pub(crate) fn rouse(&self) {
+        self.unpark();
     }
 
     fn unpark(&self) {

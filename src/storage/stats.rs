@@ -116,6 +116,14 @@ pub struct Stats {
     pub undurable_bytes: u64,
     /// Segment files that exist.
     pub segment_count: u64,
+    /// Segments that the log went on to since start.
+    pub entered_segment_count: u64,
+    /// Those of them that were made ready ahead, so that entering them cost no sync.
+    pub prepared_segment_count: u64,
+    /// Those of them that are freed files used again.
+    pub recycled_segment_count: u64,
+    /// Freed files that are kept to be used again.
+    pub spare_count: u64,
     /// Segments freed since start.
     pub freed_segment_count: u64,
     /// Checkpoints written since start.

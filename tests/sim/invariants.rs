@@ -53,8 +53,21 @@ fn is_log(operation: &Operation) -> bool {
         .is_some_and(|extension| extension == "segment")
 }
 
+fn is_spare(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension == "spare")
+}
+
 fn is_sync(operation: &Operation) -> bool {
     matches!(operation.action, Done::SyncData | Done::SyncAll)
+}
+
+/// The new name, if it is a rename.
+fn renamed_to(operation: &Operation) -> Option<&PathBuf> {
+    match &operation.action {
+        Done::Rename { to } => Some(to),
+        _ => None,
+    }
 }
 
 /// Offset of the write, if it is one.
@@ -104,13 +117,18 @@ fn i04_a_batch_is_written_only_into_a_segment_with_durable_header_and_name() {
             operation.is_name_durable,
             "operation {number}: {operation:?}"
         );
-        let header = journal[..number]
+        let named = journal[..number]
             .iter()
-            .position(|o| o.path == operation.path && written_at(o) == Some(0));
+            .rposition(|o| renamed_to(o) == Some(&operation.path));
+        let named = named.expect("a segment gets its name from a spare");
+        let spare = &journal[named].path;
+        let header = journal[..named]
+            .iter()
+            .rposition(|o| o.path == *spare && written_at(o) == Some(0));
         let header = header.expect("a segment begins with its header");
-        let is_synced = journal[header..number]
+        let is_synced = journal[header..named]
             .iter()
-            .any(|o| o.path == operation.path && is_sync(o));
+            .any(|o| o.path == *spare && is_sync(o));
         assert!(is_synced, "operation {number}: the header is not synced");
     }
     assert!(checked > 30, "only {checked} batches");
@@ -127,7 +145,14 @@ fn i07_i08_files_of_earlier_epochs_are_never_changed_and_numbers_never_reused() 
             .unwrap_or_else(|(error, _)| panic!("round {round}: {error}"));
         let _ = world.run(&long_script());
         (disk, live) = world.into_dead();
-        for operation in disk.journal() {
+        // Spares that got a number of this incarnation.
+        let journal = disk.journal();
+        let mine: Vec<_> = journal
+            .iter()
+            .filter(|o| is_spare(&o.path))
+            .filter_map(|o| renamed_to(o).cloned())
+            .collect();
+        for operation in journal {
             let is_change = matches!(
                 operation.action,
                 Done::Write { .. }
@@ -135,16 +160,27 @@ fn i07_i08_files_of_earlier_epochs_are_never_changed_and_numbers_never_reused() 
                     | Done::Allocate { .. }
                     | Done::Rename { .. }
             );
+            let is_freed =
+                is_log(&operation) && renamed_to(&operation).is_some_and(|to| is_spare(to));
             let may_change = operation.path.starts_with("superblock.0")
-                || operation.path.starts_with("superblock.1");
+                || operation.path.starts_with("superblock.1")
+                || is_spare(&operation.path)
+                || mine.contains(&operation.path)
+                || is_freed;
             assert!(
                 !(is_change && operation.is_inherited) || may_change,
                 "round {round}: {operation:?} changes a file of an earlier epoch"
             );
-            if operation.action == Done::Create && is_log(&operation) {
-                let path = Some(operation.path);
-                assert!(path > highest, "round {round}: {path:?} after {highest:?}");
-                highest = path;
+            // A number is taken once a batch was written under it.
+            let named = renamed_to(&operation).filter(|to| !is_spare(to) && to.starts_with("log"));
+            if let Some(path) = named {
+                assert!(
+                    Some(path) > highest.as_ref(),
+                    "round {round}: {path:?} after {highest:?}"
+                );
+            }
+            if is_log(&operation) && written_at(&operation).is_some_and(|offset| offset > 0) {
+                highest = highest.max(Some(operation.path));
             }
         }
         disk = disk.power_cycle(&CrashChoice::sampled(random.next_u64()));
@@ -193,7 +229,7 @@ fn i25_a_checkpoint_is_removed_only_after_both_superblocks_name_the_next() {
         count += 1;
         let renamed = journal[..number]
             .iter()
-            .rposition(|o| matches!(o.action, Done::Rename { .. }));
+            .rposition(|o| renamed_to(o).is_some_and(|to| to.starts_with("checkpoint")));
         let since = &journal[renamed.expect("the next checkpoint was published")..number];
         for name in ["superblock.0", "superblock.1"] {
             let is_named = since
@@ -313,9 +349,16 @@ fn i26_i27_a_segment_is_freed_exactly_when_no_message_in_it_is_alive() {
         .disk
         .files()
         .into_iter()
-        .filter(|path| path.starts_with("log"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "segment")
+        })
         .count() as u64;
-    assert_eq!(logs, world.storage.stats().segment_count);
+    let stats = world.storage.stats();
+    // The last one is prepared, or is being written to.
+    assert!((stats.segment_count..=stats.segment_count + 1).contains(&logs));
+    let spares = world.disk.files().into_iter().filter(|path| is_spare(path));
+    assert_eq!(spares.count() as u64, stats.spare_count);
 }
 
 #[test]

@@ -4,7 +4,10 @@
 //! the engine to one of its delicate passages.
 
 use super::action::{Action, Pick, publish, publish_run};
+use stratamq::disk::sim::SimDisk;
+
 use super::explore::{Case, Coverage};
+use super::world::World;
 
 use Action::{
     Ack, Burst, Checkpoint, Create, DeadLetter, Delete, Deliver, Flush, Idle, Meta, Publish, Purge,
@@ -35,7 +38,7 @@ fn after() -> Vec<Action> {
 fn check(name: &'static str, script: Vec<Action>) -> Coverage {
     let coverage = Case::new(name, script, after()).explore();
     assert!(
-        (10..=100).contains(&coverage.operations),
+        (10..=120).contains(&coverage.operations),
         "{coverage:?}: short enough to try everything"
     );
     coverage
@@ -153,6 +156,42 @@ fn i26_freeing_segments_survives_a_crash_at_every_operation() {
     case.options.segment_size_bytes = 32 << 10;
     let coverage = case.explore();
     assert!(coverage.operations > 30, "{coverage:?}");
+}
+
+/// Two rounds through files that held other segments before: what they left never comes back, at whatever operation of
+/// freeing, preparing or entering the power fails.
+#[test]
+fn i07_i09_recycling_segments_survives_a_crash_at_every_operation() {
+    let fill = Burst(vec![
+        publish_run(&[0], 3, 7_900),
+        publish_run(&[0], 3, 7_900),
+    ]);
+    let mut case = Case::new(
+        "i07_i09_recycling_segments_survives_a_crash_at_every_operation",
+        vec![
+            Burst(vec![Create(0), Create(1), publish(&[1], 30)]),
+            fill.clone(),
+            fill.clone(),
+            Purge(0, Pick::All),
+            Checkpoint(vec![]),
+            fill.clone(),
+            Idle,
+            fill,
+            publish(&[1], 30),
+            Purge(0, Pick::AllButFirst),
+            Checkpoint(vec![]),
+            publish_run(&[0], 3, 7_900),
+        ],
+        after(),
+    );
+    case.options.spare_count_max = 2;
+    let mut world = World::fresh(SimDisk::new(1), case.options.clone()).expect("a healthy disk");
+    world.run(&case.script).expect("a healthy disk");
+    let stats = world.storage.stats();
+    assert!(stats.recycled_segment_count >= 2, "{stats:?}");
+    assert!(stats.prepared_segment_count >= 2, "{stats:?}");
+    let coverage = case.explore();
+    assert!(coverage.operations > 60, "{coverage:?}");
 }
 
 #[test]

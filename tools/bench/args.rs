@@ -1,8 +1,12 @@
 //! The command line.
 
+use crate::churn::ChurnArgs;
+use crate::flatness::FlatnessArgs;
 use crate::message::STAMP_BYTES;
+use crate::restart::RestartArgs;
 use crate::url::Url;
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
 use stratamq::amqp::field_table::{FieldTable, FieldValue};
 
 /// Generates load on an AMQP 0-9-1 broker and reports rates, latencies, loss and duplicates.
@@ -14,8 +18,35 @@ use stratamq::amqp::field_table::{FieldTable, FieldValue};
 /// A backlog and how fast it is read back:
 ///
 ///     strata-bench --consumers 0 --count 1000000 --keep && strata-bench --publishers 0
+///
+/// The commands start brokers of their own, each on a fresh directory, and print the disk's raw figures of the same run.
 #[derive(Debug, Clone, Parser)]
-#[command(version, name = "strata-bench", verbatim_doc_comment)]
+#[command(
+    version,
+    name = "strata-bench",
+    verbatim_doc_comment,
+    args_conflicts_with_subcommands = true
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) load: Args,
+}
+
+/// What to measure on a broker of its own.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Command {
+    /// Kills a broker with a backlog and measures how soon the next one accepts and delivers, and its memory.
+    Restart(RestartArgs),
+    /// Measures durable confirmed throughput, syncs and bytes written against the number of queues.
+    Queues(FlatnessArgs),
+    /// Declares, binds, uses and deletes many queues, again and again, and looks for what does not come back.
+    Churn(ChurnArgs),
+}
+
+/// The load of a run without a command.
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
     /// The broker: amqp://USER:PASSWORD@HOST:PORT/VHOST.
     #[arg(
@@ -32,7 +63,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1)]
     pub(crate) consumers: u32,
     /// Queues. Every publisher goes round them message by message; each consumer reads its share of them.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) queues: u32,
     /// Publish every message to all queues, through a fanout exchange of the queues' prefix. Counts and rates of what is
     /// consumed are deliveries then.
@@ -69,6 +100,9 @@ pub(crate) struct Args {
     /// The broker's process, for CPU seconds and resident memory from /proc.
     #[arg(long)]
     pub(crate) pid: Option<u32>,
+    /// The data directory of a running StrataMQ, for its syncs and the bytes it writes.
+    #[arg(long)]
+    pub(crate) data_dir: Option<PathBuf>,
     /// Queues are called PREFIX-0, PREFIX-1 and so on. They are deleted and declared anew, unless --publishers is 0.
     #[arg(long, default_value = "strata-bench")]
     pub(crate) queue_prefix: String,
@@ -103,6 +137,14 @@ fn queue_argument(text: &str) -> Result<(String, String), String> {
 }
 
 impl Args {
+    /// The defaults of all flags, for a broker at `url`.
+    pub(crate) fn defaults(url: Url) -> Self {
+        Self {
+            url,
+            ..Cli::parse_from(["strata-bench"]).load
+        }
+    }
+
     /// What is wrong with flags that parse each by itself.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.body_size < STAMP_BYTES {
@@ -192,13 +234,13 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
-        Args::command().debug_assert();
+        Cli::command().debug_assert();
     }
 
     #[track_caller]
     fn check(line: &str, expected: &str) {
         let words = std::iter::once("strata-bench").chain(line.split_whitespace());
-        let args = Args::try_parse_from(words).expect("the flags parse");
+        let args = Cli::try_parse_from(words).expect("the flags parse").load;
         let shares: Vec<_> = (0..args.publishers)
             .map(|index| args.count_of(index))
             .collect();

@@ -19,6 +19,8 @@ const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
 const TICK: Duration = Duration::from_millis(50);
 /// Ticks an answer to a request may take.
 const ANSWER_TICKS_MAX: u32 = 1200;
+/// Requests that [`Connection::call_all`] sends before it waits for answers.
+const CALLS_AT_ONCE: usize = 500;
 /// Ticks a close may take; nothing depends on it any more.
 const CLOSE_TICKS_MAX: u32 = 100;
 
@@ -132,6 +134,28 @@ impl Connection {
         self.put(request, 1);
         self.send(&mut || true)?;
         self.expect(is_answer, name)
+    }
+
+    /// Sends requests, many at once, and waits for one answer each; `take` gets the answers in order.
+    pub(crate) fn call_all<R: Into<Method>>(
+        &mut self,
+        requests: impl IntoIterator<Item = R>,
+        is_answer: impl Fn(&Method) -> bool,
+        mut take: impl FnMut(Method),
+    ) -> Result<(), BenchError> {
+        let mut requests = requests.into_iter().map(Into::into).peekable();
+        while requests.peek().is_some() {
+            let mut names = Vec::with_capacity(CALLS_AT_ONCE);
+            for request in requests.by_ref().take(CALLS_AT_ONCE) {
+                names.push(request.name());
+                self.put(request, 1);
+            }
+            self.send(&mut || true)?;
+            for name in names {
+                take(self.expect(&is_answer, name)?);
+            }
+        }
+        Ok(())
     }
 
     fn expect(

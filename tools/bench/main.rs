@@ -13,6 +13,7 @@
 //! 3. Every body carries run, publisher, sequence number and the time it was sent. A ledger of bits knows at the end which messages
 //!    were lost, doubled or out of order.
 //! 4. Latencies go into a histogram of fixed size with an error below 2 %.
+//! 5. What depends on the disk is shown beside the disk's own figures, measured in the same run (`raw`).
 //!
 //! Exit code 0: all went well. 1: messages were lost, doubled or out of order, or the broker refused. 2: bad flags.
 
@@ -23,31 +24,49 @@
 )]
 
 mod args;
+mod broker;
+mod churn;
 mod clock;
 mod connection;
 mod consumer;
 mod error;
+mod flatness;
 mod histogram;
 mod input;
 mod ledger;
 mod message;
 mod process;
 mod publisher;
+mod raw;
 mod report;
+mod restart;
 mod run;
+mod table;
 mod url;
 
-use args::Args;
+use args::{Args, Cli, Command};
 use clap::Parser;
+use error::BenchError;
+use serde::Serialize;
 use std::process::ExitCode;
+use table::Table;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let cli = Cli::parse();
+    match cli.command {
+        None => load(&cli.load),
+        Some(Command::Restart(args)) => show(restart::run(&args), args.own.json),
+        Some(Command::Queues(args)) => show(flatness::run(&args), args.own.json),
+        Some(Command::Churn(args)) => show(churn::run(&args), args.own.json),
+    }
+}
+
+fn load(args: &Args) -> ExitCode {
     if let Err(complaint) = args.check() {
         eprintln!("strata-bench: {complaint}");
         return ExitCode::from(2);
     }
-    match run::run(&args) {
+    match run::run(args) {
         Ok(report) => {
             if args.json {
                 println!("{}", report.json());
@@ -59,9 +78,27 @@ fn main() -> ExitCode {
             }
             ExitCode::from(u8::from(!report.failures().is_empty()))
         }
-        Err(error) => {
-            eprintln!("strata-bench: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error),
     }
+}
+
+/// Prints what a command has measured.
+fn show<T: Serialize + Table>(report: Result<T, BenchError>, is_json: bool) -> ExitCode {
+    match report {
+        Ok(report) if is_json => {
+            let json = serde_json::to_string(&report);
+            println!("{}", json.expect("numbers and texts are JSON"));
+            ExitCode::SUCCESS
+        }
+        Ok(report) => {
+            print!("{}", report.table());
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &BenchError) -> ExitCode {
+    eprintln!("strata-bench: {error}");
+    ExitCode::FAILURE
 }

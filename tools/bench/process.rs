@@ -31,12 +31,24 @@ impl Process {
 
     /// Bytes of resident memory.
     pub(crate) fn rss_bytes(&self) -> Option<u64> {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// The most resident memory there was since its start.
+    pub(crate) fn rss_peak_bytes(&self) -> Option<u64> {
+        self.status_bytes("VmHWM:")
+    }
+
+    fn status_bytes(&self, name: &str) -> Option<u64> {
         let status = fs::read_to_string(format!("{}/status", self.directory)).ok()?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
         Some(kibibytes * 1024)
+    }
+
+    /// Open file descriptors.
+    pub(crate) fn open_files_count(&self) -> Option<u64> {
+        Some(fs::read_dir(format!("{}/fd", self.directory)).ok()?.count() as u64)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a run has shown, as a table for people and as JSON for machines.
 
 use crate::args::Args;
+use crate::broker::LogCounters;
 use crate::clock::secs;
 use crate::histogram::Histogram;
 use crate::publisher::Published;
@@ -12,15 +13,15 @@ use std::fmt::Write;
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     workload: Workload,
-    published_count: u64,
-    published_per_sec: f64,
+    pub(crate) published_count: u64,
+    pub(crate) published_per_sec: f64,
     /// 0 without confirms.
-    confirmed_count: u64,
-    confirmed_per_sec: f64,
+    pub(crate) confirmed_count: u64,
+    pub(crate) confirmed_per_sec: f64,
     nacked_count: u64,
     unconfirmed_count: u64,
     consumed_count: u64,
-    consumed_per_sec: f64,
+    pub(crate) consumed_per_sec: f64,
     /// Confirmed (without confirms: published) messages that no consumer received, or that are not in the queues.
     lost_count: u64,
     duplicate_count: u64,
@@ -32,10 +33,13 @@ pub(crate) struct Report {
     end_to_end_latency: Option<Latency>,
     broker_cpu_secs: Option<f64>,
     /// Messages that went all the way, for each CPU second of the broker.
-    messages_per_broker_cpu_sec: Option<f64>,
+    pub(crate) messages_per_broker_cpu_sec: Option<f64>,
     broker_rss_max_bytes: Option<u64>,
     broker_rss_end_bytes: Option<u64>,
     generator_cpu_secs: f64,
+    /// What the log did meanwhile, of a StrataMQ whose directory was named.
+    pub(crate) log: Option<LogCounters>,
+    log_bytes_per_message: Option<f64>,
     errors: Vec<String>,
 }
 
@@ -139,6 +143,8 @@ impl Report {
             broker_rss_max_bytes: meter.rss_max_bytes,
             broker_rss_end_bytes: meter.rss_end_bytes,
             generator_cpu_secs: meter.own_cpu_secs,
+            log: meter.log,
+            log_bytes_per_message: meter.log.map(|log| rate(log.bytes, count(log.messages))),
             errors,
         }
     }
@@ -214,6 +220,15 @@ impl Report {
                 ),
             );
         }
+        if let Some((log, bytes)) = self.log.zip(self.log_bytes_per_message) {
+            row(
+                "log",
+                format!(
+                    "{} fdatasync, {} messages, {bytes:.0} bytes each",
+                    log.fdatasync_count, log.messages
+                ),
+            );
+        }
         row("generator", format!("{:.2} CPU s", self.generator_cpu_secs));
         table
     }
@@ -264,6 +279,12 @@ fn mebibytes(bytes: u64) -> String {
 
 /// Events for each second; 0 when no time has passed.
 #[expect(clippy::cast_precision_loss, reason = "reports round anyway")]
-fn rate(count: u64, secs: f64) -> f64 {
+pub(crate) fn rate(count: u64, secs: f64) -> f64 {
     if secs > 0.0 { count as f64 / secs } else { 0.0 }
+}
+
+/// A count, for ratios.
+#[expect(clippy::cast_precision_loss, reason = "reports round anyway")]
+pub(crate) fn count(count: u64) -> f64 {
+    count as f64
 }

@@ -1,6 +1,7 @@
 //! A run from the declaration of the queues to the report.
 
 use crate::args::Args;
+use crate::broker::{self, LogCounters};
 use crate::clock::{Clock, secs};
 use crate::connection::Connection;
 use crate::consumer::{Consumed, Consumer, Progress, copy_of};
@@ -10,6 +11,7 @@ use crate::ledger::Ledger;
 use crate::process::Process;
 use crate::publisher::{Published, Publisher};
 use crate::report::Report;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
@@ -101,10 +103,7 @@ fn declare_queues(control: &mut Connection, args: &Args) -> Result<u64, BenchErr
     if is_fresh {
         delete_queues(control, args)?;
     }
-    let count = (0..args.queues).try_fold(0, |sum, index| {
-        let count = declare_queue(control, args, index, !is_fresh)?;
-        Ok(sum + count)
-    })?;
+    let count = declare_all(control, args, !is_fresh)?;
     if is_fresh && args.fanout {
         bind_queues(control, args)?;
     }
@@ -123,37 +122,38 @@ fn bind_queues(control: &mut Connection, args: &Args) -> Result<(), BenchError> 
     control.call(declare, |method| {
         matches!(method, Method::ExchangeDeclareOk(_))
     })?;
-    (0..args.queues).try_for_each(|index| {
-        let bind = queue::Bind {
-            queue: queue_name(args, index),
-            exchange: exchange.clone(),
-            ..queue::Bind::default()
-        };
-        let bound = control.call(bind, |method| matches!(method, Method::QueueBindOk(_)));
-        bound.map(|_| ())
-    })
+    let bind = |index| queue::Bind {
+        queue: queue_name(args, index),
+        exchange: exchange.clone(),
+        ..queue::Bind::default()
+    };
+    control.call_all(
+        (0..args.queues).map(bind),
+        |method| matches!(method, Method::QueueBindOk(_)),
+        |_| {},
+    )
 }
 
-fn declare_queue(
-    control: &mut Connection,
-    args: &Args,
-    index: u32,
-    passive: bool,
-) -> Result<u64, BenchError> {
-    let declare = queue::Declare {
+/// Declares all queues, or only looks at them; says how many messages are in them.
+fn declare_all(control: &mut Connection, args: &Args, passive: bool) -> Result<u64, BenchError> {
+    let declare = |index| queue::Declare {
         queue: queue_name(args, index),
         passive,
         durable: args.durable,
         arguments: args.declare_arguments(),
         ..queue::Declare::default()
     };
-    let answer = control.call(declare, |method| {
-        matches!(method, Method::QueueDeclareOk(_))
-    })?;
-    match answer {
-        Method::QueueDeclareOk(ok) => Ok(u64::from(ok.message_count)),
-        _ => Ok(0),
-    }
+    let mut count = 0;
+    control.call_all(
+        (0..args.queues).map(declare),
+        |method| matches!(method, Method::QueueDeclareOk(_)),
+        |answer| {
+            if let Method::QueueDeclareOk(ok) = answer {
+                count += u64::from(ok.message_count);
+            }
+        },
+    )?;
+    Ok(count)
 }
 
 fn delete_queues(control: &mut Connection, args: &Args) -> Result<(), BenchError> {
@@ -166,14 +166,23 @@ fn delete_queues(control: &mut Connection, args: &Args) -> Result<(), BenchError
             matches!(method, Method::ExchangeDeleteOk(_))
         })?;
     }
-    (0..args.queues).try_for_each(|index| {
-        let delete = queue::Delete {
-            queue: queue_name(args, index),
-            ..queue::Delete::default()
-        };
-        let deleted = control.call(delete, |method| matches!(method, Method::QueueDeleteOk(_)));
-        deleted.map(|_| ())
-    })
+    let delete = |index| queue::Delete {
+        queue: queue_name(args, index),
+        ..queue::Delete::default()
+    };
+    control.call_all(
+        (0..args.queues).map(delete),
+        |method| matches!(method, Method::QueueDeleteOk(_)),
+        |_| {},
+    )
+}
+
+/// Messages in the queues of a run that kept them.
+pub(crate) fn queued_now(args: &Args) -> Result<u64, BenchError> {
+    let mut control = Connection::open(&args.url)?;
+    let count = declare_all(&mut control, args, true)?;
+    control.close();
+    Ok(count)
 }
 
 /// Waits until the queues hold what they must hold, or patience ends; says what they hold.
@@ -185,10 +194,7 @@ fn queued_count(
 ) -> Result<u64, BenchError> {
     let mut patience = Patience::new(args, clock);
     loop {
-        let mut count = 0;
-        for index in 0..args.queues {
-            count += declare_queue(control, args, index, true)?;
-        }
+        let count = declare_all(control, args, true)?;
         if count >= expected || patience.is_over(count, clock) {
             return Ok(count);
         }
@@ -343,6 +349,10 @@ pub(crate) struct Meter {
     pub(crate) rss_max_bytes: Option<u64>,
     /// The broker's resident memory at the end.
     pub(crate) rss_end_bytes: Option<u64>,
+    log_at_start: Option<LogCounters>,
+    data_dir: Option<PathBuf>,
+    /// What the broker's log did, if its directory was named.
+    pub(crate) log: Option<LogCounters>,
 }
 
 impl Meter {
@@ -363,6 +373,13 @@ impl Meter {
             own_cpu_secs: 0.0,
             rss_max_bytes: None,
             rss_end_bytes: None,
+            log_at_start: args
+                .data_dir
+                .as_deref()
+                .map(broker::log_counters)
+                .transpose()?,
+            data_dir: args.data_dir.clone(),
+            log: None,
         })
     }
 
@@ -376,5 +393,11 @@ impl Meter {
         let broker = self.broker.as_ref().and_then(Process::cpu_secs);
         self.broker_cpu_secs = broker.map(|secs| secs - self.broker_start_secs);
         self.own_cpu_secs = Process::own().cpu_secs().unwrap_or(0.0) - self.own_start_secs;
+        // A broker that is gone by now has been reported by those who lost their connection.
+        let now = self.data_dir.as_deref().map(broker::log_counters);
+        let now = now.and_then(Result::ok);
+        self.log = now
+            .zip(self.log_at_start)
+            .map(|(now, start)| now.since(start));
     }
 }

@@ -1,7 +1,10 @@
 //! `segments`: what each file of the log holds and why it is still there.
 
+use stratamq::disk::{Disk, OpenMode};
+use stratamq::storage::format::spare_path;
+use stratamq::storage::pool;
 use stratamq::storage::superblock::Superblock;
-use stratamq::storage::types::Lsn;
+use stratamq::storage::types::{Lsn, SegmentId};
 
 use crate::error::DumpError;
 use crate::log::{Log, SegmentFile};
@@ -40,6 +43,13 @@ pub(crate) fn run(store: &Store, printer: &mut Printer<'_>) -> Result<(), DumpEr
                 alive.is_some_and(|alive| alive.refs > 0),
             );
             rows.push(row(file, content, alive, reason));
+        }
+        for spare in pool::list(&store.view)? {
+            // Gone again when a broker made a segment of it meanwhile.
+            let file = store.view.open(&spare_path(spare), OpenMode::Read);
+            if let Ok(len_bytes) = file.and_then(|file| file.len()) {
+                rows.push(spare_row(spare, len_bytes));
+            }
         }
         Ok(rows)
     })?;
@@ -82,6 +92,21 @@ fn row(file: &SegmentFile, content: Option<Content>, alive: Option<Live>, reason
         .maybe_number("dead_bytes", dead_bytes)
         .number("file_bytes", file.len_bytes)
         .text("kept", reason)
+}
+
+fn spare_row(spare: SegmentId, len_bytes: u64) -> Row {
+    Row::new()
+        .text("segment", spare)
+        .maybe_text("first_lsn", None::<Lsn>)
+        .maybe_text("end_lsn", None::<Lsn>)
+        .maybe_number("epoch", None)
+        .maybe_number("batches", None)
+        .maybe_number("records", None)
+        .maybe_number("live_refs", None)
+        .maybe_number("live_bytes", None)
+        .maybe_number("dead_bytes", None)
+        .number("file_bytes", len_bytes)
+        .text("kept", "spare: becomes a segment when the log needs one")
 }
 
 /// The first reason of those there may be. A segment is freed when the newest checkpoint counts no live ref in it and

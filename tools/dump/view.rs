@@ -1,7 +1,8 @@
 //! The data directory as a disk that cannot write.
 //!
 //! 1. Every act that could change anything is refused here, whoever asks for it.
-//! 2. A segment that was opened stays open: a broker that frees it meanwhile removes the name, not the bytes.
+//! 2. A segment that was opened stays open: a broker that frees it meanwhile takes the name, not the file. It may
+//!    use the file again: then its superblock has changed, and what was read is read anew.
 //! 3. Of a stopped directory segments are mapped: none of them is ever written again, because the next broker begins
 //!    a fresh one. Of a running one they are read with positioned reads only.
 

@@ -205,9 +205,7 @@ impl Batch {
             for reference in &self.refs[publication.from..publication.to] {
                 let state = locked.state_of(reference.queue);
                 state.last_lsn = receipt.end;
-                state
-                    .slots
-                    .update(reference.seq, |slot| slot.position = position);
+                state.slots.set_position(reference.seq, position);
                 if turn.shared.is_over_budget() {
                     state.evict(reference.seq);
                 }

@@ -172,7 +172,7 @@ fn keep_unburied(turn: &mut Turn<'_>, source: &QueueHandle, seq: Seq) {
     let mut locked = Locked::one(source);
     let (_, state) = locked.first();
     state.slots.set_status(seq, Status::Quarantined);
-    turn.shared.count_quarantined();
+    turn.shared.count_quarantined(1);
 }
 
 fn push_group(

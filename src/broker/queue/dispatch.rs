@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::batch::Batch;
-use super::slots::Status;
+use super::slots::{Head, Status};
 use super::state::{Locked, PendingGet, QueueState, is_expired};
 use super::{FetchFailure, GetOutcome, QueueHandle, Turn};
 use crate::broker::command::Delivery;
@@ -31,9 +31,18 @@ impl QueueState {
         fresh: Option<Seq>,
     ) {
         while !self.gets.is_empty() || !self.consumers.is_empty() {
-            let Some(seq) = self.slots.first_ready() else {
-                self.answer_gets_empty(batch);
-                return;
+            let seq = match self.slots.first_ready() {
+                Head::Entry(seq) => seq,
+                Head::Filed(seq) => {
+                    if self.pick(queue).is_some() {
+                        self.load(queue, turn, seq);
+                    }
+                    return;
+                }
+                Head::None => {
+                    self.answer_gets_empty(batch);
+                    return;
+                }
             };
             let slot = self.slots.get(seq).expect("a ready entry is an entry");
             if is_expired(slot, turn.now_ms) && fresh != Some(seq) {
@@ -207,6 +216,7 @@ impl QueueState {
         if let Some(ask) = self.reservation.ask_early(seq, self.slots.next_seq()) {
             batch.reserve(queue.spec.id, ask);
         }
+        self.load_ahead(queue, turn, seq);
     }
 
     /// A body arrived, or could not be read: looked up once more, then the message is quarantined.
@@ -237,13 +247,13 @@ impl QueueState {
                     queue = %queue.spec.name,
                     vhost = %queue.spec.vhost,
                     seq = seq.0,
-                    position = %slot.position.lsn,
+                    position = %slot.position().lsn,
                     reason = %failure.reason,
                     "message cannot be read and is quarantined: kept, not delivered"
                 );
                 self.slots.set_status(seq, Status::Quarantined);
                 self.leaving.retain(|&(leaving, _)| leaving != seq);
-                turn.shared.count_quarantined();
+                turn.shared.count_quarantined(1);
             }
             Err(_) => {
                 self.slots.update(seq, |slot| slot.has_failed = true);
@@ -313,8 +323,17 @@ pub fn get(
     state.lease_from_ms = turn.now_ms;
     state.expire_heads(queue, turn.now_ms, &mut batch);
     let outcome = match state.slots.first_ready() {
-        None => GetOutcome::Empty,
-        Some(seq) => {
+        Head::None => GetOutcome::Empty,
+        Head::Filed(seq) => {
+            state.gets.push_back(PendingGet {
+                channel,
+                outbox: Arc::clone(outbox),
+                is_no_ack,
+            });
+            state.load(queue, turn, seq);
+            GetOutcome::Pending
+        }
+        Head::Entry(seq) => {
             let is_first = state.gets.is_empty();
             let message = is_first
                 .then(|| state.deliverable(queue, turn, &mut batch, seq))

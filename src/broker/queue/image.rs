@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
-use super::slots::{Slot, Slots, Status};
 use super::state::{Locked, QueueState};
 use super::{Queue, QueueHandle, QueueSpec, Turn};
 use crate::broker::dead_letter::Warned;
 use crate::storage::image::QueueImage;
-use crate::storage::types::{ImageEntry, Seq};
+use crate::storage::types::Seq;
 use crate::sync::lock;
 
 /// What an image says about deliveries.
@@ -40,19 +39,22 @@ impl Queue {
         let mut image = QueueImage::new(self.spec.id, state.last_lsn);
         image.next_seq = state.slots.next_seq();
         image.reserved_upto = reserved_upto;
-        image.entries = state
-            .slots
-            .iter()
-            .filter(|(_, slot)| slot.is_logged)
-            .map(|(seq, slot)| image_entry(seq, slot, kind))
-            .collect();
+        let picture = state.slots.picture(kind == ImageKind::Stopped);
+        image.entries = picture.entries;
+        image.runs = picture.runs;
         Some(image)
+    }
+
+    /// Compares the counters with the entries.
+    #[cfg(test)]
+    pub(super) fn check_sums(&self) {
+        lock(&self.state).slots.check();
     }
 
     /// The queue that `image` shows. Limits and expiry apply, but nothing is routed yet: once the whole
     /// topology stands, [`Queue::renew_lease`] starts timers and dead letters.
     #[must_use]
-    pub fn restore(spec: QueueSpec, image: &QueueImage, turn: &mut Turn<'_>) -> QueueHandle {
+    pub fn restore(spec: QueueSpec, image: QueueImage, turn: &mut Turn<'_>) -> QueueHandle {
         let mut state = QueueState::new(
             image.next_seq,
             image.reserved_upto,
@@ -60,7 +62,9 @@ impl Queue {
             turn.now_ms,
         );
         state.delivered_upto = image.reserved_upto.0;
-        restore_entries(&mut state.slots, image);
+        state
+            .slots
+            .restore(image.entries, image.runs, image.reserved_upto);
         let queue = Arc::new(Self {
             spec,
             is_deleted: AtomicBool::new(false),
@@ -74,26 +78,5 @@ impl Queue {
         state.enforce_limits(&queue, &mut batch);
         locked.conclude(turn, batch);
         queue
-    }
-}
-
-fn image_entry(seq: Seq, slot: &Slot, kind: ImageKind) -> ImageEntry {
-    let is_held = slot.status == Status::Unacked;
-    ImageEntry {
-        seq,
-        position: slot.position,
-        expires_at_ms: slot.expires_at_ms,
-        priority: 0,
-        delivery_count: slot.delivery_count,
-        is_redelivered: slot.is_redelivered || (kind == ImageKind::Stopped && is_held),
-    }
-}
-
-fn restore_entries(slots: &mut Slots, image: &QueueImage) {
-    for entry in image.entries.iter() {
-        let mut slot = Slot::restored(entry.position, entry.expires_at_ms);
-        slot.is_redelivered = entry.is_redelivered || entry.seq < image.reserved_upto;
-        slot.delivery_count = entry.delivery_count;
-        slots.restore(entry.seq, slot);
     }
 }

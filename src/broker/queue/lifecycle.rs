@@ -5,13 +5,12 @@ use std::sync::atomic::Ordering;
 
 use super::batch::Batch;
 use super::dispatch::dispatch_one;
-use super::slots::Status;
 use super::state::Locked;
 use super::{Aftermath, ConsumeRefusal, DeleteCondition, DeleteRefusal, Purged, QueueHandle, Turn};
 use crate::broker::command::ConsumerId;
 use crate::broker::consumer::{ChannelCredit, ConsumerSpec};
 use crate::broker::outbox::OutboxItem;
-use crate::storage::types::{Seq, SeqRange, SettleCause};
+use crate::storage::types::SettleCause;
 
 /// Adds a consumer and delivers what it may have.
 ///
@@ -77,33 +76,16 @@ pub fn purge(turn: &mut Turn<'_>, queue: &QueueHandle) -> Purged {
     let mut batch = Batch::default();
     batch.set_waited();
     let (_, state) = locked.first();
-    let mut ready: Vec<Seq> = Vec::new();
-    let mut range: Option<SeqRange> = None;
-    for (seq, slot) in state.slots.iter() {
-        if slot.status == Status::Ready {
-            ready.push(seq);
-            if slot.is_logged {
-                let first = range.map_or(seq, |open| open.first);
-                range = Some(SeqRange { first, last: seq });
-            }
-        } else if let Some(open) = range.take() {
-            // An entry that stays ends the range (invariant 3); gaps do not.
-            batch.settle_range(queue.id(), SettleCause::Purged, open);
-        }
+    let purged = state.slots.purge();
+    for &range in &purged.ranges {
+        batch.settle_range(queue.id(), SettleCause::Purged, range);
     }
-    if let Some(open) = range {
-        batch.settle_range(queue.id(), SettleCause::Purged, open);
-    }
-    for &seq in &ready {
-        if let Some(slot) = state.slots.remove(seq) {
-            state.forget(&slot);
-        }
-    }
-    state.expire_heads(queue, turn.now_ms, &mut batch);
+    state.fetching_bytes = state.fetching_bytes.saturating_sub(purged.fetching_bytes);
+    state.released.extend(&purged.spilled);
     let receipt = locked.conclude(turn, batch);
     turn.finish();
     Purged {
-        message_count: u32::try_from(ready.len()).unwrap_or(u32::MAX),
+        message_count: u32::try_from(purged.count).unwrap_or(u32::MAX),
         durable_at: receipt.map(|receipt| receipt.end),
     }
 }
@@ -143,9 +125,8 @@ pub fn delete(
         batch.hand_out(&spec.outbox, item);
     });
     state.answer_gets_empty(&mut batch);
-    for slot in state.slots.clear() {
-        state.forget(&slot);
-    }
+    state.release_all();
+    state.slots.clear();
     state.leaving.clear();
     state.hidden.clear();
     locked.conclude(turn, batch);

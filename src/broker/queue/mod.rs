@@ -27,6 +27,7 @@ mod death;
 mod dispatch;
 mod image;
 mod lifecycle;
+mod paging;
 mod publish;
 mod read_ahead;
 mod reservation;
@@ -39,6 +40,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use self::batch::Batch;
+use self::paging::EntriesGauge;
 use self::state::{Locked, QueueState};
 use super::arguments::QueueArguments;
 use super::command::{ConfirmAt, Delivery};
@@ -54,6 +56,7 @@ use crate::sync::lock;
 pub use self::dispatch::{abandon_get, dispatch, fetched, get};
 pub use self::image::ImageKind;
 pub use self::lifecycle::{cancel, consume, delete, purge, set_channel_prefetch, timer_due};
+pub use self::paging::{IndexLimits, run_loaded};
 pub use self::publish::{commit, publish, reveal};
 pub use self::settle::settle;
 pub use self::spill::{Shed, moved, shed, spilled};
@@ -102,6 +105,7 @@ pub struct QueueShared {
     resident_max_bytes: u64,
     resident_bytes: AtomicU64,
     quarantined_count: AtomicU64,
+    entries: EntriesGauge,
 }
 
 /// What one call into the domain brings along.
@@ -268,7 +272,20 @@ impl QueueShared {
             resident_max_bytes,
             resident_bytes: AtomicU64::new(0),
             quarantined_count: AtomicU64::new(0),
+            entries: EntriesGauge::new(IndexLimits::default()),
         }
+    }
+
+    /// Changes when queues use index files.
+    #[must_use]
+    pub fn with_index_limits(mut self, limits: IndexLimits) -> Self {
+        self.entries = EntriesGauge::new(limits);
+        self
+    }
+
+    /// What entries take in memory, and when they leave it.
+    fn entries(&self) -> &EntriesGauge {
+        &self.entries
     }
 
     /// The log.
@@ -303,8 +320,8 @@ impl QueueShared {
         }
     }
 
-    fn count_quarantined(&self) {
-        self.quarantined_count.fetch_add(1, Ordering::Relaxed);
+    fn count_quarantined(&self, count: u64) {
+        self.quarantined_count.fetch_add(count, Ordering::Relaxed);
     }
 }
 

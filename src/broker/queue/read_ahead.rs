@@ -64,6 +64,13 @@ impl QueueState {
         self.fill_ahead(queue, turn);
     }
 
+    /// Entries came from the index file: goes on where it had to stop, for the consumers that are being served.
+    pub(super) fn read_on(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>) {
+        if self.read_ahead.frontier > 0 && !self.consumers.is_empty() {
+            self.fill_ahead(queue, turn);
+        }
+    }
+
     fn fill_ahead(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>) {
         let is_scarce = turn.shared.is_over_budget();
         let (chunk_count, max_bytes) = if is_scarce {
@@ -73,7 +80,8 @@ impl QueueState {
         };
         while self.read_ahead.starts.len() < chunk_count && self.slots.has_absent() {
             let from = Seq(self.read_ahead.frontier);
-            let Some(first) = self.slots.ready_at_or_after(from) else {
+            // Where entries are in the index file it goes on once they are loaded.
+            let Some(first) = self.slots.ready_at_or_after(from).entry() else {
                 return;
             };
             self.read_ahead.starts.push_back(first.0);
@@ -92,7 +100,7 @@ impl QueueState {
             }
             asked_bytes += self.fetch(queue, turn, seq);
             self.read_ahead.frontier = seq.0 + 1;
-            next = self.slots.ready_at_or_after(Seq(seq.0 + 1));
+            next = self.slots.ready_at_or_after(Seq(seq.0 + 1)).entry();
         }
     }
 
@@ -104,7 +112,7 @@ impl QueueState {
         if slot.message.is_some() || slot.is_fetching {
             return 0;
         }
-        let (position, is_spilled) = (slot.position, slot.is_spilled());
+        let (position, is_spilled) = (slot.position(), slot.is_spilled());
         self.slots.update(seq, |slot| slot.is_fetching = true);
         self.fetching_bytes += u64::from(position.len_bytes);
         turn.effects.fetches.push(Fetch {

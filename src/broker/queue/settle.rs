@@ -107,7 +107,7 @@ impl QueueState {
             logged_count = slot.is_logged.then_some(slot.delivery_count);
         });
         if let Some(delivery_count) = logged_count {
-            batch.requeue(queue.id(), seq, delivery_count);
+            batch.requeue(queue.id(), seq, u32::from(delivery_count));
         }
     }
 

@@ -16,7 +16,7 @@
 use std::sync::Arc;
 
 use super::batch::Batch;
-use super::slots::{Slot, Status};
+use super::slots::Status;
 use super::state::{Locked, QueueState};
 use super::{Queue, QueueHandle, Turn};
 use crate::broker::message::Message;
@@ -40,13 +40,6 @@ impl Shed {
     }
 }
 
-impl Slot {
-    /// It lies in a spill file.
-    pub(super) fn is_spilled(&self) -> bool {
-        !self.is_logged && self.position.len_bytes > 0
-    }
-}
-
 impl Queue {
     /// Bytes of its messages in memory.
     #[must_use]
@@ -62,7 +55,7 @@ impl Queue {
             state
                 .slots
                 .get(*seq)
-                .is_some_and(|slot| slot.is_spilled() && slot.position == *position)
+                .is_some_and(|slot| slot.is_spilled() && slot.position() == *position)
         };
         places.iter().map(holds).collect()
     }
@@ -75,7 +68,7 @@ pub fn shed(turn: &mut Turn<'_>, queue: &QueueHandle, want_bytes: u64) -> Shed {
     let (_, state) = locked.first();
     let mut shed = Shed::default();
     for status in [Status::Unacked, Status::Ready] {
-        state.shed(status, want_bytes, &mut shed);
+        state.shed_contents(status, want_bytes, &mut shed);
     }
     locked.conclude(turn, Batch::default());
     turn.finish();
@@ -88,8 +81,9 @@ pub fn spilled(turn: &mut Turn<'_>, queue: &QueueHandle, places: &[(Seq, Positio
     let (_, state) = locked.first();
     for &(seq, position) in places {
         if state.takes_place(seq) {
-            state.slots.update(seq, |slot| slot.position = position);
+            state.slots.set_position(seq, position);
             state.slots.set_message(seq, None);
+            state.has_spilled = true;
         } else {
             state.released.push(position);
         }
@@ -107,9 +101,9 @@ pub fn moved(turn: &mut Turn<'_>, queue: &QueueHandle, moves: &[(Seq, Position, 
             .slots
             .get(seq)
             // A read on its way would bring an error from a file that is closed.
-            .is_some_and(|slot| slot.is_spilled() && slot.position == from && !slot.is_fetching);
+            .is_some_and(|slot| slot.is_spilled() && slot.position() == from && !slot.is_fetching);
         if is_there {
-            state.slots.update(seq, |slot| slot.position = to);
+            state.slots.set_position(seq, to);
         }
         state.released.push(if is_there { from } else { to });
     }
@@ -118,7 +112,7 @@ pub fn moved(turn: &mut Turn<'_>, queue: &QueueHandle, moves: &[(Seq, Position, 
 }
 
 impl QueueState {
-    fn shed(&mut self, status: Status, want_bytes: u64, shed: &mut Shed) {
+    fn shed_contents(&mut self, status: Status, want_bytes: u64, shed: &mut Shed) {
         let mut dropped = Vec::new();
         self.slots.contents_from_end(|seq, slot| {
             if slot.status != status || slot.is_fetching {
@@ -127,7 +121,7 @@ impl QueueState {
             let Some(message) = &slot.message else {
                 return true;
             };
-            if slot.position.len_bytes > 0 {
+            if slot.position().len_bytes > 0 {
                 dropped.push(seq);
                 shed.dropped_bytes += message.size_bytes() as u64;
             } else if !slot.is_logged {
@@ -138,6 +132,13 @@ impl QueueState {
         });
         for seq in dropped {
             self.slots.set_message(seq, None);
+        }
+    }
+
+    /// Gives up the places of all entries, which are about to be forgotten.
+    pub(super) fn release_all(&mut self) {
+        if self.has_spilled {
+            self.released.extend(self.slots.spilled());
         }
     }
 

@@ -7,9 +7,10 @@ use std::sync::MutexGuard;
 use smallvec::SmallVec;
 
 use super::batch::Batch;
+use super::paging::LOAD_WINDOW_MIN;
 use super::read_ahead::ReadAhead;
 use super::reservation::Reservation;
-use super::slots::{Slot, Slots, Status};
+use super::slots::{Head, Slot, Slots, Status};
 use super::{QueueHandle, QueueShared, Turn};
 use crate::broker::arguments::Overflow;
 use crate::broker::consumer::Consumers;
@@ -60,6 +61,12 @@ pub(super) struct QueueState {
     pub(super) fetching_bytes: u64,
     /// Places in spill files that are not wanted any more, until the critical section ends.
     pub(super) released: Vec<Position>,
+    /// Something was written to a spill file since the start.
+    pub(super) has_spilled: bool,
+    /// Runs below this number have been looked at for loading.
+    pub(super) loads_upto: u64,
+    /// Runs to load ahead of who takes messages.
+    pub(super) load_window: usize,
     /// How far bodies have been asked for ahead of the consumers.
     pub(super) read_ahead: ReadAhead,
     /// When the earliest armed timer is due; 0 for none.
@@ -69,6 +76,9 @@ pub(super) struct QueueState {
     pub(super) had_consumer: bool,
     /// What the shared sum of bytes in memory knows of this queue.
     pub(super) reported_bytes: u64,
+    /// The same for slots in memory and for filed runs.
+    pub(super) reported_slots: u64,
+    pub(super) reported_filed: u64,
     pub(super) is_deleted: bool,
 }
 
@@ -89,11 +99,16 @@ impl QueueState {
             last_lsn,
             fetching_bytes: 0,
             released: Vec::new(),
+            has_spilled: false,
+            loads_upto: 0,
+            load_window: LOAD_WINDOW_MIN,
             read_ahead: ReadAhead::default(),
             armed_at_ms: 0,
             lease_from_ms: now_ms,
             had_consumer: false,
             reported_bytes: 0,
+            reported_slots: 0,
+            reported_filed: 0,
             is_deleted: false,
         }
     }
@@ -175,25 +190,28 @@ impl QueueState {
         {
             return;
         }
-        loop {
-            let sums = self.slots.sums();
-            let count = sums.ready_count + sums.hidden_count;
-            let bytes = sums.ready_bytes + sums.hidden_bytes;
-            let is_over = settings.max_length.is_some_and(|max| count > max)
-                || settings.max_length_bytes.is_some_and(|max| bytes > max);
-            if !is_over {
-                return;
-            }
-            let Some(seq) = self.slots.first_ready() else {
+        while self.is_too_long(queue) {
+            // A head in the index file is asked for when the critical section ends; then the drop goes on.
+            let Some(seq) = self.slots.first_ready().entry() else {
                 return;
             };
             self.let_die(queue, batch, seq, DeathReason::MaxLength);
         }
     }
 
+    /// True when the queue has more than its limits allow.
+    pub(super) fn is_too_long(&self, queue: &QueueHandle) -> bool {
+        let sums = self.slots.sums();
+        let settings = &queue.spec.settings;
+        let count = sums.ready_count + sums.hidden_count;
+        let bytes = sums.ready_bytes + sums.hidden_bytes;
+        settings.max_length.is_some_and(|max| count > max)
+            || settings.max_length_bytes.is_some_and(|max| bytes > max)
+    }
+
     /// Removes expired messages from the head (TT-5: only there).
     pub(super) fn expire_heads(&mut self, queue: &QueueHandle, now_ms: u64, batch: &mut Batch) {
-        while let Some(seq) = self.slots.first_ready() {
+        while let Some(seq) = self.slots.first_ready().entry() {
             let is_due = self
                 .slots
                 .get(seq)
@@ -246,7 +264,7 @@ impl QueueState {
     pub(super) fn forget(&mut self, slot: &Slot) {
         self.forget_fetch(slot);
         if slot.is_spilled() {
-            self.released.push(slot.position);
+            self.released.push(slot.position());
         }
     }
 
@@ -255,7 +273,7 @@ impl QueueState {
         if slot.is_fetching {
             self.fetching_bytes = self
                 .fetching_bytes
-                .saturating_sub(u64::from(slot.position.len_bytes));
+                .saturating_sub(u64::from(slot.position().len_bytes));
         }
     }
 
@@ -276,16 +294,17 @@ impl QueueState {
         if !self.released.is_empty() {
             turn.effects.released.append(&mut self.released);
         }
+        self.want_head(queue, turn);
         if self.slots.sums().total_count() == 0 {
             self.reservation.rest();
         }
         if !self.leaving.is_empty() && !self.is_dead_lettering {
             turn.dying.push(Arc::clone(queue));
         }
-        self.arm_timer(queue, turn.effects);
+        self.arm_timer(queue, turn.now_ms, turn.effects);
     }
 
-    fn report_memory(&mut self, shared: &QueueShared) {
+    pub(super) fn report_memory(&mut self, shared: &QueueShared) {
         let bytes = self.slots.sums().resident_bytes;
         // The last word about a queue is exact.
         let slack_bytes = if self.is_deleted {
@@ -297,17 +316,24 @@ impl QueueState {
             shared.report_resident(self.reported_bytes, bytes);
             self.reported_bytes = bytes;
         }
+        self.report_entries(shared);
     }
 
-    pub(super) fn arm_timer(&mut self, queue: &QueueHandle, effects: &mut Effects) {
+    pub(super) fn arm_timer(&mut self, queue: &QueueHandle, now_ms: u64, effects: &mut Effects) {
         if self.is_deleted {
             return;
         }
-        let head_ms = self
-            .slots
-            .first_ready()
-            .and_then(|seq| self.slots.get(seq))
-            .map_or(0, |slot| slot.expires_at_ms);
+        let head_ms = match self.slots.first_ready() {
+            Head::None => 0,
+            Head::Entry(seq) => self.slots.get(seq).map_or(0, |slot| slot.expires_at_ms),
+            // Not before the earliest of the run. When that is past, the run is on its way.
+            Head::Filed(seq) => self
+                .slots
+                .filed_run(seq)
+                .map(|run| run.expiry_base_ms)
+                .filter(|base_ms| *base_ms > now_ms)
+                .unwrap_or(0),
+        };
         let due_at_ms = match (head_ms, self.lease_due_at_ms(queue)) {
             (0, lease_ms) => lease_ms.unwrap_or(0),
             (head_ms, lease_ms) => head_ms.min(lease_ms.unwrap_or(head_ms)),

@@ -5,6 +5,7 @@ mod commits;
 mod damage;
 mod gathering;
 mod lifecycle;
+mod recycling;
 
 use std::sync::Arc;
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use stratamq::disk::Disk;
 use stratamq::storage::format::segment_path;
+use stratamq::storage::pool;
 use stratamq::storage::superblock::Superblock;
 use stratamq::storage::types::{Lsn, SegmentId};
 
@@ -63,8 +64,12 @@ pub(super) fn check(
     if report.damage_count == damage_before {
         let void_count = log.files.values().filter(|file| file.is_void).count();
         let text = format!(
-            "{} kept, {batch_count} batches, {record_count} records; {void_count} void",
-            log.files.len() - void_count
+            "{} kept, {batch_count} batches, {record_count} records; {void_count} void{}",
+            log.files.len() - void_count,
+            match pool::list(&store.view)?.len() {
+                0 => String::new(),
+                spare_count => format!(", {spare_count} spare"),
+            }
         );
         report.add("segments", Outcome::Ok, text);
     }

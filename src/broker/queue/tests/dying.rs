@@ -13,7 +13,10 @@ fn expiring(body: &str, expiration: &'static str) -> Message {
     })
 }
 
-fn dead_letter_to(exchange: &'static str, routing_key: Option<&'static str>) -> QueueArguments {
+pub(super) fn dead_letter_to(
+    exchange: &'static str,
+    routing_key: Option<&'static str>,
+) -> QueueArguments {
     QueueArguments {
         dead_letter: Some(DeadLetterTarget {
             exchange: ShortString::from_static(exchange),
@@ -415,7 +418,7 @@ fn messages_that_expired_while_the_broker_was_down_are_dead_lettered() {
     let image = image.expect("it is durable");
     rig.now_ms += 200;
     let mut turn = Turn::new(&rig.shared, &rig.router, rig.now_ms, &mut rig.effects);
-    let restored = Queue::restore(queue.spec().clone(), &image, &mut turn);
+    let restored = Queue::restore(queue.spec().clone(), image.clone(), &mut turn);
     drop(turn);
     rig.turn(|turn| restored.renew_lease(turn));
     rig.settle_down();

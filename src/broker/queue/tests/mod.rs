@@ -2,7 +2,9 @@
 
 mod delivery;
 mod dying;
+mod index;
 mod model;
+mod paging;
 mod storing;
 
 use std::collections::HashMap;
@@ -10,6 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
+use self::index::TestIndex;
 use super::*;
 use crate::amqp::properties::{Properties, PropertiesBuilder};
 use crate::broker::command::{ConsumerId, SettleOutcome, Unacked};
@@ -63,6 +66,7 @@ pub(super) struct Rig {
     pub(super) router: TableRouter,
     pub(super) now_ms: u64,
     pub(super) effects: Effects,
+    pub(super) index: TestIndex,
     next_id: u64,
 }
 
@@ -79,8 +83,20 @@ impl Rig {
             router: TableRouter::default(),
             now_ms: 1_000_000,
             effects: Effects::default(),
+            index: TestIndex::default(),
             next_id: 1,
         }
+    }
+
+    /// Queues are filed as soon as they have a message, and nothing stays in memory that can leave.
+    pub(super) fn paging() -> Self {
+        let mut rig = Self::new();
+        let shared = QueueShared::new(Arc::<FakeJournal>::clone(&rig.journal), 1 << 30);
+        rig.shared = shared.with_index_limits(IndexLimits {
+            min_messages: 0,
+            entries_max_bytes: 0,
+        });
+        rig
     }
 
     pub(super) fn turn<T>(&mut self, work: impl FnOnce(&mut Turn<'_>) -> T) -> T {
@@ -213,8 +229,12 @@ impl Rig {
             self.journal.make_durable();
             let after = std::mem::take(&mut self.effects.after_durable);
             let fetches = std::mem::take(&mut self.effects.fetches);
-            if after.is_empty() && fetches.is_empty() {
+            let loads = std::mem::take(&mut self.effects.run_loads);
+            if after.is_empty() && fetches.is_empty() && loads.is_empty() {
                 return;
+            }
+            for load in loads {
+                self.answer(load);
             }
             for (_, what) in after {
                 match what {

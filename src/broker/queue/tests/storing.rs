@@ -159,7 +159,7 @@ fn image_is_what_replay_gives_and_restores_the_queue() {
         (ImageKind::Stopped, ["b*", "c", "d"]),
     ] {
         let image = queue.image(kind).expect("it is durable");
-        let restored = rig.turn(|turn| Queue::restore(queue.spec().clone(), &image, turn));
+        let restored = rig.turn(|turn| Queue::restore(queue.spec().clone(), image.clone(), turn));
         assert_eq!(restored.stats().ready_count, 3);
         assert_eq!(rig.take_all(&restored), expected, "{kind:?}");
     }
@@ -225,7 +225,7 @@ fn byte_limit_drops_nothing_that_fits_when_a_queue_is_restored() {
     }
     let image = queue.image(ImageKind::Running).expect("it is durable");
     assert_eq!(image.entries.len(), 3);
-    let restored = rig.turn(|turn| Queue::restore(queue.spec().clone(), &image, turn));
+    let restored = rig.turn(|turn| Queue::restore(queue.spec().clone(), image.clone(), turn));
     assert_eq!(restored.stats().ready_count, 3);
     let taken = rig.get(&restored).expect("the first");
     assert_eq!(body_of(&taken.message), "aaaaaaaaaa");
@@ -246,7 +246,7 @@ fn unreadable_message_is_looked_up_again_then_quarantined() {
     let mut image = queue.image(ImageKind::Running).expect("it is durable");
     let bad = image.entries.get_mut(Seq(1)).expect("the first");
     bad.position.lsn = Lsn(1);
-    let restored = rig.turn(|turn| Queue::restore(queue.spec().clone(), &image, turn));
+    let restored = rig.turn(|turn| Queue::restore(queue.spec().clone(), image.clone(), turn));
     let taken = rig.get(&restored).expect("the second");
     assert!(body_of(&taken.message).starts_with("good"));
     assert_eq!(restored.stats().quarantined_count, 1);
@@ -372,5 +372,5 @@ fn straggler_does_not_keep_the_memory_of_what_was_settled_behind_it() {
         slots.remove(seq);
     }
     assert!(slots.run_count() <= 2);
-    assert_eq!(slots.first_ready(), Some(Seq(1)));
+    assert_eq!(slots.first_ready().entry(), Some(Seq(1)));
 }

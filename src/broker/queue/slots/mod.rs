@@ -1,0 +1,401 @@
+//! The entries of a queue, in order of their seqs, with the sums over them.
+//!
+//! ```text
+//!   seq      1 ... 255 | 256 ... 511 | (512 .. 1023 all settled: no run) | 1024 ...  <- next_seq
+//!   runs     [ run 0 ]   [ run 1 ]                                         [ run 4 ]
+//!                ^ one unacked straggler keeps 256 slots, not all that came after it
+//! ```
+//!
+//! A run is dropped when nothing in it is left. While the queue is empty the last run restarts at
+//! `next_seq`, so a queue that never gets deep touches the same few slots over and over.
+//!
+//! The runs of a deep queue leave memory for the queue's index file and come back when they are wanted (`run`,
+//! `paging`). An entry of a filed run is counted in the sums but cannot be looked up: it is ready, and nobody knows
+//! its seq by name.
+
+mod paging;
+mod run;
+mod slot;
+mod sums;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use self::run::{Body, Run};
+use crate::broker::message::Message;
+use crate::storage::run::RUN_SEQS;
+use crate::storage::types::{Position, Seq};
+
+pub(super) use self::paging::{PagedIn, Policy, Shed};
+pub(super) use self::slot::{SLOT_BYTES, Slot, Status};
+pub(super) use self::sums::Sums;
+
+/// Slots that an empty queue keeps for the next entries.
+const IDLE_MAX_SLOTS: usize = 8;
+
+/// The next ready entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Head {
+    /// There is none.
+    None,
+    /// In memory.
+    Entry(Seq),
+    /// In the index file; the first it may be.
+    Filed(Seq),
+}
+
+impl Head {
+    /// The entry, when it is in memory.
+    pub(super) fn entry(self) -> Option<Seq> {
+        match self {
+            Self::Entry(seq) => Some(seq),
+            Self::None | Self::Filed(_) => None,
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Slots {
+    /// Ascending by number, not necessarily dense.
+    runs: VecDeque<Run>,
+    /// The slots of a run that ended, for the next one.
+    spare: Option<Vec<Slot>>,
+    next_seq: u64,
+    /// No entry below this is ready.
+    ready_from: u64,
+    /// Entries in memory whose content is not.
+    absent_count: u64,
+    /// Slots of the runs in memory, used or not.
+    slot_count: u64,
+    /// Runs that are in the index file only.
+    filed_count: u64,
+    /// What is below may have been delivered before the start.
+    redelivered_below: u64,
+    sums: Sums,
+}
+
+impl Slots {
+    pub(super) fn new(next_seq: Seq) -> Self {
+        Self {
+            runs: VecDeque::new(),
+            spare: None,
+            next_seq: next_seq.0,
+            ready_from: 0,
+            absent_count: 0,
+            slot_count: 0,
+            filed_count: 0,
+            redelivered_below: 0,
+            sums: Sums::default(),
+        }
+    }
+
+    /// False when every entry in memory has its content in memory: there is nothing to read ahead.
+    pub(super) fn has_absent(&self) -> bool {
+        self.absent_count > 0
+    }
+
+    pub(super) fn sums(&self) -> &Sums {
+        &self.sums
+    }
+
+    /// The seq that the next entry gets.
+    pub(super) fn next_seq(&self) -> Seq {
+        Seq(self.next_seq)
+    }
+
+    /// Appends an entry.
+    pub(super) fn push(&mut self, slot: Slot) -> Seq {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        self.append(seq, slot);
+        Seq(seq)
+    }
+
+    fn append(&mut self, seq: u64, slot: Slot) {
+        let number = seq / RUN_SEQS;
+        if self.runs.back().is_none_or(|run| run.number != number) {
+            let slots = self.fresh_slots();
+            self.runs.push_back(Run::new(seq, slots));
+        }
+        let run = self.runs.back_mut().expect("pushed above when missing");
+        let is_first = run.live_count == 0;
+        run.live_count += 1;
+        if slot.status == Status::Ready {
+            run.ready_count += 1;
+            self.ready_from = self.ready_from.min(seq);
+        }
+        self.sums.add(slot.status, slot.body_bytes);
+        self.sums.resident_bytes += slot.resident_bytes();
+        self.absent_count += u64::from(slot.message.is_none());
+        let resident = run
+            .resident_mut()
+            .expect("a run with a block gets no more entries: next_seq is above it");
+        debug_assert_eq!(resident.block, None, "a run with a block is complete");
+        resident.is_offered = false;
+        let before = resident.slots.len();
+        if is_first {
+            resident.slots.clear();
+            resident.first = seq;
+        }
+        while resident.first + (resident.slots.len() as u64) < seq {
+            resident.slots.push(Slot::EMPTY);
+        }
+        resident.content_count += u16::from(slot.message.is_some());
+        resident.slots.push(slot);
+        self.slot_count = self.slot_count + resident.slots.len() as u64 - before as u64;
+    }
+
+    /// Index of the run that holds `number`, or where it would stand.
+    fn find_run(&self, number: u64) -> Result<usize, usize> {
+        let Some(front) = self.runs.front() else {
+            return Err(0);
+        };
+        let guess = number.wrapping_sub(front.number);
+        if let Ok(index) = usize::try_from(guess)
+            && self.runs.get(index).is_some_and(|run| run.number == number)
+        {
+            return Ok(index);
+        }
+        self.runs.binary_search_by_key(&number, |run| run.number)
+    }
+
+    /// The run in memory that holds the entry `seq`, and where in it.
+    fn locate(&self, seq: Seq) -> Option<(usize, usize)> {
+        let index = self.find_run(seq.0 / RUN_SEQS).ok()?;
+        let at = self.runs.get(index)?.resident()?.index_of(seq)?;
+        Some((index, at))
+    }
+
+    /// The entry `seq`, if it is in memory.
+    pub(super) fn get(&self, seq: Seq) -> Option<&Slot> {
+        let index = self.find_run(seq.0 / RUN_SEQS).ok()?;
+        let resident = self.runs.get(index)?.resident()?;
+        resident.slots.get(resident.index_of(seq)?)
+    }
+
+    fn slot_mut(&mut self, seq: Seq) -> Option<(&mut Slot, &mut u16)> {
+        let index = self.find_run(seq.0 / RUN_SEQS).ok()?;
+        let run = self.runs.get_mut(index)?;
+        let Body::Resident(resident) = &mut run.body else {
+            return None;
+        };
+        let at = resident.index_of(seq)?;
+        Some((resident.slots.get_mut(at)?, &mut run.ready_count))
+    }
+
+    /// Changes fields of the entry `seq` that no sum depends on.
+    pub(super) fn update(&mut self, seq: Seq, change: impl FnOnce(&mut Slot)) -> bool {
+        let Some((slot, _)) = self.slot_mut(seq) else {
+            return false;
+        };
+        let before = (slot.status, slot.body_bytes, slot.message.is_some());
+        change(slot);
+        debug_assert_eq!(
+            before,
+            (slot.status, slot.body_bytes, slot.message.is_some()),
+            "status, size and content have their own methods"
+        );
+        true
+    }
+
+    /// The message of the entry `seq` was written, to the log or to a spill file, in a record at `position`.
+    pub(super) fn set_position(&mut self, seq: Seq, position: Position) {
+        if let Some((index, at)) = self.locate(seq)
+            && let Some(resident) = self.runs[index].resident_mut()
+        {
+            debug_assert_eq!(resident.block, None, "a run with a block is complete");
+            resident.is_offered = false;
+            resident.slots[at].set_position(position);
+        }
+    }
+
+    /// Moves the entry `seq` to another status; false when there is none.
+    pub(super) fn set_status(&mut self, seq: Seq, status: Status) -> bool {
+        debug_assert_ne!(status, Status::Empty, "entries end by `remove`");
+        let Some((slot, ready_count)) = self.slot_mut(seq) else {
+            return false;
+        };
+        let before = slot.status;
+        let body_bytes = slot.body_bytes;
+        slot.status = status;
+        *ready_count -= u16::from(before == Status::Ready);
+        *ready_count += u16::from(status == Status::Ready);
+        self.sums.subtract(before, body_bytes);
+        self.sums.add(status, body_bytes);
+        if status == Status::Ready {
+            self.ready_from = self.ready_from.min(seq.0);
+        }
+        true
+    }
+
+    /// Sets or drops the content of the entry `seq`.
+    pub(super) fn set_message(&mut self, seq: Seq, message: Option<Arc<Message>>) {
+        let Some((index, at)) = self.locate(seq) else {
+            return;
+        };
+        let Some(resident) = self.runs[index].resident_mut() else {
+            return;
+        };
+        let slot = &mut resident.slots[at];
+        resident.content_count -= u16::from(slot.message.is_some());
+        resident.content_count += u16::from(message.is_some());
+        let status = slot.status;
+        let before = (
+            slot.body_bytes,
+            slot.resident_bytes(),
+            slot.message.is_none(),
+        );
+        if let Some(message) = &message {
+            slot.body_bytes = u32::try_from(message.body_len()).unwrap_or(u32::MAX);
+        }
+        slot.message = message;
+        let after = (
+            slot.body_bytes,
+            slot.resident_bytes(),
+            slot.message.is_none(),
+        );
+        self.sums.subtract(status, before.0);
+        self.sums.add(status, after.0);
+        self.sums.resident_bytes = self.sums.resident_bytes - before.1 + after.1;
+        self.absent_count = self.absent_count - u64::from(before.2) + u64::from(after.2);
+    }
+
+    /// Ends the entry `seq` and hands it out.
+    pub(super) fn remove(&mut self, seq: Seq) -> Option<Slot> {
+        let (index, at) = self.locate(seq)?;
+        let run = &mut self.runs[index];
+        let resident = run.resident_mut()?;
+        let slot = std::mem::replace(&mut resident.slots[at], Slot::EMPTY);
+        resident.content_count -= u16::from(slot.message.is_some());
+        run.live_count -= 1;
+        run.ready_count -= u16::from(slot.status == Status::Ready);
+        let is_empty = run.live_count == 0;
+        self.forget(&slot);
+        if is_empty {
+            self.end_run(index);
+        }
+        Some(slot)
+    }
+
+    /// Takes an entry out of the sums.
+    fn forget(&mut self, slot: &Slot) {
+        self.sums.subtract(slot.status, slot.body_bytes);
+        self.sums.resident_bytes -= slot.resident_bytes();
+        self.absent_count -= u64::from(slot.message.is_none());
+    }
+
+    /// A run in memory has no entries left: forgets it, unless the next entry belongs to it.
+    fn end_run(&mut self, index: usize) {
+        if self.runs[index].number != self.next_seq / RUN_SEQS
+            && let Some(Run {
+                body: Body::Resident(mut resident),
+                ..
+            }) = self.runs.remove(index)
+        {
+            self.slot_count -= resident.slots.len() as u64;
+            resident.slots.clear();
+            self.spare = Some(resident.slots);
+        }
+        if self.sums.total_count() == 0 {
+            self.rest();
+        }
+    }
+
+    /// The queue is empty: an idle queue costs little memory.
+    fn rest(&mut self) {
+        self.spare = None;
+        if self.runs.capacity() > IDLE_MAX_SLOTS {
+            self.runs.shrink_to(1);
+        }
+        for resident in self.runs.iter_mut().filter_map(Run::resident_mut) {
+            self.slot_count -= resident.slots.len() as u64;
+            resident.slots.clear();
+            if resident.slots.capacity() > IDLE_MAX_SLOTS {
+                resident.slots = Vec::new();
+            }
+            resident.first = self.next_seq;
+        }
+    }
+
+    /// The first ready entry.
+    pub(super) fn first_ready(&mut self) -> Head {
+        let found = self.ready_at_or_after(Seq(self.ready_from));
+        self.ready_from = match found {
+            Head::None => self.next_seq,
+            Head::Entry(seq) | Head::Filed(seq) => seq.0,
+        };
+        found
+    }
+
+    /// The first ready entry that is not below `from`.
+    pub(super) fn ready_at_or_after(&self, from: Seq) -> Head {
+        if self.sums.ready_count == 0 {
+            return Head::None;
+        }
+        let start = self.find_run(from.0 / RUN_SEQS).unwrap_or_else(|at| at);
+        for run in self.runs.range(start..) {
+            if run.ready_count == 0 {
+                continue;
+            }
+            let resident = match &run.body {
+                Body::Resident(resident) => resident,
+                Body::Filed(filed) => match filed.run.live_seqs().find(|seq| *seq >= from) {
+                    Some(seq) => return Head::Filed(seq),
+                    None => continue,
+                },
+            };
+            let skip = usize::try_from(from.0.saturating_sub(resident.first)).unwrap_or(usize::MAX);
+            let found = resident
+                .slots
+                .iter()
+                .enumerate()
+                .skip(skip)
+                .find(|(_, slot)| slot.status == Status::Ready);
+            if let Some((at, _)) = found {
+                return Head::Entry(Seq(resident.first + at as u64));
+            }
+        }
+        Head::None
+    }
+
+    /// Visits the entries whose content is in memory, the last one first, until `visit` has enough and says false.
+    pub(super) fn contents_from_end(&self, mut visit: impl FnMut(Seq, &Slot) -> bool) {
+        let residents = self.runs.iter().rev().filter_map(Run::resident);
+        for resident in residents.filter(|resident| resident.content_count > 0) {
+            for (at, slot) in resident.slots.iter().enumerate().rev() {
+                if slot.message.is_some() && !visit(Seq(resident.first + at as u64), slot) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Places of entries in spill files.
+    pub(super) fn spilled(&self) -> impl Iterator<Item = Position> {
+        let residents = self.runs.iter().filter_map(Run::resident);
+        let slots = residents.flat_map(|resident| &resident.slots);
+        slots.filter(|slot| slot.is_spilled()).map(Slot::position)
+    }
+
+    /// All entries in memory, ascending.
+    #[cfg(test)]
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Seq, &Slot)> {
+        self.runs
+            .iter()
+            .filter(|run| run.live_count > 0)
+            .filter_map(Run::resident)
+            .flat_map(run::Resident::iter)
+    }
+
+    /// Runs, in memory or filed.
+    #[cfg(test)]
+    pub(super) fn run_count(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new(Seq(self.next_seq));
+    }
+}
