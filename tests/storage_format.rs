@@ -142,6 +142,8 @@ fn flags_causes_and_effects_are_those_of_the_code() {
     for (name, value) in [
         ("RECYCLED", format::segment_flag::RECYCLED),
         ("WIDE_ENTRIES", format::queue_flag::WIDE_ENTRIES),
+        ("RUNS", format::queue_flag::RUNS),
+        ("MARKS", u32::from(format::run_flag::MARKS)),
         ("REDELIVERED", u32::from(format::entry_flag::REDELIVERED)),
         ("HAS_DEATHS", u32::from(FLAG_HAS_DEATHS)),
         ("IS_REKEYED", u32::from(FLAG_IS_REKEYED)),
@@ -175,6 +177,11 @@ fn constants_are_those_of_the_code() {
     for (name, value) in [
         ("FORMAT_VERSION", u64::from(format::FORMAT_VERSION)),
         ("MIN_READER_VERSION", u64::from(format::MIN_READER_VERSION)),
+        (
+            "CHECKPOINT_MIN_READER_VERSION",
+            u64::from(format::CHECKPOINT_MIN_READER_VERSION),
+        ),
+        ("RUN_SEQS", stratamq::storage::run::RUN_SEQS),
         ("BLOCK_BYTES", format::BLOCK_BYTES),
         ("ALIGN_BYTES", format::ALIGN_BYTES),
         (
@@ -214,6 +221,11 @@ fn files_are_named_as_the_code_names_them() {
             "`{}/<16 hex>.{}`",
             format::CHECKPOINT_DIR,
             format::CHECKPOINT_EXTENSION
+        ),
+        format!(
+            "`{}/<16 hex>.{}`",
+            format::INDEX_DIR,
+            format::INDEX_EXTENSION
         ),
         format!("`{}/<12 hex>-<8 hex>.torn`", format::QUARANTINE_DIR),
         format!("`*.{}`", format::TEMP_EXTENSION),

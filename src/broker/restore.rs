@@ -28,7 +28,8 @@ use super::records;
 use super::vhost::Vhost;
 use crate::amqp::field_table::FieldTable;
 use crate::amqp::short_string::ShortString;
-use crate::storage::types::{Lsn, QueueId};
+use crate::storage::run::FiledRun;
+use crate::storage::types::{ImageEntry, Lsn, QueueId};
 use crate::storage::{CheckpointSource, QueueImage};
 use crate::sync::{lock, read, write};
 
@@ -47,13 +48,16 @@ impl Broker {
         now_ms: u64,
         effects: &mut Effects,
     ) -> Result<Self, RestoreError> {
-        if meta_snapshot.is_none() && meta_records.is_empty() {
+        if meta_snapshot.is_none() && meta_records.is_empty() && queues.is_empty() {
             effects.wakes_commit = true;
             return Ok(Self::new(journal, options));
         }
         let mut state = meta_snapshot.map_or_else(|| Ok(MetaState::new()), MetaState::decode)?;
         for (kind, version, body) in meta_records {
             state.apply(Change::decode(*kind, *version, body)?);
+        }
+        if options.is_salvaged {
+            super::salvage::complete(&mut state, &queues);
         }
         // Ids are never used again, not even those of queues whose declaration did not survive.
         let above_images = queues
@@ -332,5 +336,19 @@ impl CheckpointSource for Broker {
         } else {
             ImageKind::Running
         })
+    }
+
+    fn unfiled_runs(&self, id: QueueId, max_count: usize) -> Vec<Vec<ImageEntry>> {
+        let queue = lock(&self.shared.meta).durable_queues.get(&id).cloned();
+        queue.map_or_else(Vec::new, |queue| {
+            queue.unfiled_runs(&self.shared.queues, max_count)
+        })
+    }
+
+    fn filed(&self, id: QueueId, runs: Vec<FiledRun>) {
+        let queue = lock(&self.shared.meta).durable_queues.get(&id).cloned();
+        if let Some(queue) = queue {
+            queue.filed(&self.shared.queues, &runs);
+        }
     }
 }

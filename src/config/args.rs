@@ -129,6 +129,36 @@ pub struct ServerArgs {
     )]
     pub memory_limit: MemoryLimit,
 
+    /// Messages from which on a queue keeps their positions in an index file instead of in memory; 0 gives every
+    /// durable queue a file
+    #[arg(
+        long,
+        env = "STRATAMQ_QUEUE_INDEX_MIN_MESSAGES",
+        default_value_t = 1024,
+        value_name = "N"
+    )]
+    pub queue_index_min_messages: u64,
+
+    /// What to do when data that was on stable storage is found damaged at the start: `refuse` to start, or start
+    /// with all that can be verified, keep the rest in `quarantine/` and report what is lost
+    #[arg(
+        long,
+        env = "STRATAMQ_ON_CORRUPTION",
+        default_value = "refuse",
+        value_name = "WHAT"
+    )]
+    pub on_corruption: OnCorruptionArg,
+
+    /// Bytes a second that are read again in the background, to find damage before a consumer needs the data; 0
+    /// for none
+    #[arg(
+        long,
+        env = "STRATAMQ_SCRUB_RATE",
+        default_value = "4MiB",
+        value_name = "SIZE"
+    )]
+    pub scrub_rate: ByteSize,
+
     /// What to log to standard error: error, warn, info, debug, trace, or a filter such as
     /// `stratamq::server=debug,info`
     #[arg(
@@ -149,6 +179,15 @@ pub enum FsyncArg {
     Interval,
     /// Leave it to the operating system.
     Never,
+}
+
+/// Values of `--on-corruption`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnCorruptionArg {
+    /// Do not start, change nothing.
+    Refuse,
+    /// Start with what is readable.
+    Quarantine,
 }
 
 /// Commands beside running a broker.

@@ -1,5 +1,5 @@
-//! The checkpoint thread: writes a checkpoint whenever the store says that one is due, and measures the free
-//! disk space in between.
+//! The checkpoint thread: writes a checkpoint whenever the store says that one is due; in between it moves entries of
+//! deep queues to their index files when they take too much memory, and measures the free disk space.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
@@ -11,37 +11,61 @@ use crate::sync::{lock, wait_within};
 
 /// How often the store is asked.
 const POLL: Duration = Duration::from_millis(500);
+/// How often the memory of entries is looked at: publishers fill it faster than a checkpoint becomes due.
+const FILING_POLL: Duration = Duration::from_millis(100);
 /// Pause after a failed checkpoint: each attempt writes the state of all queues, on a disk that may be full.
 const FAILED_PAUSE: Duration = Duration::from_secs(5);
 
+/// Tells a thread to end.
 #[derive(Default)]
-struct Stop {
+pub(super) struct Stop {
     is_stopping: Mutex<bool>,
     wakes: Condvar,
 }
 
-/// Handle of the thread.
+impl Stop {
+    /// Asks the thread to end.
+    fn raise(&self) {
+        *lock(&self.is_stopping) = true;
+        self.wakes.notify_all();
+    }
+
+    /// Waits; true once the thread shall end.
+    pub(super) fn is_raised_within(&self, duration: Duration) -> bool {
+        let is_stopping = lock(&self.is_stopping);
+        if *is_stopping {
+            return true;
+        }
+        *wait_within(&self.wakes, is_stopping, duration)
+    }
+}
+
+/// Handle of the thread, and of the scrubber's.
 pub(super) struct Checkpointer {
     stop: Arc<Stop>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Checkpointer {
-    pub(super) fn spawn(hub: Arc<Hub>) -> io::Result<Self> {
+    /// Starts the threads; no scrubber for a rate of 0.
+    pub(super) fn spawn(hub: &Arc<Hub>, scrub_rate_bytes: u64) -> io::Result<Self> {
         let stop = Arc::new(Stop::default());
-        let thread_stop = Arc::clone(&stop);
-        let thread = super::named("stratamq-ckpt".into(), move || run(&hub, &thread_stop))?;
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
+        let (own_hub, own_stop) = (Arc::clone(hub), Arc::clone(&stop));
+        let checkpoints = super::named("stratamq-ckpt".into(), move || run(&own_hub, &own_stop))?;
+        let mut threads = vec![checkpoints];
+        if scrub_rate_bytes > 0 {
+            let (own_hub, own_stop) = (Arc::clone(hub), Arc::clone(&stop));
+            threads.push(super::named("stratamq-scrub".into(), move || {
+                super::scrubber::run(&own_hub, &own_stop, scrub_rate_bytes);
+            })?);
+        }
+        Ok(Self { stop, threads })
     }
 
-    /// Ends the thread after the checkpoint it may be writing.
+    /// Ends the threads after what they are about: a checkpoint, a read.
     pub(super) fn stop(&mut self) {
-        *lock(&self.stop.is_stopping) = true;
-        self.stop.wakes.notify_one();
-        if let Some(thread) = self.thread.take() {
+        self.stop.raise();
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
@@ -49,7 +73,12 @@ impl Checkpointer {
 
 fn run(hub: &Hub, stop: &Stop) {
     let mut pause = POLL;
-    while !stopped_within(stop, pause) {
+    while !stop.is_raised_within(FILING_POLL.min(pause)) {
+        pause = pause.saturating_sub(FILING_POLL);
+        file_runs(hub);
+        if !pause.is_zero() {
+            continue;
+        }
         pause = POLL;
         hub.check_disk();
         if !hub.storage.checkpoint_due() {
@@ -67,10 +96,16 @@ fn run(hub: &Hub, stop: &Stop) {
     }
 }
 
-fn stopped_within(stop: &Stop, duration: Duration) -> bool {
-    let is_stopping = lock(&stop.is_stopping);
-    if *is_stopping {
-        return true;
+/// Makes room in memory, when entries of queues take too much of it.
+fn file_runs(hub: &Hub) {
+    let queues = hub.broker.queues();
+    if !queues.wants_filing() {
+        return;
     }
-    *wait_within(&stop.wakes, is_stopping, duration)
+    match hub.storage.file_runs(&hub.broker) {
+        Ok(runs) => tracing::debug!(runs, "filed runs of deep queues"),
+        // They stay in memory; the next checkpoint tries again.
+        Err(error) => tracing::warn!(%error, "cannot write index files"),
+    }
+    queues.note_filing();
 }

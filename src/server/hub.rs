@@ -111,8 +111,8 @@ impl Hub {
             effects.released.clear();
         }
         self.check_contents();
-        if !effects.fetches.is_empty() {
-            self.reads.add(&mut effects.fetches);
+        if !effects.fetches.is_empty() || !effects.run_loads.is_empty() {
+            self.reads.add(&mut effects.run_loads, &mut effects.fetches);
         }
         if !effects.after_durable.is_empty() || !effects.timers.is_empty() {
             self.worker.add(

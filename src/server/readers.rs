@@ -1,4 +1,4 @@
-//! Reader threads: message bodies from disk, off the network threads.
+//! Reader threads: message bodies, and entries of deep queues, from disk, off the network threads.
 //!
 //! The queue of requests needs no cap of its own: each broker queue asks for a bounded window of its head. Requests of
 //! one queue that stand together are made with few large reads; two threads, so that one reads while the messages of
@@ -11,9 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::hub::Hub;
-use crate::broker::effects::{Effects, Fetch};
+use crate::broker::effects::{Effects, Fetch, RunLoad};
 use crate::broker::queue::FetchFailure;
-use crate::storage::types::{Position, QueueId, Seq};
+use crate::storage::run::FiledRun;
+use crate::storage::types::{ImageEntry, Position, QueueId, Seq};
 use crate::storage::{ReadBuffer, ReadError};
 use crate::sync::{lock, wait};
 
@@ -30,6 +31,8 @@ const READ_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 struct State {
+    /// Served first: bodies cannot be asked for before the entries are there.
+    loads: VecDeque<RunLoad>,
     fetches: VecDeque<Fetch>,
     is_stopping: bool,
 }
@@ -54,7 +57,14 @@ impl State {
     }
 }
 
-/// Bodies to read; filled by all threads.
+/// What a reader thread does next.
+enum Work {
+    Load(RunLoad),
+    /// Of one queue.
+    Bodies(Vec<Fetch>),
+}
+
+/// What is to be read; filled by all threads.
 #[derive(Default)]
 pub(super) struct ReadQueue {
     state: Mutex<State>,
@@ -63,8 +73,9 @@ pub(super) struct ReadQueue {
 
 impl ReadQueue {
     /// Takes over the reads that a call into the domain asked for.
-    pub(super) fn add(&self, fetches: &mut Vec<Fetch>) {
+    pub(super) fn add(&self, loads: &mut Vec<RunLoad>, fetches: &mut Vec<Fetch>) {
         let mut state = lock(&self.state);
+        state.loads.extend(loads.drain(..));
         state.fetches.extend(fetches.drain(..));
         self.wakes.notify_all();
     }
@@ -75,16 +86,20 @@ impl ReadQueue {
         self.wakes.notify_all();
     }
 
-    /// Waits for work and moves a run of reads of one queue into `run`; false when the thread is to end.
-    fn next_run(&self, run: &mut Vec<Fetch>) -> bool {
+    /// Waits for work; `None` when the thread is to end.
+    fn next(&self) -> Option<Work> {
         let mut state = lock(&self.state);
         loop {
             if state.is_stopping {
-                return false;
+                return None;
             }
-            state.take_run(run);
+            if let Some(load) = state.loads.pop_front() {
+                return Some(Work::Load(load));
+            }
+            let mut run = Vec::new();
+            state.take_run(&mut run);
             if !run.is_empty() {
-                return true;
+                return Some(Work::Bodies(run));
             }
             state = wait(&self.wakes, state);
         }
@@ -95,21 +110,64 @@ impl ReadQueue {
 pub(super) fn run(hub: &Arc<Hub>) {
     let mut effects = Effects::default();
     let mut buffer = ReadBuffer::default();
-    let mut run = Vec::new();
-    while hub.read_queue().next_run(&mut run) {
-        let Some(first) = run.first() else {
-            continue;
-        };
-        let (queue, is_spilled) = (Arc::clone(&first.queue), first.is_spilled);
-        let wanted: Vec<(Seq, Position)> = run
-            .drain(..)
-            .map(|fetch| (fetch.seq, fetch.position))
-            .collect();
-        let results = read_all(hub, queue.id(), is_spilled, &wanted, &mut buffer);
-        hub.broker
-            .fetched(&queue, results, hub.now_ms(), &mut effects);
+    while let Some(work) = hub.read_queue().next() {
+        match work {
+            Work::Load(load) => load_runs(hub, load, &mut effects),
+            Work::Bodies(run) => read_bodies(hub, &run, &mut buffer, &mut effects),
+        }
         hub.carry_out(&mut effects);
     }
+}
+
+/// Reads the entries of runs and gives them to their queue.
+fn load_runs(hub: &Hub, load: RunLoad, effects: &mut Effects) {
+    let RunLoad { queue, runs } = load;
+    let mut attempts_left = READ_ATTEMPTS;
+    let read = |run: FiledRun| {
+        let result = read_run(hub, queue.id(), &run, &mut attempts_left);
+        (run, result)
+    };
+    let results = runs.into_iter().map(read).collect();
+    hub.broker
+        .run_loaded(&queue, results, hub.now_ms(), effects);
+}
+
+/// Reads the entries of one run; as for bodies, what the system refuses is tried again for a while.
+fn read_run(
+    hub: &Hub,
+    queue: QueueId,
+    run: &FiledRun,
+    attempts_left: &mut u32,
+) -> Result<Vec<ImageEntry>, FetchFailure> {
+    loop {
+        match hub.storage.read_run(queue, run) {
+            Ok(entries) => return Ok(entries),
+            Err(ReadError::Io { .. }) if *attempts_left > 0 => {
+                *attempts_left -= 1;
+                std::thread::sleep(READ_PAUSE);
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                return Err(FetchFailure { reason });
+            }
+        }
+    }
+}
+
+/// Reads bodies and gives them to their queue.
+fn read_bodies(hub: &Hub, run: &[Fetch], buffer: &mut ReadBuffer, effects: &mut Effects) {
+    let Some(Fetch {
+        queue, is_spilled, ..
+    }) = run.first()
+    else {
+        return;
+    };
+    let wanted: Vec<(Seq, Position)> = run
+        .iter()
+        .map(|fetch| (fetch.seq, fetch.position))
+        .collect();
+    let results = read_all(hub, queue.id(), *is_spilled, &wanted, buffer);
+    hub.broker.fetched(queue, results, hub.now_ms(), effects);
 }
 
 /// Reads bodies of one queue. What the system refuses may work a moment later (it ran out of file descriptors, say),

@@ -10,15 +10,20 @@ use super::memory;
 use super::signals::Signals;
 use super::worker::WorkerQueue;
 use crate::broker::effects::Effects;
+use crate::broker::queue::IndexLimits;
 use crate::broker::{Broker, BrokerOptions, RestoreError};
+use crate::config::args::OnCorruptionArg;
 use crate::config::{Config, FsyncMode};
 use crate::disk::{Clock, Disk, RealClock, RealDisk, machine};
-use crate::storage::{FsyncPolicy, Options, Storage, StorageError};
+use crate::storage::salvage::Salvage;
+use crate::storage::{FsyncPolicy, OnCorruption, Options, Storage, StorageError};
 
 /// Bytes that may be pushed and not durable before publishers are not read.
 const UNDURABLE_MAX_BYTES: u64 = 32 << 20;
 /// The same as a part of the memory limit: one in so many.
 const UNDURABLE_SHARE: u64 = 8;
+/// Entries of queues that are in memory may take at most this part of the memory limit: one in so many.
+const ENTRIES_SHARE: u64 = 10;
 
 /// Why a broker does not start.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +67,12 @@ fn storage_options(config: &Config, memory_limit_bytes: u64) -> Options {
         ack_fsync_ms: config.ack_fsync_ms,
         segment_size_bytes: config.segment_size_bytes,
         undurable_max_bytes: UNDURABLE_MAX_BYTES.min(memory_limit_bytes / UNDURABLE_SHARE),
-        spare_count_max: Options::default().spare_count_max,
+        on_corruption: match config.on_corruption {
+            OnCorruptionArg::Refuse => OnCorruption::Refuse,
+            OnCorruptionArg::Quarantine => OnCorruption::Quarantine,
+        },
+        index_min_messages: config.queue_index_min_messages,
+        ..Options::default()
     }
 }
 
@@ -83,6 +93,9 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         storage_options(config, memory_limit_bytes),
         Arc::clone(&signals) as Arc<dyn crate::storage::CommitListener>,
     )?;
+    if let Some(salvage) = &recovered.report.salvage {
+        report_salvage(salvage);
+    }
     let journal = Arc::new(StorageJournal(storage.clone()));
     let mut effects = Effects::default();
     let records: Vec<_> = recovered
@@ -94,6 +107,13 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         journal,
         BrokerOptions {
             resident_max_bytes: memory::contents_max_bytes(memory_limit_bytes),
+            is_salvaged: recovered.report.salvage.is_some(),
+            index: IndexLimits {
+                min_messages: config.queue_index_min_messages,
+                entries_max_bytes: IndexLimits::default()
+                    .entries_max_bytes
+                    .min(memory_limit_bytes / ENTRIES_SHARE),
+            },
             ..BrokerOptions::default()
         },
         recovered.meta_snapshot.as_deref(),
@@ -118,7 +138,26 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
     ));
     hub.check_disk();
     hub.carry_out(&mut effects);
+    if hub.recovery.salvage.is_some() {
+        // What was salvaged must not depend on damaged bytes any longer: the next start begins behind them.
+        hub.storage.checkpoint(&hub.broker)?;
+    }
     Ok(hub)
+}
+
+/// Says place by place what `--on-corruption quarantine` let pass.
+fn report_salvage(salvage: &Salvage) {
+    for place in &salvage.places {
+        tracing::error!(
+            file = %place.path.display(),
+            offset = place.offset,
+            bytes = place.len_bytes,
+            detail = place.detail,
+            "damaged data"
+        );
+    }
+    let kept = salvage.kept_in.join(", ");
+    tracing::error!(kept, "started from a damaged data directory: {salvage}");
 }
 
 /// The lines a person or a script waits for.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::hub::Hub;
 use crate::broker::admin::{AdminCommand, AdminError, AdminReplyBody};
 use crate::broker::effects::Effects;
+use crate::storage::index::BLOCK_LEN;
 
 /// The state of a running broker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,8 +29,25 @@ pub struct Status {
     pub log: LogStatus,
     /// Memory.
     pub memory: MemoryStatus,
+    /// Positions of messages, in memory and in index files.
+    pub index: IndexStatus,
     /// All queues.
     pub queues: Vec<QueueStatus>,
+}
+
+/// Positions of messages.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct IndexStatus {
+    /// Bytes of entries of queues in memory, about.
+    pub memory_bytes: u64,
+    /// Runs of 256 messages whose entries are in index files only.
+    pub filed_runs: u64,
+    /// Bytes of those in the files.
+    pub filed_bytes: u64,
+    /// Runs written to index files since the start.
+    pub runs_written: u64,
+    /// Runs whose place in an index file was damaged, and that were found in the log instead, since the start.
+    pub runs_rebuilt: u64,
 }
 
 /// Client connections.
@@ -98,6 +116,10 @@ pub struct LogStatus {
     pub segments: u64,
     /// Checkpoints written since the start.
     pub checkpoints: u64,
+    /// Bytes read again in the background since the start.
+    pub scrubbed_bytes: u64,
+    /// Damaged places that were found by that.
+    pub scrub_found: u64,
 }
 
 /// A queue.
@@ -115,6 +137,8 @@ pub struct QueueStatus {
     pub ready: u64,
     /// Delivered, not settled.
     pub unacked: u64,
+    /// Messages that cannot be read and are kept aside.
+    pub quarantined: u64,
     /// Consumers.
     pub consumers: u64,
 }
@@ -138,6 +162,7 @@ pub(super) fn collect(hub: &Hub) -> Result<Status, AdminError> {
             durable: row.is_durable,
             ready: row.ready_count,
             unacked: row.unacked_count,
+            quarantined: row.quarantined_count,
             consumers: row.consumer_count,
         })
         .collect();
@@ -146,6 +171,7 @@ pub(super) fn collect(hub: &Hub) -> Result<Status, AdminError> {
 
 fn status(hub: &Hub, now_ms: u64, queues: Vec<QueueStatus>) -> Status {
     let counters = &hub.counters;
+    let stats = hub.storage.stats();
     let opened = counters.connections_opened.load(Ordering::Relaxed);
     let closed = counters.connections_closed.load(Ordering::Relaxed);
     Status {
@@ -168,8 +194,9 @@ fn status(hub: &Hub, now_ms: u64, queues: Vec<QueueStatus>) -> Status {
             delivered: counters.messages_delivered.load(Ordering::Relaxed),
             quarantined: hub.broker.quarantined_count(),
         },
-        log: log_status(&hub.storage.stats()),
+        log: log_status(hub, &stats),
         memory: memory_status(hub),
+        index: index_status(hub, &stats),
         queues,
     }
 }
@@ -186,7 +213,19 @@ fn memory_status(hub: &Hub) -> MemoryStatus {
     }
 }
 
-fn log_status(stats: &crate::storage::Stats) -> LogStatus {
+fn index_status(hub: &Hub, stats: &crate::storage::Stats) -> IndexStatus {
+    let queues = hub.broker.queues();
+    let filed_runs = queues.filed_run_count();
+    IndexStatus {
+        memory_bytes: queues.entries_bytes(),
+        filed_runs,
+        filed_bytes: filed_runs * BLOCK_LEN as u64,
+        runs_written: stats.filed_run_count,
+        runs_rebuilt: stats.rebuilt_run_count,
+    }
+}
+
+fn log_status(hub: &Hub, stats: &crate::storage::Stats) -> LogStatus {
     LogStatus {
         fdatasync_count: stats.sync_count,
         fdatasync_p50_us: stats.sync_ns.percentile(500) / 1000,
@@ -200,6 +239,8 @@ fn log_status(stats: &crate::storage::Stats) -> LogStatus {
         undurable_bytes: stats.undurable_bytes,
         segments: stats.segment_count,
         checkpoints: stats.checkpoint_count,
+        scrubbed_bytes: hub.counters.scrubbed_bytes.load(Ordering::Relaxed),
+        scrub_found: hub.counters.scrub_found.load(Ordering::Relaxed),
     }
 }
 
@@ -217,6 +258,7 @@ impl fmt::Display for Status {
         let Self {
             log,
             memory,
+            index,
             messages,
             connections,
             ..
@@ -269,20 +311,40 @@ impl fmt::Display for Status {
             memory.spilled_bytes,
             memory.spill_file_bytes
         )?;
+        writeln!(
+            f,
+            "index         {} bytes of entries in memory; {} runs, {} bytes, in index files only; {} runs written, {} rebuilt",
+            index.memory_bytes,
+            index.filed_runs,
+            index.filed_bytes,
+            index.runs_written,
+            index.runs_rebuilt
+        )?;
+        writeln!(
+            f,
+            "scrubber      {} bytes read again, {} damaged places found",
+            log.scrubbed_bytes, log.scrub_found
+        )?;
         writeln!(f, "queues        {}", self.queues.len())?;
         if !self.queues.is_empty() {
             writeln!(
                 f,
-                "  {:<16} {:<40} {:>7} {:>10} {:>10} {:>9}",
-                "vhost", "name", "durable", "ready", "unacked", "consumers"
+                "  {:<16} {:<40} {:>7} {:>10} {:>10} {:>11} {:>9}",
+                "vhost", "name", "durable", "ready", "unacked", "quarantined", "consumers"
             )?;
         }
         for queue in &self.queues {
             let durable = if queue.durable { "yes" } else { "no" };
             writeln!(
                 f,
-                "  {:<16} {:<40} {:>7} {:>10} {:>10} {:>9}",
-                queue.vhost, queue.name, durable, queue.ready, queue.unacked, queue.consumers
+                "  {:<16} {:<40} {:>7} {:>10} {:>10} {:>11} {:>9}",
+                queue.vhost,
+                queue.name,
+                durable,
+                queue.ready,
+                queue.unacked,
+                queue.quarantined,
+                queue.consumers
             )?;
         }
         Ok(())

@@ -16,12 +16,14 @@ use std::sync::Arc;
 use super::error::StorageError;
 use super::file::{damaged, io_error, write_all};
 use super::format::{
-    CHECKPOINT_MAGIC, FORMAT_VERSION, MIN_READER_VERSION, StoreId, align_up,
+    CHECKPOINT_MAGIC, CHECKPOINT_MIN_READER_VERSION, FORMAT_VERSION, StoreId, align_up,
     checkpoint_header as head, checkpoint_path, end_section, entry_flag, is_crc_right,
-    meta_section, narrow_entry, queue_flag, queue_section, section_header, section_kind,
-    segment_entry, wide_entry,
+    meta_section, narrow_entry, queue_flag, queue_section, run as run_head, run_counts,
+    section_header, section_kind, segment_entry, wide_entry,
 };
 use super::image::{Entries, QueueImage};
+use super::run::FiledRun;
+use super::run_codec;
 use super::scan::Window;
 use super::types::{ImageEntry, Lsn, Position, QueueId, SegmentId, Seq};
 use crate::disk::{Disk, DiskFile, OpenMode};
@@ -101,7 +103,7 @@ impl Writer {
         let mut bytes = vec![0; head::SIZE];
         head::MAGIC.put(&mut bytes, CHECKPOINT_MAGIC);
         head::VERSION.put(&mut bytes, FORMAT_VERSION);
-        head::MIN_READER.put(&mut bytes, MIN_READER_VERSION);
+        head::MIN_READER.put(&mut bytes, CHECKPOINT_MIN_READER_VERSION);
         bytes[head::STORE_ID.offset..head::STORE_ID.end()].copy_from_slice(&store.0);
         head::GENERATION.put(&mut bytes, header.generation);
         head::EPOCH.put(&mut bytes, header.epoch);
@@ -145,12 +147,17 @@ impl Writer {
             .entries
             .iter()
             .any(|entry| entry.expires_at_ms != 0 || entry.delivery_count != 0);
-        let (flags, size) = if is_wide {
+        let (mut flags, size) = if is_wide {
             (queue_flag::WIDE_ENTRIES, wide_entry::SIZE)
         } else {
             (0, narrow_entry::SIZE)
         };
-        let len = queue_section::SIZE + image.entries.len() * size;
+        let mut len = queue_section::SIZE + image.entries.len() * size;
+        if !image.runs.is_empty() {
+            flags |= queue_flag::RUNS;
+            len += run_counts::SIZE;
+            len += image.runs.iter().map(run_codec::len_bytes).sum::<usize>();
+        }
         self.section(section_kind::QUEUE, flags, len as u64);
         for value in [
             image.id.0,
@@ -160,6 +167,11 @@ impl Writer {
         ] {
             self.buffer.extend_from_slice(&value.to_le_bytes());
         }
+        if !image.runs.is_empty() {
+            for count in [image.entries.len(), image.runs.len()] {
+                self.buffer.extend_from_slice(&(count as u64).to_le_bytes());
+            }
+        }
         for entry in image.entries.iter() {
             // What is written must be readable: the log that could replace it is about to be freed.
             assert!(
@@ -167,16 +179,20 @@ impl Writer {
                 "the tail of a queue is above its messages"
             );
             self.buffer.extend_from_slice(&encode_entry(entry)[..size]);
-            let segment = self
-                .segments
-                .entry(entry.position.lsn.segment())
-                .or_default();
-            segment.live_refs += 1;
-            segment.live_bytes += u64::from(entry.position.len_bytes);
+            count_entry(&mut self.segments, entry);
+            self.flush_if_full()?;
+        }
+        for run in &image.runs {
+            assert!(
+                !run.live.is_empty() && !run.is_touched(),
+                "what a run has in each segment is all that is unsettled of it"
+            );
+            run_codec::encode(run, &mut self.buffer);
+            count_run(&mut self.segments, run);
             self.flush_if_full()?;
         }
         self.queue_count += 1;
-        self.entry_count += image.entries.len() as u64;
+        self.entry_count += image.message_count();
         Ok(())
     }
 
@@ -244,6 +260,24 @@ impl Writer {
         self.written_bytes += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
+    }
+}
+
+/// Counts an entry where its record lies.
+fn count_entry(segments: &mut SegmentTable, entry: &ImageEntry) {
+    let segment = segments.entry(entry.position.lsn.segment()).or_default();
+    segment.live_refs += 1;
+    segment.live_bytes = segment
+        .live_bytes
+        .saturating_add(u64::from(entry.position.len_bytes));
+}
+
+/// Counts the messages of a run where their records lie.
+fn count_run(segments: &mut SegmentTable, run: &FiledRun) {
+    for used in &run.segments {
+        let segment = segments.entry(used.segment).or_default();
+        segment.live_refs += u64::from(used.live_refs);
+        segment.live_bytes = segment.live_bytes.saturating_add(used.live_bytes);
     }
 }
 
@@ -432,17 +466,17 @@ impl Reader {
         len: u64,
         counted: &mut SegmentTable,
     ) -> Result<QueueImage, ReadFailure> {
-        let size = match flags {
-            0 => narrow_entry::SIZE,
-            queue_flag::WIDE_ENTRIES => wide_entry::SIZE,
-            _ => return Err(ReadFailure::Bad("unknown flags of a queue")),
+        if flags & !queue_flag::KNOWN != 0 {
+            return Err(ReadFailure::Bad("unknown flags of a queue"));
+        }
+        let size = if flags & queue_flag::WIDE_ENTRIES == 0 {
+            narrow_entry::SIZE
+        } else {
+            wide_entry::SIZE
         } as u64;
-        let entries_len = len
+        let rest_len = len
             .checked_sub(queue_section::SIZE as u64)
             .ok_or(ReadFailure::Bad("a QUEUE section is too short"))?;
-        if !entries_len.is_multiple_of(size) {
-            return Err(ReadFailure::Bad("a QUEUE section holds a part of an entry"));
-        }
         let bytes = self.take(queue_section::SIZE as u64)?;
         let mut image = QueueImage {
             id: QueueId(queue_section::QUEUE.get(bytes)),
@@ -452,7 +486,15 @@ impl Reader {
             entries: Entries::default(),
             runs: Vec::new(),
         };
-        let count = entries_len / size;
+        let (count, runs) = if flags & queue_flag::RUNS == 0 {
+            if !rest_len.is_multiple_of(size) {
+                return Err(ReadFailure::Bad("a QUEUE section holds a part of an entry"));
+            }
+            (rest_len / size, None)
+        } else {
+            let (entry_count, run_count, runs_len) = self.run_counts(rest_len, size)?;
+            (entry_count, Some((run_count, runs_len)))
+        };
         image
             .entries
             .reserve(usize::try_from(count).map_err(|_| ReadFailure::Bad("too many entries"))?);
@@ -464,12 +506,66 @@ impl Reader {
                 return Err(ReadFailure::Bad("entries are not in order"));
             }
             previous = entry.seq;
-            let segment = counted.entry(entry.position.lsn.segment()).or_default();
-            segment.live_refs += 1;
-            segment.live_bytes += u64::from(entry.position.len_bytes);
+            count_entry(counted, &entry);
             image.entries.insert(entry);
         }
+        if let Some((count, len)) = runs {
+            self.runs(count, len, &mut image, counted)?;
+        }
         Ok(image)
+    }
+
+    /// How many entries and runs a queue has in `rest_len` bytes, and how long the runs are.
+    fn run_counts(&mut self, rest_len: u64, size: u64) -> Result<(u64, u64, u64), ReadFailure> {
+        let short = ReadFailure::Bad("a QUEUE section is shorter than its counts say");
+        let Some(behind) = rest_len.checked_sub(run_counts::SIZE as u64) else {
+            return Err(short);
+        };
+        let bytes = self.take(run_counts::SIZE as u64)?;
+        let entry_count = run_counts::ENTRY_COUNT.get(bytes);
+        let run_count = run_counts::RUN_COUNT.get(bytes);
+        let entries_len = entry_count.checked_mul(size);
+        match entries_len.and_then(|len| behind.checked_sub(len)) {
+            Some(runs_len) => Ok((entry_count, run_count, runs_len)),
+            None => Err(short),
+        }
+    }
+
+    /// Reads `count` runs in exactly `len` bytes.
+    fn runs(
+        &mut self,
+        count: u64,
+        len: u64,
+        image: &mut QueueImage,
+        counted: &mut SegmentTable,
+    ) -> Result<(), ReadFailure> {
+        let end = self.at + len;
+        for _ in 0..count {
+            let head = run_codec::Head::decode(self.take(run_head::SIZE as u64)?)
+                .ok_or(ReadFailure::Bad("a run has an impossible field"))?;
+            let rest = self.take(head.rest_len() as u64)?;
+            let run = head
+                .finish(rest)
+                .ok_or(ReadFailure::Bad("a run contradicts itself"))?;
+            let last = run.live_seqs().last();
+            let is_in_order = image
+                .runs
+                .last()
+                .is_none_or(|last| last.number < run.number)
+                && last.is_some_and(|last| last < image.next_seq);
+            let mut packed = image.entries.range(run.range());
+            let is_twice = packed.any(|entry| run.live.contains(FiledRun::index_of(entry.seq)));
+            if !is_in_order || is_twice || self.at > end {
+                return Err(ReadFailure::Bad("runs are not in order"));
+            }
+            count_run(counted, &run);
+            image.runs.push(run);
+        }
+        if self.at == end {
+            Ok(())
+        } else {
+            Err(ReadFailure::Bad("a QUEUE section holds a part of a run"))
+        }
     }
 
     fn segments(&mut self, len: u64) -> Result<SegmentTable, ReadFailure> {

@@ -1,7 +1,7 @@
 //! [`Storage`]: the engine as its owner sees it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -11,12 +11,15 @@ use super::checkpoint::{self, CheckpointHeader};
 use super::commit::{Committer, Next};
 use super::error::{ReadError, StorageError};
 use super::file::{create_temp, io_error, publish_temp, temp_path};
+use super::filing::Filing;
 use super::format::{CHECKPOINT_DIR, LOG_DIR, StoreId, checkpoint_path, segment_path};
 use super::gather::ReadBuffer;
+use super::index::files::Named;
 use super::options::Options;
 use super::pool::Pool;
 use super::recovery;
 use super::report::{CheckpointReport, Recovered};
+use super::scrub::Scrubber;
 use super::shared::{Shared, Stop};
 use super::stats::Stats;
 use super::superblock::Superblock;
@@ -122,7 +125,7 @@ impl Storage {
             options.spare_count_max,
             std::collections::BTreeSet::new(),
         ));
-        let opened = recovery::open(&*disk, &*clock, new_store, &pool)?;
+        let opened = recovery::open(&disk, &*clock, new_store, options.on_corruption, &pool)?;
         let (fresh, superblock) = (opened.fresh, opened.superblock);
         let base = fresh.open_header.end();
         let append = Append::new(
@@ -133,7 +136,7 @@ impl Storage {
         );
         let now_ms = clock.unix_ms();
         let report = &opened.recovered.report;
-        let replayed_bytes = if report.replayed_record_count > 0 {
+        let replayed_bytes = if report.replayed_record_count + report.rebuilt_run_count > 0 {
             report.read_bytes
         } else {
             0
@@ -144,9 +147,10 @@ impl Storage {
             options,
             &superblock,
             append,
-            opened.segments,
+            opened.existing,
             pool,
         ));
+        lock(&shared.stats).rebuilt_run_count = report.rebuilt_run_count;
         let committer = Committer::new(
             Arc::clone(&shared),
             listener,
@@ -175,6 +179,15 @@ impl Storage {
             },
             opened.recovered,
         ))
+    }
+
+    /// Held by whatever writes index files, checkpoints among it.
+    pub(super) fn checkpoint_lock(&self) -> MutexGuard<'_, impl Sized> {
+        lock(&self.inner.checkpoints)
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.inner.shared
     }
 
     fn start_threads(&self) -> Result<(), StorageError> {
@@ -324,7 +337,7 @@ impl Storage {
     ///
     /// ```text
     /// t1 begin = append position, a batch ends there, t2 snapshots, t3 end = append position, t4 sync up to end,
-    /// t5 file synced, renamed, directory synced, t6 superblock copy 0, t7 copy 1, t8 segments and old file removed
+    /// and index files, t5 file synced, renamed, directory synced, t6 superblock copy 0, t7 copy 1, t8 segments and old file removed
     /// crash before t6 -> the old checkpoint counts, its log is all there; a leftover file is removed later
     /// crash after t6  -> the new one counts; what t8 did not remove is removed after the next one
     /// ```
@@ -351,7 +364,7 @@ impl Storage {
             created_at_ms: shared.clock.unix_ms(),
         };
         checkpoints.next_generation += 1;
-        let written = self
+        let (written, named, filed_run_count) = self
             .write_checkpoint(&header, source)
             .inspect_err(|_| self.discard_checkpoint(header.generation))?;
         let superblock = Superblock {
@@ -373,6 +386,7 @@ impl Storage {
             .store(header.created_at_ms, Ordering::Relaxed);
         self.inner.replayed_bytes.store(0, Ordering::Relaxed);
         let freed = self.free(begin.segment(), &written, header.generation)?;
+        shared.index.checkpointed(named)?;
         let duration_ms = shared.clock.monotonic_ns().saturating_sub(begun_ns) / 1_000_000;
         (checkpoints.last_ms, checkpoints.last_bytes) = (duration_ms, written.len_bytes);
         let mut stats = lock(&shared.stats);
@@ -387,6 +401,7 @@ impl Storage {
             size_bytes: written.len_bytes,
             queue_count: written.queue_count,
             message_count: written.entry_count,
+            filed_run_count,
             freed,
             duration_ms,
         })
@@ -396,7 +411,7 @@ impl Storage {
         &self,
         header: &CheckpointHeader,
         source: &dyn CheckpointSource,
-    ) -> Result<checkpoint::Written, StorageError> {
+    ) -> Result<(checkpoint::Written, Named, u64), StorageError> {
         let shared = &self.inner.shared;
         let path = checkpoint_path(header.generation);
         let error = |operation| io_error(&*shared.disk, operation, &path);
@@ -409,8 +424,9 @@ impl Storage {
         let mut ids = source.queue_ids();
         ids.sort_unstable();
         ids.dedup();
+        let mut filing = Filing::new(shared, source);
         for id in ids {
-            if let Some(image) = source.queue(id) {
+            if let Some(image) = filing.queue(id)? {
                 assert_eq!(image.id, id, "a queue is asked for by its id");
                 writer.queue(&image).map_err(error("write a checkpoint"))?;
             }
@@ -418,8 +434,9 @@ impl Storage {
         let end = lock(&shared.append).end();
         let written = writer.finish(end).map_err(error("write a checkpoint"))?;
         self.sync_to(end)?;
+        let (named, filed_run_count) = filing.finish()?;
         publish_temp(&*shared.disk, &*file, &path).map_err(error("publish a checkpoint"))?;
-        Ok(written)
+        Ok((written, named, filed_run_count))
     }
 
     /// Removes what a failed checkpoint left, which no superblock names: on a full disk the leftovers of every
@@ -527,6 +544,12 @@ impl Storage {
         let checkpointed = self.sync_to(end).and_then(|()| self.checkpoint(source));
         self.inner.end(Stop::Drain);
         checkpointed.map(|_| ())
+    }
+
+    /// Something that reads the store again, step by step, and says what does not verify.
+    #[must_use]
+    pub fn scrubber(&self) -> Scrubber {
+        Scrubber::new(Arc::clone(&self.inner.shared))
     }
 
     /// While the disk is low, nothing is kept for later: spare segments are given back.

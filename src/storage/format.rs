@@ -11,18 +11,25 @@
 //!                       the first record of a segment is OPEN: predecessor, its end, epoch
 //! checkpoint/<16 hex>.checkpoint
 //!   | file header | META section | QUEUE section .. | SEGMENTS section | END section |
+//! index/<16 hex>.index
+//!   | block | block | ..       256 entries of 16 bytes each; which block is whose stands in the checkpoint
 //! superblock.0, superblock.1: one block each, same content
 //! ```
 //!
 //! Checksums are CRC-32/IEEE (reflected polynomial 0xEDB88320). Those of a segment continue the CRC of the 32
 //! bytes *store id, segment number, epoch*, so bytes of another store, segment or incarnation never validate.
 
-use super::types::SegmentId;
+use super::types::{QueueId, SegmentId};
 
 /// Version of the format this program writes.
-pub const FORMAT_VERSION: u32 = 1;
-/// Oldest reader that understands what this program writes. A file that names a later one is refused.
+///
+/// 1: the log, packed checkpoints. 2: index files, and the runs in checkpoints that name them.
+pub const FORMAT_VERSION: u32 = 2;
+/// Oldest reader that understands the superblocks and segments that this program writes. A file that names a later
+/// one is refused.
 pub const MIN_READER_VERSION: u32 = 1;
+/// The same for checkpoints: whether one has runs is known only when all of it is written.
+pub const CHECKPOINT_MIN_READER_VERSION: u32 = 2;
 
 /// Everything is written in whole blocks of this size.
 pub const BLOCK_BYTES: u64 = 4096;
@@ -54,6 +61,10 @@ pub const SPARE_EXTENSION: &str = "spare";
 pub const CHECKPOINT_DIR: &str = "checkpoint";
 /// Extension of checkpoints.
 pub const CHECKPOINT_EXTENSION: &str = "checkpoint";
+/// Directory of index files.
+pub const INDEX_DIR: &str = "index";
+/// Extension of index files.
+pub const INDEX_EXTENSION: &str = "index";
 /// Extension of files that are being written; leftovers are replaced or removed by the next attempt.
 pub const TEMP_EXTENSION: &str = "tmp";
 /// Directory of copies of cut tails.
@@ -371,7 +382,7 @@ layout!(
 pub mod section_kind {
     /// [`meta_section`](super::meta_section), then the owner's snapshot. First section, exactly one.
     pub const META: u32 = 1;
-    /// [`queue_section`](super::queue_section), then entries. Ascending id.
+    /// [`queue_section`](super::queue_section), then entries, then runs. Ascending id.
     pub const QUEUE: u32 = 2;
     /// [`segment_entry`](super::segment_entry) for every segment with a live ref. Exactly one, behind the queues.
     pub const SEGMENTS: u32 = 3;
@@ -390,6 +401,10 @@ pub mod section_kind {
 pub mod queue_flag {
     /// Entries are [`wide_entry`](super::wide_entry).
     pub const WIDE_ENTRIES: u32 = 1;
+    /// [`run_counts`](super::run_counts) follow the head, and runs the entries.
+    pub const RUNS: u32 = 2;
+    /// All bits that have a meaning.
+    pub const KNOWN: u32 = WIDE_ENTRIES | RUNS;
 }
 
 layout!(
@@ -448,6 +463,74 @@ pub mod entry_flag {
 }
 
 layout!(
+    /// Behind the head of a QUEUE section with runs.
+    run_counts, 16, {
+    ENTRY_COUNT 0 + 8 "entry count"
+    RUN_COUNT 8 + 8 "run count"
+});
+
+layout!(
+    /// A run whose positions are in the index file. Its [`run_use`](super::run_use)s and, if flagged, its
+    /// [`run_marks`](super::run_marks) follow.
+    run, 72, {
+    /// Seq of its messages / 256. Ascending.
+    NUMBER 0 + 8 "number"
+    /// Its block in the index file of the queue.
+    BLOCK 8 + 4 "block"
+    /// CRC of that block, seeded with store, queue and number.
+    CRC 12 + 4 "crc"
+    /// Unix milliseconds from which the block counts expiry; 0 when no message of it expires.
+    EXPIRY_BASE 16 + 8 "expiry base"
+    /// Sum of the live messages' sizes as the owner counts them; 0 when unknown.
+    CONTENT_BYTES 24 + 8 "content bytes"
+    /// Bit set of the unsettled messages, lowest seq first. Never empty.
+    LIVE 32 + 32 "live"
+    SEGMENT_COUNT 64 + 2 "segment count"
+    /// Bits of [`run_flag`](super::run_flag).
+    FLAGS 66 + 1 "flags"
+    RESERVED 67 + 5 "reserved"
+});
+
+/// Bits of a run's flags.
+pub mod run_flag {
+    /// [`run_marks`](super::run_marks) follow.
+    pub const MARKS: u8 = 1;
+    /// All bits that have a meaning.
+    pub const KNOWN: u8 = MARKS;
+}
+
+layout!(
+    /// What a run has in one segment. Ascending by segment.
+    run_use, 24, {
+    SEGMENT 0 + 8 "segment"
+    /// Unsettled messages of the run in it.
+    LIVE_REFS 8 + 4 "live refs"
+    RESERVED 12 + 4 "reserved"
+    /// Record bytes of those.
+    LIVE_BYTES 16 + 8 "live bytes"
+});
+
+layout!(
+    /// What is known about the deliveries of a run's messages.
+    run_marks, 288, {
+    /// Bit set of those that may have been delivered before.
+    REDELIVERED 0 + 32 "redelivered"
+    /// Failed deliveries so far, a byte for each message.
+    DELIVERY_COUNTS 32 + 256 "delivery counts"
+});
+
+layout!(
+    /// A message in a block of an index file. All zeros: there is none.
+    index_entry, 16, {
+    LSN 0 + 8 "lsn"
+    /// Length of its PUBLISH record / 8.
+    LEN_WORDS 8 + 3 "length words"
+    PRIORITY 11 + 1 "priority"
+    /// Milliseconds from the run's expiry base, plus 1; 0 for never.
+    EXPIRY 12 + 4 "expiry"
+});
+
+layout!(
     /// A segment with live refs.
     segment_entry, 24, {
     SEGMENT 0 + 8 "segment"
@@ -501,6 +584,11 @@ pub const STRUCTURES: &[(&str, usize, &[(&str, Field)])] = &[
     ("queue section", queue_section::SIZE, queue_section::FIELDS),
     ("narrow entry", narrow_entry::SIZE, narrow_entry::FIELDS),
     ("wide entry", wide_entry::SIZE, wide_entry::FIELDS),
+    ("run counts", run_counts::SIZE, run_counts::FIELDS),
+    ("run", run::SIZE, run::FIELDS),
+    ("run use", run_use::SIZE, run_use::FIELDS),
+    ("run marks", run_marks::SIZE, run_marks::FIELDS),
+    ("index entry", index_entry::SIZE, index_entry::FIELDS),
     ("segment entry", segment_entry::SIZE, segment_entry::FIELDS),
     ("end section", end_section::SIZE, end_section::FIELDS),
 ];
@@ -576,6 +664,12 @@ pub fn spare_path(segment: SegmentId) -> std::path::PathBuf {
 #[must_use]
 pub fn checkpoint_path(generation: u64) -> std::path::PathBuf {
     format!("{CHECKPOINT_DIR}/{generation:016x}.{CHECKPOINT_EXTENSION}").into()
+}
+
+/// Path of the index file of a queue below the data directory.
+#[must_use]
+pub fn index_path(queue: QueueId) -> std::path::PathBuf {
+    format!("{INDEX_DIR}/{:016x}.{INDEX_EXTENSION}", queue.0).into()
 }
 
 /// Number in a file name of `digits` lower-case hexadecimal digits and `extension`; `None` for other names.

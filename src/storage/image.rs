@@ -5,7 +5,7 @@
 //! the live state" is a comparison of two values of one type.
 //!
 //! Invariants:
-//! 1. Entries stand in ascending seq; a seq occurs once.
+//! 1. Entries and runs stand in ascending seq; a seq occurs once, in an entry or in a run.
 //! 2. `next_seq` is above every seq any applied record named. A seq between entries that is not there was
 //!    settled, or was taken by a message that never was logged; both mean the same.
 //! 3. Applying a record is idempotent: one that starts below `last_lsn` is already contained and skipped.
@@ -69,6 +69,7 @@ impl QueueImage {
         for range in ranges {
             self.name_seq(range.last);
             self.entries.remove_range(range);
+            self.remove_filed(range);
         }
         self.touch(end);
     }
@@ -82,6 +83,8 @@ impl QueueImage {
         if let Some(entry) = self.entries.get_mut(seq) {
             entry.delivery_count = delivery_count;
             entry.is_redelivered = true;
+        } else if let Some(run) = self.run_mut(FiledRun::number_of(seq)) {
+            run.requeue(FiledRun::index_of(seq), delivery_count);
         }
         self.touch(end);
     }
@@ -99,10 +102,76 @@ impl QueueImage {
     /// message that was delivered but not logged, so the tail goes above it.
     pub fn finish_replay(&mut self) {
         self.next_seq = self.next_seq.max(self.reserved_upto);
-        self.entries.compact();
+        self.compact();
     }
 
-    fn is_contained(&self, start: Lsn) -> bool {
+    /// Gives up the places of messages that left.
+    pub fn compact(&mut self) {
+        self.entries.compact();
+        self.runs.retain(|run| !run.live.is_empty());
+    }
+
+    /// The run `number`, if it is filed. After settling and before [`compact`](Self::compact) it may be empty.
+    #[must_use]
+    pub fn run(&self, number: u64) -> Option<&FiledRun> {
+        let index = self.runs.binary_search_by_key(&number, |run| run.number);
+        self.runs.get(index.ok()?)
+    }
+
+    /// The run `number`, to be changed; its number must stay.
+    pub fn run_mut(&mut self, number: u64) -> Option<&mut FiledRun> {
+        let index = self.runs.binary_search_by_key(&number, |run| run.number);
+        self.runs.get_mut(index.ok()?)
+    }
+
+    /// True when the message is in the queue, filed or not.
+    #[must_use]
+    pub fn contains(&self, seq: Seq) -> bool {
+        self.entries.get(seq).is_some() || self.is_filed(seq)
+    }
+
+    /// True when the message is in a run.
+    #[must_use]
+    pub fn is_filed(&self, seq: Seq) -> bool {
+        let run = self.run(FiledRun::number_of(seq));
+        run.is_some_and(|run| run.live.contains(FiledRun::index_of(seq)))
+    }
+
+    /// Unsettled messages, filed ones included.
+    #[must_use]
+    pub fn message_count(&self) -> u64 {
+        let filed = self.runs.iter().map(|run| u64::from(run.live.len()));
+        self.entries.len() as u64 + filed.sum::<u64>()
+    }
+
+    /// Seq of the oldest unsettled message.
+    #[must_use]
+    pub fn first_seq(&self) -> Option<Seq> {
+        let packed = self.entries.iter().next().map(|entry| entry.seq);
+        let filed = self.runs.iter().find_map(|run| run.live_seqs().next());
+        packed.into_iter().chain(filed).min()
+    }
+
+    /// Removes the filed messages of a range. Emptied runs stay until [`compact`](Self::compact), so that settling at
+    /// the head of a long queue moves nothing.
+    fn remove_filed(&mut self, range: SeqRange) {
+        let from = self
+            .runs
+            .partition_point(|run| run.range().last < range.first);
+        for run in self.runs.iter_mut().skip(from) {
+            let whole = run.range();
+            if whole.first > range.last {
+                break;
+            }
+            let first = FiledRun::index_of(range.first.max(whole.first));
+            let last = FiledRun::index_of(range.last.min(whole.last));
+            run.settle(first, last);
+        }
+    }
+
+    /// True when a record that starts there has been applied already.
+    #[must_use]
+    pub fn is_contained(&self, start: Lsn) -> bool {
         start < self.last_lsn
     }
 
@@ -148,6 +217,15 @@ impl Entries {
     /// All entries in ascending seq.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &ImageEntry> + '_ {
         self.slots.iter().filter(|entry| is_live(entry))
+    }
+
+    /// The entries of a run of seqs, ascending.
+    pub fn range(&self, range: SeqRange) -> impl Iterator<Item = &ImageEntry> + '_ {
+        let from = self.slots.partition_point(|entry| entry.seq < range.first);
+        let entries = self.slots.range(from..);
+        entries
+            .take_while(move |entry| entry.seq <= range.last)
+            .filter(|entry| is_live(entry))
     }
 
     /// The entry of `seq`.
@@ -196,6 +274,14 @@ impl Entries {
             }
             Err(index) => self.slots.insert(index, entry),
         }
+    }
+
+    /// Removes the entry of `seq`.
+    pub fn remove(&mut self, seq: Seq) {
+        self.remove_range(SeqRange {
+            first: seq,
+            last: seq,
+        });
     }
 
     /// Removes every entry of a run; the cost is that of the entries met, not of the run's length.

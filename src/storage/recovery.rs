@@ -2,39 +2,43 @@
 //!
 //! ```text
 //! t1 lock, t2 sync what will be read and drop it from the cache, t3 read and verify (survey), t4 new epoch durable,
-//! t5 keep a copy of a torn tail, t6 create a fresh segment, t7 write and sync its OPEN batch, t8 go
+//! t5 keep a copy of a torn tail (and of what is damaged), t6 create a fresh segment, t7 write and sync its OPEN batch, t8 go
 //! ```
 //! - Until t4 nothing is written: what is refused is left as it was.
 //! - t2: a broker that died may have left pages that the next power cut would take away. What is read is on the
 //!   device, so what recovery builds upon cannot disappear later.
 //! - Crash at any step: the next start finds the same end X, because no old file is ever changed; it only sees a
 //!   higher epoch and perhaps a segment without a valid first batch, which is void.
+//! - Index files come after t7: they are derived, and what is built again goes into free blocks.
 //! - t7: from then on OPEN names X as the end of its predecessor; what is behind X is void for ever, and the
 //!   segment number is above every existing file's, so no LSN is used twice.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::batch::{BatchBody, BatchHeader};
 use super::error::StorageError;
-use super::file::{create_temp, io_error, list_or_empty, publish_temp, temp_path, write_all};
+use super::file::{io_error, list_or_empty, temp_path, write_all};
 use super::format::{
-    CHECKPOINT_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, SUPERBLOCK_FILES, StoreId, checkpoint_path,
-    segment_path,
+    CHECKPOINT_DIR, INDEX_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, SUPERBLOCK_FILES, StoreId,
+    checkpoint_path, segment_path,
 };
+use super::image::QueueImage;
+use super::index::{self, files::IndexFiles};
+use super::options::OnCorruption;
 use super::pool::{self, Pool, Prepared};
+use super::quarantine;
 use super::record::Entry;
 use super::report::{Found, Recovered, RecoveryReport, TornTail};
+use super::salvage::salvage;
 use super::segment::{self, SegmentHeader};
+use super::shared::Existing;
 use super::superblock::{self, Superblock};
-use super::survey::{Discarded, Survey, survey};
+use super::survey::{Survey, survey};
 use super::types::{Lsn, SegmentId};
 use crate::disk::{Clock, DirectoryLock, Disk, DiskFile, OpenMode};
 
-/// Bytes copied at once.
-const COPY_CHUNK_BYTES: usize = 1 << 20;
 /// Entry that file systems put into the root of a volume.
 const LOST_AND_FOUND: &str = "lost+found";
 
@@ -43,7 +47,7 @@ pub(crate) struct Opened {
     pub(crate) lock: Box<dyn DirectoryLock>,
     pub(crate) superblock: Superblock,
     pub(crate) fresh: FreshSegment,
-    pub(crate) segments: BTreeSet<SegmentId>,
+    pub(crate) existing: Existing,
     pub(crate) recovered: Recovered,
 }
 
@@ -57,25 +61,30 @@ pub(crate) struct FreshSegment {
 
 /// Opens the data directory; `new_store` names the store if there is none yet. `pool` gets the spares that are there.
 pub(crate) fn open(
-    disk: &dyn Disk,
+    shared_disk: &Arc<dyn Disk>,
     clock: &dyn Clock,
     new_store: StoreId,
+    on_corruption: OnCorruption,
     pool: &Pool,
 ) -> Result<Opened, StorageError> {
+    let disk = &**shared_disk;
     let begun_ns = clock.monotonic_ns();
-    check_is_ours(disk)?;
+    let is_lost = check_is_ours(disk, on_corruption)?;
     let lock = take_lock(disk)?;
     settle_superblocks(disk)?;
-    let copies = superblock::read_copies(disk)?;
-    let (superblock, is_blank) = match superblock::choose(disk, &copies)? {
-        Some(superblock) => (superblock, false),
-        None => (initialise(disk, clock, new_store)?, true),
+    let (superblock, is_blank) = match read_superblock(disk, is_lost, on_corruption)? {
+        Identity::Known(superblock) => (Some(superblock), false),
+        Identity::Lost => (None, false),
+        Identity::Blank => (Some(initialise(disk, clock, new_store)?), true),
     };
-    settle_log(disk, &superblock)?;
+    settle_log(disk, superblock.as_ref())?;
     pool.add(pool::list(disk)?);
-    let survey = survey(disk, superblock)?;
+    let mut survey = read_store(disk, superblock, on_corruption)?;
     let superblock = begin_epoch(disk, &survey)?;
-    let torn = keep_torn_tail(disk, &survey);
+    let torn = quarantine::keep_torn_tail(disk, &survey);
+    if let Some(salvage) = &mut survey.salvage {
+        quarantine::keep_damaged(disk, salvage);
+    }
     let fresh = open_fresh_segment(disk, clock, &superblock, &survey, pool)?;
     let mut segments = survey.segments.clone();
     segments.insert(fresh.header.segment);
@@ -84,32 +93,92 @@ pub(crate) fn open(
     } else {
         describe(&survey, torn)
     };
-    let mut recovered = finish(survey, found, superblock.epoch, segments.len() as u64);
+    let (mut recovered, index) = finish(
+        shared_disk,
+        clock,
+        survey,
+        found,
+        superblock.epoch,
+        segments.len() as u64,
+    )?;
     recovered.report.duration_ms = clock.monotonic_ns().saturating_sub(begun_ns) / 1_000_000;
     Ok(Opened {
         lock,
         superblock,
         fresh,
-        segments,
+        existing: Existing { segments, index },
         recovered,
     })
 }
 
-/// Refuses a directory whose content is not ours, before anything is created in it.
-fn check_is_ours(disk: &dyn Disk) -> Result<(), StorageError> {
+/// What the superblock says about the directory.
+enum Identity {
+    Known(Superblock),
+    /// There was one, and no copy of it is whole.
+    Lost,
+    Blank,
+}
+
+fn read_superblock(
+    disk: &dyn Disk,
+    is_lost: bool,
+    on_corruption: OnCorruption,
+) -> Result<Identity, StorageError> {
+    if is_lost {
+        return Ok(Identity::Lost);
+    }
+    let copies = superblock::read_copies(disk)?;
+    match superblock::choose(disk, &copies) {
+        Ok(Some(superblock)) => Ok(Identity::Known(superblock)),
+        Ok(None) => Ok(Identity::Blank),
+        Err(StorageError::Damaged { .. }) if on_corruption == OnCorruption::Quarantine => {
+            Ok(Identity::Lost)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads the state; of a damaged store what is left of it, if that is wanted.
+fn read_store(
+    disk: &dyn Disk,
+    superblock: Option<Superblock>,
+    on_corruption: OnCorruption,
+) -> Result<Survey, StorageError> {
+    let Some(known) = superblock else {
+        return salvage(disk, None);
+    };
+    let damage = match survey(disk, known) {
+        Err(error @ StorageError::Damaged { .. }) if on_corruption == OnCorruption::Quarantine => {
+            error
+        }
+        outcome => return outcome,
+    };
+    let survey = salvage(disk, Some(known))?;
+    // To go on as if nothing were wrong would be to lose something without a word.
+    if survey.salvage.is_some() {
+        Ok(survey)
+    } else {
+        Err(damage)
+    }
+}
+
+/// Refuses a directory whose content is not ours, before anything is created in it. True when it is ours and both
+/// copies of the superblock are missing, which only [`OnCorruption::Quarantine`] lets pass.
+fn check_is_ours(disk: &dyn Disk, on_corruption: OnCorruption) -> Result<bool, StorageError> {
     let names = list_or_empty(disk, Path::new(""))?;
     let is_named = |name: &Path, known: &str| name == Path::new(known);
     let has_superblock = names
         .iter()
         .any(|name| SUPERBLOCK_FILES.iter().any(|known| is_named(name, known)));
     if has_superblock {
-        return Ok(());
+        return Ok(false);
     }
     let temporary = SUPERBLOCK_FILES.map(|name| temp_path(Path::new(name)));
     let known = [
         LOCK_FILE,
         LOG_DIR,
         CHECKPOINT_DIR,
+        INDEX_DIR,
         QUARANTINE_DIR,
         LOST_AND_FOUND,
     ];
@@ -123,6 +192,7 @@ fn check_is_ours(disk: &dyn Disk) -> Result<(), StorageError> {
             path: disk.describe(Path::new("")),
             found: name.display().to_string(),
         }),
+        None if has_log && on_corruption == OnCorruption::Quarantine => Ok(true),
         None if has_log => {
             let detail = "both copies of the superblock are missing, but there is a log";
             Err(super::file::damaged(
@@ -132,7 +202,7 @@ fn check_is_ours(disk: &dyn Disk) -> Result<(), StorageError> {
                 detail,
             ))
         }
-        None => Ok(()),
+        None => Ok(false),
     }
 }
 
@@ -197,11 +267,22 @@ fn settle_superblocks(disk: &dyn Disk) -> Result<(), StorageError> {
 }
 
 /// Settles the checkpoint and every segment that will be read. Older segments were synced before that checkpoint.
-fn settle_log(disk: &dyn Disk, superblock: &Superblock) -> Result<(), StorageError> {
+/// Without a superblock everything may be read.
+fn settle_log(disk: &dyn Disk, superblock: Option<&Superblock>) -> Result<(), StorageError> {
     sync_dir(disk, CHECKPOINT_DIR)?;
     sync_dir(disk, LOG_DIR)?;
-    settle(disk, &checkpoint_path(superblock.checkpoint_generation))?;
-    let first = superblock.begin.segment();
+    let first = match superblock {
+        Some(superblock) => {
+            settle(disk, &checkpoint_path(superblock.checkpoint_generation))?;
+            superblock.begin.segment()
+        }
+        None => {
+            for name in list_or_empty(disk, Path::new(CHECKPOINT_DIR))? {
+                settle(disk, &Path::new(CHECKPOINT_DIR).join(name))?;
+            }
+            SegmentId(0)
+        }
+    };
     let segments = segment::list(disk)?;
     segments
         .range(first..)
@@ -219,57 +300,6 @@ fn begin_epoch(disk: &dyn Disk, survey: &Survey) -> Result<Superblock, StorageEr
     };
     superblock.write(disk)?;
     Ok(superblock)
-}
-
-/// Copies what was cut off into `quarantine/`, for inspection. Not being able to is no reason not to start: the
-/// bytes stay where they are until their segment is freed.
-fn keep_torn_tail(disk: &dyn Disk, survey: &Survey) -> Option<TornTail> {
-    if survey.discarded.is_empty() {
-        return None;
-    }
-    let mut torn = TornTail {
-        cut_at: survey.end,
-        discarded_bytes: 0,
-        discarded_batch_count: 0,
-        discarded_record_count: 0,
-        kept_in: Vec::new(),
-    };
-    for discarded in &survey.discarded {
-        torn.discarded_bytes += discarded.remains.len_bytes;
-        torn.discarded_batch_count += discarded.remains.batch_count;
-        torn.discarded_record_count += discarded.remains.record_count;
-        let name = format!(
-            "{QUARANTINE_DIR}/{}-{:08x}.torn",
-            discarded.segment, discarded.from
-        );
-        match keep(disk, discarded, Path::new(&name)) {
-            Ok(()) => torn.kept_in.push(name),
-            Err(error) => tracing::warn!(%error, name, "cannot keep a copy of a torn tail"),
-        }
-    }
-    Some(torn)
-}
-
-fn keep(disk: &dyn Disk, discarded: &Discarded, path: &Path) -> io::Result<()> {
-    disk.create_dir(Path::new(QUARANTINE_DIR))?;
-    let from = disk.open(&segment_path(discarded.segment), OpenMode::Read)?;
-    let to = create_temp(disk, path)?;
-    let mut copied = 0;
-    while copied < discarded.remains.len_bytes {
-        let remaining = discarded.remains.len_bytes - copied;
-        let mut chunk = vec![
-            0;
-            usize::try_from(remaining)
-                .map_or(COPY_CHUNK_BYTES, |r| r.min(COPY_CHUNK_BYTES))
-        ];
-        let read = from.read_at(&mut chunk, u64::from(discarded.from) + copied)?;
-        if read == 0 {
-            break;
-        }
-        write_all(&*to, chunk.get(..read).unwrap_or_default(), copied)?;
-        copied += read as u64;
-    }
-    publish_temp(disk, &*to, path)
 }
 
 /// Creates the segment of this incarnation behind everything that exists, and makes its OPEN batch durable.
@@ -334,26 +364,45 @@ fn describe(survey: &Survey, torn: Option<TornTail>) -> Found {
     }
 }
 
-fn finish(survey: Survey, found: Found, epoch: u64, segment_count: u64) -> Recovered {
+fn finish(
+    disk: &Arc<dyn Disk>,
+    clock: &dyn Clock,
+    survey: Survey,
+    found: Found,
+    epoch: u64,
+    segment_count: u64,
+) -> Result<(Recovered, IndexFiles), StorageError> {
     let replayed_record_count = survey.replay.record_count();
-    let (queues, meta_records) = survey.replay.finish();
+    let high_counts = survey.replay.high_counts().clone();
+    let (mut queues, meta_records) = survey.replay.finish();
+    let store = survey.superblock.store;
+    let index = IndexFiles::open(Arc::clone(disk), store, &queues)?;
+    let rebuilt =
+        index::recover::recover(&**disk, clock, store, &index, &mut queues, &high_counts)?;
     let report = RecoveryReport {
         found,
         epoch,
-        checkpoint_generation: survey.superblock.checkpoint_generation,
+        checkpoint_generation: survey
+            .checkpoint
+            .as_ref()
+            .map_or(0, |checkpoint| checkpoint.header.generation),
         replayed_from: survey.superblock.begin,
         replayed_to: survey.end,
         replayed_record_count,
         queue_count: queues.len() as u64,
-        message_count: queues.iter().map(|queue| queue.entries.len() as u64).sum(),
+        message_count: queues.iter().map(QueueImage::message_count).sum(),
+        filed_run_count: queues.iter().map(|queue| queue.runs.len() as u64).sum(),
+        rebuilt_run_count: rebuilt.rebuilt_run_count,
         segment_count,
-        read_bytes: survey.read_bytes,
+        read_bytes: survey.read_bytes + rebuilt.read_bytes,
         duration_ms: 0,
+        salvage: survey.salvage,
     };
-    Recovered {
+    let recovered = Recovered {
         report,
         meta_snapshot: survey.checkpoint.map(|checkpoint| checkpoint.meta),
         meta_records,
         queues,
-    }
+    };
+    Ok((recovered, index))
 }

@@ -1,13 +1,13 @@
 //! From a checkpoint and the records behind it to the state at the end of the log. Pure: no files.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::batch::Batch;
 use super::checkpoint::Checkpoint;
 use super::image::QueueImage;
 use super::record::{Publish, Record};
 use super::report::MetaRecord;
-use super::types::{ImageEntry, Lsn, MetaEffect, Position, QueueId};
+use super::types::{ImageEntry, Lsn, MetaEffect, Position, QueueId, Seq};
 
 /// The state so far.
 #[derive(Debug, Default)]
@@ -17,7 +17,13 @@ pub struct Replay {
     /// META records that start below are in the snapshot.
     meta_lsn: Lsn,
     record_count: u64,
+    high_counts: HighCounts,
+    /// See [`Replay::adopt_unknown_queues`].
+    adopts_queues: bool,
 }
+
+/// Failed deliveries of filed messages that are too many for the marks of a run.
+pub type HighCounts = BTreeMap<(QueueId, Seq), u32>;
 
 impl Replay {
     /// Starts with what a checkpoint holds; gives its META snapshot and its file's facts no further thought.
@@ -27,6 +33,18 @@ impl Replay {
             queues: queues.into_iter().map(|image| (image.id, image)).collect(),
             meta_lsn,
             ..Self::default()
+        }
+    }
+
+    /// From now on a message for a queue that is not known makes that queue: the record that created it may be lost.
+    pub fn adopt_unknown_queues(&mut self) {
+        self.adopts_queues = true;
+    }
+
+    /// Takes every message for one that may have been delivered: reservations and settlements may be lost.
+    pub fn distrust_deliveries(&mut self) {
+        for image in self.queues.values_mut() {
+            image.reserved_upto = image.reserved_upto.max(image.next_seq);
         }
     }
 
@@ -58,7 +76,14 @@ impl Replay {
                 delivery_count,
             } => {
                 if let Some(image) = self.queues.get_mut(&queue) {
+                    let is_new = !image.is_contained(start);
                     image.apply_requeue(seq, delivery_count, start, end);
+                    let is_high = delivery_count > u32::from(u8::MAX);
+                    if is_new && is_high && image.is_filed(seq) {
+                        self.high_counts.insert((queue, seq), delivery_count);
+                    } else if is_new {
+                        self.high_counts.remove(&(queue, seq));
+                    }
                 }
             }
             Record::Reserve { queue, upto } => {
@@ -88,6 +113,11 @@ impl Replay {
 
     fn apply_publish(&mut self, position: Position, publish: &Publish<'_>, end: Lsn) {
         for r in publish.refs.iter() {
+            if self.adopts_queues {
+                self.queues
+                    .entry(r.queue)
+                    .or_insert_with(|| QueueImage::new(r.queue, Lsn(0)));
+            }
             if let Some(image) = self.queues.get_mut(&r.queue) {
                 let entry = ImageEntry {
                     seq: r.seq,
@@ -121,6 +151,12 @@ impl Replay {
     #[must_use]
     pub fn record_count(&self) -> u64 {
         self.record_count
+    }
+
+    /// Delivery counts that the runs at the end of the log cannot say; of messages that left since, too.
+    #[must_use]
+    pub fn high_counts(&self) -> &HighCounts {
+        &self.high_counts
     }
 
     /// The state at the end of the log: queues in ascending id, and META records behind the snapshot.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::image::QueueImage;
+use super::salvage::Salvage;
 use super::types::{Lsn, SegmentId};
 
 /// In what state the data directory was found.
@@ -53,12 +54,18 @@ pub struct RecoveryReport {
     pub queue_count: u64,
     /// Messages in them (one that went to two queues counts twice).
     pub message_count: u64,
+    /// Runs of messages whose positions are in index files.
+    pub filed_run_count: u64,
+    /// Of these, runs whose place in the index file was lost and was found in the log.
+    pub rebuilt_run_count: u64,
     /// Segment files that exist, the fresh one included.
     pub segment_count: u64,
     /// Bytes read from checkpoint and log.
     pub read_bytes: u64,
     /// How long it took.
     pub duration_ms: u64,
+    /// What is lost, if the store was damaged and opened all the same.
+    pub salvage: Option<Salvage>,
 }
 
 impl fmt::Display for RecoveryReport {
@@ -79,7 +86,18 @@ impl fmt::Display for RecoveryReport {
                 tail.discarded_bytes, tail.cut_at
             )?;
         }
-        write!(f, "; {} ms", self.duration_ms)
+        if self.rebuilt_run_count > 0 {
+            write!(
+                f,
+                "; built {} of {} index blocks again from the log",
+                self.rebuilt_run_count, self.filed_run_count
+            )?;
+        }
+        write!(f, "; {} ms", self.duration_ms)?;
+        match &self.salvage {
+            Some(salvage) => write!(f, "; SALVAGED from damage: {salvage}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -120,8 +138,10 @@ pub struct CheckpointReport {
     pub size_bytes: u64,
     /// Queues in it.
     pub queue_count: u64,
-    /// Entries of these queues.
+    /// Messages in these queues.
     pub message_count: u64,
+    /// Runs that went to index files for it.
+    pub filed_run_count: u64,
     /// Segments it made removable, and that were removed.
     pub freed: Vec<SegmentId>,
     /// How long it took.

@@ -46,6 +46,11 @@ impl RunSet {
         self.0[usize::from(index / 64)] |= 1 << (index % 64);
     }
 
+    /// Removes every seq from `first` to `last` of the run.
+    pub fn remove_range(&mut self, first: u8, last: u8) {
+        (first..=last).for_each(|index| self.remove(index));
+    }
+
     /// Removes the seq at `index` of the run.
     pub fn remove(&mut self, index: u8) {
         self.0[usize::from(index / 64)] &= !(1 << (index % 64));
@@ -93,6 +98,34 @@ pub struct RunMarks {
     pub redelivered: RunSet,
     /// Failed deliveries so far, by index. A run with a message above 255 is not filed.
     pub delivery_counts: [u8; RUN_LEN],
+}
+
+impl Default for RunMarks {
+    fn default() -> Self {
+        Self {
+            redelivered: RunSet::default(),
+            delivery_counts: [0; RUN_LEN],
+        }
+    }
+}
+
+impl RunMarks {
+    /// True when nothing is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.redelivered.is_empty() && self.delivery_counts == [0; RUN_LEN]
+    }
+
+    /// Failed deliveries of the message at `index`.
+    #[must_use]
+    pub fn delivery_count(&self, index: u8) -> u8 {
+        self.delivery_counts[usize::from(index)]
+    }
+
+    /// Notes the failed deliveries of the message at `index`.
+    pub fn set_delivery_count(&mut self, index: u8, count: u8) {
+        self.delivery_counts[usize::from(index)] = count;
+    }
 }
 
 /// See the module.
@@ -151,6 +184,54 @@ impl FiledRun {
     /// Its unsettled seqs, ascending.
     pub fn live_seqs(&self) -> impl Iterator<Item = Seq> + '_ {
         self.live.iter().map(|index| self.seq_at(index))
+    }
+
+    /// Forgets the messages at `first` to `last` of the run; `segments` is no longer right then.
+    pub fn settle(&mut self, first: u8, last: u8) {
+        let before = self.live;
+        self.live.remove_range(first, last);
+        if self.live != before {
+            // Sizes are not known here.
+            self.content_bytes = 0;
+            self.drop_marks(first, last);
+        }
+    }
+
+    fn drop_marks(&mut self, first: u8, last: u8) {
+        if let Some(marks) = &mut self.marks {
+            marks.redelivered.remove_range(first, last);
+            (first..=last).for_each(|index| marks.set_delivery_count(index, 0));
+            if marks.is_empty() {
+                self.marks = None;
+            }
+        }
+    }
+
+    /// Notes that the message at `index` came back after `delivery_count` failed deliveries; counts above 255, which
+    /// a run cannot hold, become 255.
+    pub fn requeue(&mut self, index: u8, delivery_count: u32) {
+        if self.live.contains(index) {
+            let marks = self.marks.get_or_insert_default();
+            marks.redelivered.insert(index);
+            marks.set_delivery_count(index, u8::try_from(delivery_count).unwrap_or(u8::MAX));
+        }
+    }
+
+    /// True when messages were settled since `segments` was counted.
+    #[must_use]
+    pub fn is_touched(&self) -> bool {
+        let counted: u64 = self
+            .segments
+            .iter()
+            .map(|used| u64::from(used.live_refs))
+            .sum();
+        counted != u64::from(self.live.len())
+    }
+
+    /// Record bytes of its unsettled messages.
+    #[must_use]
+    pub fn live_bytes(&self) -> u64 {
+        self.segments.iter().map(|used| used.live_bytes).sum()
     }
 
     /// True when the block holds an expiry.

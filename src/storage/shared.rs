@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::append::{Append, Pending};
 use super::error::StorageError;
 use super::format::StoreId;
+use super::index::files::IndexFiles;
 use super::options::Options;
 use super::pool::Pool;
 use super::read::FileCache;
@@ -45,6 +46,12 @@ struct Control {
     failure: Option<String>,
 }
 
+/// Files that recovery found or made.
+pub(crate) struct Existing {
+    pub(crate) segments: BTreeSet<SegmentId>,
+    pub(crate) index: IndexFiles,
+}
+
 /// See the module.
 pub(crate) struct Shared {
     pub(crate) disk: Arc<dyn Disk>,
@@ -76,6 +83,8 @@ pub(crate) struct Shared {
     /// Segment files that exist.
     pub(crate) segments: Mutex<BTreeSet<SegmentId>>,
     pub(crate) files: FileCache,
+    /// The index files; they have a lock of their own.
+    pub(crate) index: IndexFiles,
     pub(crate) pool: Arc<Pool>,
 }
 
@@ -86,7 +95,7 @@ impl Shared {
         options: Options,
         superblock: &Superblock,
         append: Append,
-        segments: BTreeSet<SegmentId>,
+        existing: Existing,
         pool: Arc<Pool>,
     ) -> Self {
         let end = append.end().0;
@@ -110,7 +119,8 @@ impl Shared {
             control: Mutex::default(),
             control_changed: Condvar::new(),
             stats: Mutex::default(),
-            segments: Mutex::new(segments),
+            segments: Mutex::new(existing.segments),
+            index: existing.index,
             pool,
         }
     }

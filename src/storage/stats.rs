@@ -128,6 +128,10 @@ pub struct Stats {
     pub freed_segment_count: u64,
     /// Checkpoints written since start.
     pub checkpoint_count: u64,
+    /// Runs whose positions went to index files since start.
+    pub filed_run_count: u64,
+    /// Runs whose positions were looked up in the log, at start and later, because their block was lost or damaged.
+    pub rebuilt_run_count: u64,
     /// When the newest checkpoint was begun, Unix milliseconds; 0 when there is none since start.
     pub last_checkpoint_at_ms: u64,
     /// How long it took, milliseconds.

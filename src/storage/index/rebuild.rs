@@ -1,0 +1,318 @@
+//! Positions from the log: what a block said, read again from the PUBLISH records it was made of.
+//!
+//! ```text
+//!   lost runs --> segments they lie in, ascending --> every PUBLISH ref of a live message of a lost run --> blocks
+//! ```
+//! Each segment is read once, whatever the number of runs. A run is finished behind its last segment, so that memory
+//! holds the positions of the runs that span two segments, not of the backlog; beyond
+//! [`FOUND_MAX`] positions they go to their blocks half done.
+//!
+//! Of two copies of a message the one in the later segment counts: copies are made in rising segments, and a message
+//! is never moved back.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::sync::Arc;
+
+use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::storage::error::StorageError;
+use crate::storage::file::{damaged, io_error};
+use crate::storage::format::{StoreId, segment_path};
+use crate::storage::record::{Publish, Record};
+use crate::storage::run::FiledRun;
+use crate::storage::scan::SegmentScan;
+use crate::storage::segment::{self, FIRST_BATCH_OFFSET};
+use crate::storage::types::{ImageEntry, Position, QueueId, SegmentId};
+
+/// Positions held in memory at once: 24 MiB or so.
+pub(crate) const FOUND_MAX: usize = 1 << 19;
+
+/// A run whose block is lost.
+#[derive(Clone, Debug)]
+struct Lost {
+    run: FiledRun,
+    found: BTreeMap<u8, ImageEntry>,
+}
+
+/// Where finished runs go.
+pub(crate) trait Sink {
+    /// All unsettled messages of a run, ascending, without marks.
+    fn finished(
+        &mut self,
+        queue: QueueId,
+        run: &FiledRun,
+        entries: Vec<ImageEntry>,
+    ) -> Result<(), StorageError>;
+    /// Takes some messages of an unfinished run out of memory; false when it cannot.
+    fn park(&mut self, queue: QueueId, run: &FiledRun, entries: Vec<ImageEntry>) -> bool;
+    /// Gives back what was parked of a run.
+    fn unpark(&mut self, queue: QueueId, run: &FiledRun) -> Result<Vec<ImageEntry>, StorageError>;
+    /// Another segment was read, of `segment_count`, and so many bytes of the `total_bytes` of all.
+    fn progress(
+        &mut self,
+        segments_done: usize,
+        segment_count: usize,
+        read_bytes: u64,
+        total_bytes: u64,
+    );
+}
+
+/// What a rebuild took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rebuilt {
+    /// Bytes of the log that were read.
+    pub(crate) read_bytes: u64,
+    /// Most positions that were in memory at once.
+    pub(crate) found_peak: usize,
+}
+
+/// A rebuild under way.
+pub(crate) struct Rebuild<'a> {
+    disk: &'a dyn Disk,
+    store: StoreId,
+    lost: HashMap<QueueId, BTreeMap<u64, Lost>>,
+    /// Runs by the last segment they lie in.
+    last: BTreeMap<SegmentId, Vec<(QueueId, u64)>>,
+    segments: BTreeSet<SegmentId>,
+    found_count: usize,
+    found_max: usize,
+    can_park: bool,
+}
+
+impl<'a> Rebuild<'a> {
+    /// A rebuild that holds some `found_max` positions in memory.
+    pub(crate) fn new(disk: &'a dyn Disk, store: StoreId, found_max: usize) -> Self {
+        Self {
+            disk,
+            store,
+            lost: HashMap::new(),
+            last: BTreeMap::new(),
+            segments: BTreeSet::new(),
+            found_count: 0,
+            found_max,
+            can_park: true,
+        }
+    }
+
+    /// Adds a run to look for.
+    pub(crate) fn add(&mut self, queue: QueueId, run: &FiledRun) {
+        self.segments
+            .extend(run.segments.iter().map(|used| used.segment));
+        if let Some(last) = run.segments.last() {
+            self.last
+                .entry(last.segment)
+                .or_default()
+                .push((queue, run.number));
+        }
+        let lost = Lost {
+            run: run.clone(),
+            found: BTreeMap::new(),
+        };
+        self.lost.entry(queue).or_default().insert(run.number, lost);
+    }
+
+    /// Reads the segments and hands the runs to `sink`.
+    ///
+    /// # Errors
+    /// Those of the disk and of the sink; `Damaged` when the log does not have all of a run's messages.
+    pub(crate) fn run(mut self, sink: &mut dyn Sink) -> Result<Rebuilt, StorageError> {
+        let mut total_bytes = 0;
+        for segment in &self.segments {
+            total_bytes += self.len_of(*segment)?;
+        }
+        let segments = std::mem::take(&mut self.segments);
+        let mut rebuilt = Rebuilt::default();
+        for (index, segment) in segments.iter().enumerate() {
+            rebuilt.read_bytes += self.read_segment(*segment)?;
+            rebuilt.found_peak = rebuilt.found_peak.max(self.found_count);
+            for (queue, number) in self.last.remove(segment).unwrap_or_default() {
+                self.finish(queue, number, sink)?;
+            }
+            if self.found_count > self.found_max && self.can_park {
+                self.park(sink);
+            }
+            sink.progress(index + 1, segments.len(), rebuilt.read_bytes, total_bytes);
+        }
+        Ok(rebuilt)
+    }
+
+    fn open(&self, segment: SegmentId) -> Result<Arc<dyn DiskFile>, StorageError> {
+        let path = segment_path(segment);
+        let opened = self.disk.open(&path, OpenMode::Read);
+        opened.map_err(io_error(self.disk, "open a segment", &path))
+    }
+
+    fn len_of(&self, segment: SegmentId) -> Result<u64, StorageError> {
+        let path = segment_path(segment);
+        let len = self.open(segment)?.len();
+        len.map_err(io_error(self.disk, "read a segment", &path))
+    }
+
+    fn read_segment(&mut self, segment: SegmentId) -> Result<u64, StorageError> {
+        let path = segment_path(segment);
+        let file = self.open(segment)?;
+        let (disk, store) = (self.disk, self.store);
+        let scanned = scan(file, store, segment, |position, publish| {
+            self.note(position, &publish);
+        });
+        match scanned.map_err(io_error(disk, "read a segment", &path))? {
+            Some(read_bytes) => Ok(read_bytes),
+            None => Err(damaged(
+                disk,
+                &path,
+                0,
+                "the header of a segment with live messages is not whole",
+            )),
+        }
+    }
+
+    fn note(&mut self, position: Position, publish: &Publish<'_>) {
+        for r in publish.refs.iter() {
+            let number = FiledRun::number_of(r.seq);
+            let Some(lost) = self
+                .lost
+                .get_mut(&r.queue)
+                .and_then(|runs| runs.get_mut(&number))
+            else {
+                continue;
+            };
+            let index = FiledRun::index_of(r.seq);
+            let segment = position.lsn.segment();
+            let lies_there = lost.run.segments.iter().any(|used| used.segment == segment);
+            if !lies_there || !lost.run.live.contains(index) {
+                continue;
+            }
+            let entry = ImageEntry {
+                seq: r.seq,
+                position,
+                expires_at_ms: r.expires_at_ms,
+                priority: publish.priority,
+                delivery_count: 0,
+                is_redelivered: false,
+            };
+            self.found_count += usize::from(lost.found.insert(index, entry).is_none());
+        }
+    }
+
+    fn finish(
+        &mut self,
+        queue: QueueId,
+        number: u64,
+        sink: &mut dyn Sink,
+    ) -> Result<(), StorageError> {
+        let lost = self
+            .lost
+            .get_mut(&queue)
+            .and_then(|runs| runs.remove(&number));
+        let Some(Lost { run, found }) = lost else {
+            return Ok(());
+        };
+        self.found_count -= found.len();
+        let mut all: BTreeMap<u8, ImageEntry> = sink
+            .unpark(queue, &run)?
+            .into_iter()
+            .map(|entry| (FiledRun::index_of(entry.seq), entry))
+            .collect();
+        all.extend(found);
+        if let Some(missing) = run.live.iter().find(|index| !all.contains_key(index)) {
+            let last = run
+                .segments
+                .last()
+                .map_or(SegmentId(0), |used| used.segment);
+            let seq = run.seq_at(missing).0;
+            let detail = format!(
+                "the log has no record of message {seq} of queue {queue}, whose index is lost too"
+            );
+            return Err(damaged(self.disk, &segment_path(last), 0, detail));
+        }
+        sink.finished(queue, &run, all.into_values().collect())
+    }
+
+    /// Moves the positions found so far out of memory.
+    fn park(&mut self, sink: &mut dyn Sink) {
+        for (queue, runs) in &mut self.lost {
+            for lost in runs.values_mut().filter(|lost| !lost.found.is_empty()) {
+                let entries: Vec<ImageEntry> = lost.found.values().copied().collect();
+                if !sink.park(*queue, &lost.run, entries) {
+                    self.can_park = false;
+                    return;
+                }
+                self.found_count -= lost.found.len();
+                lost.found.clear();
+            }
+        }
+    }
+}
+
+/// Calls `on_publish` for every PUBLISH record of a segment that can be read; `None` when it has no header. Batches
+/// that do not verify are passed over: a message missing in the end is what counts.
+fn scan(
+    file: Arc<dyn DiskFile>,
+    store: StoreId,
+    segment: SegmentId,
+    mut on_publish: impl FnMut(Position, Publish<'_>),
+) -> io::Result<Option<u64>> {
+    let Ok(header) = segment::read_header(&*file, store, segment)? else {
+        return Ok(None);
+    };
+    let mut scan = SegmentScan::new(file, header, FIRST_BATCH_OFFSET)?;
+    loop {
+        let is_batch = match scan.next_batch()? {
+            Ok(batch) => {
+                for (position, record) in batch.records() {
+                    if let Record::Publish(publish) = record {
+                        on_publish(position, publish);
+                    }
+                }
+                true
+            }
+            Err(_) => false,
+        };
+        if !is_batch && scan.skip_batch()?.is_none() {
+            return Ok(Some(scan.read_bytes()));
+        }
+    }
+}
+
+/// A sink that keeps everything.
+#[derive(Default)]
+struct Kept(Vec<ImageEntry>);
+
+impl Sink for Kept {
+    fn finished(
+        &mut self,
+        _: QueueId,
+        run: &FiledRun,
+        entries: Vec<ImageEntry>,
+    ) -> Result<(), StorageError> {
+        self.0 = entries;
+        for entry in &mut self.0 {
+            super::block::mark(entry, FiledRun::index_of(entry.seq), run.marks.as_deref());
+        }
+        Ok(())
+    }
+    fn park(&mut self, _: QueueId, _: &FiledRun, _: Vec<ImageEntry>) -> bool {
+        false
+    }
+    fn unpark(&mut self, _: QueueId, _: &FiledRun) -> Result<Vec<ImageEntry>, StorageError> {
+        Ok(Vec::new())
+    }
+    fn progress(&mut self, _: usize, _: usize, _: u64, _: u64) {}
+}
+
+/// The unsettled messages of one run, from the log, with the run's marks.
+///
+/// # Errors
+/// Those of the disk; `Damaged` when the log does not have all of them.
+pub fn read_run_from_log(
+    disk: &dyn Disk,
+    store: StoreId,
+    queue: QueueId,
+    run: &FiledRun,
+) -> Result<Vec<ImageEntry>, StorageError> {
+    let mut rebuild = Rebuild::new(disk, store, FOUND_MAX);
+    rebuild.add(queue, run);
+    let mut kept = Kept::default();
+    rebuild.run(&mut kept)?;
+    Ok(kept.0)
+}

@@ -1,0 +1,409 @@
+//! Index files: what is filed survives, is freed, and is built again when it is lost.
+
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::disk::sim::{Effect, Trigger};
+use crate::disk::{Disk, OpenMode};
+use crate::storage::format::{INDEX_DIR, index_path};
+use crate::storage::index::BLOCK_LEN;
+use crate::storage::run::FiledRun;
+use crate::storage::testing::{as_recovered, numbered_payload};
+use crate::storage::types::QueueId;
+use crate::storage::{CheckpointSource, QueueImage};
+
+/// Every queue has a file, and everything in it that a checkpoint finds.
+fn filing() -> Options {
+    Options {
+        index_min_messages: 0,
+        ..options()
+    }
+}
+
+#[track_caller]
+fn check_same_state(recovered: &Recovered, live: &LiveStore) {
+    check_equal(&recovered.queues, &live.images());
+}
+
+/// As `assert_eq`, but thousands of entries are not printed.
+#[track_caller]
+fn check_equal(left: &[QueueImage], right: &[QueueImage]) {
+    let (left, right) = (as_recovered(left.to_vec()), as_recovered(right.to_vec()));
+    assert_eq!(left.len(), right.len());
+    for (left, right) in left.iter().zip(&right) {
+        let mut entries = left.entries.iter().zip(right.entries.iter());
+        let different = entries.find(|(left, right)| left != right);
+        assert_eq!(different, None, "queue {}", left.id);
+        assert_eq!(left.entries.len(), right.entries.len());
+        assert!(left == right, "queue {}", left.id);
+    }
+}
+
+fn index_files(rig: &Rig) -> Vec<PathBuf> {
+    let files = rig.disk.files();
+    let files = files.into_iter();
+    files.filter(|path| path.starts_with(INDEX_DIR)).collect()
+}
+
+fn publish(store: &LiveStore, queues: &[u64], count: u64) {
+    for number in 0..count {
+        let expires_at_ms = if number % 7 == 0 {
+            5_000_000 + number
+        } else {
+            0
+        };
+        store.publish(queues, &numbered_payload(number, 60), expires_at_ms);
+    }
+}
+
+/// Queue 1 with 1000 messages and holes, queue 2 with 300 of them; a checkpoint, and more behind it.
+fn with_a_backlog(rig: &Rig) -> LiveStore {
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    store.create_queue(2);
+    publish(&store, &[1], 700);
+    publish(&store, &[1, 2], 300);
+    store.requeue(1, 5, 3);
+    store.settle(1, 100, 150);
+    store.commit().unwrap();
+    store.storage.checkpoint(&store).unwrap();
+    store
+}
+
+fn change_what_is_filed(store: &LiveStore) {
+    // All of run 0, parts of run 1 and run 2 of queue 1; marks.
+    store.settle(1, 1, 300);
+    store.settle(1, 520, 520);
+    store.requeue(1, 521, 1);
+    store.requeue(2, 3, 200);
+    store.settle(2, 3, 3);
+    store.reserve(1, 600);
+    publish(store, &[1, 2], 20);
+    store.commit().unwrap();
+}
+
+#[test]
+fn filed_messages_survive_a_restart() {
+    let rig = Rig::new(filing());
+    let store = with_a_backlog(&rig);
+    store.check_filed();
+    assert_eq!(
+        index_files(&rig),
+        [index_path(QueueId(1)), index_path(QueueId(2))]
+    );
+    assert_eq!(store.storage.stats().filed_run_count, 4 + 2);
+    let (again, recovered) = rig.after_power_loss().open();
+    check_same_state(&recovered, &store);
+    assert_eq!(recovered.report.message_count, 949 + 300);
+    assert_eq!(recovered.report.filed_run_count, 6);
+    assert_eq!(recovered.report.rebuilt_run_count, 0);
+    again.check_filed();
+    again.check_payloads(&store.payloads());
+    assert_eq!(again.storage.stats().rebuilt_run_count, 0);
+}
+
+#[test]
+fn records_behind_the_checkpoint_change_runs() {
+    let rig = Rig::new(filing());
+    let store = with_a_backlog(&rig);
+    change_what_is_filed(&store);
+    let rig = rig.after_power_loss();
+    let (again, recovered) = rig.open();
+    check_same_state(&recovered, &store);
+    assert_eq!(
+        recovered.report.filed_run_count, 5,
+        "an emptied run is gone"
+    );
+    again.check_filed();
+    // What runs have in which segment was counted again, or the checkpoint would not agree with itself.
+    again.storage.checkpoint(&again).unwrap();
+    let (third, recovered) = rig.after_power_loss().open();
+    check_same_state(&recovered, &store);
+    third.check_filed();
+    third.check_payloads(&store.payloads());
+}
+
+/// The runs of a queue as a checkpoint would name them.
+fn runs(store: &LiveStore, queue: u64) -> Vec<FiledRun> {
+    store.queue(QueueId(queue)).expect("it exists").runs
+}
+
+fn remove(rig: &Rig, path: &Path) {
+    rig.disk.remove(path).unwrap();
+    rig.disk.sync_dir(Path::new(INDEX_DIR)).unwrap();
+}
+
+#[test]
+fn deleted_index_files_are_built_again() {
+    for is_changed in [false, true] {
+        for lost in [vec![1], vec![2], vec![1, 2]] {
+            let rig = Rig::new(filing());
+            let store = with_a_backlog(&rig);
+            if is_changed {
+                change_what_is_filed(&store);
+            }
+            let rig = rig.after_power_loss();
+            for queue in &lost {
+                remove(&rig, &index_path(QueueId(*queue)));
+            }
+            let (again, recovered) = rig.open();
+            check_same_state(&recovered, &store);
+            let expected: u64 = lost
+                .iter()
+                .map(|queue| runs(&store, *queue).len() as u64)
+                .sum();
+            assert_eq!(recovered.report.rebuilt_run_count, expected, "of {lost:?}");
+            let line = recovered.report.to_string();
+            let told = format!(
+                "built {expected} of {} index blocks",
+                recovered.report.filed_run_count
+            );
+            assert!(line.contains(&told), "{line}");
+            again.check_filed();
+            again.check_payloads(&store.payloads());
+            assert!(
+                again.storage.stats().rebuilt_run_count == expected,
+                "read from the new blocks"
+            );
+            // Before the next checkpoint they are not relied on, behind it they are.
+            let (_, early) = rig.after_power_loss().open();
+            assert_eq!(early.report.rebuilt_run_count, expected);
+            again.storage.checkpoint(&again).unwrap();
+            let (_, late) = rig.after_power_loss().open();
+            assert_eq!(late.report.rebuilt_run_count, 0);
+            check_same_state(&late, &store);
+        }
+    }
+}
+
+#[test]
+fn a_cut_index_file_is_completed() {
+    let rig = Rig::new(filing());
+    let store = with_a_backlog(&rig);
+    let rig = rig.after_power_loss();
+    let file = rig
+        .disk
+        .open(&index_path(QueueId(1)), OpenMode::ReadWrite)
+        .unwrap();
+    file.set_len(2 * BLOCK_LEN as u64 + 100).unwrap();
+    let (again, recovered) = rig.open();
+    assert_eq!(recovered.report.rebuilt_run_count, 2);
+    check_same_state(&recovered, &store);
+    again.check_filed();
+    again.storage.checkpoint(&again).unwrap();
+    let (_, late) = rig.after_power_loss().open();
+    assert_eq!(late.report.rebuilt_run_count, 0);
+}
+
+#[test]
+fn a_damaged_block_is_looked_up_in_the_log() {
+    let rig = Rig::new(filing());
+    let store = with_a_backlog(&rig);
+    change_what_is_filed(&store);
+    for run in runs(&store, 1) {
+        let place = u64::from(run.block) * BLOCK_LEN as u64 + 33;
+        rig.disk
+            .flip_bit(&index_path(QueueId(1)), place, 3)
+            .unwrap();
+    }
+    let before = store.storage.stats().rebuilt_run_count;
+    store.check_filed();
+    assert_eq!(store.storage.stats().rebuilt_run_count, before + 3);
+}
+
+#[test]
+fn files_of_queues_without_runs_are_removed() {
+    let rig = Rig::new(filing());
+    let store = with_a_backlog(&rig);
+    store.delete_queue(2);
+    store.settle(1, 1, 1000);
+    store.commit().unwrap();
+    store.storage.checkpoint(&store).unwrap();
+    // Threshold 0: also an empty queue has a file.
+    assert_eq!(index_files(&rig), [index_path(QueueId(1))]);
+    let rig = Rig {
+        options: Options {
+            index_min_messages: 500,
+            ..options()
+        },
+        ..rig
+    };
+    drop(store);
+    let (store, _) = rig.open();
+    publish(&store, &[1], 499);
+    store.commit().unwrap();
+    store.storage.checkpoint(&store).unwrap();
+    assert_eq!(
+        index_files(&rig),
+        Vec::<PathBuf>::new(),
+        "below the threshold"
+    );
+    publish(&store, &[1], 200);
+    store.storage.checkpoint(&store).unwrap();
+    assert_eq!(index_files(&rig), [index_path(QueueId(1))]);
+    assert!(!runs(&store, 1).is_empty());
+    store.check_filed();
+}
+
+#[test]
+fn blocks_are_reused_and_files_shrink() {
+    let rig = Rig::new(filing());
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    let mut settled = 0;
+    let mut longest = 0;
+    for round in 0..30 {
+        publish(&store, &[1], 512);
+        store.commit().unwrap();
+        store.storage.checkpoint(&store).unwrap();
+        store.check_filed();
+        let len = rig.disk.contents(&index_path(QueueId(1))).unwrap().len();
+        longest = longest.max(len);
+        if round % 4 != 0 {
+            store.settle(1, settled + 1, settled + 600);
+            settled += 600;
+        }
+    }
+    // At most some 2500 messages: 10 runs, and what rests for a checkpoint.
+    assert!(longest <= 24 * BLOCK_LEN, "{longest}");
+    store.settle(1, 1, 30 * 512);
+    for _ in 0..5 {
+        publish(&store, &[1], 1);
+        store.commit().unwrap();
+        store.storage.checkpoint(&store).unwrap();
+    }
+    let len = rig.disk.contents(&index_path(QueueId(1))).unwrap().len();
+    assert!(len < longest / 2, "{len} of {longest}");
+    let (again, recovered) = rig.after_power_loss().open();
+    check_same_state(&recovered, &store);
+    again.check_filed();
+    assert_eq!(recovered.report.rebuilt_run_count, 0);
+}
+
+#[test]
+fn runs_are_filed_between_checkpoints_too() {
+    let rig = Rig::new(filing());
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    publish(&store, &[1], 700);
+    assert_eq!(store.storage.file_runs(&store).unwrap(), 3);
+    assert_eq!(store.storage.file_runs(&store).unwrap(), 0);
+    store.check_filed();
+    store.commit().unwrap();
+    let (_, recovered) = rig.after_power_loss().open();
+    check_same_state(&recovered, &store);
+    assert_eq!(
+        recovered.report.filed_run_count, 0,
+        "no checkpoint names them yet"
+    );
+}
+
+/// Filed or not, the log gives the same state: the checkpoint's form is no part of it.
+#[test]
+fn i24_replay_with_runs_equals_replay_without() {
+    proptest!(ProptestConfig::with_cases(40), |(steps in prop::collection::vec((0u8..6, 1u64..900, 0u64..300), 1..25))| {
+        let rigs = [Rig::new(filing()), Rig::new(options())];
+        let states: Vec<_> = rigs.iter().map(|rig| {
+            let (store, _) = rig.open();
+            store.create_queue(1);
+            publish(&store, &[1], 600);
+            for (kind, seq, width) in &steps {
+                match kind {
+                    0 => publish(&store, &[1], *width),
+                    1 | 2 => drop(store.settle(1, *seq, seq + width)),
+                    3 => drop(store.requeue(1, *seq, u32::try_from(*width).unwrap())),
+                    4 => drop(store.reserve(1, *seq)),
+                    _ => drop(store.storage.checkpoint(&store).unwrap()),
+                }
+            }
+            // Lazy traffic rides with what is waited for.
+            publish(&store, &[1], 1);
+            store.commit().unwrap();
+            let (again, recovered) = rig.after_power_loss().open();
+            check_same_state(&recovered, &store);
+            again.check_filed();
+            recovered.queues
+        }).collect();
+        check_equal(&states[0], &states[1]);
+    });
+}
+
+#[test]
+fn what_a_failed_sync_lost_is_written_again() {
+    let rig = Rig::new(filing());
+    let store = with_a_backlog(&rig);
+    change_what_is_filed(&store);
+    // The commit of the checkpoint syncs nothing more, so the first sync is that of an index file.
+    rig.disk.inject(Trigger::Sync, 1, Effect::Eio);
+    store.storage.checkpoint(&store).unwrap_err();
+    store.storage.checkpoint(&store).unwrap();
+    let (again, recovered) = rig.after_power_loss().open();
+    check_same_state(&recovered, &store);
+    again.check_filed();
+    assert_eq!(again.storage.stats().rebuilt_run_count, 0);
+}
+
+#[test]
+fn a_full_disk_keeps_positions_in_memory() {
+    let rig = Rig::new(filing());
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    publish(&store, &[1], 600);
+    store.commit().unwrap();
+    rig.disk.inject(Trigger::Create, 2, Effect::NoSpace);
+    let report = store.storage.checkpoint(&store).unwrap();
+    assert_eq!((report.filed_run_count, report.message_count), (0, 600));
+    let report = store.storage.checkpoint(&store).unwrap();
+    assert_eq!((report.filed_run_count, report.message_count), (3, 600));
+    // And at start, when there is nowhere to put what is built again.
+    let rig = rig.after_power_loss();
+    remove(&rig, &index_path(QueueId(1)));
+    // The first thing created is a segment.
+    rig.disk.inject(Trigger::Create, 2, Effect::NoSpace);
+    let (again, recovered) = rig.open();
+    check_same_state(&recovered, &store);
+    assert_eq!(recovered.report.rebuilt_run_count, 3);
+    assert_eq!(again.storage.stats().filed_run_count, 0);
+    assert_eq!(index_files(&rig), Vec::<PathBuf>::new());
+    again.check_payloads(&store.payloads());
+}
+
+/// A crash at every operation of a checkpoint, the next ones and a rebuild: the state is there, and no block that a
+/// checkpoint names was touched.
+#[test]
+fn i24_no_crash_hurts_what_is_filed() {
+    let script = |rig: &Rig| -> Option<LiveStore> {
+        let (store, _) = rig.try_open().ok()?;
+        store.create_queue(1);
+        publish(&store, &[1], 300);
+        store.commit().ok()?;
+        for round in 0..4 {
+            store.storage.checkpoint(&store).ok()?;
+            store.settle(1, 1 + round * 260, 200 + round * 260);
+            store.requeue(1, 280 + round * 260, 2);
+            publish(&store, &[1], 260);
+            store.commit().ok()?;
+        }
+        Some(store)
+    };
+    let whole = Rig::new(filing());
+    script(&whole).expect("nothing fails");
+    for number in 0..whole.disk.operation_count() {
+        let rig = Rig::new(filing());
+        rig.disk.crash_at(number);
+        drop(script(&rig));
+        for choice in rig.disk.choices(4, number) {
+            let survivor = rig.after_crash(&choice);
+            let context = format!("operation {number}, {choice:?}");
+            let (again, recovered) = survivor
+                .try_open()
+                .unwrap_or_else(|error| panic!("{context}: {error}"));
+            assert_eq!(recovered.report.rebuilt_run_count, 0, "{context}");
+            again.check_filed();
+            again.check_payloads(&again.payloads());
+            assert_eq!(again.storage.stats().rebuilt_run_count, 0, "{context}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! A queue deeper than what the broker keeps in memory, over the wire and over restarts.
+
+mod support;
+
+use support::TestBroker;
+use support::raw::{Client, Message, durable};
+use support::status::Status;
+
+const CHANNEL: u16 = 1;
+const QUEUE: &str = "deep";
+/// Messages of the backlog.
+const COUNT: u64 = 100_000;
+/// Published before the confirms are read.
+const BURST: u64 = 5_000;
+/// Taken and acknowledged before the broker is killed.
+const TAKEN: u64 = 30_000;
+
+fn connect(broker: &TestBroker) -> Client {
+    let mut client = Client::connect(broker.address());
+    client.open_channel(CHANNEL);
+    client
+}
+
+/// Publishes `0`, `1`, .. and waits for all confirms.
+fn fill(broker: &TestBroker, count: u64) {
+    let mut client = connect(broker);
+    client.queue_declare(CHANNEL, QUEUE, durable());
+    client.confirm_select(CHANNEL);
+    for first in (0..count).step_by(usize::try_from(BURST).expect("small")) {
+        let last = (first + BURST).min(count);
+        for at in first..last {
+            client.push_publish(CHANNEL, "", QUEUE, &Message::persistent(at.to_string()));
+        }
+        client.flush().expect("the broker reads");
+        client.wait_confirms_upto_from(CHANNEL, first, last);
+    }
+    client.close();
+}
+
+/// The number in the next message, and its tag.
+fn take(client: &mut Client) -> (u64, u64) {
+    let delivered = client.next_delivery(CHANNEL);
+    let number = delivered.message.body_text().parse();
+    (number.expect("what was published"), delivered.tag)
+}
+
+fn drain(client: &mut Client, from: u64, upto: u64) {
+    for at in from..upto {
+        let (number, tag) = take(client);
+        assert_eq!(number, at);
+        if at % 1000 == 999 || at + 1 == upto {
+            client.ack_upto(CHANNEL, tag);
+        }
+    }
+}
+
+#[test]
+fn deep_queue_is_drained_in_order_over_restarts_and_its_entries_are_on_disk() {
+    let mut broker = TestBroker::start();
+    fill(&broker, COUNT);
+    broker.terminate();
+    broker.restart();
+    let status = Status::of(&broker);
+    assert!(
+        status.counter("/index/filed_runs") >= COUNT / 256 - 1,
+        "{status:?}"
+    );
+    assert!(status.counter("/index/filed_bytes") >= (COUNT / 256 - 1) * 4096);
+    assert!(
+        status.counter("/index/memory_bytes") <= 2 * 256 * 40,
+        "{status:?}"
+    );
+    assert_eq!(status.counter("/queues/0/ready"), COUNT);
+
+    let mut client = connect(&broker);
+    client.try_qos(CHANNEL, 2000).expect("qos");
+    client.consume(CHANNEL, QUEUE, "c");
+    drain(&mut client, 0, TAKEN);
+    broker.kill();
+    broker.restart();
+    let mut client = connect(&broker);
+    client.try_qos(CHANNEL, 2000).expect("qos");
+    client.consume(CHANNEL, QUEUE, "c");
+    // The last acknowledgements may not have reached the disk; nothing behind them is missing.
+    let (first, _) = take(&mut client);
+    assert!(
+        first <= TAKEN,
+        "{first} is the first, {TAKEN} were acknowledged"
+    );
+    drain(&mut client, first + 1, COUNT);
+    client.close();
+    let mut client = connect(&broker);
+    let left = client
+        .queue_declare(CHANNEL, QUEUE, durable())
+        .message_count;
+    assert_eq!(left, 0);
+    let status = Status::of(&broker);
+    assert_eq!(status.counter("/index/filed_runs"), 0);
+    assert_eq!(status.counter("/messages/quarantined"), 0);
+}
+
+#[test]
+fn every_durable_queue_has_a_file_when_the_threshold_is_0_and_purge_takes_filed_messages() {
+    let mut broker = TestBroker::builder()
+        .arg("--queue-index-min-messages=0")
+        .start();
+    fill(&broker, 700);
+    broker.terminate();
+    broker.restart();
+    assert_eq!(Status::of(&broker).counter("/index/filed_runs"), 3);
+    let mut client = connect(&broker);
+    let got = client.get(CHANNEL, QUEUE).expect("the first");
+    assert_eq!(got.message.body_text(), "0");
+    assert_eq!(client.try_purge(CHANNEL, QUEUE).expect("purged"), 699);
+    client.nack(CHANNEL, got.tag, true);
+    let got = client.get(CHANNEL, QUEUE).expect("the first again");
+    assert_eq!(got.message.body_text(), "0");
+    assert!(client.get(CHANNEL, QUEUE).is_none());
+}
+
+#[test]
+fn a_short_queue_has_no_file() {
+    let mut broker = TestBroker::builder()
+        .arg("--queue-index-min-messages=701")
+        .start();
+    fill(&broker, 700);
+    broker.terminate();
+    broker.restart();
+    let status = Status::of(&broker);
+    assert_eq!(status.counter("/index/filed_runs"), 0);
+    assert!(
+        status.counter("/index/memory_bytes") >= 600 * 32,
+        "{status:?}"
+    );
+    let mut client = connect(&broker);
+    assert_eq!(client.try_purge(CHANNEL, QUEUE).expect("purged"), 700);
+}
