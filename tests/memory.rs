@@ -27,11 +27,11 @@ const LIMIT_BYTES: u64 = 128 << 20;
 /// What the process may reach at its worst moment.
 const PEAK_MAX_BYTES: u64 = LIMIT_BYTES / 10 * 11;
 /// A flood is long enough when it has sent this much.
-const FLOOD_BYTES: u64 = 3 * LIMIT_BYTES;
+const FLOOD_BYTES: u64 = 2 * LIMIT_BYTES;
 /// Or when it has made no progress for so long: it is blocked.
 const STALLED: Duration = Duration::from_secs(3);
 /// And never longer than this; what was sent by then counts. A busy machine makes the flood shorter, not the test fail.
-const FLOOD_LIMIT: Duration = Duration::from_secs(40);
+const FLOOD_LIMIT: Duration = Duration::from_secs(20);
 /// Body bytes of one frame.
 const FRAME_BODY_BYTES: usize = 131_072 - 8;
 
@@ -215,11 +215,13 @@ fn check_flood(load: Load, declare: queue::Declare) {
     check_peak(&broker);
     let sent_bytes = flood.sent_bytes();
     flood.stop();
+    // Method, header and body frames of a small message.
+    let wire_bytes = (load.body_bytes + 60) as u64;
     let mut consumer = Client::connect(broker.address());
     let count = drain(&mut consumer, "q", load);
     check_peak(&broker);
     assert!(
-        count * load.body_bytes as u64 > sent_bytes / 2,
+        count * wire_bytes > sent_bytes / 2,
         "{count} of {sent_bytes} bytes"
     );
     let status = Status::of(&broker);

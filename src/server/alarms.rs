@@ -2,7 +2,9 @@
 //!
 //! A log that cannot grow is the end of the process (an acknowledgement has to be written too), and so is memory that
 //! the system takes back. So publishers are blocked while there is still room for what frees space: acknowledgements,
-//! deliveries, checkpoints. An alarm is raised at a limit and cleared well away from it, so that it does not flap.
+//! deliveries, checkpoints. An alarm is raised at a limit and cleared well away from it, so that it does not flap. That
+//! of the disk is raised too while the store lives on its reserve, because the disk filled up faster than it is
+//! measured, or nobody set a limit.
 
 use std::sync::Mutex;
 
@@ -16,25 +18,39 @@ const LOW_ON_DISK: &str = "low on disk";
 const LOW_ON_MEMORY: &str = "low on memory";
 const LOW_ON_BOTH: &str = "low on memory & disk";
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Raised {
-    disk: bool,
-    memory: bool,
-}
+/// Text in `status` while even the reserve is used up.
+pub(super) const STALLED: &str = "disk full: commits wait for room";
 
 /// See the module.
 pub(super) struct Alarms {
     /// Bytes that must stay free on the disk; 0 for no alarm.
     disk_limit_bytes: u64,
-    raised: Mutex<Raised>,
+    causes: Mutex<Causes>,
     reason: watch::Sender<Option<&'static str>>,
+}
+
+/// Why an alarm is on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Causes {
+    /// Less than the limit is free on the disk.
+    is_disk_low: bool,
+    /// The store lives on its reserve.
+    is_disk_short: bool,
+    /// The process is near its memory limit, or its messages cannot leave memory.
+    is_memory_low: bool,
+}
+
+impl Causes {
+    fn is_disk(self) -> bool {
+        self.is_disk_low || self.is_disk_short
+    }
 }
 
 impl Alarms {
     pub(super) fn new(disk_limit_bytes: u64) -> Self {
         Self {
             disk_limit_bytes,
-            raised: Mutex::default(),
+            causes: Mutex::default(),
             reason: watch::Sender::new(None),
         }
     }
@@ -46,15 +62,18 @@ impl Alarms {
 
     /// Each alarm that is raised.
     pub(super) fn reasons(&self) -> Vec<&'static str> {
-        let raised = *lock(&self.raised);
-        let alarms = [(raised.memory, LOW_ON_MEMORY), (raised.disk, LOW_ON_DISK)];
+        let causes = *lock(&self.causes);
+        let alarms = [
+            (causes.is_memory_low, LOW_ON_MEMORY),
+            (causes.is_disk(), LOW_ON_DISK),
+        ];
         let raised = alarms.into_iter().filter(|(is_raised, _)| *is_raised);
         raised.map(|(_, reason)| reason).collect()
     }
 
     /// The disk has too little room left.
     pub(super) fn is_disk_low(&self) -> bool {
-        lock(&self.raised).disk
+        lock(&self.causes).is_disk()
     }
 
     /// Hears about changes.
@@ -62,47 +81,57 @@ impl Alarms {
         self.reason.subscribe()
     }
 
-    /// Takes a measurement of the disk in, and tells connections when it changes something.
-    pub(super) fn update_disk(&self, free: FreeSpace) {
-        let was_low = self.is_disk_low();
-        let is_low = is_low(free, self.disk_limit_bytes, was_low);
-        if is_low == was_low {
-            return;
-        }
-        if is_low {
+    /// Takes a measurement of the disk in, and tells connections when it changes something. Answers whether it is low.
+    pub(super) fn update_disk(&self, free: FreeSpace) -> bool {
+        let mut causes = lock(&self.causes);
+        let was_raised = causes.is_disk();
+        let was_low = causes.is_disk_low;
+        causes.is_disk_low = is_low(free, self.disk_limit_bytes, was_low);
+        if causes.is_disk_low && !was_low {
             tracing::warn!(
                 available_bytes = free.available_bytes,
                 limit_bytes = self.disk_limit_bytes,
                 "low on disk; publishers are blocked until there is room"
             );
-        } else {
-            tracing::info!("enough disk again; publishers go on");
         }
-        self.change(|raised| raised.disk = is_low);
+        self.tell(*causes, was_raised);
+        causes.is_disk_low
+    }
+
+    /// The store began or ceased to live on its reserve.
+    pub(super) fn set_short(&self, is_short: bool) {
+        let mut causes = lock(&self.causes);
+        let was_raised = causes.is_disk();
+        causes.is_disk_short = is_short;
+        self.tell(*causes, was_raised);
     }
 
     /// Raises or clears the alarm of memory; true when that is a change.
     pub(super) fn set_memory(&self, is_low: bool) -> bool {
-        let is_change = lock(&self.raised).memory != is_low;
-        if is_change {
-            self.change(|raised| raised.memory = is_low);
-        }
+        let mut causes = lock(&self.causes);
+        let is_change = causes.is_memory_low != is_low;
+        causes.is_memory_low = is_low;
+        self.tell(*causes, causes.is_disk());
         is_change
     }
 
-    fn change(&self, change: impl FnOnce(&mut Raised)) {
-        let mut raised = lock(&self.raised);
-        change(&mut raised);
-        let reason = match (raised.memory, raised.disk) {
+    /// Called with the causes locked, so that what was found out last is what is told last.
+    fn tell(&self, causes: Causes, was_disk: bool) {
+        if was_disk && !causes.is_disk() {
+            tracing::info!("enough disk again; publishers go on");
+        }
+        let reason = match (causes.is_memory_low, causes.is_disk()) {
             (false, false) => None,
             (true, false) => Some(LOW_ON_MEMORY),
             (false, true) => Some(LOW_ON_DISK),
             (true, true) => Some(LOW_ON_BOTH),
         };
-        // Under the lock: the last word sent must be the last change.
-        self.reason.send_replace(reason);
+        if reason != self.reason() {
+            self.reason.send_replace(reason);
+        }
     }
 }
+
 /// Whether the alarm is to be on. A file system of 0 bytes does not say how full it is: never low.
 fn is_low(free: FreeSpace, limit_bytes: u64, was_low: bool) -> bool {
     if free.total_bytes == 0 {
@@ -174,5 +203,24 @@ mod tests {
         assert!(alarms.set_memory(false));
         assert_eq!(*heard.borrow_and_update(), None);
         assert!(alarms.reasons().is_empty());
+    }
+
+    #[test]
+    fn the_alarm_stays_on_as_long_as_there_is_any_cause() {
+        let alarms = Alarms::new(100);
+        let free = |available_bytes| FreeSpace {
+            available_bytes,
+            total_bytes: 1000,
+        };
+        alarms.set_short(true);
+        assert_eq!(alarms.reason(), Some(LOW_ON_DISK));
+        assert!(alarms.update_disk(free(50)));
+        alarms.set_short(false);
+        assert_eq!(alarms.reason(), Some(LOW_ON_DISK));
+        alarms.set_short(true);
+        assert!(!alarms.update_disk(free(500)));
+        assert_eq!(alarms.reason(), Some(LOW_ON_DISK));
+        alarms.set_short(false);
+        assert_eq!(alarms.reason(), None);
     }
 }

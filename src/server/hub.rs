@@ -28,7 +28,7 @@ pub(super) struct Hub {
     pub(super) signals: Arc<Signals>,
     pub(super) clock: Arc<dyn Clock>,
     /// Whether publishers are blocked.
-    pub(super) alarms: Alarms,
+    pub(super) alarms: Arc<Alarms>,
     /// How much memory the process may take.
     pub(super) memory: Memory,
     disk: Arc<dyn Disk>,
@@ -41,8 +41,8 @@ pub(super) struct Machine {
     pub(super) clock: Arc<dyn Clock>,
     /// The data directory, for the space left on it.
     pub(super) disk: Arc<dyn Disk>,
-    /// Below it publishers are blocked; 0 for never.
-    pub(super) disk_free_limit_bytes: u64,
+    /// Whether publishers are blocked.
+    pub(super) alarms: Arc<Alarms>,
     /// What the process may take of the memory.
     pub(super) memory_limit_bytes: u64,
 }
@@ -64,7 +64,7 @@ impl Hub {
             started_at_ms: machine.clock.unix_ms(),
             signals,
             clock: machine.clock,
-            alarms: Alarms::new(machine.disk_free_limit_bytes),
+            alarms: machine.alarms,
             memory: Memory::new(machine.memory_limit_bytes, Arc::clone(&machine.disk)),
             disk: machine.disk,
             worker,
@@ -77,16 +77,20 @@ impl Hub {
         self.clock.unix_ms()
     }
 
-    /// Measures the free space of the data directory and raises or clears the alarm.
+    /// Measures the free space of the data directory, lets the store look after what it put aside, and raises or
+    /// clears the alarm.
     pub(super) fn check_disk(&self) {
-        match self.disk.free_space() {
+        let is_low = match self.disk.free_space() {
             Ok(free) => self.alarms.update_disk(free),
-            Err(error) => tracing::warn!(%error, "cannot measure the free disk space"),
-        }
-        let is_low = self.alarms.is_disk_low();
-        if let Err(error) = self.storage.set_low_on_space(is_low) {
+            Err(error) => {
+                tracing::warn!(%error, "cannot measure the free disk space");
+                false
+            }
+        };
+        if let Err(error) = self.storage.tend_space(is_low) {
             tracing::warn!(%error, "cannot give back spare segments");
         }
+        self.alarms.set_short(self.storage.is_short_of_space());
     }
 
     pub(super) fn worker(&self) -> &WorkerQueue {

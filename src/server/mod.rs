@@ -5,8 +5,10 @@
 //!  stratamq-commit   (storage) writes and syncs batches          -> Signals -> tasks, worker
 //!  stratamq-worker   timers of queues, continuations on durability
 //!  stratamq-read-N   message bodies from disk
-//!  stratamq-ckpt     checkpoints, and a look at the free disk space
+//!  stratamq-ckpt     checkpoints
+//!  stratamq-disk     a look at the free disk space every now and then
 //!  stratamq-memory   messages out of memory, when they take too much of it
+//!  stratamq-space    (storage) the next segment, and the reserve
 //!  stratamq-scrub    reads the store again, to find damage early
 //! ```
 //! Start: recover, then listen. Stop: stop accepting, close connections with 320, commit, checkpoint.

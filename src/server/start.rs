@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::alarms::Alarms;
 use super::hub::{Hub, Machine};
 use super::journal::StorageJournal;
 use super::memory;
@@ -86,7 +87,8 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
     let disk: Arc<dyn Disk> = Arc::new(disk);
     let memory_limit_bytes = config.memory_limit.resolve(machine::usable_memory_bytes());
     let worker = Arc::new(WorkerQueue::default());
-    let signals = Arc::new(Signals::new(Arc::clone(&worker)));
+    let alarms = Arc::new(Alarms::new(config.disk_free_limit_bytes));
+    let signals = Arc::new(Signals::new(Arc::clone(&worker), Arc::clone(&alarms)));
     let (storage, recovered) = Storage::open(
         Arc::clone(&disk),
         Arc::clone(&clock),
@@ -132,8 +134,8 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         Machine {
             clock,
             disk,
-            disk_free_limit_bytes: config.disk_free_limit_bytes,
             memory_limit_bytes,
+            alarms,
         },
     ));
     hub.check_disk();

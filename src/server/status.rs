@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
+use super::alarms::STALLED;
 use super::hub::Hub;
 use crate::broker::admin::{AdminCommand, AdminError, AdminReplyBody};
 use crate::broker::effects::Effects;
@@ -182,6 +183,7 @@ fn status(hub: &Hub, now_ms: u64, queues: Vec<QueueStatus>) -> Status {
             .alarms
             .reasons()
             .into_iter()
+            .chain(hub.storage.is_stalled().then_some(STALLED))
             .map(str::to_owned)
             .collect(),
         connections: Connections {
