@@ -310,6 +310,7 @@ fn queue_row(queue: &QueueHandle) -> QueueRow {
         is_durable: spec.is_durable,
         ready_count: stats.ready_count,
         unacked_count: stats.unacked_count,
+        quarantined_count: stats.quarantined_count,
         consumer_count: u64::from(stats.consumer_count),
     }
 }

@@ -48,13 +48,16 @@ impl Broker {
         now_ms: u64,
         effects: &mut Effects,
     ) -> Result<Self, RestoreError> {
-        if meta_snapshot.is_none() && meta_records.is_empty() {
+        if meta_snapshot.is_none() && meta_records.is_empty() && queues.is_empty() {
             effects.wakes_commit = true;
             return Ok(Self::new(journal, options));
         }
         let mut state = meta_snapshot.map_or_else(|| Ok(MetaState::new()), MetaState::decode)?;
         for (kind, version, body) in meta_records {
             state.apply(Change::decode(*kind, *version, body)?);
+        }
+        if options.is_salvaged {
+            super::salvage::complete(&mut state, &queues);
         }
         // Ids are never used again, not even those of queues whose declaration did not survive.
         let above_images = queues

@@ -16,34 +16,56 @@ const FILING_POLL: Duration = Duration::from_millis(100);
 /// Pause after a failed checkpoint: each attempt writes the state of all queues, on a disk that may be full.
 const FAILED_PAUSE: Duration = Duration::from_secs(5);
 
+/// Tells a thread to end.
 #[derive(Default)]
-struct Stop {
+pub(super) struct Stop {
     is_stopping: Mutex<bool>,
     wakes: Condvar,
 }
 
-/// Handle of the thread.
+impl Stop {
+    /// Asks the thread to end.
+    fn raise(&self) {
+        *lock(&self.is_stopping) = true;
+        self.wakes.notify_all();
+    }
+
+    /// Waits; true once the thread shall end.
+    pub(super) fn is_raised_within(&self, duration: Duration) -> bool {
+        let is_stopping = lock(&self.is_stopping);
+        if *is_stopping {
+            return true;
+        }
+        *wait_within(&self.wakes, is_stopping, duration)
+    }
+}
+
+/// Handle of the thread, and of the scrubber's.
 pub(super) struct Checkpointer {
     stop: Arc<Stop>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Checkpointer {
-    pub(super) fn spawn(hub: Arc<Hub>) -> io::Result<Self> {
+    /// Starts the threads; no scrubber for a rate of 0.
+    pub(super) fn spawn(hub: &Arc<Hub>, scrub_rate_bytes: u64) -> io::Result<Self> {
         let stop = Arc::new(Stop::default());
-        let thread_stop = Arc::clone(&stop);
-        let thread = super::named("stratamq-ckpt".into(), move || run(&hub, &thread_stop))?;
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
+        let (own_hub, own_stop) = (Arc::clone(hub), Arc::clone(&stop));
+        let checkpoints = super::named("stratamq-ckpt".into(), move || run(&own_hub, &own_stop))?;
+        let mut threads = vec![checkpoints];
+        if scrub_rate_bytes > 0 {
+            let (own_hub, own_stop) = (Arc::clone(hub), Arc::clone(&stop));
+            threads.push(super::named("stratamq-scrub".into(), move || {
+                super::scrubber::run(&own_hub, &own_stop, scrub_rate_bytes);
+            })?);
+        }
+        Ok(Self { stop, threads })
     }
 
-    /// Ends the thread after the checkpoint it may be writing.
+    /// Ends the threads after what they are about: a checkpoint, a read.
     pub(super) fn stop(&mut self) {
-        *lock(&self.stop.is_stopping) = true;
-        self.stop.wakes.notify_one();
-        if let Some(thread) = self.thread.take() {
+        self.stop.raise();
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
@@ -51,7 +73,7 @@ impl Checkpointer {
 
 fn run(hub: &Hub, stop: &Stop) {
     let mut pause = POLL;
-    while !stopped_within(stop, FILING_POLL.min(pause)) {
+    while !stop.is_raised_within(FILING_POLL.min(pause)) {
         pause = pause.saturating_sub(FILING_POLL);
         file_runs(hub);
         if !pause.is_zero() {
@@ -86,12 +108,4 @@ fn file_runs(hub: &Hub) {
         Err(error) => tracing::warn!(%error, "cannot write index files"),
     }
     queues.note_filing();
-}
-
-fn stopped_within(stop: &Stop, duration: Duration) -> bool {
-    let is_stopping = lock(&stop.is_stopping);
-    if *is_stopping {
-        return true;
-    }
-    *wait_within(&stop.wakes, is_stopping, duration)
 }

@@ -19,6 +19,7 @@ use super::options::Options;
 use super::pool::Pool;
 use super::recovery;
 use super::report::{CheckpointReport, Recovered};
+use super::scrub::Scrubber;
 use super::shared::{Shared, Stop};
 use super::stats::Stats;
 use super::superblock::Superblock;
@@ -124,7 +125,7 @@ impl Storage {
             options.spare_count_max,
             std::collections::BTreeSet::new(),
         ));
-        let opened = recovery::open(&disk, &*clock, new_store, &pool)?;
+        let opened = recovery::open(&disk, &*clock, new_store, options.on_corruption, &pool)?;
         let (fresh, superblock) = (opened.fresh, opened.superblock);
         let base = fresh.open_header.end();
         let append = Append::new(
@@ -543,6 +544,12 @@ impl Storage {
         let checkpointed = self.sync_to(end).and_then(|()| self.checkpoint(source));
         self.inner.end(Stop::Drain);
         checkpointed.map(|_| ())
+    }
+
+    /// Something that reads the store again, step by step, and says what does not verify.
+    #[must_use]
+    pub fn scrubber(&self) -> Scrubber {
+        Scrubber::new(Arc::clone(&self.inner.shared))
     }
 
     /// While the disk is low, nothing is kept for later: spare segments are given back.

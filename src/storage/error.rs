@@ -35,7 +35,9 @@ pub enum StorageError {
     },
     /// Bytes that were proven durable do not verify. Nothing was changed; inspect with the dump tool.
     #[error(
-        "damaged data in {path} at offset {offset}: {detail}; run `strata-dump verify` on the data directory"
+        "damaged data in {path} at offset {offset}: {detail}; nothing was changed: keep a copy of the data directory, \
+         `strata-dump verify DIR` lists all damage, `strata-dump export DIR` gets the readable messages out, \
+         `--on-corruption quarantine` starts without what is damaged"
     )]
     Damaged {
         /// The file.

@@ -9,7 +9,8 @@
 //! The truth is the newest checkpoint plus the log from the place where it begins. Everything that happens is one
 //! record in one log, in the order in which queues changed; one sync makes it durable, whatever the number of
 //! queues. Reading order: `types`, `format`, `record`, `batch`, `append`, `schedule`, `pool`, `commit`, `engine`; then
-//! `image`, `run`, `checkpoint`, `filing`, `index`, `scan`, `survey`, `replay`, `recovery`.
+//! `image`, `run`, `checkpoint`, `filing`, `index`, `scan`, `survey`, `replay`, `recovery`; for damage `salvage`, `quarantine`,
+//! `scrub`.
 //!
 //! 1. A watermark covers only what an fdatasync that began later than the write has returned for.
 //! 2. No file of an earlier incarnation is ever changed; LSNs and segment numbers are never used twice.
@@ -31,6 +32,7 @@ pub mod image;
 pub mod index;
 mod options;
 pub mod pool;
+mod quarantine;
 mod read;
 pub mod record;
 mod recovery;
@@ -38,8 +40,10 @@ pub mod replay;
 mod report;
 pub mod run;
 mod run_codec;
+pub mod salvage;
 pub mod scan;
 mod schedule;
+pub mod scrub;
 pub mod segment;
 mod shared;
 pub mod stats;
@@ -54,7 +58,7 @@ pub use engine::Storage;
 pub use error::{ReadError, StorageError};
 pub use gather::ReadBuffer;
 pub use image::QueueImage;
-pub use options::{FsyncPolicy, Options};
+pub use options::{FsyncPolicy, OnCorruption, Options};
 pub use read::check_record;
 pub use report::{CheckpointReport, Found, MetaRecord, Recovered, RecoveryReport, TornTail};
 pub use stats::Stats;

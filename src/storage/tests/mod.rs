@@ -7,6 +7,8 @@ mod filing;
 mod gathering;
 mod lifecycle;
 mod recycling;
+mod salvage;
+mod scrub;
 
 use std::sync::Arc;
 
