@@ -154,8 +154,8 @@ impl Connection {
             Command::Get { queue, is_no_ack } => {
                 self.get(channel, &queue, is_no_ack, now_ms, effects)
             }
-            Command::Settle { items, outcome } => {
-                queue::settle(&mut self.shared.turn(now_ms, effects), &items, outcome);
+            Command::Settle { mut items, outcome } => {
+                queue::settle(&mut self.shared.turn(now_ms, effects), &mut items, outcome);
                 Ok(done(None))
             }
             Command::ChannelPrefetch { count } => {
@@ -176,8 +176,8 @@ impl Connection {
                 self.channel_mut(channel).transaction.clear();
                 Ok(done(None))
             }
-            Command::CloseChannel { unacked } => {
-                self.close_channel(channel, &unacked, now_ms, effects);
+            Command::CloseChannel { mut unacked } => {
+                self.close_channel(channel, &mut unacked, now_ms, effects);
                 Ok(done(None))
             }
         }
@@ -188,7 +188,7 @@ impl Connection {
     pub fn close(&mut self, now_ms: u64, effects: &mut Effects) {
         let channels: Vec<u16> = self.channels.keys().copied().collect();
         for channel in channels {
-            self.close_channel(channel, &[], now_ms, effects);
+            self.close_channel(channel, &mut [], now_ms, effects);
         }
         for queue in std::mem::take(&mut self.exclusive_queues) {
             // Deleted before is as good.
@@ -521,7 +521,7 @@ impl Connection {
     fn close_channel(
         &mut self,
         channel: u16,
-        unacked: &[Unacked],
+        unacked: &mut [Unacked],
         now_ms: u64,
         effects: &mut Effects,
     ) {

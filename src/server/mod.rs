@@ -5,7 +5,9 @@
 //!  stratamq-commit   (storage) writes and syncs batches          -> Signals -> tasks, worker
 //!  stratamq-worker   timers of queues, continuations on durability
 //!  stratamq-read-N   message bodies from disk
-//!  stratamq-ckpt     checkpoints, and a look at the free disk space
+//!  stratamq-ckpt     checkpoints
+//!  stratamq-disk     a look at the free disk space every now and then
+//!  stratamq-space    (storage) the next segment, and the reserve
 //!  stratamq-scrub    reads the store again, to find damage early
 //! ```
 //! Start: recover, then listen. Stop: stop accepting, close connections with 320, commit, checkpoint.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::alarms::DiskAlarm;
 use super::hub::{Hub, Machine};
 use super::journal::StorageJournal;
 use super::signals::Signals;
@@ -80,7 +81,8 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
     })?;
     let disk: Arc<dyn Disk> = Arc::new(disk);
     let worker = Arc::new(WorkerQueue::default());
-    let signals = Arc::new(Signals::new(Arc::clone(&worker)));
+    let disk_alarm = Arc::new(DiskAlarm::new(config.disk_free_limit_bytes));
+    let signals = Arc::new(Signals::new(Arc::clone(&worker), Arc::clone(&disk_alarm)));
     let (storage, recovered) = Storage::open(
         Arc::clone(&disk),
         Arc::clone(&clock),
@@ -123,7 +125,7 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         Machine {
             clock,
             disk,
-            disk_free_limit_bytes: config.disk_free_limit_bytes,
+            disk_alarm,
         },
     ));
     hub.check_disk();

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
+use super::alarms::STALLED;
 use super::hub::Hub;
 use crate::broker::admin::{AdminCommand, AdminError, AdminReplyBody};
 use crate::broker::effects::Effects;
@@ -159,12 +160,14 @@ fn status(hub: &Hub, now_ms: u64, queues: Vec<QueueStatus>) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_ms: now_ms.saturating_sub(hub.started_at_ms),
         recovery: hub.recovery.to_string(),
-        alarms: hub
-            .disk_alarm
-            .reason()
-            .map(str::to_owned)
-            .into_iter()
-            .collect(),
+        alarms: [
+            hub.disk_alarm.reason(),
+            hub.storage.is_stalled().then_some(STALLED),
+        ]
+        .into_iter()
+        .flatten()
+        .map(str::to_owned)
+        .collect(),
         connections: Connections {
             open: opened.saturating_sub(closed),
             opened,

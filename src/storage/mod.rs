@@ -38,6 +38,7 @@ pub mod record;
 mod recovery;
 pub mod replay;
 mod report;
+mod reserve;
 pub mod run;
 mod run_codec;
 pub mod salvage;
@@ -72,6 +73,9 @@ pub trait CommitListener: Send + Sync {
     fn committed(&self, confirm_lsn: Lsn);
     /// Un-durable bytes fell below their cap after [`has_room`](Options::undurable_max_bytes) had been refused.
     fn has_room_again(&self);
+    /// The disk is full and the engine lives on its reserve: nobody may publish until
+    /// [`Storage::is_short_of_space`] says otherwise. May come again and again.
+    fn short_of_space(&self) {}
     /// The engine stopped for good: no confirm may be sent any more, the process must end.
     fn failed(&self, error: &StorageError);
 }

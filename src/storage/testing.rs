@@ -36,6 +36,8 @@ pub struct Heard {
     pub committed: Mutex<Vec<Lsn>>,
     /// Calls of `has_room_again`.
     pub room_again_count: Mutex<u64>,
+    /// Calls of `short_of_space`.
+    pub short_count: Mutex<u64>,
     /// Texts of failures.
     pub failures: Mutex<Vec<String>>,
 }
@@ -46,6 +48,9 @@ impl CommitListener for Heard {
     }
     fn has_room_again(&self) {
         *lock(&self.room_again_count) += 1;
+    }
+    fn short_of_space(&self) {
+        *lock(&self.short_count) += 1;
     }
     fn failed(&self, error: &StorageError) {
         lock(&self.failures).push(error.to_string());

@@ -306,6 +306,9 @@ impl World {
         while self.ear.confirm_lsn() < end {
             match self.storage.step() {
                 Ok(true) => {}
+                Ok(false) if self.storage.is_stalled() => {
+                    return Err(Dead("no space is left on the device".into()));
+                }
                 Ok(false) => panic!("the engine has nothing to do, but {end} is not confirmed"),
                 Err(error) => return Err(Dead(error.to_string())),
             }
@@ -325,6 +328,9 @@ impl World {
             };
             if is_over {
                 return Ok(());
+            }
+            if self.storage.is_stalled() {
+                return Err(Dead("no space is left on the device".into()));
             }
             self.clock.advance_ms(ahead_ms);
             self.storage.wake();

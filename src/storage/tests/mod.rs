@@ -4,6 +4,7 @@ mod bytes_on_disk;
 mod commits;
 mod damage;
 mod filing;
+mod full_disk;
 mod gathering;
 mod lifecycle;
 mod recycling;
