@@ -135,7 +135,7 @@ pub fn fuzz_index_block(data: &[u8]) {
         bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
     };
     let mut block = block.to_vec();
-    if data.len() % 3 > 0 {
+    if !data.len().is_multiple_of(3) {
         block.resize(index::BLOCK_LEN, 0);
     }
     let number = word(4) >> 9;
