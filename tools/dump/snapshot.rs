@@ -7,8 +7,9 @@ use stratamq::broker::meta::{Change, MetaState};
 use stratamq::storage::checkpoint::Checkpoint;
 use stratamq::storage::index::look::{self, Messages};
 use stratamq::storage::replay::HighCounts;
+use stratamq::storage::salvage::{Salvage, salvage};
 use stratamq::storage::superblock::Superblock;
-use stratamq::storage::survey::{Discarded, survey};
+use stratamq::storage::survey::{Discarded, Survey, survey};
 use stratamq::storage::types::{Lsn, QueueId, SegmentId};
 use stratamq::storage::{MetaRecord, QueueImage};
 
@@ -51,7 +52,19 @@ pub(crate) struct Live {
 impl Snapshot {
     /// Reads the directory that `superblock` describes, once.
     pub(crate) fn read(store: &Store, superblock: Superblock) -> Result<Self, DumpError> {
-        let survey = survey(&store.view, superblock)?;
+        Self::of(store, survey(&store.view, superblock)?)
+    }
+
+    /// What can be verified of a damaged directory, and what is missing.
+    pub(crate) fn salvage(store: &Store) -> Result<(Self, Option<Salvage>), DumpError> {
+        let superblock = store.superblock().ok().map(|(_, superblock)| superblock);
+        let mut survey = salvage(&store.view, superblock)?;
+        let missing = survey.salvage.take();
+        Ok((Self::of(store, survey)?, missing))
+    }
+
+    fn of(store: &Store, survey: Survey) -> Result<Self, DumpError> {
+        let superblock = survey.superblock;
         let replayed_count = survey.replay.record_count();
         let high_counts = survey.replay.high_counts().clone();
         let (queues, records) = survey.replay.finish();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use stratamq::disk::{Disk, OpenMode};
+use stratamq::disk::Disk;
 use stratamq::storage::format::{
     INDEX_DIR, INDEX_EXTENSION, index_path, number_in_name, segment_path,
 };
@@ -13,6 +13,7 @@ use stratamq::storage::{QueueImage, check_record};
 use super::kept::Ends;
 use super::{Outcome, Report, counted};
 use crate::error::DumpError;
+use crate::live::read_record;
 use crate::log::io_error;
 use crate::snapshot::Snapshot;
 use crate::store::Store;
@@ -57,7 +58,7 @@ pub(super) fn check(
                 "the record lies behind {end}, where its segment ends"
             ))
         } else {
-            read(store, *position, &mut record)?;
+            read_record(store, *position, &mut record)?;
             check_record(&record, *queue, *seq, *position).err()
         };
         if let Some(wrong) = wrong {
@@ -130,25 +131,5 @@ pub(super) fn check_strangers(
         let path = store.view.describe(&dir.join(name));
         report.add("index", Outcome::Note, format!("{path}: {text}"));
     }
-    Ok(())
-}
-
-/// Reads the bytes at `position`, or those of them that the file has.
-fn read(store: &Store, position: Position, record: &mut Vec<u8>) -> Result<(), DumpError> {
-    let path = segment_path(position.lsn.segment());
-    let error = |source| io_error(store, "read a segment", &path, source);
-    let file = store.view.open(&path, OpenMode::Read).map_err(error)?;
-    // A length from the disk: never more than the file has.
-    let rest = file
-        .len()
-        .map_err(error)?
-        .saturating_sub(u64::from(position.lsn.offset()));
-    let len = u64::from(position.len_bytes).min(rest);
-    record.clear();
-    record.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
-    let count = file
-        .read_at(record, u64::from(position.lsn.offset()))
-        .map_err(error)?;
-    record.truncate(count);
     Ok(())
 }
