@@ -1,5 +1,6 @@
 //! The checkpoint thread: writes a checkpoint whenever the store says that one is due; in between it moves entries of
-//! deep queues to their index files when they take too much memory, and measures the free disk space.
+//! deep queues to their index files when they take too much memory. The disk thread watches the free space: it is
+//! another one, because a checkpoint on a full disk may wait for the room that this one finds.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
@@ -40,7 +41,7 @@ impl Stop {
     }
 }
 
-/// Handle of the thread, and of the scrubber's.
+/// Handle of the threads: these two, and the scrubber's.
 pub(super) struct Checkpointer {
     stop: Arc<Stop>,
     threads: Vec<JoinHandle<()>>,
@@ -51,8 +52,14 @@ impl Checkpointer {
     pub(super) fn spawn(hub: &Arc<Hub>, scrub_rate_bytes: u64) -> io::Result<Self> {
         let stop = Arc::new(Stop::default());
         let (own_hub, own_stop) = (Arc::clone(hub), Arc::clone(&stop));
+        let disk = super::named("stratamq-disk".into(), move || {
+            while !own_stop.is_raised_within(POLL) {
+                own_hub.check_disk();
+            }
+        })?;
+        let (own_hub, own_stop) = (Arc::clone(hub), Arc::clone(&stop));
         let checkpoints = super::named("stratamq-ckpt".into(), move || run(&own_hub, &own_stop))?;
-        let mut threads = vec![checkpoints];
+        let mut threads = vec![disk, checkpoints];
         if scrub_rate_bytes > 0 {
             let (own_hub, own_stop) = (Arc::clone(hub), Arc::clone(&stop));
             threads.push(super::named("stratamq-scrub".into(), move || {
@@ -80,7 +87,6 @@ fn run(hub: &Hub, stop: &Stop) {
             continue;
         }
         pause = POLL;
-        hub.check_disk();
         if !hub.storage.checkpoint_due() {
             continue;
         }

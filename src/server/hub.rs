@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::alarms::DiskAlarm;
+use super::alarms::Alarms;
+use super::memory::Memory;
 use super::readers::ReadQueue;
 use super::signals::Signals;
 use super::worker::WorkerQueue;
@@ -27,7 +28,9 @@ pub(super) struct Hub {
     pub(super) signals: Arc<Signals>,
     pub(super) clock: Arc<dyn Clock>,
     /// Whether publishers are blocked.
-    pub(super) disk_alarm: DiskAlarm,
+    pub(super) alarms: Arc<Alarms>,
+    /// How much memory the process may take.
+    pub(super) memory: Memory,
     disk: Arc<dyn Disk>,
     worker: Arc<WorkerQueue>,
     reads: ReadQueue,
@@ -38,8 +41,10 @@ pub(super) struct Machine {
     pub(super) clock: Arc<dyn Clock>,
     /// The data directory, for the space left on it.
     pub(super) disk: Arc<dyn Disk>,
-    /// Below it publishers are blocked; 0 for never.
-    pub(super) disk_free_limit_bytes: u64,
+    /// Whether publishers are blocked.
+    pub(super) alarms: Arc<Alarms>,
+    /// What the process may take of the memory.
+    pub(super) memory_limit_bytes: u64,
 }
 
 impl Hub {
@@ -59,7 +64,8 @@ impl Hub {
             started_at_ms: machine.clock.unix_ms(),
             signals,
             clock: machine.clock,
-            disk_alarm: DiskAlarm::new(machine.disk_free_limit_bytes),
+            alarms: machine.alarms,
+            memory: Memory::new(machine.memory_limit_bytes, Arc::clone(&machine.disk)),
             disk: machine.disk,
             worker,
             reads: ReadQueue::default(),
@@ -71,16 +77,20 @@ impl Hub {
         self.clock.unix_ms()
     }
 
-    /// Measures the free space of the data directory and raises or clears the alarm.
+    /// Measures the free space of the data directory, lets the store look after what it put aside, and raises or
+    /// clears the alarm.
     pub(super) fn check_disk(&self) {
-        match self.disk.free_space() {
-            Ok(free) => self.disk_alarm.update(free),
-            Err(error) => tracing::warn!(%error, "cannot measure the free disk space"),
-        }
-        let is_low = self.disk_alarm.reason().is_some();
-        if let Err(error) = self.storage.set_low_on_space(is_low) {
+        let is_low = match self.disk.free_space() {
+            Ok(free) => self.alarms.update_disk(free),
+            Err(error) => {
+                tracing::warn!(%error, "cannot measure the free disk space");
+                false
+            }
+        };
+        if let Err(error) = self.storage.tend_space(is_low) {
             tracing::warn!(%error, "cannot give back spare segments");
         }
+        self.alarms.set_short(self.storage.is_short_of_space());
     }
 
     pub(super) fn worker(&self) -> &WorkerQueue {
@@ -100,6 +110,11 @@ impl Hub {
         for outbox in effects.wakes.drain(..) {
             outbox.wake();
         }
+        if !effects.released.is_empty() {
+            self.memory.spill().release(&effects.released);
+            effects.released.clear();
+        }
+        self.check_contents();
         if !effects.fetches.is_empty() || !effects.run_loads.is_empty() {
             self.reads.add(&mut effects.run_loads, &mut effects.fetches);
         }
@@ -112,9 +127,10 @@ impl Hub {
         }
     }
 
-    /// Ends the worker and the readers.
+    /// Ends the worker, the readers and the memory thread.
     pub(super) fn stop_threads(&self) {
         self.worker.stop();
+        self.memory.stop();
         self.reads.stop();
     }
 }

@@ -57,12 +57,32 @@ pub enum StorageError {
         /// What the system said.
         source: io::Error,
     },
+    /// There was no space for an operation that may be repeated: free some, then try again.
+    #[error("cannot {operation} {path}: no space left on the device")]
+    Full {
+        /// What was tried.
+        operation: &'static str,
+        /// On which file.
+        path: String,
+    },
     /// The engine stopped after an earlier error; nothing is committed any more. Restart and recover.
     #[error("the storage engine has stopped: {reason}")]
     Stopped {
         /// The earlier error.
         reason: String,
     },
+}
+
+impl StorageError {
+    /// True when the system had no space, whatever the operation was.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Full { .. } => true,
+            Self::Io { source, .. } => super::reserve::is_full(source),
+            _ => false,
+        }
+    }
 }
 
 /// Why one message could not be read.

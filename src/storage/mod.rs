@@ -38,6 +38,7 @@ pub mod record;
 mod recovery;
 pub mod replay;
 mod report;
+mod reserve;
 pub mod run;
 mod run_codec;
 pub mod salvage;
@@ -46,6 +47,7 @@ mod schedule;
 pub mod scrub;
 pub mod segment;
 mod shared;
+mod spill;
 pub mod stats;
 pub mod superblock;
 pub mod survey;
@@ -61,6 +63,7 @@ pub use image::QueueImage;
 pub use options::{FsyncPolicy, OnCorruption, Options};
 pub use read::check_record;
 pub use report::{CheckpointReport, Found, MetaRecord, Recovered, RecoveryReport, TornTail};
+pub use spill::{SPILL_FILE_BYTES, Spill, SpillItem, Spilled};
 pub use stats::Stats;
 
 use run::FiledRun;
@@ -72,6 +75,9 @@ pub trait CommitListener: Send + Sync {
     fn committed(&self, confirm_lsn: Lsn);
     /// Un-durable bytes fell below their cap after [`has_room`](Options::undurable_max_bytes) had been refused.
     fn has_room_again(&self);
+    /// The disk is full and the engine lives on its reserve: nobody may publish until
+    /// [`Storage::is_short_of_space`] says otherwise. May come again and again.
+    fn short_of_space(&self) {}
     /// The engine stopped for good: no confirm may be sent any more, the process must end.
     fn failed(&self, error: &StorageError);
 }

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::Path;
 
-use super::file::{create_temp, publish_temp, write_all};
+use super::file::{create_temp, publish_temp, temp_path, write_all};
 use super::format::{CHECKPOINT_DIR, LOG_DIR, QUARANTINE_DIR, segment_path};
 use super::report::TornTail;
 use super::salvage::{DamagedPlace, Salvage};
@@ -83,6 +83,15 @@ fn name_of(place: &DamagedPlace) -> String {
 
 /// Copies up to `len_bytes` from `offset` of one file durably into another.
 fn keep(disk: &dyn Disk, from: &Path, offset: u64, len_bytes: u64, path: &Path) -> io::Result<()> {
+    let kept = copy(disk, from, offset, len_bytes, path);
+    if kept.is_err() {
+        // What was copied takes space that may be all there is.
+        let _ = disk.remove(&temp_path(path));
+    }
+    kept
+}
+
+fn copy(disk: &dyn Disk, from: &Path, offset: u64, len_bytes: u64, path: &Path) -> io::Result<()> {
     disk.create_dir(Path::new(QUARANTINE_DIR))?;
     let from = disk.open(from, OpenMode::Read)?;
     let to = create_temp(disk, path)?;

@@ -19,18 +19,19 @@ use std::sync::Arc;
 
 use super::batch::{BatchBody, BatchHeader};
 use super::error::StorageError;
-use super::file::{io_error, list_or_empty, temp_path, write_all};
+use super::file::{io_error, list_or_empty, room_error, temp_path, write_all};
 use super::format::{
-    CHECKPOINT_DIR, INDEX_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, SUPERBLOCK_FILES, StoreId,
-    checkpoint_path, segment_path,
+    CHECKPOINT_DIR, INDEX_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, RESERVE_FILE, SUPERBLOCK_FILES,
+    StoreId, checkpoint_path, segment_path,
 };
 use super::image::QueueImage;
 use super::index::{self, files::IndexFiles};
 use super::options::OnCorruption;
-use super::pool::{self, Pool, Prepared};
+use super::pool::{self, Prepared};
 use super::quarantine;
 use super::record::Entry;
 use super::report::{Found, Recovered, RecoveryReport, TornTail};
+use super::reserve::{Space, with_room};
 use super::salvage::salvage;
 use super::segment::{self, SegmentHeader};
 use super::shared::Existing;
@@ -59,33 +60,41 @@ pub(crate) struct FreshSegment {
     pub(crate) open_header: BatchHeader,
 }
 
-/// Opens the data directory; `new_store` names the store if there is none yet. `pool` gets the spares that are there.
+/// Opens the data directory; `new_store` names the store if there is none yet. `space` gets what is put aside there.
 pub(crate) fn open(
     shared_disk: &Arc<dyn Disk>,
     clock: &dyn Clock,
     new_store: StoreId,
     on_corruption: OnCorruption,
-    pool: &Pool,
+    space: &Space,
 ) -> Result<Opened, StorageError> {
     let disk = &**shared_disk;
     let begun_ns = clock.monotonic_ns();
     let is_lost = check_is_ours(disk, on_corruption)?;
     let lock = take_lock(disk)?;
+    let found = space.find_reserve();
+    found.map_err(io_error(disk, "open", Path::new(RESERVE_FILE)))?;
     settle_superblocks(disk)?;
     let (superblock, is_blank) = match read_superblock(disk, is_lost, on_corruption)? {
         Identity::Known(superblock) => (Some(superblock), false),
         Identity::Lost => (None, false),
-        Identity::Blank => (Some(initialise(disk, clock, new_store)?), true),
+        Identity::Blank => (
+            Some(with_room(space, || {
+                initialise(disk, clock, new_store, space)
+            })?),
+            true,
+        ),
     };
     settle_log(disk, superblock.as_ref())?;
-    pool.add(pool::list(disk)?);
+    space.pool.add(pool::list(disk)?);
     let mut survey = read_store(disk, superblock, on_corruption)?;
-    let superblock = begin_epoch(disk, &survey)?;
+    let superblock = with_room(space, || begin_epoch(disk, &survey))?;
     let torn = quarantine::keep_torn_tail(disk, &survey);
     if let Some(salvage) = &mut survey.salvage {
         quarantine::keep_damaged(disk, salvage);
     }
-    let fresh = open_fresh_segment(disk, clock, &superblock, &survey, pool)?;
+    let fresh = open_fresh_segment(disk, clock, &superblock, &survey, space)?;
+    space.refill();
     let mut segments = survey.segments.clone();
     segments.insert(fresh.header.segment);
     let found = if is_blank {
@@ -180,6 +189,7 @@ fn check_is_ours(disk: &dyn Disk, on_corruption: OnCorruption) -> Result<bool, S
         CHECKPOINT_DIR,
         INDEX_DIR,
         QUARANTINE_DIR,
+        RESERVE_FILE,
         LOST_AND_FOUND,
     ];
     let foreign = names
@@ -221,12 +231,16 @@ fn initialise(
     disk: &dyn Disk,
     clock: &dyn Clock,
     store: StoreId,
+    space: &Space,
 ) -> Result<Superblock, StorageError> {
     for dir in [LOG_DIR, CHECKPOINT_DIR, QUARANTINE_DIR] {
         let path = Path::new(dir);
         disk.create_dir(path)
-            .map_err(io_error(disk, "create a directory", path))?;
+            .map_err(room_error(disk, "create a directory", path))?;
     }
+    let path = Path::new(RESERVE_FILE);
+    let created = space.create_reserve();
+    created.map_err(room_error(disk, "create", path))?;
     sync_dir(disk, "")?;
     let superblock = Superblock {
         store,
@@ -308,7 +322,7 @@ fn open_fresh_segment(
     clock: &dyn Clock,
     superblock: &Superblock,
     survey: &Survey,
-    pool: &Pool,
+    space: &Space,
 ) -> Result<FreshSegment, StorageError> {
     let last = survey
         .segments
@@ -322,7 +336,7 @@ fn open_fresh_segment(
         created_at_ms: clock.unix_ms(),
         is_recycled: false,
     };
-    let (Prepared { header, file }, _) = pool.take(header)?;
+    let (Prepared { header, file }, _) = with_room(space, || space.pool.take(header))?;
     let mut body = BatchBody::new(header.first_batch());
     body.push(&Entry::Open {
         predecessor_end: survey.end,
@@ -345,9 +359,15 @@ fn open_fresh_segment(
     let mut block = open_batch.clone();
     block.resize(segment::FIRST_BATCH_OFFSET as usize, 0);
     let path = segment_path(header.segment);
-    let written = write_all(&*file, &block, u64::from(segment::FIRST_BATCH_OFFSET))
-        .and_then(|()| file.sync_data());
-    written.map_err(io_error(disk, "open a fresh segment", &path))?;
+    with_room(space, || {
+        write_all(&*file, &block, u64::from(segment::FIRST_BATCH_OFFSET)).map_err(room_error(
+            disk,
+            "open a fresh segment",
+            &path,
+        ))
+    })?;
+    file.sync_data()
+        .map_err(io_error(disk, "open a fresh segment", &path))?;
     Ok(FreshSegment {
         header,
         file,

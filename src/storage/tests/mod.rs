@@ -4,11 +4,13 @@ mod bytes_on_disk;
 mod commits;
 mod damage;
 mod filing;
+mod full_disk;
 mod gathering;
 mod lifecycle;
 mod recycling;
 mod salvage;
 mod scrub;
+mod spilling;
 
 use std::sync::Arc;
 
