@@ -34,7 +34,7 @@ const CACHED_ROUTES_MAX: usize = 4096;
 /// Fewest places of the routes used last; a power of two.
 const RECENT_PLACES_MIN: usize = 16;
 /// Places for each route that is remembered, so that few of them share one.
-const RECENT_PLACES_PER_ROUTE: usize = 2;
+const RECENT_PLACES_PER_ROUTE: usize = 4;
 
 /// Targets of a message, shared with the cache.
 type SharedTargets = Arc<[QueueHandle]>;
