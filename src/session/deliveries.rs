@@ -177,7 +177,9 @@ fn content_of<'a>(message: &'a Message, shorter: Option<&'a Properties>) -> Cont
 pub(super) fn next_tag(channel: &mut Channel, delivery: &Delivery) -> u64 {
     match delivery.is_settled {
         true => channel.tags.next_settled(),
-        false => channel.tags.next(unacked(delivery)),
+        false => channel
+            .tags
+            .next(&delivery.queue, delivery.seq, delivery.consumer),
     }
 }
 
