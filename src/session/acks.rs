@@ -147,8 +147,19 @@ impl DeliveryTags {
         }
     }
 
+    /// True when the last tag was given to the message `seq` of `queue`, and is outstanding.
+    pub(super) fn is_last(&self, queue: &QueueHandle, seq: Seq) -> bool {
+        let Some(chunk) = self.find(self.last_tag).and_then(|at| self.chunks.get(at)) else {
+            return false;
+        };
+        let holder = self.holders.get(chunk.holders[place(self.last_tag)]);
+        chunk.seqs[place(self.last_tag)] == seq.0
+            && holder.is_some_and(|holder| Arc::ptr_eq(&holder.queue, queue))
+    }
+
     /// Outstanding deliveries.
-    pub(super) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.count
     }
 
@@ -272,7 +283,12 @@ struct Holders {
 }
 
 impl Holders {
-    fn get(&mut self, number: HolderNumber) -> Option<&mut Holder> {
+    fn get(&self, number: HolderNumber) -> Option<&Holder> {
+        let index = usize::try_from(number).ok()?.checked_sub(1)?;
+        self.known.get(index)?.as_ref()
+    }
+
+    fn get_mut(&mut self, number: HolderNumber) -> Option<&mut Holder> {
         let index = usize::try_from(number).ok()?.checked_sub(1)?;
         self.known.get_mut(index)?.as_mut()
     }
@@ -289,7 +305,7 @@ impl Holders {
             self.number_of(queue, consumer)
         };
         self.newest = number;
-        if let Some(holder) = self.get(number) {
+        if let Some(holder) = self.get_mut(number) {
             holder.count += 1;
             if holder.count == 1 {
                 self.idle_count -= 1;
@@ -326,7 +342,7 @@ impl Holders {
     /// A delivery ends.
     fn release(&mut self, number: HolderNumber, seq: Seq) -> Unacked {
         let holder = self
-            .get(number)
+            .get_mut(number)
             .expect("a holder is known while it has deliveries");
         holder.count -= 1;
         let unacked = Unacked {

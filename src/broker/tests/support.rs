@@ -249,7 +249,7 @@ pub(crate) type Outcome = Result<ReplyBody, String>;
 impl TestConnection {
     /// Runs a command on channel 1.
     pub(crate) fn execute(&mut self, command: Command) -> Result<Reply, BrokerError> {
-        self.connection.execute(1, command, 0, &mut self.effects)
+        self.connection.execute(1, &command, 0, &mut self.effects)
     }
 
     /// Runs a command and commits the log.
@@ -266,7 +266,7 @@ impl TestConnection {
         self.connection
             .execute(
                 1,
-                Command::CloseChannel { unacked: vec![] },
+                &Command::CloseChannel { unacked: vec![] },
                 0,
                 &mut self.effects,
             )
