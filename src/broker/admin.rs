@@ -139,6 +139,8 @@ pub struct QueueRow {
     pub ready_count: u64,
     /// Messages delivered and not settled.
     pub unacked_count: u64,
+    /// Messages that cannot be read and are kept aside.
+    pub quarantined_count: u64,
     /// Consumers.
     pub consumer_count: u64,
 }

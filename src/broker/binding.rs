@@ -1,5 +1,7 @@
 //! Bindings: from an exchange to a queue or another exchange.
 
+use std::hash::{Hash, Hasher};
+
 use crate::amqp::field_table::FieldTable;
 use crate::amqp::short_string::ShortString;
 use crate::broker::queue::QueueHandle;
@@ -66,5 +68,14 @@ pub(crate) struct Binding {
 impl PartialEq for Binding {
     fn eq(&self, other: &Self) -> bool {
         self.source == other.source && self.key == other.key
+    }
+}
+
+impl Eq for Binding {}
+
+impl Hash for Binding {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.source.hash(state);
+        self.key.hash(state);
     }
 }

@@ -124,7 +124,7 @@ impl Connection {
     pub fn execute(
         &mut self,
         channel: u16,
-        command: &Command,
+        command: &mut Command,
         now_ms: u64,
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
@@ -189,7 +189,7 @@ impl Connection {
     pub fn close(&mut self, now_ms: u64, effects: &mut Effects) {
         let channels: Vec<u16> = self.channels.keys().copied().collect();
         for channel in channels {
-            self.close_channel(channel, &[], now_ms, effects);
+            self.close_channel(channel, &mut [], now_ms, effects);
         }
         for queue in std::mem::take(&mut self.exclusive_queues) {
             // Deleted before is as good.
@@ -201,7 +201,7 @@ impl Connection {
 
     /// After [`Connection::close`]: deliveries that it held and no channel gave back, because it ended by a fault. Those
     /// of them that are settled are left alone.
-    pub fn requeue(&self, held: &[Unacked], now_ms: u64, effects: &mut Effects) {
+    pub fn requeue(&self, held: &mut [Unacked], now_ms: u64, effects: &mut Effects) {
         queue::settle(
             &mut self.shared.turn(now_ms, effects),
             held,
@@ -532,7 +532,7 @@ impl Connection {
     fn close_channel(
         &mut self,
         channel: u16,
-        unacked: &[Unacked],
+        unacked: &mut [Unacked],
         now_ms: u64,
         effects: &mut Effects,
     ) {

@@ -30,15 +30,15 @@ use super::vhost::Vhost;
 use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
 use crate::storage::run::FiledRun;
-use crate::storage::types::{ImageEntry, Lsn, Seq};
+use crate::storage::types::{ImageEntry, Lsn, Position, QueueId, Seq};
 use crate::sync::{lock, read, write};
 
 /// The vhost of a blank broker.
 pub(crate) const DEFAULT_VHOST: &str = "/";
 /// User and password of a blank broker.
-const DEFAULT_USER: &str = "guest";
+pub(crate) const DEFAULT_USER: &str = "guest";
 /// Its tag.
-const ADMINISTRATOR_TAG: &str = "administrator";
+pub(crate) const ADMINISTRATOR_TAG: &str = "administrator";
 
 /// How a broker behaves, beyond what clients declare.
 #[derive(Clone, Debug)]
@@ -49,6 +49,8 @@ pub struct BrokerOptions {
     pub resident_max_bytes: u64,
     /// When queues use index files.
     pub index: IndexLimits,
+    /// A part of the log is lost: what the messages that are left need is made again.
+    pub is_salvaged: bool,
 }
 
 impl Default for BrokerOptions {
@@ -57,6 +59,7 @@ impl Default for BrokerOptions {
             loopback_users: vec![DEFAULT_USER.to_owned()],
             resident_max_bytes: 128 << 20,
             index: IndexLimits::default(),
+            is_salvaged: false,
         }
     }
 }
@@ -209,6 +212,20 @@ impl Broker {
         effects: &mut Effects,
     ) {
         queue::fetched(&mut self.shared.turn(now_ms, effects), queue, results);
+    }
+
+    /// Keeps messages of a durable queue aside that are known to be unreadable; gives their number.
+    pub fn quarantine(
+        &self,
+        queue: QueueId,
+        unreadable: Vec<(Seq, Position, FetchFailure)>,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) -> u64 {
+        let queue = lock(&self.shared.meta).durable_queues.get(&queue).cloned();
+        queue.map_or(0, |queue| {
+            queue::quarantine(&mut self.shared.turn(now_ms, effects), &queue, unreadable)
+        })
     }
 
     /// Runs that `queue` asked for, or why they could not be read.

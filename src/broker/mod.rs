@@ -37,6 +37,7 @@ mod records;
 mod refusal;
 mod restore;
 mod routing;
+mod salvage;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

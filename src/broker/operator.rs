@@ -208,8 +208,14 @@ impl Shared {
         Ok(durable_at)
     }
 
-    /// Closes the connections, then deletes queue by queue, each under its lock, then the vhost. A crash
-    /// in between leaves a vhost with fewer queues; the operator was promised nothing yet.
+    /// Closes the connections and deletes everything in the vhost. The first record says all of it, so a crash leaves the
+    /// whole vhost or nothing of it:
+    ///
+    /// ```text
+    /// t1 VhostDeleted, t2 QueueDeleted of each queue under its lock, t3 all durable: the operator is told
+    /// crash before t1 is durable -> the vhost is there; after it -> nothing of it is, and queues whose own record is
+    /// missing are dropped when the broker is restored, since nothing declares them
+    /// ```
     fn delete_vhost(&self, name: &str, now_ms: u64, effects: &mut Effects) -> Outcome {
         let mut meta = lock(&self.meta);
         let no_vhost = || AdminError::NoSuchVhost(name.to_owned());
@@ -219,18 +225,18 @@ impl Shared {
         self.close_vhost(name, &format!("vhost '{name}' is deleted"), effects);
         let mut topology = vhost.write();
         topology.is_deleted = true;
+        let deleted = Change::VhostDeleted(VhostV1 {
+            name: name.to_owned(),
+        });
+        self.push(&mut meta, &[deleted], effects);
         let queues: Vec<QueueHandle> = topology.queues().cloned().collect();
         for queue in &queues {
             self.drop_queue(&mut meta, queue, now_ms, effects);
         }
         topology.clear();
         drop(topology);
-        let deleted = Change::VhostDeleted(VhostV1 {
-            name: name.to_owned(),
-        });
-        let durable_at = self.push(&mut meta, &[deleted], effects);
         self.change_access(|access| access.remove_vhost(name));
-        Ok(durable_at)
+        Ok(self.unless_durable(Some(meta.last_lsn())))
     }
 
     /// Deletes a queue of a vhost that goes as a whole.
@@ -310,6 +316,7 @@ fn queue_row(queue: &QueueHandle) -> QueueRow {
         is_durable: spec.is_durable,
         ready_count: stats.ready_count,
         unacked_count: stats.unacked_count,
+        quarantined_count: stats.quarantined_count,
         consumer_count: u64::from(stats.consumer_count),
     }
 }

@@ -1,9 +1,11 @@
 //! `basic.publish`: the checks, the route, and runs of messages with the same targets.
 //!
 //! ```text
-//!   batch      m1 m2 m3 | m4 | m5 m6       one socket read
-//!   targets    {a,b}    | {} | {b}         one lock set and one push a run
+//!   batch      m1 m2 m3 .. | m40 m41 m42 m43 ..     one socket read
+//!   targets    {a,b}  ..   | {c} {}  {d} {c} ..     one lock set and one push a run
 //! ```
+//! A run is of one set of targets, or a mixed one of few queues together: publishers that go round a thousand queues would
+//! otherwise pay for a lock set and a push with every message.
 //!
 //! What the checks and the topology said about an exchange and a key is kept by the connection until one
 //! of them changes. Messages with `CC` or `BCC`, and those a headers exchange had a look at, are routed
@@ -20,17 +22,19 @@ use super::connection::Connection;
 use super::effects::Effects;
 use super::error::BrokerError;
 use super::message::{Message, MessageParts, TTL_MAX_MS};
-use super::queue::{self, QueueHandle, RoutedPublish};
+use super::queue::{self, GROUP_QUEUES_MAX, QueueHandle, RoutedPublish};
 use super::refusal::{access_refused, no_exchange, precondition_failed};
 use super::routing::is_same_set;
 use crate::amqp::field_table::FieldValue;
 use crate::amqp::properties::{BCC_HEADER, CC_HEADER, Properties};
 use crate::amqp::short_string::ShortString;
 
-/// Routes a connection remembers; when there are more, it forgets all and begins anew.
-const CACHED_ROUTES_MAX: usize = 1024;
-/// Places of the routes used last; a power of two.
-const RECENT_ROUTES: usize = 16;
+/// Routes a connection remembers; when there are more, it forgets all and begins anew. About 1 MiB when full.
+const CACHED_ROUTES_MAX: usize = 4096;
+/// Fewest places of the routes used last; a power of two.
+const RECENT_PLACES_MIN: usize = 16;
+/// Places for each route that is remembered, so that few of them share one.
+const RECENT_PLACES_PER_ROUTE: usize = 2;
 
 /// Targets of a message, shared with the cache.
 type SharedTargets = Arc<[QueueHandle]>;
@@ -54,11 +58,14 @@ struct RecentRoute {
     targets: SharedTargets,
 }
 
-/// Where a key stands among the recent routes: by its last bytes, in which an application's keys differ.
-fn recent_place(key: &ShortString) -> usize {
-    let tail = key.as_bytes().iter().rev().take(4);
-    let sum = tail.fold(key.len(), |sum, byte| sum * 5 + usize::from(*byte));
-    sum % RECENT_ROUTES
+/// Where a key stands among so many places (a power of two): by its last bytes, in which an application's keys differ.
+fn recent_place(key: &ShortString, places_count: usize) -> usize {
+    let tail = key.as_bytes().iter().rev().take(8);
+    // The golden ratio spreads what differs in the last byte only; the upper half of the product depends on all bytes.
+    let mixed = tail.fold(key.len() as u64, |mixed, byte| {
+        (mixed ^ u64::from(*byte)).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    });
+    usize::try_from(mixed >> 32).unwrap_or_default() & (places_count - 1)
 }
 
 impl RouteCache {
@@ -82,15 +89,25 @@ impl RouteCache {
 
     /// A route that was used a short time ago. Its exchange has passed the checks.
     fn recent(&self, exchange: &ShortString, key: &ShortString) -> Option<&SharedTargets> {
-        let route = self.recent.get(recent_place(key))?.as_ref()?;
+        if self.recent.is_empty() {
+            return None;
+        }
+        let place = recent_place(key, self.recent.len());
+        let route = self.recent.get(place)?.as_ref()?;
         (route.key == *key && route.exchange == *exchange).then_some(&route.targets)
     }
 
     fn get(&mut self, exchange: &ShortString, key: &ShortString) -> Option<&SharedTargets> {
         let (exchange, routes) = self.exchanges.get_key_value(exchange)?;
         let (key, targets) = routes.get_key_value(key)?;
-        let place = recent_place(key);
-        self.recent.resize(RECENT_ROUTES, None);
+        let places_count = (self.routes_count * RECENT_PLACES_PER_ROUTE).next_power_of_two();
+        if places_count > self.recent.len() {
+            // What stood there has its place elsewhere now.
+            self.recent.clear();
+            let places_count = places_count.max(RECENT_PLACES_MIN);
+            self.recent.resize(places_count, None);
+        }
+        let place = recent_place(key, self.recent.len());
         self.recent[place] = Some(RecentRoute {
             exchange: exchange.clone(),
             key: key.clone(),
@@ -155,14 +172,13 @@ impl Connection {
                     return Err((index, error));
                 }
             };
-            if !is_same_set(&run.targets, &targets) {
+            if !run.takes(&targets) {
                 self.publish_run(&mut run, batch, now_ms, effects, out);
             }
-            if run.messages.is_empty() {
+            if run.is_empty() {
                 run.first = index;
-                run.targets = targets;
             }
-            run.messages.push(message);
+            run.push(message, targets);
         }
         self.publish_run(&mut run, batch, now_ms, effects, out);
         Ok(())
@@ -177,25 +193,33 @@ impl Connection {
         effects: &mut Effects,
         out: &mut Vec<Published>,
     ) {
-        if run.messages.is_empty() {
+        if run.is_empty() {
             return;
         }
         let turn = &mut self.shared.turn(now_ms, effects);
-        let is_unroutable = run.targets.is_empty();
         run.confirms.clear();
-        let outcome = queue::publish(turn, &run.targets, &run.messages, &mut run.confirms);
-        out.extend(run.confirms.iter().map(|confirm| Published {
+        let confirms = &mut run.confirms;
+        let outcome = if run.mixed.is_empty() {
+            queue::publish(turn, &run.targets, &run.messages, confirms)
+        } else {
+            queue::publish_group(turn, &run.mixed, confirms)
+        };
+        let is_unroutable = |index: usize| match run.mixed.get(index) {
+            Some((_, targets)) => targets.is_empty(),
+            None => run.targets.is_empty(),
+        };
+        let confirms = run.confirms.iter().enumerate();
+        out.extend(confirms.map(|(index, confirm)| Published {
             confirm: *confirm,
-            is_unroutable,
+            is_unroutable: is_unroutable(index),
         }));
         if outcome.is_err() {
-            let done_count = run.confirms.len();
-            let publishes = batch.iter().skip(run.first).take(run.messages.len());
-            for publish in publishes.skip(done_count) {
+            let publishes = batch.iter().skip(run.first).take(run.len());
+            for publish in publishes.skip(run.confirms.len()) {
                 out.push(self.publish_again(publish, now_ms, effects));
             }
         }
-        run.messages.clear();
+        run.clear();
     }
 
     /// A target was deleted between route and delivery: routes by the topology of now.
@@ -313,14 +337,63 @@ impl Connection {
     }
 }
 
-/// Consecutive messages with the same targets.
+/// Messages of one set of targets that are given to it as they are; fewer join a mixed run.
+const UNIFORM_RUN_MIN: usize = 8;
+
+/// Consecutive messages for one critical section: either all in `messages`, for `targets`, or all in `mixed`.
 #[derive(Default)]
 struct Run {
     /// Index of the first one in the batch.
     first: usize,
+    /// Of the newest message.
     targets: SharedTargets,
     messages: Vec<Arc<Message>>,
+    mixed: Vec<(Arc<Message>, SharedTargets)>,
+    /// Queues of the run, one counted again when it comes back after another.
+    queue_count: usize,
     confirms: Vec<ConfirmAt>,
+}
+
+impl Run {
+    fn len(&self) -> usize {
+        self.messages.len() + self.mixed.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether a message for `targets` may join.
+    fn takes(&self, targets: &SharedTargets) -> bool {
+        self.is_empty()
+            || is_same_set(&self.targets, targets)
+            || (self.messages.len() < UNIFORM_RUN_MIN
+                && self.queue_count + targets.len() <= GROUP_QUEUES_MAX)
+    }
+
+    /// Adds a message that the run takes.
+    fn push(&mut self, message: Arc<Message>, targets: SharedTargets) {
+        let is_first = self.is_empty();
+        if is_first || !is_same_set(&self.targets, &targets) {
+            let so_far = self.messages.drain(..);
+            let same = &self.targets;
+            self.mixed
+                .extend(so_far.map(|message| (message, Arc::clone(same))));
+            self.queue_count += targets.len();
+            self.targets = targets;
+        }
+        if is_first || self.mixed.is_empty() {
+            self.messages.push(message);
+        } else {
+            self.mixed.push((message, Arc::clone(&self.targets)));
+        }
+    }
+
+    fn clear(&mut self) {
+        self.messages.clear();
+        self.mixed.clear();
+        self.queue_count = 0;
+    }
 }
 
 /// The routing keys in the headers `CC` and `BCC` (CC-1). Usually none.

@@ -48,13 +48,16 @@ impl Broker {
         now_ms: u64,
         effects: &mut Effects,
     ) -> Result<Self, RestoreError> {
-        if meta_snapshot.is_none() && meta_records.is_empty() {
+        if meta_snapshot.is_none() && meta_records.is_empty() && queues.is_empty() {
             effects.wakes_commit = true;
             return Ok(Self::new(journal, options));
         }
         let mut state = meta_snapshot.map_or_else(|| Ok(MetaState::new()), MetaState::decode)?;
         for (kind, version, body) in meta_records {
             state.apply(Change::decode(*kind, *version, body)?);
+        }
+        if options.is_salvaged {
+            super::salvage::complete(&mut state, &queues);
         }
         // Ids are never used again, not even those of queues whose declaration did not survive.
         let above_images = queues
@@ -210,10 +213,18 @@ impl Shared {
             vhost.write().insert_queue(QueueHandle::clone(&queue));
             lock(&self.meta).durable_queues.insert(queue.id(), queue);
         }
-        for (id, image) in images {
-            let filed: u64 = image.runs.iter().map(|run| u64::from(run.live.len())).sum();
-            let messages = image.entries.len() as u64 + filed;
-            tracing::warn!(queue_id = %id, messages, "dropped messages of a queue that is not declared");
+        if !images.is_empty() {
+            // A vhost is gone with its first record; those of its queues may not have reached the disk.
+            let filed = images.values().flat_map(|image| &image.runs);
+            let filed: u64 = filed.map(|run| u64::from(run.live.len())).sum();
+            let packed: usize = images.values().map(|image| image.entries.len()).sum();
+            let messages = packed as u64 + filed;
+            let queues = images.len();
+            tracing::info!(
+                queues,
+                messages,
+                "dropped queues that are not declared any more"
+            );
         }
         Ok(())
     }
@@ -253,23 +264,70 @@ impl Shared {
         Ok(())
     }
 
-    /// Everything durable, as of now. Called under `meta`, so it is what the records so far say.
-    fn meta_state(&self, next_queue_id: u64) -> MetaState {
-        let mut state = MetaState {
+    /// Everything durable, as of now. Called under `meta`, so it is what the records so far say; with a hundred
+    /// thousand queues only handles are copied while others wait for that lock.
+    fn freeze(&self, next_queue_id: u64) -> Frozen {
+        let access = read(&self.access);
+        let accounts = access.accounts.iter();
+        let permissions = access.permissions.iter();
+        Frozen {
             next_queue_id,
+            accounts: accounts
+                .map(|(name, account)| (name.clone(), account.clone()))
+                .collect(),
+            permissions: permissions
+                .map(|(key, permissions)| (key.clone(), Arc::clone(permissions)))
+                .collect(),
+            vhosts: read(&self.vhosts).values().map(freeze_vhost).collect(),
+        }
+    }
+}
+
+/// Handles of everything durable: none of it changes any more, so it is written out with no lock held.
+struct Frozen {
+    next_queue_id: u64,
+    accounts: Vec<(String, Account)>,
+    permissions: Vec<((String, String), Arc<Permissions>)>,
+    vhosts: Vec<FrozenVhost>,
+}
+
+struct FrozenVhost {
+    name: Arc<str>,
+    exchanges: Vec<ExchangeSpec>,
+    queues: Vec<QueueHandle>,
+    bindings: Vec<Arc<Binding>>,
+}
+
+fn freeze_vhost(vhost: &Arc<Vhost>) -> FrozenVhost {
+    let topology = vhost.read();
+    let exchanges = topology.exchanges().map(|exchange| exchange.spec());
+    let queues = topology.queues().filter(|queue| queue.spec().is_durable);
+    let bindings = topology.bindings().filter(|binding| binding.is_durable);
+    FrozenVhost {
+        name: Arc::clone(vhost.name()),
+        exchanges: exchanges
+            .filter(|spec| spec.is_durable && !spec.is_predeclared())
+            .cloned()
+            .collect(),
+        queues: queues.cloned().collect(),
+        bindings: bindings.cloned().collect(),
+    }
+}
+
+impl Frozen {
+    fn state(&self) -> MetaState {
+        let mut state = MetaState {
+            next_queue_id: self.next_queue_id,
             ..MetaState::default()
         };
-        let access = read(&self.access);
-        for (name, account) in &access.accounts {
+        for (name, account) in &self.accounts {
             state.apply(Change::UserSet(records::user(name, account)));
         }
-        for ((vhost, user), permissions) in &access.permissions {
+        for ((vhost, user), permissions) in &self.permissions {
             let record = records::permissions(vhost, user, permissions);
             state.apply(Change::PermissionsSet(record));
         }
-        drop(access);
-        let vhosts: Vec<Arc<Vhost>> = read(&self.vhosts).values().cloned().collect();
-        for vhost in &vhosts {
+        for vhost in &self.vhosts {
             collect_vhost(&mut state, vhost);
         }
         state
@@ -292,32 +350,28 @@ fn queue_spec(vhost: &Vhost, record: &QueueV1) -> Result<QueueSpec, RestoreError
     })
 }
 
-fn collect_vhost(state: &mut MetaState, vhost: &Vhost) {
-    let vhost_name = vhost.name();
-    state.vhosts.insert(vhost_name.to_string());
-    let topology = vhost.read();
-    let exchanges = topology.exchanges().map(|exchange| exchange.spec());
-    for spec in exchanges.filter(|spec| spec.is_durable && !spec.is_predeclared()) {
-        state.apply(Change::ExchangeDeclared(records::exchange(
-            vhost_name, spec,
-        )));
+fn collect_vhost(state: &mut MetaState, vhost: &FrozenVhost) {
+    let name = &vhost.name;
+    state.vhosts.insert(name.to_string());
+    for spec in &vhost.exchanges {
+        state.apply(Change::ExchangeDeclared(records::exchange(name, spec)));
     }
-    for queue in topology.queues().filter(|queue| queue.spec().is_durable) {
+    for queue in &vhost.queues {
         state.apply(Change::QueueDeclared(records::queue(queue.spec())));
     }
-    for binding in topology.bindings().filter(|binding| binding.is_durable) {
-        state.apply(Change::BindingAdded(records::binding(vhost_name, binding)));
+    for binding in &vhost.bindings {
+        state.apply(Change::BindingAdded(records::binding(name, binding)));
     }
 }
 
 impl CheckpointSource for Broker {
     fn meta(&self) -> (Vec<u8>, Lsn) {
         let meta = lock(&self.shared.meta);
-        let state = self.shared.meta_state(meta.next_queue_id());
+        let frozen = self.shared.freeze(meta.next_queue_id());
         let last_lsn = meta.last_lsn();
-        // Encoding needs no lock.
+        // Names are copied and encoded with no lock held.
         drop(meta);
-        (state.encode(), last_lsn)
+        (frozen.state().encode(), last_lsn)
     }
 
     fn queue_ids(&self) -> Vec<QueueId> {

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::binding::{Binding, BindingKey, Destination};
+use super::exchange::items::Items;
 use super::exchange::{Exchange, ExchangeSpec};
 use super::queue::QueueHandle;
 use crate::amqp::short_string::ShortString;
@@ -75,7 +76,7 @@ pub(crate) struct Removed {
 pub(crate) struct Topology {
     exchanges: HashMap<ShortString, Exchange>,
     queues: HashMap<ShortString, QueueHandle>,
-    inbound: HashMap<Destination, Vec<Arc<Binding>>>,
+    inbound: HashMap<Destination, Items<Arc<Binding>>>,
     /// The vhost was deleted: nothing may be added any more.
     pub(crate) is_deleted: bool,
 }
@@ -139,7 +140,7 @@ impl Topology {
         let binding = Arc::new(binding);
         exchange.insert(&binding);
         let destination = binding.key.destination.clone();
-        self.inbound.entry(destination).or_default().push(binding);
+        self.inbound.entry(destination).or_default().insert(binding);
     }
 
     /// Removes a binding, and the auto-delete exchanges that hang on it.
@@ -219,7 +220,7 @@ impl Topology {
     fn forget_inbound(&mut self, binding: &Arc<Binding>) {
         let destination = &binding.key.destination;
         if let Some(bindings) = self.inbound.get_mut(destination) {
-            bindings.retain(|other| !Arc::ptr_eq(other, binding));
+            bindings.remove(binding);
             if bindings.is_empty() {
                 self.inbound.remove(destination);
             }

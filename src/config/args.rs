@@ -129,6 +129,26 @@ pub struct ServerArgs {
     )]
     pub queue_index_min_messages: u64,
 
+    /// What to do when data that was on stable storage is found damaged at the start: `refuse` to start, or start
+    /// with all that can be verified, keep the rest in `quarantine/` and report what is lost
+    #[arg(
+        long,
+        env = "STRATAMQ_ON_CORRUPTION",
+        default_value = "refuse",
+        value_name = "WHAT"
+    )]
+    pub on_corruption: OnCorruptionArg,
+
+    /// Bytes a second that are read again in the background, to find damage before a consumer needs the data; 0
+    /// for none
+    #[arg(
+        long,
+        env = "STRATAMQ_SCRUB_RATE",
+        default_value = "4MiB",
+        value_name = "SIZE"
+    )]
+    pub scrub_rate: ByteSize,
+
     /// What to log to standard error: error, warn, info, debug, trace, or a filter such as
     /// `stratamq::server=debug,info`
     #[arg(
@@ -149,6 +169,15 @@ pub enum FsyncArg {
     Interval,
     /// Leave it to the operating system.
     Never,
+}
+
+/// Values of `--on-corruption`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnCorruptionArg {
+    /// Do not start, change nothing.
+    Refuse,
+    /// Start with what is readable.
+    Quarantine,
 }
 
 /// Commands beside running a broker.

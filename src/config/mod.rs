@@ -49,6 +49,10 @@ pub struct Config {
     pub disk_free_limit_bytes: u64,
     /// Unsettled messages from which on a queue has an index file; 0 for every durable queue.
     pub queue_index_min_messages: u64,
+    /// What to do about damaged data at the start.
+    pub on_corruption: args::OnCorruptionArg,
+    /// Bytes a second that are read again in the background; 0 for none.
+    pub scrub_rate_bytes: u64,
 }
 
 /// Smallest segment a user may ask for.
@@ -134,6 +138,8 @@ impl Config {
             segment_size_bytes,
             disk_free_limit_bytes: args.disk_free_limit.0,
             queue_index_min_messages: args.queue_index_min_messages,
+            on_corruption: args.on_corruption,
+            scrub_rate_bytes: args.scrub_rate.0,
         })
     }
 }

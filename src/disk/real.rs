@@ -238,7 +238,11 @@ impl Disk for RealDisk {
                 Err(_) => std::thread::sleep(LOCK_PAUSE),
             }
         }
-        note_holder(&file).map_err(|e| named(&path, "write", &e))?;
+        match note_holder(&file) {
+            // On a full disk nobody is told who holds the lock; it is held all the same.
+            Err(e) if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {}
+            noted => noted.map_err(|e| named(&path, "write", &e))?,
+        }
         Ok(Box::new(RealLock { _file: file }))
     }
 

@@ -1,5 +1,6 @@
 //! The checkpoint thread: writes a checkpoint whenever the store says that one is due; in between it moves entries of
-//! deep queues to their index files when they take too much memory, and measures the free disk space.
+//! deep queues to their index files when they take too much memory. The disk thread watches the free space: it is
+//! another one, because a checkpoint on a full disk may wait for the room that this one finds.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
@@ -16,34 +17,62 @@ const FILING_POLL: Duration = Duration::from_millis(100);
 /// Pause after a failed checkpoint: each attempt writes the state of all queues, on a disk that may be full.
 const FAILED_PAUSE: Duration = Duration::from_secs(5);
 
+/// Tells a thread to end.
 #[derive(Default)]
-struct Stop {
+pub(super) struct Stop {
     is_stopping: Mutex<bool>,
     wakes: Condvar,
 }
 
-/// Handle of the thread.
+impl Stop {
+    /// Asks the thread to end.
+    fn raise(&self) {
+        *lock(&self.is_stopping) = true;
+        self.wakes.notify_all();
+    }
+
+    /// Waits; true once the thread shall end.
+    pub(super) fn is_raised_within(&self, duration: Duration) -> bool {
+        let is_stopping = lock(&self.is_stopping);
+        if *is_stopping {
+            return true;
+        }
+        *wait_within(&self.wakes, is_stopping, duration)
+    }
+}
+
+/// Handle of the threads: these two, and the scrubber's.
 pub(super) struct Checkpointer {
     stop: Arc<Stop>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Checkpointer {
-    pub(super) fn spawn(hub: Arc<Hub>) -> io::Result<Self> {
+    /// Starts the threads; no scrubber for a rate of 0.
+    pub(super) fn spawn(hub: &Arc<Hub>, scrub_rate_bytes: u64) -> io::Result<Self> {
         let stop = Arc::new(Stop::default());
-        let thread_stop = Arc::clone(&stop);
-        let thread = super::named("stratamq-ckpt".into(), move || run(&hub, &thread_stop))?;
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
+        let (own_hub, own_stop) = (Arc::clone(hub), Arc::clone(&stop));
+        let disk = super::named("stratamq-disk".into(), move || {
+            while !own_stop.is_raised_within(POLL) {
+                own_hub.check_disk();
+            }
+        })?;
+        let (own_hub, own_stop) = (Arc::clone(hub), Arc::clone(&stop));
+        let checkpoints = super::named("stratamq-ckpt".into(), move || run(&own_hub, &own_stop))?;
+        let mut threads = vec![disk, checkpoints];
+        if scrub_rate_bytes > 0 {
+            let (own_hub, own_stop) = (Arc::clone(hub), Arc::clone(&stop));
+            threads.push(super::named("stratamq-scrub".into(), move || {
+                super::scrubber::run(&own_hub, &own_stop, scrub_rate_bytes);
+            })?);
+        }
+        Ok(Self { stop, threads })
     }
 
-    /// Ends the thread after the checkpoint it may be writing.
+    /// Ends the threads after what they are about: a checkpoint, a read.
     pub(super) fn stop(&mut self) {
-        *lock(&self.stop.is_stopping) = true;
-        self.stop.wakes.notify_one();
-        if let Some(thread) = self.thread.take() {
+        self.stop.raise();
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
@@ -51,14 +80,13 @@ impl Checkpointer {
 
 fn run(hub: &Hub, stop: &Stop) {
     let mut pause = POLL;
-    while !stopped_within(stop, FILING_POLL.min(pause)) {
+    while !stop.is_raised_within(FILING_POLL.min(pause)) {
         pause = pause.saturating_sub(FILING_POLL);
         file_runs(hub);
         if !pause.is_zero() {
             continue;
         }
         pause = POLL;
-        hub.check_disk();
         if !hub.storage.checkpoint_due() {
             continue;
         }
@@ -86,12 +114,4 @@ fn file_runs(hub: &Hub) {
         Err(error) => tracing::warn!(%error, "cannot write index files"),
     }
     queues.note_filing();
-}
-
-fn stopped_within(stop: &Stop, duration: Duration) -> bool {
-    let is_stopping = lock(&stop.is_stopping);
-    if *is_stopping {
-        return true;
-    }
-    *wait_within(&stop.wakes, is_stopping, duration)
 }

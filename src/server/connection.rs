@@ -520,9 +520,9 @@ impl ConnectionTask {
         if let Some(mut domain) = self.domain.take() {
             let now_ms = self.hub.now_ms();
             domain.close(now_ms, &mut self.effects);
-            let held = self.collect_held();
+            let mut held = self.collect_held();
             if !held.is_empty() {
-                domain.requeue(&held, now_ms, &mut self.effects);
+                domain.requeue(&mut held, now_ms, &mut self.effects);
             }
             self.hub.carry_out(&mut self.effects);
         }

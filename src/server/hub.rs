@@ -27,7 +27,7 @@ pub(super) struct Hub {
     pub(super) signals: Arc<Signals>,
     pub(super) clock: Arc<dyn Clock>,
     /// Whether publishers are blocked.
-    pub(super) disk_alarm: DiskAlarm,
+    pub(super) disk_alarm: Arc<DiskAlarm>,
     disk: Arc<dyn Disk>,
     worker: Arc<WorkerQueue>,
     reads: ReadQueue,
@@ -38,8 +38,8 @@ pub(super) struct Machine {
     pub(super) clock: Arc<dyn Clock>,
     /// The data directory, for the space left on it.
     pub(super) disk: Arc<dyn Disk>,
-    /// Below it publishers are blocked; 0 for never.
-    pub(super) disk_free_limit_bytes: u64,
+    /// Whether publishers are blocked.
+    pub(super) disk_alarm: Arc<DiskAlarm>,
 }
 
 impl Hub {
@@ -59,7 +59,7 @@ impl Hub {
             started_at_ms: machine.clock.unix_ms(),
             signals,
             clock: machine.clock,
-            disk_alarm: DiskAlarm::new(machine.disk_free_limit_bytes),
+            disk_alarm: machine.disk_alarm,
             disk: machine.disk,
             worker,
             reads: ReadQueue::default(),
@@ -71,16 +71,20 @@ impl Hub {
         self.clock.unix_ms()
     }
 
-    /// Measures the free space of the data directory and raises or clears the alarm.
+    /// Measures the free space of the data directory, lets the store look after what it put aside, and raises or
+    /// clears the alarm.
     pub(super) fn check_disk(&self) {
-        match self.disk.free_space() {
+        let is_low = match self.disk.free_space() {
             Ok(free) => self.disk_alarm.update(free),
-            Err(error) => tracing::warn!(%error, "cannot measure the free disk space"),
-        }
-        let is_low = self.disk_alarm.reason().is_some();
-        if let Err(error) = self.storage.set_low_on_space(is_low) {
+            Err(error) => {
+                tracing::warn!(%error, "cannot measure the free disk space");
+                false
+            }
+        };
+        if let Err(error) = self.storage.tend_space(is_low) {
             tracing::warn!(%error, "cannot give back spare segments");
         }
+        self.disk_alarm.set_short(self.storage.is_short_of_space());
     }
 
     pub(super) fn worker(&self) -> &WorkerQueue {

@@ -5,7 +5,10 @@
 //!  stratamq-commit   (storage) writes and syncs batches          -> Signals -> tasks, worker
 //!  stratamq-worker   timers of queues, continuations on durability
 //!  stratamq-read-N   message bodies from disk
-//!  stratamq-ckpt     checkpoints, and a look at the free disk space
+//!  stratamq-ckpt     checkpoints
+//!  stratamq-disk     a look at the free disk space every now and then
+//!  stratamq-space    (storage) the next segment, and the reserve
+//!  stratamq-scrub    reads the store again, to find damage early
 //! ```
 //! Start: recover, then listen. Stop: stop accepting, close connections with 320, commit, checkpoint.
 //! A clean stop is only a checkpoint at the end: the next start takes the same path as after a crash.
@@ -17,6 +20,7 @@ mod connection;
 mod hub;
 mod journal;
 mod readers;
+mod scrubber;
 mod signals;
 mod start;
 pub mod status;
@@ -65,7 +69,7 @@ pub fn run(config: &Config) -> Result<(), StartError> {
         .map_err(|error| StartError::Failed(format!("cannot listen on {address}: {error}")))?;
     let hub = start::start(config)?;
     let threads = spawn_threads(&hub)?;
-    let mut checkpointer = Checkpointer::spawn(Arc::clone(&hub))
+    let mut checkpointer = Checkpointer::spawn(&hub, config.scrub_rate_bytes)
         .map_err(|error| StartError::Failed(format!("cannot start a thread: {error}")))?;
     let outcome = runtime.block_on(serve(config, &hub, socket));
     checkpointer.stop();

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 
+use super::alarms::DiskAlarm;
 use super::worker::WorkerQueue;
 use crate::storage::types::Lsn;
 use crate::storage::{CommitListener, StorageError};
@@ -49,14 +50,16 @@ pub(super) struct Signals {
     room_waiters: Mutex<Vec<Arc<Notify>>>,
     /// Continuations of the domain.
     worker: Arc<WorkerQueue>,
+    disk_alarm: Arc<DiskAlarm>,
 }
 
 impl Signals {
-    pub(super) fn new(worker: Arc<WorkerQueue>) -> Self {
+    pub(super) fn new(worker: Arc<WorkerQueue>, disk_alarm: Arc<DiskAlarm>) -> Self {
         Self {
             waiters: Mutex::default(),
             room_waiters: Mutex::default(),
             worker,
+            disk_alarm,
         }
     }
 
@@ -105,6 +108,10 @@ impl CommitListener for Signals {
 
     fn has_room_again(&self) {
         self.wake_room_waiters();
+    }
+
+    fn short_of_space(&self) {
+        self.disk_alarm.set_short(true);
     }
 
     /// The disk refused a write or a sync. What it holds is unknown now; going on could confirm what is

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::alarms::DiskAlarm;
 use super::hub::{Hub, Machine};
 use super::journal::StorageJournal;
 use super::signals::Signals;
@@ -11,9 +12,11 @@ use super::worker::WorkerQueue;
 use crate::broker::effects::Effects;
 use crate::broker::queue::IndexLimits;
 use crate::broker::{Broker, BrokerOptions, RestoreError};
+use crate::config::args::OnCorruptionArg;
 use crate::config::{Config, FsyncMode};
 use crate::disk::{Clock, Disk, RealClock, RealDisk};
-use crate::storage::{FsyncPolicy, Options, Storage, StorageError};
+use crate::storage::salvage::Salvage;
+use crate::storage::{FsyncPolicy, OnCorruption, Options, Storage, StorageError};
 
 /// Bytes that may be pushed and not durable before publishers are not read.
 const UNDURABLE_MAX_BYTES: u64 = 32 << 20;
@@ -60,6 +63,10 @@ fn storage_options(config: &Config) -> Options {
         ack_fsync_ms: config.ack_fsync_ms,
         segment_size_bytes: config.segment_size_bytes,
         undurable_max_bytes: UNDURABLE_MAX_BYTES,
+        on_corruption: match config.on_corruption {
+            OnCorruptionArg::Refuse => OnCorruption::Refuse,
+            OnCorruptionArg::Quarantine => OnCorruption::Quarantine,
+        },
         index_min_messages: config.queue_index_min_messages,
         ..Options::default()
     }
@@ -74,13 +81,17 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
     })?;
     let disk: Arc<dyn Disk> = Arc::new(disk);
     let worker = Arc::new(WorkerQueue::default());
-    let signals = Arc::new(Signals::new(Arc::clone(&worker)));
+    let disk_alarm = Arc::new(DiskAlarm::new(config.disk_free_limit_bytes));
+    let signals = Arc::new(Signals::new(Arc::clone(&worker), Arc::clone(&disk_alarm)));
     let (storage, recovered) = Storage::open(
         Arc::clone(&disk),
         Arc::clone(&clock),
         storage_options(config),
         Arc::clone(&signals) as Arc<dyn crate::storage::CommitListener>,
     )?;
+    if let Some(salvage) = &recovered.report.salvage {
+        report_salvage(salvage);
+    }
     let journal = Arc::new(StorageJournal(storage.clone()));
     let mut effects = Effects::default();
     let records: Vec<_> = recovered
@@ -91,6 +102,7 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
     let broker = Broker::restore(
         journal,
         BrokerOptions {
+            is_salvaged: recovered.report.salvage.is_some(),
             index: IndexLimits {
                 min_messages: config.queue_index_min_messages,
                 ..IndexLimits::default()
@@ -113,12 +125,31 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         Machine {
             clock,
             disk,
-            disk_free_limit_bytes: config.disk_free_limit_bytes,
+            disk_alarm,
         },
     ));
     hub.check_disk();
     hub.carry_out(&mut effects);
+    if hub.recovery.salvage.is_some() {
+        // What was salvaged must not depend on damaged bytes any longer: the next start begins behind them.
+        hub.storage.checkpoint(&hub.broker)?;
+    }
     Ok(hub)
+}
+
+/// Says place by place what `--on-corruption quarantine` let pass.
+fn report_salvage(salvage: &Salvage) {
+    for place in &salvage.places {
+        tracing::error!(
+            file = %place.path.display(),
+            offset = place.offset,
+            bytes = place.len_bytes,
+            detail = place.detail,
+            "damaged data"
+        );
+    }
+    let kept = salvage.kept_in.join(", ");
+    tracing::error!(kept, "started from a damaged data directory: {salvage}");
 }
 
 /// The lines a person or a script waits for.

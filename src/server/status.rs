@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
+use super::alarms::STALLED;
 use super::hub::Hub;
 use crate::broker::admin::{AdminCommand, AdminError, AdminReplyBody};
 use crate::broker::effects::Effects;
@@ -97,6 +98,10 @@ pub struct LogStatus {
     pub segments: u64,
     /// Checkpoints written since the start.
     pub checkpoints: u64,
+    /// Bytes read again in the background since the start.
+    pub scrubbed_bytes: u64,
+    /// Damaged places that were found by that.
+    pub scrub_found: u64,
 }
 
 /// A queue.
@@ -114,6 +119,8 @@ pub struct QueueStatus {
     pub ready: u64,
     /// Delivered, not settled.
     pub unacked: u64,
+    /// Messages that cannot be read and are kept aside.
+    pub quarantined: u64,
     /// Consumers.
     pub consumers: u64,
 }
@@ -137,6 +144,7 @@ pub(super) fn collect(hub: &Hub) -> Result<Status, AdminError> {
             durable: row.is_durable,
             ready: row.ready_count,
             unacked: row.unacked_count,
+            quarantined: row.quarantined_count,
             consumers: row.consumer_count,
         })
         .collect();
@@ -152,12 +160,14 @@ fn status(hub: &Hub, now_ms: u64, queues: Vec<QueueStatus>) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_ms: now_ms.saturating_sub(hub.started_at_ms),
         recovery: hub.recovery.to_string(),
-        alarms: hub
-            .disk_alarm
-            .reason()
-            .map(str::to_owned)
-            .into_iter()
-            .collect(),
+        alarms: [
+            hub.disk_alarm.reason(),
+            hub.storage.is_stalled().then_some(STALLED),
+        ]
+        .into_iter()
+        .flatten()
+        .map(str::to_owned)
+        .collect(),
         connections: Connections {
             open: opened.saturating_sub(closed),
             opened,
@@ -168,7 +178,7 @@ fn status(hub: &Hub, now_ms: u64, queues: Vec<QueueStatus>) -> Status {
             delivered: counters.messages_delivered.load(Ordering::Relaxed),
             quarantined: hub.broker.quarantined_count(),
         },
-        log: log_status(&stats),
+        log: log_status(hub, &stats),
         index: index_status(hub, &stats),
         queues,
     }
@@ -186,7 +196,7 @@ fn index_status(hub: &Hub, stats: &crate::storage::Stats) -> IndexStatus {
     }
 }
 
-fn log_status(stats: &crate::storage::Stats) -> LogStatus {
+fn log_status(hub: &Hub, stats: &crate::storage::Stats) -> LogStatus {
     LogStatus {
         fdatasync_count: stats.sync_count,
         fdatasync_p50_us: stats.sync_ns.percentile(500) / 1000,
@@ -200,6 +210,8 @@ fn log_status(stats: &crate::storage::Stats) -> LogStatus {
         undurable_bytes: stats.undurable_bytes,
         segments: stats.segment_count,
         checkpoints: stats.checkpoint_count,
+        scrubbed_bytes: hub.counters.scrubbed_bytes.load(Ordering::Relaxed),
+        scrub_found: hub.counters.scrub_found.load(Ordering::Relaxed),
     }
 }
 
@@ -268,20 +280,31 @@ impl fmt::Display for Status {
             index.runs_written,
             index.runs_rebuilt
         )?;
+        writeln!(
+            f,
+            "scrubber      {} bytes read again, {} damaged places found",
+            log.scrubbed_bytes, log.scrub_found
+        )?;
         writeln!(f, "queues        {}", self.queues.len())?;
         if !self.queues.is_empty() {
             writeln!(
                 f,
-                "  {:<16} {:<40} {:>7} {:>10} {:>10} {:>9}",
-                "vhost", "name", "durable", "ready", "unacked", "consumers"
+                "  {:<16} {:<40} {:>7} {:>10} {:>10} {:>11} {:>9}",
+                "vhost", "name", "durable", "ready", "unacked", "quarantined", "consumers"
             )?;
         }
         for queue in &self.queues {
             let durable = if queue.durable { "yes" } else { "no" };
             writeln!(
                 f,
-                "  {:<16} {:<40} {:>7} {:>10} {:>10} {:>9}",
-                queue.vhost, queue.name, durable, queue.ready, queue.unacked, queue.consumers
+                "  {:<16} {:<40} {:>7} {:>10} {:>10} {:>11} {:>9}",
+                queue.vhost,
+                queue.name,
+                durable,
+                queue.ready,
+                queue.unacked,
+                queue.quarantined,
+                queue.consumers
             )?;
         }
         Ok(())

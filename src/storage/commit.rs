@@ -13,7 +13,8 @@
 //! 2. A segment's first batch is written after everything before it was synced, and after the segment's header
 //!    and name were. So a valid first batch proves that its predecessor is whole.
 //! 3. A failed sync is never repeated: the kernel may have dropped the pages. A failed write is, once, with the
-//!    same bytes at the same place.
+//!    same records at the same place. One that failed for lack of space is repeated until there is room: first the
+//!    reserve gives some, then the owner has to; nothing is taken or confirmed meanwhile.
 //! 4. Whole blocks are written. The last, partly filled block is kept here and written again, with the same bytes
 //!    in its first part, by the next batch: tearing it cannot change what was confirmed.
 
@@ -24,9 +25,10 @@ use std::time::Duration;
 use super::CommitListener;
 use super::batch::{BatchBody, BatchHeader};
 use super::error::StorageError;
-use super::file::io_error;
+use super::file::{io_error, room_error};
 use super::format::{BLOCK_BYTES, Seed, batch_header, segment_path};
 use super::options::FsyncPolicy;
+use super::reserve::{Need, is_full};
 use super::schedule::{self, MARK_AFTER_NS, MS, Plan, Since, Situation};
 use super::segment::{FIRST_BATCH_OFFSET, SegmentHeader};
 use super::shared::{Shared, Stop};
@@ -40,6 +42,9 @@ static ZEROS: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
 #[expect(clippy::cast_possible_truncation, reason = "a block is small")]
 const BLOCK_LEN: usize = BLOCK_BYTES as usize;
 
+/// Pause before the next attempt to write to a full disk.
+const STALLED_PAUSE_NS: u64 = 50 * MS;
+
 /// What the thread does after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
@@ -47,8 +52,17 @@ pub(crate) enum Next {
     Step,
     /// Nothing to do before that time (`monotonic_ns`), or before something is pushed.
     Sleep { until_ns: Option<u64> },
+    /// Nothing before that time, whatever is pushed: the disk is full.
+    Stall { until_ns: u64 },
     /// The end.
     Stop,
+}
+
+/// A commit that waits for room.
+#[derive(Clone, Copy, Debug)]
+struct Stall {
+    until_ns: u64,
+    is_sync: bool,
 }
 
 /// Writes and syncs the log. Owned by the commit thread alone.
@@ -62,6 +76,13 @@ pub(crate) struct Committer {
     tail: Vec<u8>,
     /// The last segment that the pool was asked to prepare.
     requested: Option<SegmentId>,
+    /// Batches taken to be written, and how many of them are.
+    taken: Vec<Arc<BatchBody>>,
+    written_count: usize,
+    /// Something else waits to be written besides them.
+    has_rest: bool,
+    /// The disk was full.
+    stall: Option<Stall>,
     /// Header CRC of the last batch.
     previous_crc: u32,
     /// End of what was written.
@@ -100,6 +121,10 @@ impl Committer {
             file,
             tail: last_partial_block(&[open_batch]),
             requested: None,
+            taken: Vec::new(),
+            written_count: 0,
+            has_rest: false,
+            stall: None,
             previous_crc: header.crc,
             written_end: end,
             recorded: header.synced,
@@ -120,6 +145,10 @@ impl Committer {
             match self.step() {
                 Ok(Next::Step) => {}
                 Ok(Next::Sleep { until_ns }) => self.sleep(until_ns),
+                Ok(Next::Stall { until_ns }) => {
+                    let now_ns = self.shared.clock.monotonic_ns();
+                    std::thread::sleep(Duration::from_nanos(until_ns.saturating_sub(now_ns)));
+                }
                 Ok(Next::Stop) => return,
                 Err(error) => return self.fail(&error),
             }
@@ -153,8 +182,16 @@ impl Committer {
         if stop == Some(Stop::Abandon) {
             return Ok(Next::Stop);
         }
-        self.shared.pool.check()?;
+        self.shared.space.pool.check()?;
         let now_ns = self.shared.clock.monotonic_ns();
+        if let Some(stall) = self.stall {
+            if now_ns < stall.until_ns && !self.shared.is_closing() {
+                let until_ns = stall.until_ns;
+                return Ok(Next::Stall { until_ns });
+            }
+            self.commit(true, stall.is_sync)?;
+            return Ok(Next::Step);
+        }
         let pending = self.shared.pending();
         self.pending.observe(pending, now_ns);
         let is_drained = !pending.is_any && !self.is_dirty;
@@ -195,8 +232,12 @@ impl Committer {
     }
 
     fn commit(&mut self, is_write: bool, is_sync: bool) -> Result<(), StorageError> {
-        if is_write {
-            self.write_pending()?;
+        if is_write && !self.write_pending()? {
+            return self.begin_stall(is_sync);
+        }
+        if self.stall.take().is_some() {
+            self.shared.set_stalled(false);
+            tracing::info!("there is room on the disk again; the log goes on");
         }
         if is_sync {
             self.sync()?;
@@ -223,27 +264,67 @@ impl Committer {
         }
     }
 
-    fn write_pending(&mut self) -> Result<(), StorageError> {
-        let max_bytes = self.shared.options.commit_max_bytes.max(1);
-        let (batches, has_rest) = {
-            let mut append = lock(&self.shared.append);
-            (append.take(max_bytes), append.pending().is_any)
-        };
-        for batch in &batches {
-            if batch.base.segment() != self.segment.segment {
-                self.enter_segment(batch.base)?;
-            }
-            self.write_batch(batch)?;
+    /// The disk is full and there is no reserve left: the batches stay as they are and are written again later.
+    fn begin_stall(&mut self, is_sync: bool) -> Result<(), StorageError> {
+        if self.shared.is_closing() {
+            let path = segment_path(self.segment.segment);
+            return Err(StorageError::Full {
+                operation: "write the log, before it is closed, to",
+                path: self.shared.disk.describe(&path),
+            });
         }
+        if self.stall.is_none() {
+            self.shared.set_stalled(true);
+            tracing::error!("the disk is full and the reserve is used up; commits wait for room");
+        }
+        let now_ns = self.shared.clock.monotonic_ns();
+        self.stall = Some(Stall {
+            until_ns: now_ns.saturating_add(STALLED_PAUSE_NS),
+            is_sync,
+        });
+        Ok(())
+    }
+
+    /// Writes what is pending; false when the disk is full, then it goes on where it ended.
+    fn write_pending(&mut self) -> Result<bool, StorageError> {
+        if self.taken.is_empty() {
+            let max_bytes = self.shared.options.commit_max_bytes.max(1);
+            let mut append = lock(&self.shared.append);
+            self.taken = append.take(max_bytes);
+            self.has_rest = append.pending().is_any;
+            self.written_count = 0;
+        }
+        while let Some(batch) = self.taken.get(self.written_count).cloned() {
+            match self.try_write(&batch) {
+                Ok(()) => self.written_count += 1,
+                Err(StorageError::Full { .. }) if self.make_room() => {}
+                Err(StorageError::Full { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        let batches = std::mem::take(&mut self.taken);
         // In this order: who finds a record no longer among the pending ones must see that it is in the file.
         self.shared.set_written(self.written_end);
         lock(&self.shared.append).set_written();
-        self.note_written(&batches, has_rest);
+        self.note_written(&batches, self.has_rest);
         let mut append = lock(&self.shared.append);
         for batch in batches {
             append.recycle(batch);
         }
-        Ok(())
+        Ok(true)
+    }
+
+    fn try_write(&mut self, batch: &BatchBody) -> Result<(), StorageError> {
+        if batch.base.segment() != self.segment.segment {
+            self.enter_segment(batch.base)?;
+        }
+        self.write_batch(batch)
+    }
+
+    /// Frees some space; the owner hears of it first, so that nobody publishes into the reserve.
+    fn make_room(&self) -> bool {
+        self.listener.short_of_space();
+        self.shared.space.make_room(Need::Commit)
     }
 
     /// Takes note of a write; what it left behind has been waiting as long as what it took.
@@ -275,6 +356,7 @@ impl Committer {
         }
         let (prepared, was_ready) = self
             .shared
+            .space
             .pool
             .take(self.header_of(first_batch.segment()))?;
         self.segment = prepared.header;
@@ -314,7 +396,8 @@ impl Committer {
         let next = SegmentId(self.segment.segment.0 + 1);
         if u64::from(self.written_end.offset()) >= half && self.requested != Some(next) {
             self.requested = Some(next);
-            self.shared.pool.request(self.header_of(next));
+            self.shared.space.want_large_reserve();
+            self.shared.space.pool.request(self.header_of(next));
         }
     }
 
@@ -334,12 +417,12 @@ impl Committer {
             crc: 0,
         };
         let header_bytes = header.encode(self.seed);
-        let tail = std::mem::take(&mut self.tail);
-        let mut pieces: Vec<&[u8]> = vec![&tail, &header_bytes];
+        let mut pieces: Vec<&[u8]> = vec![&self.tail, &header_bytes];
         pieces.extend(batch.pieces());
-        let offset = u64::from(batch.base.offset()) - tail.len() as u64;
+        let offset = u64::from(batch.base.offset()) - self.tail.len() as u64;
         self.write_blocks(&pieces, offset)?;
-        self.tail = last_partial_block(&pieces);
+        let tail = last_partial_block(&pieces);
+        self.tail = tail;
         self.previous_crc = header.crc;
         self.recorded = header.synced;
         self.written_end = batch.end();
@@ -363,11 +446,14 @@ impl Committer {
             .map(IoSlice::new)
             .collect();
         let written = self.file.write_at(&slices, offset).or_else(|error| {
+            if is_full(&error) {
+                return Err(error);
+            }
             tracing::warn!(%error, segment = %self.segment.segment, "a write failed, trying once more");
             self.file.write_at(&slices, offset)
         });
         let path = segment_path(self.segment.segment);
-        written.map_err(io_error(&*self.shared.disk, "write a batch", &path))
+        written.map_err(room_error(&*self.shared.disk, "write a batch", &path))
     }
 
     fn sync(&mut self) -> Result<(), StorageError> {

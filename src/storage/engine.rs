@@ -16,9 +16,10 @@ use super::format::{CHECKPOINT_DIR, LOG_DIR, StoreId, checkpoint_path, segment_p
 use super::gather::ReadBuffer;
 use super::index::files::Named;
 use super::options::Options;
-use super::pool::Pool;
 use super::recovery;
 use super::report::{CheckpointReport, Recovered};
+use super::reserve::{Need, Space, with_room};
+use super::scrub::Scrubber;
 use super::shared::{Shared, Stop};
 use super::stats::Stats;
 use super::superblock::Superblock;
@@ -118,13 +119,12 @@ impl Storage {
             ),
             ..options
         };
-        let pool = Arc::new(Pool::new(
+        let space = Arc::new(Space::new(
             Arc::clone(&disk),
             options.segment_size_bytes,
             options.spare_count_max,
-            std::collections::BTreeSet::new(),
         ));
-        let opened = recovery::open(&disk, &*clock, new_store, &pool)?;
+        let opened = recovery::open(&disk, &*clock, new_store, options.on_corruption, &space)?;
         let (fresh, superblock) = (opened.fresh, opened.superblock);
         let base = fresh.open_header.end();
         let append = Append::new(
@@ -147,7 +147,7 @@ impl Storage {
             &superblock,
             append,
             opened.existing,
-            pool,
+            space,
         ));
         lock(&shared.stats).rebuilt_run_count = report.rebuilt_run_count;
         let committer = Committer::new(
@@ -195,15 +195,15 @@ impl Storage {
             std::mem::replace(&mut *committing, Committing::Ended)
         {
             let shared = Arc::clone(&self.inner.shared);
-            let pool = spawn("stratamq-segments", move || {
-                shared.pool.run(|| shared.rouse());
+            let ahead = spawn("stratamq-space", move || {
+                shared.space.run(|| shared.rouse());
             })?;
             match spawn("stratamq-commit", move || committer.run()) {
-                Ok(commit) => *committing = Committing::Threads(commit, pool),
+                Ok(commit) => *committing = Committing::Threads(commit, ahead),
                 Err(error) => {
-                    self.inner.shared.pool.stop();
+                    self.inner.shared.space.pool.stop();
                     // A panic in it has aborted the process already.
-                    let _ = pool.join();
+                    let _ = ahead.join();
                     return Err(error);
                 }
             }
@@ -228,7 +228,7 @@ impl Storage {
 
     fn step_by_hand(committer: &mut Committer, shared: &Shared) -> Result<bool, StorageError> {
         shared.check_not_failed()?;
-        let step = match shared.pool.work() {
+        let step = match shared.space.work() {
             Ok(true) => Ok(Next::Step),
             Ok(false) => committer.step(),
             Err(error) => Err(error),
@@ -356,16 +356,28 @@ impl Storage {
             let mut append = lock(&shared.append);
             (append.cut_batch(), append.pushed_bytes())
         };
-        let header = CheckpointHeader {
-            generation: checkpoints.next_generation,
-            epoch: shared.epoch,
-            begin,
-            created_at_ms: shared.clock.unix_ms(),
+        let (header, (written, named, filed_run_count)) = loop {
+            let header = CheckpointHeader {
+                generation: checkpoints.next_generation,
+                epoch: shared.epoch,
+                begin,
+                created_at_ms: shared.clock.unix_ms(),
+            };
+            checkpoints.next_generation += 1;
+            match self.write_checkpoint(&header, source) {
+                Ok(written) => break (header, written),
+                Err(error) => {
+                    self.discard_checkpoint(header.generation);
+                    // A new file with a new name: whatever failed of this one, no sync of it is repeated.
+                    let may_repeat = error.is_full() && shared.check_not_failed().is_ok();
+                    if !(may_repeat && !shared.is_stalled() && shared.space.make_room(Need::Vital))
+                    {
+                        return Err(error);
+                    }
+                    tracing::warn!(%error, "the disk is full; trying again on the reserve");
+                }
+            }
         };
-        checkpoints.next_generation += 1;
-        let (written, named, filed_run_count) = self
-            .write_checkpoint(&header, source)
-            .inspect_err(|_| self.discard_checkpoint(header.generation))?;
         let superblock = Superblock {
             sequence: checkpoints.superblock.sequence + 1,
             checkpoint_generation: header.generation,
@@ -375,7 +387,7 @@ impl Storage {
         };
         // Even if only one copy is written, the next one must not repeat the number.
         checkpoints.superblock.sequence = superblock.sequence;
-        superblock.write(&*shared.disk)?;
+        with_room(&shared.space, || superblock.write(&*shared.disk))?;
         checkpoints.superblock = superblock;
         self.inner
             .checkpointed_bytes
@@ -459,7 +471,12 @@ impl Storage {
         shared.request_sync(lsn);
         if let Committing::ByHand(committer) = &mut *lock(&self.inner.committing) {
             while shared.synced_lsn() < lsn {
-                Self::step_by_hand(committer, shared)?;
+                if !Self::step_by_hand(committer, shared)? && shared.is_stalled() {
+                    return Err(StorageError::Full {
+                        operation: "write the log, which a checkpoint needs, to",
+                        path: shared.disk.describe(std::path::Path::new(LOG_DIR)),
+                    });
+                }
             }
         }
         shared.wait_synced(lsn)
@@ -493,8 +510,8 @@ impl Storage {
                 path,
             ))?;
         }
-        shared.pool.add(spares);
-        shared.pool.trim().map_err(io_error(
+        shared.space.pool.add(spares);
+        shared.space.pool.trim().map_err(io_error(
             &*shared.disk,
             "trim",
             std::path::Path::new(LOG_DIR),
@@ -512,7 +529,7 @@ impl Storage {
         for segment in freed {
             // First from the list: a reader that finds other bytes in the file looks there.
             lock(&shared.segments).remove(segment);
-            let retired = shared.pool.retire(*segment, spares.len());
+            let retired = shared.space.pool.retire(*segment, spares.len());
             let is_spare = retired.map_err(|error| {
                 lock(&shared.segments).insert(*segment);
                 io_error(&*shared.disk, "free", &segment_path(*segment))(error)
@@ -538,6 +555,7 @@ impl Storage {
     /// # Errors
     /// Those of [`Storage::checkpoint`]; the log is complete up to the last commit all the same.
     pub fn close(&self, source: &dyn CheckpointSource) -> Result<(), StorageError> {
+        self.inner.shared.set_closing();
         // First the log: a checkpoint that begins in a batch nobody waited for would have it replayed at the start.
         let end = lock(&self.inner.shared.append).end();
         let checkpointed = self.sync_to(end).and_then(|()| self.checkpoint(source));
@@ -545,15 +563,39 @@ impl Storage {
         checkpointed.map(|_| ())
     }
 
-    /// While the disk is low, nothing is kept for later: spare segments are given back.
+    /// Something that reads the store again, step by step, and says what does not verify.
+    #[must_use]
+    pub fn scrubber(&self) -> Scrubber {
+        Scrubber::new(Arc::clone(&self.inner.shared))
+    }
+
+    /// Looks after what is put aside; to be called every now and then. While the disk is low nothing is kept for
+    /// later, and spare segments are given back; otherwise a reserve that had to give is made whole again.
     ///
     /// # Errors
     /// Those of the disk.
-    pub fn set_low_on_space(&self, is_low: bool) -> Result<(), StorageError> {
+    pub fn tend_space(&self, is_low: bool) -> Result<(), StorageError> {
         let shared = &self.inner.shared;
         let path = std::path::Path::new(LOG_DIR);
-        let set = shared.pool.set_low(is_low);
-        set.map_err(io_error(&*shared.disk, "give back spare segments of", path))
+        let set = shared.space.pool.set_low(is_low);
+        set.map_err(io_error(&*shared.disk, "give back spare segments of", path))?;
+        if !is_low {
+            shared.space.refill();
+        }
+        Ok(())
+    }
+
+    /// True since the disk refused something for lack of space, until there is room and the reserve is whole again:
+    /// nobody may publish meanwhile. Everything else goes on.
+    #[must_use]
+    pub fn is_short_of_space(&self) -> bool {
+        self.inner.shared.space.is_short()
+    }
+
+    /// True while not even acks can be logged: commits wait for room, and go on by themselves when there is some.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        self.inner.shared.is_stalled()
     }
 
     /// Counters since the start.
@@ -563,7 +605,8 @@ impl Storage {
         let mut stats = lock(&shared.stats).clone();
         stats.undurable_bytes = shared.undurable_bytes();
         stats.segment_count = lock(&shared.segments).len() as u64;
-        stats.spare_count = shared.pool.spare_count() as u64;
+        stats.reserve_bytes = shared.space.reserve_bytes();
+        stats.spare_count = shared.space.pool.spare_count() as u64;
         stats.replay_bytes = self.replay_bytes();
         stats
     }
@@ -592,7 +635,7 @@ impl Inner {
     /// Ends the commit thread and releases the lock; a second call does nothing.
     fn end(&self, stop: Stop) {
         self.shared.request_stop(stop);
-        self.shared.pool.stop();
+        self.shared.space.pool.stop();
         let committing = std::mem::replace(&mut *lock(&self.committing), Committing::Ended);
         let is_drained = stop == Stop::Drain;
         match committing {
@@ -611,7 +654,7 @@ impl Inner {
             Committing::ByHand(_) | Committing::Ended => return self.release(),
         }
         if is_drained {
-            self.shared.pool.put_away();
+            self.shared.space.pool.put_away();
         }
         self.release();
     }

@@ -35,7 +35,9 @@ pub enum StorageError {
     },
     /// Bytes that were proven durable do not verify. Nothing was changed; inspect with the dump tool.
     #[error(
-        "damaged data in {path} at offset {offset}: {detail}; run `strata-dump verify` on the data directory"
+        "damaged data in {path} at offset {offset}: {detail}; nothing was changed: keep a copy of the data directory, \
+         `strata-dump verify DIR` lists all damage, `strata-dump export DIR` gets the readable messages out, \
+         `--on-corruption quarantine` starts without what is damaged"
     )]
     Damaged {
         /// The file.
@@ -55,12 +57,32 @@ pub enum StorageError {
         /// What the system said.
         source: io::Error,
     },
+    /// There was no space for an operation that may be repeated: free some, then try again.
+    #[error("cannot {operation} {path}: no space left on the device")]
+    Full {
+        /// What was tried.
+        operation: &'static str,
+        /// On which file.
+        path: String,
+    },
     /// The engine stopped after an earlier error; nothing is committed any more. Restart and recover.
     #[error("the storage engine has stopped: {reason}")]
     Stopped {
         /// The earlier error.
         reason: String,
     },
+}
+
+impl StorageError {
+    /// True when the system had no space, whatever the operation was.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Full { .. } => true,
+            Self::Io { source, .. } => super::reserve::is_full(source),
+            _ => false,
+        }
+    }
 }
 
 /// Why one message could not be read.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::error::StorageError;
 use super::format::TEMP_EXTENSION;
+use super::reserve::is_full;
 use crate::disk::{Disk, DiskFile, OpenMode};
 
 /// Turns the system's refusal of `operation` on `path` into the engine's error.
@@ -18,6 +19,21 @@ pub(crate) fn io_error<'a>(
         operation,
         path: disk.describe(path),
         source,
+    }
+}
+
+/// As [`io_error`], for an operation that may be repeated when there is room again: never for a sync.
+pub(crate) fn room_error<'a>(
+    disk: &'a dyn Disk,
+    operation: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> StorageError + 'a {
+    move |source| {
+        if is_full(&source) {
+            let path = disk.describe(path);
+            return StorageError::Full { operation, path };
+        }
+        io_error(disk, operation, path)(source)
     }
 }
 

@@ -51,6 +51,8 @@ pub const BATCH_MAGIC: u32 = u32::from_le_bytes(*b"SMQb");
 pub const LOCK_FILE: &str = "LOCK";
 /// The two copies of the superblock, in the order in which they are written.
 pub const SUPERBLOCK_FILES: [&str; 2] = ["superblock.0", "superblock.1"];
+/// Space put aside for a full disk.
+pub const RESERVE_FILE: &str = "reserve";
 /// Directory of segments.
 pub const LOG_DIR: &str = "log";
 /// Extension of segments.

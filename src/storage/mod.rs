@@ -9,7 +9,8 @@
 //! The truth is the newest checkpoint plus the log from the place where it begins. Everything that happens is one
 //! record in one log, in the order in which queues changed; one sync makes it durable, whatever the number of
 //! queues. Reading order: `types`, `format`, `record`, `batch`, `append`, `schedule`, `pool`, `commit`, `engine`; then
-//! `image`, `run`, `checkpoint`, `filing`, `index`, `scan`, `survey`, `replay`, `recovery`.
+//! `image`, `run`, `checkpoint`, `filing`, `index`, `scan`, `survey`, `replay`, `recovery`; for damage `salvage`, `quarantine`,
+//! `scrub`.
 //!
 //! 1. A watermark covers only what an fdatasync that began later than the write has returned for.
 //! 2. No file of an earlier incarnation is ever changed; LSNs and segment numbers are never used twice.
@@ -31,15 +32,19 @@ pub mod image;
 pub mod index;
 mod options;
 pub mod pool;
+mod quarantine;
 mod read;
 pub mod record;
 mod recovery;
 pub mod replay;
 mod report;
+mod reserve;
 pub mod run;
 mod run_codec;
+pub mod salvage;
 pub mod scan;
 mod schedule;
+pub mod scrub;
 pub mod segment;
 mod shared;
 pub mod stats;
@@ -54,7 +59,7 @@ pub use engine::Storage;
 pub use error::{ReadError, StorageError};
 pub use gather::ReadBuffer;
 pub use image::QueueImage;
-pub use options::{FsyncPolicy, Options};
+pub use options::{FsyncPolicy, OnCorruption, Options};
 pub use read::check_record;
 pub use report::{CheckpointReport, Found, MetaRecord, Recovered, RecoveryReport, TornTail};
 pub use stats::Stats;
@@ -68,6 +73,9 @@ pub trait CommitListener: Send + Sync {
     fn committed(&self, confirm_lsn: Lsn);
     /// Un-durable bytes fell below their cap after [`has_room`](Options::undurable_max_bytes) had been refused.
     fn has_room_again(&self);
+    /// The disk is full and the engine lives on its reserve: nobody may publish until
+    /// [`Storage::is_short_of_space`] says otherwise. May come again and again.
+    fn short_of_space(&self) {}
     /// The engine stopped for good: no confirm may be sent any more, the process must end.
     fn failed(&self, error: &StorageError);
 }

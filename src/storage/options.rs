@@ -14,6 +14,16 @@ pub enum FsyncPolicy {
     Never,
 }
 
+/// What to do about data that was proven durable and does not verify.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnCorruption {
+    /// Refuse to open, and change nothing.
+    #[default]
+    Refuse,
+    /// Open with all that can be verified, keep a copy of the rest in `quarantine/`, and report what is lost.
+    Quarantine,
+}
+
 /// Settings of the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -30,6 +40,8 @@ pub struct Options {
     /// Bytes that may be pushed and not yet confirmed before publishers must wait: bounds memory, and
     /// what a crash can lose of unconfirmed work.
     pub undurable_max_bytes: u64,
+    /// What to do about damage in the part of the log that recovery replays, and in what leads to it.
+    pub on_corruption: OnCorruption,
     /// Unsettled messages from which on a queue's positions go to an index file. Which ones is the owner's choice, see
     /// [`unfiled_runs`](super::CheckpointSource::unfiled_runs); with 0 the engine gives every queue a file.
     pub index_min_messages: u64,
@@ -53,6 +65,7 @@ impl Default for Options {
             ack_fsync_ms: 50,
             segment_size_bytes: 64 << 20,
             undurable_max_bytes: 32 << 20,
+            on_corruption: OnCorruption::Refuse,
             index_min_messages: 1024,
             spare_count_max: 4,
         }

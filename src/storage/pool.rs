@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use super::error::StorageError;
-use super::file::{io_error, list_or_empty, write_all};
+use super::file::{io_error, list_or_empty, room_error, write_all};
 use super::format::{LOG_DIR, SPARE_EXTENSION, number_in_name, segment_path, spare_path};
 use super::segment::SegmentHeader;
 use super::types::{Lsn, SegmentId};
@@ -87,19 +87,18 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// A pool of the spares that are there.
+    /// A pool without spares; those that are there are handed in with [`Pool::add`].
     pub(crate) fn new(
         disk: Arc<dyn Disk>,
         segment_size_bytes: u64,
         spare_count_max: usize,
-        spares: BTreeSet<SegmentId>,
     ) -> Self {
         Self {
             disk,
             segment_size_bytes,
             spare_count_max,
             state: Mutex::new(State {
-                spares,
+                spares: BTreeSet::new(),
                 stage: Stage::Idle,
                 is_low: false,
                 is_stopping: false,
@@ -154,20 +153,14 @@ impl Pool {
         outcome
     }
 
-    /// The body of the thread that prepares segments; ends after [`Pool::stop`], or with a failed sync, which the
-    /// next [`Pool::take`] or [`Pool::check`] passes on and `on_failure` announces.
-    pub(crate) fn run(&self, on_failure: impl Fn()) {
-        while self.wait_for_work() {
-            if let Err(error) = self.work() {
-                lock(&self.state).stage = Stage::Failed(error);
-                self.changed.notify_all();
-                on_failure();
-                return;
-            }
-        }
+    /// A sync failed on the thread that prepares segments: the next [`Pool::take`] or [`Pool::check`] passes it on.
+    pub(crate) fn set_failed(&self, error: StorageError) {
+        lock(&self.state).stage = Stage::Failed(error);
+        self.changed.notify_all();
     }
 
-    fn wait_for_work(&self) -> bool {
+    /// Waits until a segment is to be prepared; false after [`Pool::stop`].
+    pub(crate) fn wait_for_work(&self) -> bool {
         let mut state = lock(&self.state);
         while !state.is_stopping && !matches!(state.stage, Stage::Wanted(_)) {
             state = wait(&self.changed, state);
@@ -244,7 +237,7 @@ impl Pool {
     ) -> Result<Prepared, MakeError> {
         let disk = &*self.disk;
         let refused = |operation| {
-            move |source: io::Error| MakeError::Refused(io_error(disk, operation, path)(source))
+            move |source: io::Error| MakeError::Refused(room_error(disk, operation, path)(source))
         };
         let file = if header.is_recycled {
             disk.open(path, OpenMode::ReadWrite)

@@ -410,6 +410,8 @@ pub(crate) fn split(bytes: &[u8]) -> Result<(&[u8], usize), RecordError> {
 pub fn decode(record: &[u8], lsn: Lsn) -> Result<Record<'_>, RecordError> {
     let decoded = decode_unchecked(record, lsn)?;
     if let Record::Publish(publish) = &decoded {
+        let padding = record.len() - padding_len(publish.payload.len());
+        check_padding(record.get(padding..).unwrap_or_default())?;
         let (stored, computed) = (publish.payload_crc, crc32fast::hash(publish.payload));
         if !is_crc_right(stored, computed) {
             return Err(RecordError::PayloadCrc { stored, computed });
@@ -418,7 +420,8 @@ pub fn decode(record: &[u8], lsn: Lsn) -> Result<Record<'_>, RecordError> {
     Ok(decoded)
 }
 
-/// As [`decode`], for a record whose payload is known to be right.
+/// As [`decode`], for a record whose payload is known to be right, or of which only the rest matters: what the
+/// batch's CRC does not cover, the payload and the padding behind it, is not looked at.
 pub(crate) fn decode_unchecked(record: &[u8], lsn: Lsn) -> Result<Record<'_>, RecordError> {
     let too_short = || RecordError::Length(record.len() as u64);
     let (head, rest) = record.split_first_chunk().ok_or_else(too_short)?;
@@ -510,7 +513,7 @@ fn decode_publish<'a>(header: &Header, rest: &'a [u8]) -> Result<Publish<'a>, Re
     let (refs, rest) = rest
         .split_at_checked(refs_len)
         .ok_or(RecordError::Field("count"))?;
-    let payload = split_padded(rest, header.body_len)?;
+    let (payload, _) = split_unpadded(rest, header.body_len)?;
     Ok(Publish {
         refs: Refs { bytes: refs, size },
         priority: header.argument,
@@ -576,13 +579,26 @@ fn decode_cause(argument: u8) -> Result<SettleCause, RecordError> {
 
 /// The first `len` bytes of what remains of a record; the rest must be the zeros that pad it.
 fn split_padded(rest: &[u8], len: u32) -> Result<&[u8], RecordError> {
+    let (body, padding) = split_unpadded(rest, len)?;
+    check_padding(padding)?;
+    Ok(body)
+}
+
+/// As [`split_padded`]; the padding, of the right length, is not looked at.
+fn split_unpadded(rest: &[u8], len: u32) -> Result<(&[u8], &[u8]), RecordError> {
     let wrong = RecordError::Field("body length");
     let (body, padding) = rest.split_at_checked(len as usize).ok_or(wrong.clone())?;
-    if padding.len() != padding_len(body.len()) {
-        return Err(wrong);
+    if padding.len() == padding_len(body.len()) {
+        Ok((body, padding))
+    } else {
+        Err(wrong)
     }
-    if padding.iter().any(|byte| *byte != 0) {
-        return Err(RecordError::Field("padding"));
+}
+
+fn check_padding(padding: &[u8]) -> Result<(), RecordError> {
+    if padding.iter().all(|byte| *byte == 0) {
+        Ok(())
+    } else {
+        Err(RecordError::Field("padding"))
     }
-    Ok(body)
 }

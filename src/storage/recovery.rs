@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! t1 lock, t2 sync what will be read and drop it from the cache, t3 read and verify (survey), t4 new epoch durable,
-//! t5 keep a copy of a torn tail, t6 create a fresh segment, t7 write and sync its OPEN batch, t8 go
+//! t5 keep a copy of a torn tail (and of what is damaged), t6 create a fresh segment, t7 write and sync its OPEN batch, t8 go
 //! ```
 //! - Until t4 nothing is written: what is refused is left as it was.
 //! - t2: a broker that died may have left pages that the next power cut would take away. What is read is on the
@@ -19,25 +19,27 @@ use std::sync::Arc;
 
 use super::batch::{BatchBody, BatchHeader};
 use super::error::StorageError;
-use super::file::{create_temp, io_error, list_or_empty, publish_temp, temp_path, write_all};
+use super::file::{io_error, list_or_empty, room_error, temp_path, write_all};
 use super::format::{
-    CHECKPOINT_DIR, INDEX_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, SUPERBLOCK_FILES, StoreId,
-    checkpoint_path, segment_path,
+    CHECKPOINT_DIR, INDEX_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, RESERVE_FILE, SUPERBLOCK_FILES,
+    StoreId, checkpoint_path, segment_path,
 };
 use super::image::QueueImage;
 use super::index::{self, files::IndexFiles};
-use super::pool::{self, Pool, Prepared};
+use super::options::OnCorruption;
+use super::pool::{self, Prepared};
+use super::quarantine;
 use super::record::Entry;
 use super::report::{Found, Recovered, RecoveryReport, TornTail};
+use super::reserve::{Space, with_room};
+use super::salvage::salvage;
 use super::segment::{self, SegmentHeader};
 use super::shared::Existing;
 use super::superblock::{self, Superblock};
-use super::survey::{Discarded, Survey, survey};
+use super::survey::{Survey, survey};
 use super::types::{Lsn, SegmentId};
 use crate::disk::{Clock, DirectoryLock, Disk, DiskFile, OpenMode};
 
-/// Bytes copied at once.
-const COPY_CHUNK_BYTES: usize = 1 << 20;
 /// Entry that file systems put into the root of a volume.
 const LOST_AND_FOUND: &str = "lost+found";
 
@@ -58,29 +60,41 @@ pub(crate) struct FreshSegment {
     pub(crate) open_header: BatchHeader,
 }
 
-/// Opens the data directory; `new_store` names the store if there is none yet. `pool` gets the spares that are there.
+/// Opens the data directory; `new_store` names the store if there is none yet. `space` gets what is put aside there.
 pub(crate) fn open(
     shared_disk: &Arc<dyn Disk>,
     clock: &dyn Clock,
     new_store: StoreId,
-    pool: &Pool,
+    on_corruption: OnCorruption,
+    space: &Space,
 ) -> Result<Opened, StorageError> {
     let disk = &**shared_disk;
     let begun_ns = clock.monotonic_ns();
-    check_is_ours(disk)?;
+    let is_lost = check_is_ours(disk, on_corruption)?;
     let lock = take_lock(disk)?;
+    let found = space.find_reserve();
+    found.map_err(io_error(disk, "open", Path::new(RESERVE_FILE)))?;
     settle_superblocks(disk)?;
-    let copies = superblock::read_copies(disk)?;
-    let (superblock, is_blank) = match superblock::choose(disk, &copies)? {
-        Some(superblock) => (superblock, false),
-        None => (initialise(disk, clock, new_store)?, true),
+    let (superblock, is_blank) = match read_superblock(disk, is_lost, on_corruption)? {
+        Identity::Known(superblock) => (Some(superblock), false),
+        Identity::Lost => (None, false),
+        Identity::Blank => (
+            Some(with_room(space, || {
+                initialise(disk, clock, new_store, space)
+            })?),
+            true,
+        ),
     };
-    settle_log(disk, &superblock)?;
-    pool.add(pool::list(disk)?);
-    let survey = survey(disk, superblock)?;
-    let superblock = begin_epoch(disk, &survey)?;
-    let torn = keep_torn_tail(disk, &survey);
-    let fresh = open_fresh_segment(disk, clock, &superblock, &survey, pool)?;
+    settle_log(disk, superblock.as_ref())?;
+    space.pool.add(pool::list(disk)?);
+    let mut survey = read_store(disk, superblock, on_corruption)?;
+    let superblock = with_room(space, || begin_epoch(disk, &survey))?;
+    let torn = quarantine::keep_torn_tail(disk, &survey);
+    if let Some(salvage) = &mut survey.salvage {
+        quarantine::keep_damaged(disk, salvage);
+    }
+    let fresh = open_fresh_segment(disk, clock, &superblock, &survey, space)?;
+    space.refill();
     let mut segments = survey.segments.clone();
     segments.insert(fresh.header.segment);
     let found = if is_blank {
@@ -106,15 +120,67 @@ pub(crate) fn open(
     })
 }
 
-/// Refuses a directory whose content is not ours, before anything is created in it.
-fn check_is_ours(disk: &dyn Disk) -> Result<(), StorageError> {
+/// What the superblock says about the directory.
+enum Identity {
+    Known(Superblock),
+    /// There was one, and no copy of it is whole.
+    Lost,
+    Blank,
+}
+
+fn read_superblock(
+    disk: &dyn Disk,
+    is_lost: bool,
+    on_corruption: OnCorruption,
+) -> Result<Identity, StorageError> {
+    if is_lost {
+        return Ok(Identity::Lost);
+    }
+    let copies = superblock::read_copies(disk)?;
+    match superblock::choose(disk, &copies) {
+        Ok(Some(superblock)) => Ok(Identity::Known(superblock)),
+        Ok(None) => Ok(Identity::Blank),
+        Err(StorageError::Damaged { .. }) if on_corruption == OnCorruption::Quarantine => {
+            Ok(Identity::Lost)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads the state; of a damaged store what is left of it, if that is wanted.
+fn read_store(
+    disk: &dyn Disk,
+    superblock: Option<Superblock>,
+    on_corruption: OnCorruption,
+) -> Result<Survey, StorageError> {
+    let Some(known) = superblock else {
+        return salvage(disk, None);
+    };
+    let damage = match survey(disk, known) {
+        Err(error @ StorageError::Damaged { .. }) if on_corruption == OnCorruption::Quarantine => {
+            error
+        }
+        outcome => return outcome,
+    };
+    let survey = salvage(disk, Some(known))?;
+    // To go on as if nothing were wrong would be to lose something without a word.
+    if survey.salvage.is_some() {
+        Ok(survey)
+    } else {
+        Err(damage)
+    }
+}
+
+/// Refuses a directory whose content is not ours, before anything is created in it. True when it is ours and both
+/// copies of the superblock are missing, which only [`OnCorruption::Quarantine`] lets pass.
+fn check_is_ours(disk: &dyn Disk, on_corruption: OnCorruption) -> Result<bool, StorageError> {
     let names = list_or_empty(disk, Path::new(""))?;
     let is_named = |name: &Path, known: &str| name == Path::new(known);
     let has_superblock = names
         .iter()
         .any(|name| SUPERBLOCK_FILES.iter().any(|known| is_named(name, known)));
     if has_superblock {
-        return Ok(());
+        return Ok(false);
     }
     let temporary = SUPERBLOCK_FILES.map(|name| temp_path(Path::new(name)));
     let known = [
@@ -123,6 +189,7 @@ fn check_is_ours(disk: &dyn Disk) -> Result<(), StorageError> {
         CHECKPOINT_DIR,
         INDEX_DIR,
         QUARANTINE_DIR,
+        RESERVE_FILE,
         LOST_AND_FOUND,
     ];
     let foreign = names
@@ -135,6 +202,7 @@ fn check_is_ours(disk: &dyn Disk) -> Result<(), StorageError> {
             path: disk.describe(Path::new("")),
             found: name.display().to_string(),
         }),
+        None if has_log && on_corruption == OnCorruption::Quarantine => Ok(true),
         None if has_log => {
             let detail = "both copies of the superblock are missing, but there is a log";
             Err(super::file::damaged(
@@ -144,7 +212,7 @@ fn check_is_ours(disk: &dyn Disk) -> Result<(), StorageError> {
                 detail,
             ))
         }
-        None => Ok(()),
+        None => Ok(false),
     }
 }
 
@@ -163,12 +231,16 @@ fn initialise(
     disk: &dyn Disk,
     clock: &dyn Clock,
     store: StoreId,
+    space: &Space,
 ) -> Result<Superblock, StorageError> {
     for dir in [LOG_DIR, CHECKPOINT_DIR, QUARANTINE_DIR] {
         let path = Path::new(dir);
         disk.create_dir(path)
-            .map_err(io_error(disk, "create a directory", path))?;
+            .map_err(room_error(disk, "create a directory", path))?;
     }
+    let path = Path::new(RESERVE_FILE);
+    let created = space.create_reserve();
+    created.map_err(room_error(disk, "create", path))?;
     sync_dir(disk, "")?;
     let superblock = Superblock {
         store,
@@ -209,11 +281,22 @@ fn settle_superblocks(disk: &dyn Disk) -> Result<(), StorageError> {
 }
 
 /// Settles the checkpoint and every segment that will be read. Older segments were synced before that checkpoint.
-fn settle_log(disk: &dyn Disk, superblock: &Superblock) -> Result<(), StorageError> {
+/// Without a superblock everything may be read.
+fn settle_log(disk: &dyn Disk, superblock: Option<&Superblock>) -> Result<(), StorageError> {
     sync_dir(disk, CHECKPOINT_DIR)?;
     sync_dir(disk, LOG_DIR)?;
-    settle(disk, &checkpoint_path(superblock.checkpoint_generation))?;
-    let first = superblock.begin.segment();
+    let first = match superblock {
+        Some(superblock) => {
+            settle(disk, &checkpoint_path(superblock.checkpoint_generation))?;
+            superblock.begin.segment()
+        }
+        None => {
+            for name in list_or_empty(disk, Path::new(CHECKPOINT_DIR))? {
+                settle(disk, &Path::new(CHECKPOINT_DIR).join(name))?;
+            }
+            SegmentId(0)
+        }
+    };
     let segments = segment::list(disk)?;
     segments
         .range(first..)
@@ -233,64 +316,13 @@ fn begin_epoch(disk: &dyn Disk, survey: &Survey) -> Result<Superblock, StorageEr
     Ok(superblock)
 }
 
-/// Copies what was cut off into `quarantine/`, for inspection. Not being able to is no reason not to start: the
-/// bytes stay where they are until their segment is freed.
-fn keep_torn_tail(disk: &dyn Disk, survey: &Survey) -> Option<TornTail> {
-    if survey.discarded.is_empty() {
-        return None;
-    }
-    let mut torn = TornTail {
-        cut_at: survey.end,
-        discarded_bytes: 0,
-        discarded_batch_count: 0,
-        discarded_record_count: 0,
-        kept_in: Vec::new(),
-    };
-    for discarded in &survey.discarded {
-        torn.discarded_bytes += discarded.remains.len_bytes;
-        torn.discarded_batch_count += discarded.remains.batch_count;
-        torn.discarded_record_count += discarded.remains.record_count;
-        let name = format!(
-            "{QUARANTINE_DIR}/{}-{:08x}.torn",
-            discarded.segment, discarded.from
-        );
-        match keep(disk, discarded, Path::new(&name)) {
-            Ok(()) => torn.kept_in.push(name),
-            Err(error) => tracing::warn!(%error, name, "cannot keep a copy of a torn tail"),
-        }
-    }
-    Some(torn)
-}
-
-fn keep(disk: &dyn Disk, discarded: &Discarded, path: &Path) -> io::Result<()> {
-    disk.create_dir(Path::new(QUARANTINE_DIR))?;
-    let from = disk.open(&segment_path(discarded.segment), OpenMode::Read)?;
-    let to = create_temp(disk, path)?;
-    let mut copied = 0;
-    while copied < discarded.remains.len_bytes {
-        let remaining = discarded.remains.len_bytes - copied;
-        let mut chunk = vec![
-            0;
-            usize::try_from(remaining)
-                .map_or(COPY_CHUNK_BYTES, |r| r.min(COPY_CHUNK_BYTES))
-        ];
-        let read = from.read_at(&mut chunk, u64::from(discarded.from) + copied)?;
-        if read == 0 {
-            break;
-        }
-        write_all(&*to, chunk.get(..read).unwrap_or_default(), copied)?;
-        copied += read as u64;
-    }
-    publish_temp(disk, &*to, path)
-}
-
 /// Creates the segment of this incarnation behind everything that exists, and makes its OPEN batch durable.
 fn open_fresh_segment(
     disk: &dyn Disk,
     clock: &dyn Clock,
     superblock: &Superblock,
     survey: &Survey,
-    pool: &Pool,
+    space: &Space,
 ) -> Result<FreshSegment, StorageError> {
     let last = survey
         .segments
@@ -304,7 +336,7 @@ fn open_fresh_segment(
         created_at_ms: clock.unix_ms(),
         is_recycled: false,
     };
-    let (Prepared { header, file }, _) = pool.take(header)?;
+    let (Prepared { header, file }, _) = with_room(space, || space.pool.take(header))?;
     let mut body = BatchBody::new(header.first_batch());
     body.push(&Entry::Open {
         predecessor_end: survey.end,
@@ -327,9 +359,15 @@ fn open_fresh_segment(
     let mut block = open_batch.clone();
     block.resize(segment::FIRST_BATCH_OFFSET as usize, 0);
     let path = segment_path(header.segment);
-    let written = write_all(&*file, &block, u64::from(segment::FIRST_BATCH_OFFSET))
-        .and_then(|()| file.sync_data());
-    written.map_err(io_error(disk, "open a fresh segment", &path))?;
+    with_room(space, || {
+        write_all(&*file, &block, u64::from(segment::FIRST_BATCH_OFFSET)).map_err(room_error(
+            disk,
+            "open a fresh segment",
+            &path,
+        ))
+    })?;
+    file.sync_data()
+        .map_err(io_error(disk, "open a fresh segment", &path))?;
     Ok(FreshSegment {
         header,
         file,
@@ -364,7 +402,10 @@ fn finish(
     let report = RecoveryReport {
         found,
         epoch,
-        checkpoint_generation: survey.superblock.checkpoint_generation,
+        checkpoint_generation: survey
+            .checkpoint
+            .as_ref()
+            .map_or(0, |checkpoint| checkpoint.header.generation),
         replayed_from: survey.superblock.begin,
         replayed_to: survey.end,
         replayed_record_count,
@@ -375,6 +416,7 @@ fn finish(
         segment_count,
         read_bytes: survey.read_bytes + rebuilt.read_bytes,
         duration_ms: 0,
+        salvage: survey.salvage,
     };
     let recovered = Recovered {
         report,

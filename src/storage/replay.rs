@@ -18,6 +18,8 @@ pub struct Replay {
     meta_lsn: Lsn,
     record_count: u64,
     high_counts: HighCounts,
+    /// See [`Replay::adopt_unknown_queues`].
+    adopts_queues: bool,
 }
 
 /// Failed deliveries of filed messages that are too many for the marks of a run.
@@ -31,6 +33,18 @@ impl Replay {
             queues: queues.into_iter().map(|image| (image.id, image)).collect(),
             meta_lsn,
             ..Self::default()
+        }
+    }
+
+    /// From now on a message for a queue that is not known makes that queue: the record that created it may be lost.
+    pub fn adopt_unknown_queues(&mut self) {
+        self.adopts_queues = true;
+    }
+
+    /// Takes every message for one that may have been delivered: reservations and settlements may be lost.
+    pub fn distrust_deliveries(&mut self) {
+        for image in self.queues.values_mut() {
+            image.reserved_upto = image.reserved_upto.max(image.next_seq);
         }
     }
 
@@ -99,6 +113,11 @@ impl Replay {
 
     fn apply_publish(&mut self, position: Position, publish: &Publish<'_>, end: Lsn) {
         for r in publish.refs.iter() {
+            if self.adopts_queues {
+                self.queues
+                    .entry(r.queue)
+                    .or_insert_with(|| QueueImage::new(r.queue, Lsn(0)));
+            }
             if let Some(image) = self.queues.get_mut(&r.queue) {
                 let entry = ImageEntry {
                     seq: r.seq,

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::image::QueueImage;
+use super::salvage::Salvage;
 use super::types::{Lsn, SegmentId};
 
 /// In what state the data directory was found.
@@ -63,6 +64,8 @@ pub struct RecoveryReport {
     pub read_bytes: u64,
     /// How long it took.
     pub duration_ms: u64,
+    /// What is lost, if the store was damaged and opened all the same.
+    pub salvage: Option<Salvage>,
 }
 
 impl fmt::Display for RecoveryReport {
@@ -90,7 +93,11 @@ impl fmt::Display for RecoveryReport {
                 self.rebuilt_run_count, self.filed_run_count
             )?;
         }
-        write!(f, "; {} ms", self.duration_ms)
+        write!(f, "; {} ms", self.duration_ms)?;
+        match &self.salvage {
+            Some(salvage) => write!(f, "; SALVAGED from damage: {salvage}"),
+            None => Ok(()),
+        }
     }
 }
 

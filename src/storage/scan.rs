@@ -25,6 +25,8 @@ pub(crate) struct Window {
     /// Bytes of the file from `start` on.
     bytes: Vec<u8>,
     start: u64,
+    /// Bytes read at once, see [`CHUNK_BYTES`].
+    chunk_bytes: u64,
     /// Bytes read so far.
     pub(crate) read_bytes: u64,
 }
@@ -37,6 +39,7 @@ impl Window {
             file_len,
             bytes: Vec::new(),
             start: 0,
+            chunk_bytes: CHUNK_BYTES,
             read_bytes: 0,
         })
     }
@@ -67,7 +70,9 @@ impl Window {
         }
         self.start = offset;
         let held = self.bytes.len();
-        let wanted = (end - offset).max(CHUNK_BYTES).min(self.file_len - offset);
+        let wanted = (end - offset)
+            .max(self.chunk_bytes)
+            .min(self.file_len - offset);
         self.bytes.resize(index(wanted).max(held), 0);
         let tail = self.bytes.get_mut(held..).unwrap_or_default();
         let read = self.file.read_at(tail, offset + held as u64)?;
@@ -103,6 +108,16 @@ impl SegmentScan {
             window: Window::new(file)?,
             at: u64::from(from),
         })
+    }
+
+    /// Reads less at once than a scan that hurries.
+    pub(crate) fn read_in_chunks_of(&mut self, bytes: u64) {
+        self.window.chunk_bytes = bytes;
+    }
+
+    /// The file it reads.
+    pub(crate) fn file(&self) -> Arc<dyn DiskFile> {
+        Arc::clone(&self.window.file)
     }
 
     /// The header of the segment.
@@ -152,6 +167,53 @@ impl SegmentScan {
             self.at += len;
         }
         Ok(verified)
+    }
+
+    /// As [`next_batch`](Self::next_batch), but wrong payloads are let pass; with their number.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub(crate) fn next_batch_without_payloads(
+        &mut self,
+    ) -> io::Result<Result<(Batch<'_>, u64), Invalid>> {
+        let header = match self.read_header(self.place())? {
+            Ok(header) => header,
+            Err(invalid) => return Ok(Err(invalid)),
+        };
+        let len = u64::from(header.len_bytes);
+        let bytes = self.window.get(self.at, len)?;
+        if bytes.len() as u64 != len {
+            return Ok(Err(Invalid::Truncated(len)));
+        }
+        let verified = Batch::verify_without_payloads(header, bytes, self.seed);
+        if verified.is_ok() {
+            self.at += len;
+        }
+        Ok(verified)
+    }
+
+    /// Goes to `offset`.
+    pub(crate) fn go_to(&mut self, offset: u32) {
+        self.at = offset.into();
+    }
+
+    /// Goes on to the next place behind this one, and before `limit`, where a batch header verifies; false when there
+    /// is none, and the scan stays.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub(crate) fn find_next_header(&mut self, limit: u64) -> io::Result<bool> {
+        let from = self.at;
+        let limit = limit.min(self.window.file_len());
+        self.at += 8;
+        while self.at < limit {
+            if self.read_header(self.place())?.is_ok() {
+                return Ok(true);
+            }
+            self.at += 8;
+        }
+        self.at = from;
+        Ok(false)
     }
 
     /// Goes past a batch that does not verify, when its header does: for a report of all that is damaged. What is in
@@ -246,6 +308,27 @@ pub fn survey_remains(
         .min(window.file_len().saturating_sub(from));
     remains.read_bytes = window.read_bytes;
     Ok(remains)
+}
+
+/// The first header in a segment that this store signed.
+///
+/// # Errors
+/// Those of the disk.
+pub(crate) fn first_signed_header(
+    file: Arc<dyn DiskFile>,
+    store: super::format::StoreId,
+    segment: SegmentId,
+) -> io::Result<Option<BatchHeader>> {
+    let mut window = Window::new(file)?;
+    let mut at = u64::from(FIRST_BATCH_OFFSET);
+    while at < window.file_len() {
+        let bytes = window.get(at, batch_header::SIZE as u64)?.first_chunk();
+        if let Some(header) = bytes.and_then(|bytes| signed_header(bytes, store, segment, at)) {
+            return Ok(Some(header));
+        }
+        at += 8;
+    }
+    Ok(None)
 }
 
 /// Signed headers that begin in the first `len` bytes of what lies `at` in the file.

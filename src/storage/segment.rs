@@ -99,6 +99,14 @@ impl SegmentHeader {
         })
     }
 
+    /// The header of a file that is named `segment`, of whichever store; `None` when it is not whole.
+    pub(crate) fn decode_of_any_store(bytes: &[u8], segment: SegmentId) -> Option<Self> {
+        let mut store = StoreId([0; 16]);
+        let named = bytes.get(at::STORE_ID.offset..at::STORE_ID.end())?;
+        store.0.copy_from_slice(named);
+        Self::decode(bytes, store, segment).ok()
+    }
+
     /// The checksum seed of what this incarnation writes into this segment.
     #[must_use]
     pub fn seed(&self) -> Seed {

@@ -14,8 +14,8 @@ use super::error::StorageError;
 use super::format::StoreId;
 use super::index::files::IndexFiles;
 use super::options::Options;
-use super::pool::Pool;
 use super::read::FileCache;
+use super::reserve::Space;
 use super::stats::Stats;
 use super::superblock::Superblock;
 use super::types::{Lsn, Position, Receipt, Request, SegmentId, Urgency};
@@ -44,6 +44,8 @@ struct Control {
     stop: Option<Stop>,
     /// Why the engine stopped for good.
     failure: Option<String>,
+    /// Nobody waits for room on a full disk any more.
+    is_closing: bool,
 }
 
 /// Files that recovery found or made.
@@ -70,6 +72,8 @@ pub(crate) struct Shared {
     undurable_bytes: AtomicU64,
     /// Somebody was refused by [`Shared::has_room`] and waits to be told.
     was_full: AtomicBool,
+    /// The log waits for room on the disk.
+    is_stalled: AtomicBool,
     /// Something pending is waited for: wakes the commit thread out of a lazy sleep.
     has_waited: AtomicBool,
     /// A checkpoint or a stop waits until this is synced.
@@ -85,7 +89,7 @@ pub(crate) struct Shared {
     pub(crate) files: FileCache,
     /// The index files; they have a lock of their own.
     pub(crate) index: IndexFiles,
-    pub(crate) pool: Arc<Pool>,
+    pub(crate) space: Arc<Space>,
 }
 
 impl Shared {
@@ -96,7 +100,7 @@ impl Shared {
         superblock: &Superblock,
         append: Append,
         existing: Existing,
-        pool: Arc<Pool>,
+        space: Arc<Space>,
     ) -> Self {
         let end = append.end().0;
         Self {
@@ -112,6 +116,7 @@ impl Shared {
             confirm_lsn: AtomicU64::new(end),
             undurable_bytes: AtomicU64::new(0),
             was_full: AtomicBool::new(false),
+            is_stalled: AtomicBool::new(false),
             has_waited: AtomicBool::new(false),
             force_to: AtomicU64::new(0),
             parked: AtomicU8::new(RUNNING),
@@ -121,7 +126,7 @@ impl Shared {
             stats: Mutex::default(),
             segments: Mutex::new(existing.segments),
             index: existing.index,
-            pool,
+            space,
         }
     }
 
@@ -216,6 +221,14 @@ impl Shared {
         self.was_full.load(Ordering::SeqCst)
             && !self.is_full()
             && self.was_full.swap(false, Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_stalled(&self, is_stalled: bool) {
+        self.is_stalled.store(is_stalled, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.is_stalled.load(Ordering::SeqCst)
     }
 
     pub(crate) fn is_forced(&self) -> bool {
@@ -322,6 +335,16 @@ impl Shared {
         lock(&self.control).stop.get_or_insert(stop);
         self.control_changed.notify_all();
         self.unpark();
+    }
+
+    /// The owner wants to end: a full disk is an error from now on, no matter of patience.
+    pub(crate) fn set_closing(&self) {
+        lock(&self.control).is_closing = true;
+        self.unpark();
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        lock(&self.control).is_closing
     }
 
     pub(crate) fn stop(&self) -> Option<Stop> {

@@ -122,6 +122,8 @@ pub struct Stats {
     pub prepared_segment_count: u64,
     /// Those of them that are freed files used again.
     pub recycled_segment_count: u64,
+    /// Bytes put aside for a full disk.
+    pub reserve_bytes: u64,
     /// Freed files that are kept to be used again.
     pub spare_count: u64,
     /// Segments freed since start.

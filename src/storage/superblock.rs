@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 
 use super::error::StorageError;
-use super::file::{create_temp, io_error, publish_temp, read_up_to, write_all};
+use super::file::{create_temp, io_error, publish_temp, read_up_to, room_error, write_all};
 use super::format::{
     BLOCK_BYTES, FORMAT_VERSION, MIN_READER_VERSION, SUPERBLOCK_FILES, SUPERBLOCK_MAGIC, StoreId,
     is_crc_right, superblock as at,
@@ -113,15 +113,20 @@ impl Superblock {
 
     fn write_copy(&self, disk: &dyn Disk, path: &Path) -> Result<(), StorageError> {
         let bytes = self.encode();
-        let written = match disk.open(path, OpenMode::ReadWrite) {
-            Ok(file) => write_all(&*file, &bytes, 0).and_then(|()| file.sync_all()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => create_temp(disk, path)
-                .and_then(|file| {
-                    write_all(&*file, &bytes, 0).and_then(|()| publish_temp(disk, &*file, path))
-                }),
+        let room = || room_error(disk, "write the superblock", path);
+        let synced = match disk.open(path, OpenMode::ReadWrite) {
+            Ok(file) => {
+                write_all(&*file, &bytes, 0).map_err(room())?;
+                file.sync_all()
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let file = create_temp(disk, path).map_err(room())?;
+                write_all(&*file, &bytes, 0).map_err(room())?;
+                publish_temp(disk, &*file, path)
+            }
             Err(error) => Err(error),
         };
-        written.map_err(io_error(disk, "write the superblock", path))
+        synced.map_err(io_error(disk, "write the superblock", path))
     }
 }
 

@@ -25,6 +25,7 @@ use super::file::{damaged, io_error};
 use super::format::{FORMAT_VERSION, SUPERBLOCK_FILES, segment_path};
 use super::record::Record;
 use super::replay::{Replay, missing_segments};
+use super::salvage::Salvage;
 use super::scan::{Remains, SegmentScan, survey_remains};
 use super::segment::{self, HeaderError, SegmentHeader};
 use super::superblock::Superblock;
@@ -66,6 +67,8 @@ pub struct Survey {
     pub replay: Replay,
     /// Bytes read.
     pub read_bytes: u64,
+    /// What is missing, if the store is damaged and was read all the same.
+    pub salvage: Option<Salvage>,
 }
 
 /// A segment that may follow another: its first batch is valid and begins with OPEN.
@@ -101,6 +104,7 @@ pub fn survey(disk: &dyn Disk, superblock: Superblock) -> Result<Survey, Storage
         discarded: Vec::new(),
         replay,
         read_bytes,
+        salvage: None,
     };
     let previous_crc = (survey.end.segment() == ROOT).then_some(0);
     let mut pass = Pass {

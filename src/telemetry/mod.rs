@@ -38,6 +38,10 @@ pub struct Counters {
     pub messages_delivered: AtomicU64,
     /// Connections closed because their own code panicked.
     pub connection_panics: AtomicU64,
+    /// Bytes the scrubber has read.
+    pub scrubbed_bytes: AtomicU64,
+    /// Damaged places it has found.
+    pub scrub_found: AtomicU64,
 }
 
 impl Counters {

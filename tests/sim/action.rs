@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use bytes::Bytes;
+use stratamq::storage::run::FiledRun;
 use stratamq::storage::types::{
     ImageEntry, Lsn, MetaEffect, Position, QueueId, Ref, Request, SeqRange, SettleCause, Urgency,
 };
@@ -516,9 +517,23 @@ impl CheckpointSource for Source<'_> {
         let live = self.world.live();
         let queue = live.queues.get(&id)?;
         Some(if self.is_exact {
-            queue.exact_image()
+            live.filer.image(&queue.exact_image())
         } else {
-            queue.image.clone()
+            live.filer.image(&queue.image)
         })
+    }
+
+    fn unfiled_runs(&self, id: QueueId, max_count: usize) -> Vec<Vec<ImageEntry>> {
+        let live = self.world.live();
+        let queue = live.queues.get(&id);
+        queue.map_or_else(Vec::new, |queue| {
+            live.filer.unfiled(&queue.image, max_count)
+        })
+    }
+
+    fn filed(&self, id: QueueId, runs: Vec<FiledRun>) {
+        // Between writing the blocks and letting go of what they say, messages may leave.
+        self.happen();
+        self.world.live().filer.filed(id, runs);
     }
 }

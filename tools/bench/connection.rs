@@ -10,7 +10,7 @@ use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 use stratamq::amqp::field_table::{FieldTable, FieldValue};
-use stratamq::amqp::method::{Method, channel, connection};
+use stratamq::amqp::method::{Method, basic, channel, connection};
 use stratamq::amqp::short_string::ShortString;
 
 /// The greeting of AMQP 0-9-1.
@@ -21,6 +21,8 @@ const TICK: Duration = Duration::from_millis(50);
 const ANSWER_TICKS_MAX: u32 = 1200;
 /// Requests that [`Connection::call_all`] sends before it waits for answers.
 const CALLS_AT_ONCE: usize = 500;
+/// Bytes of requests without an answer that go into one write.
+const TELL_BYTES: usize = 64 * 1024;
 /// Ticks a close may take; nothing depends on it any more.
 const CLOSE_TICKS_MAX: u32 = 100;
 
@@ -155,6 +157,26 @@ impl Connection {
                 take(self.expect(&is_answer, name)?);
             }
         }
+        Ok(())
+    }
+
+    /// Sends requests that ask for no answer (`nowait`), and then makes sure that all of them were carried out: of a refused one the
+    /// broker speaks before it answers what comes behind.
+    pub(crate) fn tell_all<R: Into<Method>>(
+        &mut self,
+        requests: impl IntoIterator<Item = R>,
+    ) -> Result<(), BenchError> {
+        for request in requests {
+            self.put(request, 1);
+            if self.output.len() >= TELL_BYTES {
+                self.send(&mut || true)?;
+            }
+        }
+        let qos = basic::Qos {
+            global: true,
+            ..basic::Qos::default()
+        };
+        self.call(qos, |method| matches!(method, Method::BasicQosOk(_)))?;
         Ok(())
     }
 

@@ -102,12 +102,15 @@ fn declare_queues(control: &mut Connection, args: &Args) -> Result<u64, BenchErr
     let is_fresh = args.publishers > 0;
     if is_fresh {
         delete_queues(control, args)?;
+        control.tell_all((0..args.queues).map(|index| queue::Declare {
+            nowait: true,
+            ..declare(args, index)
+        }))?;
+        if args.fanout {
+            bind_queues(control, args)?;
+        }
     }
-    let count = declare_all(control, args, !is_fresh)?;
-    if is_fresh && args.fanout {
-        bind_queues(control, args)?;
-    }
-    Ok(count)
+    queued_count_by(control, args)
 }
 
 /// Makes the fanout exchange and binds all queues to it.
@@ -122,30 +125,31 @@ fn bind_queues(control: &mut Connection, args: &Args) -> Result<(), BenchError> 
     control.call(declare, |method| {
         matches!(method, Method::ExchangeDeclareOk(_))
     })?;
-    let bind = |index| queue::Bind {
+    control.tell_all((0..args.queues).map(|index| queue::Bind {
         queue: queue_name(args, index),
         exchange: exchange.clone(),
+        nowait: true,
         ..queue::Bind::default()
-    };
-    control.call_all(
-        (0..args.queues).map(bind),
-        |method| matches!(method, Method::QueueBindOk(_)),
-        |_| {},
-    )
+    }))
 }
 
-/// Declares all queues, or only looks at them; says how many messages are in them.
-fn declare_all(control: &mut Connection, args: &Args, passive: bool) -> Result<u64, BenchError> {
-    let declare = |index| queue::Declare {
+fn declare(args: &Args, index: u32) -> queue::Declare {
+    queue::Declare {
         queue: queue_name(args, index),
-        passive,
         durable: args.durable,
         arguments: args.declare_arguments(),
         ..queue::Declare::default()
-    };
+    }
+}
+
+/// How many messages are in the queues, which must be there.
+fn queued_count_by(control: &mut Connection, args: &Args) -> Result<u64, BenchError> {
     let mut count = 0;
     control.call_all(
-        (0..args.queues).map(declare),
+        (0..args.queues).map(|index| queue::Declare {
+            passive: true,
+            ..declare(args, index)
+        }),
         |method| matches!(method, Method::QueueDeclareOk(_)),
         |answer| {
             if let Method::QueueDeclareOk(ok) = answer {
@@ -166,21 +170,17 @@ fn delete_queues(control: &mut Connection, args: &Args) -> Result<(), BenchError
             matches!(method, Method::ExchangeDeleteOk(_))
         })?;
     }
-    let delete = |index| queue::Delete {
+    control.tell_all((0..args.queues).map(|index| queue::Delete {
         queue: queue_name(args, index),
+        nowait: true,
         ..queue::Delete::default()
-    };
-    control.call_all(
-        (0..args.queues).map(delete),
-        |method| matches!(method, Method::QueueDeleteOk(_)),
-        |_| {},
-    )
+    }))
 }
 
 /// Messages in the queues of a run that kept them.
 pub(crate) fn queued_now(args: &Args) -> Result<u64, BenchError> {
     let mut control = Connection::open(&args.url)?;
-    let count = declare_all(&mut control, args, true)?;
+    let count = queued_count_by(&mut control, args)?;
     control.close();
     Ok(count)
 }
@@ -194,7 +194,7 @@ fn queued_count(
 ) -> Result<u64, BenchError> {
     let mut patience = Patience::new(args, clock);
     loop {
-        let count = declare_all(control, args, true)?;
+        let count = queued_count_by(control, args)?;
         if count >= expected || patience.is_over(count, clock) {
             return Ok(count);
         }

@@ -23,7 +23,8 @@ struct Content {
 
 pub(crate) fn run(store: &Store, printer: &mut Printer<'_>) -> Result<(), DumpError> {
     let (rows, damage) = Snapshot::look(store, |snapshot, superblock| {
-        let live = snapshot.as_ref().map(Snapshot::live);
+        let live = snapshot.as_ref().map(|snapshot| snapshot.live(store));
+        let live = live.transpose()?;
         let log = Log::read(store, superblock)?;
         let mut rows = Vec::new();
         for file in log.files.values() {

@@ -1,13 +1,16 @@
 //! Direct exchanges: byte-exact look-up of the routing key. The empty key is an ordinary key.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 
 use bytes::Bytes;
+
+use super::items::Items;
 
 /// Bindings by key.
 #[derive(Debug)]
 pub struct DirectTable<T> {
-    by_key: HashMap<Bytes, Vec<T>>,
+    by_key: HashMap<Bytes, Items<T>>,
 }
 
 impl<T> Default for DirectTable<T> {
@@ -18,10 +21,10 @@ impl<T> Default for DirectTable<T> {
     }
 }
 
-impl<T: PartialEq> DirectTable<T> {
+impl<T: Clone + Eq + Hash> DirectTable<T> {
     /// Adds a binding under `key`.
     pub fn insert(&mut self, key: Bytes, item: T) {
-        self.by_key.entry(key).or_default().push(item);
+        self.by_key.entry(key).or_default().insert(item);
     }
 
     /// Removes a binding under `key`.
@@ -29,7 +32,7 @@ impl<T: PartialEq> DirectTable<T> {
         let Some(items) = self.by_key.get_mut(key) else {
             return;
         };
-        items.retain(|other| other != item);
+        items.remove(item);
         if items.is_empty() {
             self.by_key.remove(key);
         }

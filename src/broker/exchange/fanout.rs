@@ -1,26 +1,32 @@
 //! Fanout exchanges: every binding, whatever the key.
 
+use std::hash::Hash;
+
+use super::items::Items;
+
 /// All bindings.
 #[derive(Debug)]
 pub struct FanoutTable<T> {
-    items: Vec<T>,
+    items: Items<T>,
 }
 
 impl<T> Default for FanoutTable<T> {
     fn default() -> Self {
-        Self { items: Vec::new() }
+        Self {
+            items: Items::default(),
+        }
     }
 }
 
-impl<T: PartialEq> FanoutTable<T> {
+impl<T: Clone + Eq + Hash> FanoutTable<T> {
     /// Adds a binding.
     pub fn insert(&mut self, item: T) {
-        self.items.push(item);
+        self.items.insert(item);
     }
 
     /// Removes a binding.
     pub fn remove(&mut self, item: &T) {
-        self.items.retain(|other| other != item);
+        self.items.remove(item);
     }
 
     /// Visits all bindings.

@@ -10,9 +10,11 @@
 //! A void argument asks for presence only. `all` of nothing matches everything, `any` of nothing nothing.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 
 use bytes::Bytes;
 
+use super::items::Items;
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::broker::equivalence::display;
 
@@ -90,24 +92,32 @@ impl HeadersPattern {
 /// All bindings with their patterns.
 #[derive(Debug)]
 pub struct HeadersTable<T> {
-    items: Vec<(HeadersPattern, T)>,
+    items: Items<T>,
+    /// In the order of the items.
+    patterns: Vec<HeadersPattern>,
 }
 
 impl<T> Default for HeadersTable<T> {
     fn default() -> Self {
-        Self { items: Vec::new() }
+        Self {
+            items: Items::default(),
+            patterns: Vec::new(),
+        }
     }
 }
 
-impl<T: PartialEq> HeadersTable<T> {
+impl<T: Clone + Eq + Hash> HeadersTable<T> {
     /// Adds a binding.
     pub fn insert(&mut self, pattern: HeadersPattern, item: T) {
-        self.items.push((pattern, item));
+        self.items.insert(item);
+        self.patterns.push(pattern);
     }
 
     /// Removes a binding.
     pub fn remove(&mut self, item: &T) {
-        self.items.retain(|(_, other)| other != item);
+        if let Some(place) = self.items.remove(item) {
+            self.patterns.swap_remove(place);
+        }
     }
 
     /// Visits the bindings that match `headers`.
@@ -116,7 +126,7 @@ impl<T: PartialEq> HeadersTable<T> {
         for (key, value) in headers {
             by_key.entry(key).or_insert(value);
         }
-        for (pattern, item) in &self.items {
+        for (pattern, item) in self.patterns.iter().zip(self.items.iter()) {
             if pattern.matches(&by_key) {
                 visit(item);
             }

@@ -3,6 +3,7 @@
 pub mod direct;
 pub mod fanout;
 pub mod headers;
+pub mod items;
 pub mod topic;
 
 use std::collections::HashMap;

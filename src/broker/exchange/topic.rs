@@ -16,9 +16,12 @@
 //! Backtracking matchers are exponential there.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
+
+use super::items::Items;
 
 /// Index of a node; the root is 0.
 type NodeIndex = usize;
@@ -44,17 +47,17 @@ struct Node<T> {
     /// This node was reached by `#`: every further word may stay here.
     is_hash: bool,
     /// Bindings whose key ends here.
-    items: Vec<T>,
+    items: Items<T>,
 }
 
-impl<T> Node<T> {
+impl<T: Clone + Eq + Hash> Node<T> {
     fn new(is_hash: bool) -> Self {
         Self {
             words: HashMap::new(),
             star: None,
             hash: None,
             is_hash,
-            items: Vec::new(),
+            items: Items::default(),
         }
     }
 
@@ -71,7 +74,7 @@ impl<T> Node<T> {
     }
 }
 
-impl<T> Default for TopicTable<T> {
+impl<T: Clone + Eq + Hash> Default for TopicTable<T> {
     fn default() -> Self {
         Self {
             nodes: vec![Node::new(false)],
@@ -89,7 +92,7 @@ fn words(key: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// Nodes reached so far. Few in practice.
 type States = SmallVec<[NodeIndex; 16]>;
 
-impl<T: PartialEq> TopicTable<T> {
+impl<T: Clone + Eq + Hash> TopicTable<T> {
     /// Adds a binding with the pattern `key`.
     pub fn insert(&mut self, key: &Bytes, item: T) {
         let mut at = ROOT;
@@ -99,7 +102,7 @@ impl<T: PartialEq> TopicTable<T> {
                 None => self.add_child(at, key.slice_ref(word)),
             };
         }
-        self.node_mut(at).items.push(item);
+        self.node_mut(at).items.insert(item);
     }
 
     /// Removes a binding with the pattern `key`, and nodes that lead nowhere then.
@@ -113,7 +116,7 @@ impl<T: PartialEq> TopicTable<T> {
             path.push(next);
             at = next;
         }
-        self.node_mut(at).items.retain(|other| other != item);
+        self.node_mut(at).items.remove(item);
         let words: Vec<&[u8]> = words(key).collect();
         for (parent, word) in path.iter().zip(&words).rev() {
             let Some(child) = self.node(*parent).next(word) else {

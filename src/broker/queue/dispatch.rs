@@ -242,24 +242,32 @@ impl QueueState {
                 self.slots.set_message(seq, Some(Arc::new(message)));
                 self.slots.update(seq, |slot| slot.has_failed = false);
             }
-            Err(failure) if slot.has_failed => {
-                tracing::error!(
-                    queue = %queue.spec.name,
-                    vhost = %queue.spec.vhost,
-                    seq = seq.0,
-                    position = %slot.position().lsn,
-                    reason = %failure.reason,
-                    "message cannot be read and is quarantined: kept, not delivered"
-                );
-                self.slots.set_status(seq, Status::Quarantined);
-                self.leaving.retain(|&(leaving, _)| leaving != seq);
-                turn.shared.count_quarantined(1);
-            }
+            Err(failure) if slot.has_failed => self.keep_aside(queue, turn, seq, &failure),
             Err(_) => {
                 self.slots.update(seq, |slot| slot.has_failed = true);
                 self.fetch(queue, turn, seq);
             }
         }
+    }
+
+    /// Quarantines a message: it stays in its queue, unsettled, and is never delivered.
+    pub(super) fn keep_aside(
+        &mut self,
+        queue: &QueueHandle,
+        turn: &Turn<'_>,
+        seq: Seq,
+        failure: &FetchFailure,
+    ) {
+        tracing::error!(
+            queue = %queue.spec.name,
+            vhost = %queue.spec.vhost,
+            seq = seq.0,
+            reason = %failure.reason,
+            "message cannot be read and is quarantined: kept, not delivered"
+        );
+        self.slots.set_status(seq, Status::Quarantined);
+        self.leaving.retain(|&(leaving, _)| leaving != seq);
+        turn.shared.count_quarantined(1);
     }
 
     /// Tells everybody who waits for a message that there is none.

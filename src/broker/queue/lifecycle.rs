@@ -70,7 +70,7 @@ pub fn set_channel_prefetch(turn: &mut Turn<'_>, credit: &Arc<ChannelCredit>, co
     turn.finish();
 }
 
-/// Removes all ready messages.
+/// Removes all ready messages, and those that cannot be read.
 pub fn purge(turn: &mut Turn<'_>, queue: &QueueHandle) -> Purged {
     let mut locked = Locked::one(queue);
     let mut batch = Batch::default();
@@ -106,8 +106,9 @@ pub fn delete(
     if state.is_deleted {
         return Err(DeleteRefusal::AlreadyDeleted);
     }
-    let ready_count = state.slots.sums().ready_count;
-    if condition.if_empty && ready_count > 0 {
+    let sums = state.slots.sums();
+    let ready_count = sums.ready_count;
+    if condition.if_empty && ready_count + sums.quarantined_count > 0 {
         return Err(DeleteRefusal::NotEmpty);
     }
     if condition.if_unused && !state.consumers.is_empty() {

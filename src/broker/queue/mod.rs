@@ -29,6 +29,7 @@ mod image;
 mod lifecycle;
 mod paging;
 mod publish;
+mod quarantine;
 mod read_ahead;
 mod reservation;
 mod settle;
@@ -56,7 +57,8 @@ pub use self::dispatch::{abandon_get, dispatch, fetched, get};
 pub use self::image::ImageKind;
 pub use self::lifecycle::{cancel, consume, delete, purge, set_channel_prefetch, timer_due};
 pub use self::paging::{IndexLimits, run_loaded};
-pub use self::publish::{commit, publish, reveal};
+pub use self::publish::{GROUP_QUEUES_MAX, commit, publish, publish_group, reveal};
+pub use self::quarantine::quarantine;
 pub use self::settle::settle;
 
 /// A client connection, unique in the process.

@@ -4,22 +4,26 @@ use std::sync::Arc;
 
 use super::batch::Batch;
 use super::slots::Status;
-use super::state::{Locked, QueueState};
+use super::state::{Locked, QueueState, lock_queues};
 use super::{QueueHandle, Turn};
 use crate::broker::command::{ConsumerId, SettleOutcome, Unacked};
 use crate::broker::dead_letter::DeathReason;
 use crate::storage::types::{Seq, SettleCause};
 
-/// Settles delivered messages of any queues; gives back the consumers' and channels' credit.
-pub fn settle(turn: &mut Turn<'_>, items: &[Unacked], outcome: SettleOutcome) {
-    if is_of_one_queue(items) {
-        settle_one_queue(turn, items, outcome);
-    } else {
-        let mut sorted = items.to_vec();
-        sorted.sort_by_key(|item| item.queue.id());
-        for same_queue in sorted.chunk_by(|a, b| a.queue.id() == b.queue.id()) {
-            settle_one_queue(turn, same_queue, outcome);
-        }
+/// Queues that one critical section settles in at most: others wait for them meanwhile.
+const GROUP_QUEUES_MAX: usize = 64;
+
+/// Settles delivered messages of any queues; gives back the consumers' and channels' credit. `items` comes back sorted by queue.
+pub fn settle(turn: &mut Turn<'_>, items: &mut [Unacked], outcome: SettleOutcome) {
+    if !is_of_one_queue(items) {
+        // Stable: the messages of a queue stay in the order of their delivery.
+        items.sort_by_key(|item| item.queue.id());
+    }
+    let mut rest = &*items;
+    while !rest.is_empty() {
+        let (group, later) = rest.split_at(group_len(rest));
+        settle_group(turn, group, outcome);
+        rest = later;
     }
     turn.finish();
 }
@@ -30,19 +34,25 @@ fn is_of_one_queue(items: &[Unacked]) -> bool {
         .all(|pair| Arc::ptr_eq(&pair[0].queue, &pair[1].queue))
 }
 
-/// One record for what one call settles in one queue.
-fn settle_one_queue(turn: &mut Turn<'_>, items: &[Unacked], outcome: SettleOutcome) {
-    let Some(first) = items.first() else {
-        return;
-    };
-    let mut locked = Locked::one(&first.queue);
+/// Items from the front of sorted ones that belong to few enough queues.
+fn group_len(items: &[Unacked]) -> usize {
+    let of_queue = items.chunk_by(|a, b| Arc::ptr_eq(&a.queue, &b.queue));
+    of_queue.take(GROUP_QUEUES_MAX).map(<[_]>::len).sum()
+}
+
+/// One record for what one call settles in one queue; the records of some queues in one push.
+fn settle_group(turn: &mut Turn<'_>, items: &[Unacked], outcome: SettleOutcome) {
+    let of_queue = items.chunk_by(|a, b| Arc::ptr_eq(&a.queue, &b.queue));
+    let queues = of_queue.filter_map(|items| items.first().map(|item| &item.queue));
+    let mut locked = lock_queues(queues);
     let mut batch = Batch::default();
     settle_in(turn, &mut locked, &mut batch, items, outcome);
-    let (queue, state) = locked.first();
-    state.dispatch(queue, turn, &mut batch, None);
-    if outcome == SettleOutcome::Requeue {
-        state.expire_heads(queue, turn.now_ms, &mut batch);
-        state.enforce_limits(queue, &mut batch);
+    for (queue, state) in locked.iter_mut() {
+        state.dispatch(queue, turn, &mut batch, None);
+        if outcome == SettleOutcome::Requeue {
+            state.expire_heads(queue, turn.now_ms, &mut batch);
+            state.enforce_limits(queue, &mut batch);
+        }
     }
     locked.conclude(turn, batch);
 }

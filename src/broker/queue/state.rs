@@ -348,16 +348,18 @@ pub(super) struct Locked<'a> {
 }
 
 /// Locks queues in the order of their ids, the one order of this broker. `queues` is ascending, distinct.
-pub(super) fn lock_queues(queues: &[QueueHandle]) -> Locked<'_> {
-    assert!(
-        queues.windows(2).all(|pair| pair[0].id() < pair[1].id()),
-        "queues are locked in ascending id, each once"
-    );
+pub(super) fn lock_queues<'a>(queues: impl IntoIterator<Item = &'a QueueHandle>) -> Locked<'a> {
+    let mut last = None;
+    let entries = queues.into_iter().map(|queue| {
+        assert!(
+            last < Some(queue.id()),
+            "queues are locked in ascending id, each once"
+        );
+        last = Some(queue.id());
+        (queue, lock(&queue.state))
+    });
     Locked {
-        entries: queues
-            .iter()
-            .map(|queue| (queue, lock(&queue.state)))
-            .collect(),
+        entries: entries.collect(),
     }
 }
 

@@ -3,7 +3,11 @@
 use super::access::{add_user, allow};
 use super::support::TestBroker;
 use crate::broker::admin::{AdminCommand, AdminReplyBody};
+use crate::broker::effects::Effects;
+use crate::broker::meta::MetaState;
 use crate::broker::outbox::OutboxItem;
+use crate::broker::{Broker, BrokerOptions};
+use crate::storage::CheckpointSource;
 
 fn admin(broker: &mut TestBroker, command: AdminCommand) -> Result<AdminReplyBody, String> {
     let reply = broker.broker.admin(command, 0, &mut broker.effects);
@@ -161,6 +165,54 @@ fn deleting_a_vhost_deletes_everything_in_it() {
         "permissions went with it"
     );
     assert_eq!(vhosts(&mut broker.restart()), ["/", "v"]);
+}
+
+#[test]
+fn crash_in_the_deletion_of_a_vhost_leaves_all_of_it_or_nothing() {
+    let mut broker = TestBroker::new();
+    admin(&mut broker, AdminCommand::AddVhost { name: "v".into() }).expect("adds");
+    let permit = AdminCommand::SetPermissions {
+        user: "guest".into(),
+        vhost: "v".into(),
+        configure: ".*".into(),
+        write: ".*".into(),
+        read: ".*".into(),
+    };
+    admin(&mut broker, permit).expect("permits");
+    let mut client = broker.connect_as("guest", "v").expect("opens");
+    for name in ["a", "b", "c"] {
+        client.queue(name);
+        client.bind(name, "amq.topic", "#");
+    }
+    client.publish("amq.topic", "k").expect("publishes");
+    let before = broker.journal.logged();
+    admin(&mut broker, AdminCommand::DeleteVhost { name: "v".into() }).expect("deletes");
+    let metas = broker.journal.logged().metas;
+    assert!(metas.len() > before.metas.len() + 1, "one record a queue");
+    for cut in before.metas.len()..=metas.len() {
+        let records: Vec<(u16, u16, &[u8])> = metas[..cut]
+            .iter()
+            .map(|(kind, version, body)| (*kind, *version, &body[..]))
+            .collect();
+        // The records of the engine's queues may be missing as well.
+        let images = before.images.values().cloned().collect();
+        let restored = Broker::restore(
+            std::sync::Arc::clone(&broker.journal) as _,
+            BrokerOptions::default(),
+            None,
+            &records,
+            images,
+            0,
+            &mut Effects::default(),
+        )
+        .expect("restores");
+        let state = MetaState::decode(&restored.meta().0).expect("a snapshot decodes");
+        let found = (state.vhosts.len(), state.queues.len(), state.bindings.len());
+        let is_untouched = cut == before.metas.len();
+        let expected = if is_untouched { (2, 3, 3) } else { (1, 0, 0) };
+        assert_eq!(found, expected, "after {cut} of {} records", metas.len());
+        assert_eq!(restored.queue_ids().len(), expected.1);
+    }
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! Publishing and routing: checks, CC and BCC, alternate exchanges, cycles, caches (sections 9, 10, 21).
 
-use super::declare_exchange;
 use super::support::{
-    TestBroker, TestConnection, bind, bind_exchange, exchange, message, persistent, short,
+    TestBroker, TestConnection, bind, bind_exchange, exchange, message, persistent, queue, short,
 };
+use super::{declare_exchange, declare_queue};
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::properties::{Properties, PropertiesBuilder};
-use crate::broker::command::{Command, ConfirmAt, ExchangeDeclare, ReplyBody};
+use crate::broker::command::{
+    Command, ConfirmAt, ExchangeDeclare, Publish, QueueDeclare, ReplyBody,
+};
 use crate::broker::effects::Effects;
 
 fn properties(edit: impl FnOnce(&mut PropertiesBuilder)) -> Properties {
@@ -297,10 +299,79 @@ fn batch_is_cut_into_runs_and_stops_at_a_refusal() {
     assert_eq!(out[3].confirm, ConfirmAt::Now);
     assert_eq!(
         broker.journal.logged().pushes_count,
-        pushes_before + 2,
-        "one push a run"
+        pushes_before + 1,
+        "few messages for few queues are one run"
     );
     assert_eq!(client.ready_count("a"), 2);
+    assert_eq!(client.ready_count("b"), 1);
+}
+
+/// A broker with queues `q0`, `q1`, ... and a batch that goes round them `rounds` times.
+fn round_robin(queues: usize, rounds: usize) -> (TestBroker, TestConnection, Vec<Publish>) {
+    let broker = TestBroker::new();
+    let mut client = broker.connect();
+    let names: Vec<String> = (0..queues).map(|index| format!("q{index}")).collect();
+    names.iter().for_each(|name| client.queue(name));
+    let plain = persistent();
+    let keys = names.iter().cycle().take(queues * rounds);
+    let batch = keys.map(|name| message("", name, &plain)).collect();
+    (broker, client, batch)
+}
+
+#[test]
+fn pushes_of_a_batch_do_not_depend_on_the_number_of_queues() {
+    for (queues, rounds, expected) in [(1, 192, 1), (64, 3, 3), (192, 1, 3)] {
+        let (broker, mut client, batch) = round_robin(queues, rounds);
+        let before = broker.journal.logged().pushes_count;
+        let mut out = Vec::new();
+        let mut effects = Effects::default();
+        let published = client.connection.publish(&batch, 0, &mut effects, &mut out);
+        published.expect("publishes");
+        assert_eq!(out.len(), queues * rounds);
+        assert!(out.iter().all(|each| !each.is_unroutable));
+        let pushes = broker.journal.logged().pushes_count - before;
+        assert!(pushes <= expected, "{pushes} pushes to {queues} queues");
+        for index in 0..queues {
+            assert_eq!(client.ready_count(&format!("q{index}")) as usize, rounds);
+        }
+    }
+}
+
+#[test]
+fn length_limits_hold_in_a_mixed_run() {
+    let mut client = TestBroker::new().connect();
+    let limited = QueueDeclare {
+        arguments: FieldTable::new().with("x-max-length", 1),
+        ..queue("limited")
+    };
+    declare_queue(&mut client, limited).expect("declares");
+    client.queue("free");
+    let plain = persistent();
+    let keys = ["limited", "free", "limited", "limited", "free"];
+    let batch: Vec<_> = keys.iter().map(|key| message("", key, &plain)).collect();
+    let mut out = Vec::new();
+    let mut effects = Effects::default();
+    let published = client.connection.publish(&batch, 0, &mut effects, &mut out);
+    published.expect("publishes");
+    assert_eq!(out.len(), 5);
+    assert_eq!(client.ready_count("limited"), 1);
+    assert_eq!(client.ready_count("free"), 2);
+}
+
+#[test]
+fn message_to_very_many_queues_is_a_run_of_its_own() {
+    let (_broker, mut client, mut batch) = round_robin(100, 1);
+    client.exchange("all", "fanout");
+    for index in 0..100 {
+        client.bind(&format!("q{index}"), "all", "");
+    }
+    batch.insert(3, message("all", "", &persistent()));
+    let mut out = Vec::new();
+    let mut effects = Effects::default();
+    let published = client.connection.publish(&batch, 0, &mut effects, &mut out);
+    published.expect("publishes");
+    assert_eq!(out.len(), 101);
+    assert_eq!(client.ready_count("q99"), 2);
 }
 
 #[test]

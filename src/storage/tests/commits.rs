@@ -164,11 +164,7 @@ fn failed_sync_is_the_end_and_nothing_is_confirmed_after_it() {
 
 #[test]
 fn failed_write_is_tried_once_more() {
-    for effect in [
-        Effect::Eio,
-        Effect::NoSpace,
-        Effect::Short { written_bytes: 700 },
-    ] {
+    for effect in [Effect::Eio, Effect::Short { written_bytes: 700 }] {
         let rig = Rig::new(options());
         let (store, _) = rig.open();
         store.create_queue(1);

@@ -4,9 +4,12 @@ mod bytes_on_disk;
 mod commits;
 mod damage;
 mod filing;
+mod full_disk;
 mod gathering;
 mod lifecycle;
 mod recycling;
+mod salvage;
+mod scrub;
 
 use std::sync::Arc;
 

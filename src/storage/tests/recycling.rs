@@ -146,7 +146,7 @@ fn a_smaller_limit_gives_spares_back() {
     let (store, _) = rig.open();
     store.storage.checkpoint(&store).unwrap();
     assert_eq!(store.storage.stats().spare_count, 1);
-    store.storage.set_low_on_space(true).unwrap();
+    store.storage.tend_space(true).unwrap();
     assert_eq!(store.storage.stats().spare_count, 0);
 }
 

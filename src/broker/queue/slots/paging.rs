@@ -324,14 +324,16 @@ impl Slots {
         picture
     }
 
-    /// Ends all ready entries; the cost is that of the runs, and of the entries in memory.
+    /// Ends all ready entries, and those that cannot be read; the cost is that of the runs, and of the entries in memory.
     pub(in crate::broker::queue) fn purge(&mut self) -> PurgedRuns {
         let mut purged = PurgedRuns::default();
         for mut run in std::mem::take(&mut self.runs) {
             match &mut run.body {
-                Body::Filed(filed) if filed.paging == Paging::Lost => purged.close(),
                 Body::Filed(filed) => {
                     purged.extend_run(&filed.run);
+                    if filed.paging == Paging::Lost {
+                        self.sums.quarantined_count -= u64::from(run.live_count);
+                    }
                     self.sums.ready_count -= u64::from(run.ready_count);
                     self.sums.ready_bytes -= filed.run.content_bytes;
                     self.filed_count -= 1;
@@ -343,7 +345,7 @@ impl Slots {
                         let seq = Seq(resident.first + at as u64);
                         match resident.slots[at].status {
                             Status::Empty => {}
-                            Status::Ready => {
+                            Status::Ready | Status::Quarantined => {
                                 let slot = std::mem::replace(&mut resident.slots[at], Slot::EMPTY);
                                 run.live_count -= 1;
                                 self.forget(&slot);

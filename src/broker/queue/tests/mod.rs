@@ -2,6 +2,7 @@
 
 mod delivery;
 mod dying;
+mod groups;
 mod index;
 mod model;
 mod paging;
@@ -188,7 +189,7 @@ impl Rig {
     }
 
     pub(super) fn settle(&mut self, items: &[Delivery], outcome: SettleOutcome) {
-        let items: Vec<Unacked> = items
+        let mut items: Vec<Unacked> = items
             .iter()
             .map(|delivery| Unacked {
                 queue: Arc::clone(&delivery.queue),
@@ -196,7 +197,7 @@ impl Rig {
                 consumer: delivery.consumer,
             })
             .collect();
-        self.turn(|turn| super::settle(turn, &items, outcome));
+        self.turn(|turn| super::settle(turn, &mut items, outcome));
     }
 
     pub(super) fn get(&mut self, queue: &QueueHandle) -> Option<Delivery> {

@@ -1,0 +1,320 @@
+//! Space put aside for bad times: at zero bytes free the engine lives on it.
+//!
+//! ```text
+//!   plenty        spare segments, reserve = 2 segments
+//!   ENOSPC        1. a spare is given back   2. the reserve shrinks by a step   3. wait until there is room
+//!   room again    the reserve grows back; only then publishers go on
+//! ```
+//! `reserve` is one file whose blocks are taken and whose content means nothing. What needs space and must not fail -
+//! recovery, the superblock, a commit, a checkpoint, compaction - asks [`Space::make_room`] when the disk refuses, and
+//! tries again. The owner hears of it at once, blocks whoever publishes, and lets acks, purges and deletes through: they
+//! are what frees space, and the reserve is for them.
+//!
+//! 1. Only an operation that may be repeated is: a write of the same bytes at the same place, the creation of a
+//!    file, the whole of a file that nobody has seen. A sync is none of these.
+//! 2. Commits leave the last quarter of the reserve alone: it belongs to the next start, to checkpoints and to
+//!    compaction. So a broker that died while it waited for room starts again, and can free some.
+//! 3. A store that never filled half a segment has a small reserve, so that an idle directory stays small.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::error::StorageError;
+use super::file::write_all;
+use super::format::RESERVE_FILE;
+use super::pool::Pool;
+use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::sync::lock;
+
+/// Reserve of a store that hardly writes.
+const SMALL_BYTES: u64 = 256 << 10;
+/// Reserve of others, in segments.
+const SEGMENT_COUNT: u64 = 2;
+/// Least that is given at once.
+const STEP_BYTES_MIN: u64 = 16 << 10;
+/// Part of the goal that is not for commits.
+const VITAL_SHARE: u64 = 4;
+/// Part of the disk that the reserve takes at most: on a small one, two segments would be all of it.
+const DISK_SHARE: u64 = 16;
+/// Part of the goal that is given at once.
+const STEP_SHARE: u64 = 16;
+/// Zeros written at once where blocks cannot be allocated.
+const FILL_CHUNK_BYTES: usize = 1 << 20;
+
+/// Who asks for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// A commit, keeps (2).
+    Commit,
+    /// What a start needs, or what frees space.
+    Vital,
+}
+
+struct State {
+    file: Option<Arc<dyn DiskFile>>,
+    len_bytes: u64,
+    goal_bytes: u64,
+}
+
+/// See the module.
+pub(crate) struct Space {
+    pub(crate) pool: Pool,
+    disk: Arc<dyn Disk>,
+    segment_size_bytes: u64,
+    reserve: Mutex<State>,
+    /// The disk refused something, and the reserve is not whole again since.
+    is_short: AtomicBool,
+    /// The reserve is to be made whole; by the thread that prepares segments, or a step by hand.
+    is_refill_wanted: AtomicBool,
+}
+
+/// Does `act` again and again, as long as it fails for lack of space and some can be given.
+///
+/// # Errors
+/// Those of `act`; `Full` when there is nothing left to give.
+pub(crate) fn with_room<T>(
+    space: &Space,
+    mut act: impl FnMut() -> Result<T, StorageError>,
+) -> Result<T, StorageError> {
+    loop {
+        match act() {
+            Err(error @ StorageError::Full { .. }) if space.make_room(Need::Vital) => {
+                tracing::warn!(%error, "the disk is full; trying again on the reserve");
+            }
+            done => return done,
+        }
+    }
+}
+
+impl Space {
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        segment_size_bytes: u64,
+        spare_count_max: usize,
+    ) -> Self {
+        Self {
+            pool: Pool::new(Arc::clone(&disk), segment_size_bytes, spare_count_max),
+            disk,
+            segment_size_bytes,
+            reserve: Mutex::new(State {
+                file: None,
+                len_bytes: 0,
+                goal_bytes: 0,
+            }),
+            is_short: AtomicBool::new(false),
+            is_refill_wanted: AtomicBool::new(false),
+        }
+    }
+
+    /// Finds the reserve that is there. One that is larger than the small one says that the log was busy before.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub(crate) fn find_reserve(&self) -> io::Result<()> {
+        let path = Path::new(RESERVE_FILE);
+        lock(&self.reserve).goal_bytes = self.limited(SMALL_BYTES);
+        let file = match self.disk.open(path, OpenMode::ReadWrite) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            opened => opened?,
+        };
+        let len_bytes = file.len()?;
+        let mut state = lock(&self.reserve);
+        (state.file, state.len_bytes) = (Some(file), len_bytes);
+        if len_bytes > SMALL_BYTES {
+            state.goal_bytes = self.limited(SEGMENT_COUNT * self.segment_size_bytes);
+        }
+        Ok(())
+    }
+
+    /// `bytes`, or what is reasonable on this disk.
+    fn limited(&self, bytes: u64) -> u64 {
+        let bytes = bytes.min(SEGMENT_COUNT * self.segment_size_bytes);
+        match self.disk.free_space() {
+            Ok(free) if free.total_bytes > 0 => bytes.min(free.total_bytes / DISK_SHARE),
+            Ok(_) | Err(_) => bytes,
+        }
+    }
+
+    /// The log is busy: the reserve shall be the large one.
+    pub(crate) fn want_large_reserve(&self) {
+        let goal_bytes = self.limited(SEGMENT_COUNT * self.segment_size_bytes);
+        let mut state = lock(&self.reserve);
+        state.goal_bytes = goal_bytes;
+        if state.len_bytes < state.goal_bytes {
+            self.is_refill_wanted.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// The body of the thread that does what is asked for ahead. Ends after [`Pool::stop`], or with a failed sync,
+    /// which the commit thread finds in the pool when `on_failure` rouses it.
+    pub(crate) fn run(&self, on_failure: impl Fn()) {
+        while self.pool.wait_for_work() {
+            loop {
+                match self.work() {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => {
+                        self.pool.set_failed(error);
+                        return on_failure();
+                    }
+                }
+            }
+        }
+    }
+
+    /// True since the disk refused something, until the reserve is whole again.
+    pub(crate) fn is_short(&self) -> bool {
+        self.is_short.load(Ordering::SeqCst)
+    }
+
+    /// Bytes put aside.
+    pub(crate) fn reserve_bytes(&self) -> u64 {
+        lock(&self.reserve).len_bytes
+    }
+
+    /// Gives something back to the file system; false when there is nothing left.
+    pub(crate) fn make_room(&self, need: Need) -> bool {
+        if !self.is_short.swap(true, Ordering::SeqCst) {
+            tracing::error!(
+                "the disk is full; going on with what was put aside, publishers have to wait until there is room"
+            );
+        }
+        match self.pool.give_back() {
+            Ok(true) => return true,
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "cannot give back a spare segment"),
+        }
+        self.shrink(need)
+    }
+
+    fn shrink(&self, need: Need) -> bool {
+        let mut state = lock(&self.reserve);
+        let floor_bytes = match need {
+            Need::Commit => state.goal_bytes / VITAL_SHARE,
+            Need::Vital => 0,
+        };
+        let has_some = state.len_bytes > floor_bytes;
+        let Some(file) = state.file.clone().filter(|_| has_some) else {
+            return false;
+        };
+        let step_bytes = (state.goal_bytes / STEP_SHARE).max(STEP_BYTES_MIN);
+        let left_bytes = state.len_bytes.saturating_sub(step_bytes).max(floor_bytes);
+        if let Err(error) = file.set_len(left_bytes) {
+            tracing::warn!(%error, "cannot shrink the reserve");
+            return false;
+        }
+        state.len_bytes = left_bytes;
+        // A journaling file system hands blocks out again only after its next commit. The content means nothing, so
+        // a failure says nothing about anything else.
+        if let Err(error) = file.sync_all() {
+            tracing::warn!(%error, "cannot sync the reserve");
+        }
+        tracing::warn!(left_bytes, "the reserve shrinks");
+        true
+    }
+
+    /// Does what was asked for ahead: the next segment, then the reserve. False when there is nothing to do.
+    ///
+    /// # Errors
+    /// A failed sync of a segment.
+    pub(crate) fn work(&self) -> Result<bool, StorageError> {
+        if self.pool.work()? {
+            return Ok(true);
+        }
+        let is_wanted = self.is_refill_wanted.swap(false, Ordering::SeqCst);
+        if is_wanted {
+            self.refill();
+        }
+        Ok(is_wanted)
+    }
+
+    /// Makes the reserve whole if there is plenty of room for that. True when that ends a shortage.
+    pub(crate) fn refill(&self) -> bool {
+        let mut state = lock(&self.reserve);
+        if state.len_bytes < state.goal_bytes && self.has_plenty(state.goal_bytes - state.len_bytes)
+        {
+            match self.grow(&mut state) {
+                Ok(()) => {}
+                Err(error) if is_full(&error) => {}
+                Err(error) => tracing::warn!(%error, "cannot put space aside"),
+            }
+        }
+        let is_over =
+            state.len_bytes >= state.goal_bytes && self.is_short.swap(false, Ordering::SeqCst);
+        if is_over {
+            tracing::info!("there is room on the disk again, and the reserve is whole");
+        }
+        is_over
+    }
+
+    /// Twice what is missing must be free, so that publishers do not go on just to be stopped again. A file system
+    /// that does not say how large it is may always be tried.
+    fn has_plenty(&self, missing_bytes: u64) -> bool {
+        match self.disk.free_space() {
+            Ok(free) if free.total_bytes > 0 => free.available_bytes / 2 >= missing_bytes,
+            Ok(_) => true,
+            Err(error) => {
+                tracing::warn!(%error, "cannot measure the free disk space");
+                false
+            }
+        }
+    }
+
+    /// Creates the reserve, still empty. Whoever syncs the directory next makes its name durable; that it needs no sync
+    /// of its own is because a power cut that takes the name gives the space back too.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub(crate) fn create_reserve(&self) -> io::Result<()> {
+        self.open_or_create(&mut lock(&self.reserve)).map(drop)
+    }
+
+    fn open_or_create(&self, state: &mut State) -> io::Result<Arc<dyn DiskFile>> {
+        if let Some(file) = &state.file {
+            return Ok(Arc::clone(file));
+        }
+        let path = Path::new(RESERVE_FILE);
+        let file = self.disk.open(path, OpenMode::CreateNew)?;
+        state.file = Some(Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn grow(&self, state: &mut State) -> io::Result<()> {
+        let file = self.open_or_create(state)?;
+        let taken = match file.allocate(state.goal_bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                fill(&*file, state.len_bytes, state.goal_bytes)
+            }
+            allocated => allocated,
+        };
+        if let Err(error) = taken.and_then(|()| file.sync_all()) {
+            // What was taken in part is of no use and may be all there was.
+            file.set_len(state.len_bytes)?;
+            return Err(error);
+        }
+        state.len_bytes = state.goal_bytes;
+        Ok(())
+    }
+}
+
+/// Takes blocks by writing them.
+fn fill(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
+    let zeros = vec![0; FILL_CHUNK_BYTES];
+    let mut at = from;
+    while at < to {
+        let len = usize::try_from(to - at).map_or(FILL_CHUNK_BYTES, |left| left.min(zeros.len()));
+        write_all(file, zeros.get(..len).unwrap_or_default(), at)?;
+        at += len as u64;
+    }
+    Ok(())
+}
+
+/// True for the ways in which a system says that there is no space.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}

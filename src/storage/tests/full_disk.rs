@@ -1,0 +1,208 @@
+//! A disk without a free byte: what goes on, what waits, and that waiting ends by itself.
+
+use std::path::Path;
+
+use super::*;
+use crate::disk::sim::{Effect, Trigger};
+use crate::disk::{Disk, OpenMode};
+use crate::storage::testing::numbered_payload;
+
+/// Large enough for everything.
+const PLENTY: u64 = 1 << 40;
+
+/// Leaves `free_bytes` of the disk; somebody else's file takes the rest.
+fn leave(rig: &Rig, free_bytes: u64) {
+    rig.disk.set_capacity(Some(PLENTY));
+    let path = Path::new("somebody's");
+    let file = rig
+        .disk
+        .open(path, OpenMode::ReadWrite)
+        .or_else(|_| rig.disk.open(path, OpenMode::CreateNew))
+        .unwrap();
+    file.set_len(0).unwrap();
+    let available_bytes = rig.disk.free_space().unwrap().available_bytes;
+    file.allocate(available_bytes - free_bytes).unwrap();
+    file.sync_all().unwrap();
+    rig.disk.sync_dir(Path::new("")).unwrap();
+    let left = rig.disk.free_space().unwrap().available_bytes;
+    assert!((free_bytes..free_bytes + 512).contains(&left));
+}
+
+/// A store whose log rolled, with ten messages in queue 1; its reserve is the large one.
+fn busy(rig: &Rig) -> LiveStore {
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    for number in 0..10 {
+        store.publish(&[1], &numbered_payload(number, 12_000), 0);
+        store.commit().unwrap();
+    }
+    assert_eq!(
+        store.storage.stats().reserve_bytes,
+        2 * rig.options.segment_size_bytes
+    );
+    store
+}
+
+/// Publishes until the reserve is used up; the last message waits.
+fn exhaust(store: &LiveStore) {
+    for number in 0..100 {
+        store.publish(&[1], &numbered_payload(number, 12_000), 0);
+        store.commit().unwrap();
+        if store.storage.is_stalled() {
+            return;
+        }
+    }
+    panic!("the reserve has no end");
+}
+
+#[test]
+fn an_idle_store_puts_little_aside() {
+    let rig = Rig::new(Options::default());
+    let (store, _) = rig.open();
+    let reserve_bytes = store.storage.stats().reserve_bytes;
+    assert!((1..=256 << 10).contains(&reserve_bytes), "{reserve_bytes}");
+}
+
+#[test]
+fn at_zero_bytes_free_acks_and_checkpoints_go_on_and_the_owner_is_told() {
+    let rig = Rig::new(options());
+    let store = busy(&rig);
+    leave(&rig, 0);
+    for seq in 1..=9 {
+        store.settle(1, seq, seq);
+        rig.clock.advance_ms(60);
+        store.commit().unwrap();
+    }
+    let end = store.storage.checkpoint(&store).unwrap();
+    assert!(!store.storage.is_stalled());
+    assert!(store.storage.is_short_of_space());
+    assert!(!end.freed.is_empty(), "what was acked is freed: {end:?}");
+    assert!(store.storage.stats().reserve_bytes < 2 * rig.options.segment_size_bytes);
+    let (again, recovered) = rig.after_power_loss().open();
+    assert_eq!(recovered.queues[0].entries.len(), 1);
+    again.check_payloads(&store.payloads());
+}
+
+#[test]
+fn a_commit_that_finds_no_room_tells_the_owner_waits_and_goes_on_by_itself() {
+    let rig = Rig::new(options());
+    let store = busy(&rig);
+    leave(&rig, 0);
+    exhaust(&store);
+    assert!(*store.heard.short_count.lock().unwrap() > 0);
+    assert!(store.heard.failures.lock().unwrap().is_empty());
+    let confirmed = store.storage.confirm_lsn();
+    // However long it takes; what waits can be read, and more may come.
+    for number in 0..5 {
+        rig.clock.advance_ms(1_000);
+        store.publish(&[1], &numbered_payload(number, 100), 0);
+        store.commit().unwrap();
+        assert!(store.storage.is_stalled());
+        assert_eq!(store.storage.confirm_lsn(), confirmed);
+    }
+    store.check_payloads(&store.payloads());
+    // Nothing that was confirmed is lost when it dies now.
+    // Not even the start fails: that part of the reserve is kept for it.
+    let (_, recovered) = rig.after_power_loss().open();
+    assert!(recovered.report.replayed_to >= confirmed);
+    leave(&rig, PLENTY / 2);
+    rig.clock.advance_ms(60);
+    store.commit().unwrap();
+    assert!(!store.storage.is_stalled());
+    assert!(store.storage.confirm_lsn() > confirmed);
+    assert!(!store.storage.is_short_of_space());
+    let (again, _) = rig.after_power_loss().open();
+    again.check_payloads(&store.payloads());
+    assert_eq!(
+        crate::storage::testing::as_recovered(again.images()),
+        crate::storage::testing::as_recovered(store.images())
+    );
+}
+
+#[test]
+fn a_store_starts_acks_purges_and_deletes_at_zero_bytes_free() {
+    let rig = Rig::new(options());
+    let store = busy(&rig);
+    store.create_queue(2);
+    store.publish(&[1, 2], &numbered_payload(7, 100), 0);
+    store.commit().unwrap();
+    let dead = rig.after_power_loss();
+    leave(&dead, 0);
+    let (store, recovered) = dead.open();
+    assert_eq!(recovered.report.message_count, 12);
+    store.settle(1, 1, 11);
+    store.delete_queue(2);
+    store.commit().unwrap();
+    store.storage.checkpoint(&store).unwrap();
+    let again = dead.after_power_loss();
+    let (_, recovered) = again.open();
+    assert_eq!(recovered.report.message_count, 0);
+    assert_eq!(recovered.report.queue_count, 1);
+}
+
+#[test]
+fn closing_does_not_wait_for_room() {
+    let rig = Rig::new(options());
+    let store = busy(&rig);
+    leave(&rig, 0);
+    exhaust(&store);
+    let closed = store.storage.close(&store);
+    assert!(closed.is_err(), "{closed:?}");
+}
+
+#[test]
+fn publishers_go_on_only_when_there_is_plenty() {
+    let rig = Rig::new(options());
+    let store = busy(&rig);
+    leave(&rig, 0);
+    exhaust(&store);
+    let reserve_bytes = 2 * rig.options.segment_size_bytes;
+    leave(&rig, reserve_bytes);
+    store.storage.tend_space(false).unwrap();
+    assert!(store.storage.is_short_of_space());
+    leave(&rig, 3 * reserve_bytes);
+    store.storage.tend_space(false).unwrap();
+    assert!(!store.storage.is_short_of_space());
+    assert_eq!(store.storage.stats().reserve_bytes, reserve_bytes);
+}
+
+#[test]
+fn a_full_disk_at_a_sync_is_still_the_end() {
+    let rig = Rig::new(options());
+    let store = busy(&rig);
+    rig.disk.inject(Trigger::Sync, 1, Effect::NoSpace);
+    store.publish(&[1], &numbered_payload(1, 10), 0);
+    assert!(store.commit().is_err());
+    assert_eq!(store.heard.failures.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn spares_are_given_before_the_reserve() {
+    let rig = Rig::new(options());
+    let store = busy(&rig);
+    store.settle(1, 1, 10);
+    store.commit().unwrap();
+    rig.clock.advance_ms(60);
+    store.storage.checkpoint(&store).unwrap();
+    let before = store.storage.stats();
+    assert!(before.spare_count > 0);
+    leave(&rig, 0);
+    store.storage.checkpoint(&store).unwrap();
+    let after = store.storage.stats();
+    assert!(after.spare_count < before.spare_count);
+    assert_eq!(after.reserve_bytes, before.reserve_bytes);
+}
+
+#[test]
+fn without_allocation_the_reserve_is_written() {
+    let rig = Rig::new(options());
+    rig.disk.set_allocate_supported(false);
+    let store = busy(&rig);
+    rig.disk.set_allocate_supported(true);
+    leave(&rig, 0);
+    store.settle(1, 1, 10);
+    rig.clock.advance_ms(60);
+    store.commit().unwrap();
+    store.storage.checkpoint(&store).unwrap();
+    assert!(!store.storage.is_stalled());
+}

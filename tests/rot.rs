@@ -1,0 +1,213 @@
+//! A medium that gives back other bytes than were written, as an operator and a client see it.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use support::TestBroker;
+use support::raw::{Client, Message, durable, now};
+use support::status::Status;
+
+const CHANNEL: u16 = 1;
+/// Nothing takes longer unless it hangs.
+const HANG: Duration = Duration::from_secs(30);
+const MESSAGES: u64 = 60;
+
+/// Bodies of 100 KB that begin with their number: a few segments of the smallest size.
+fn body(number: u64) -> String {
+    format!("<message {number}>").repeat(100_000 / 12)
+}
+
+/// A queue `q` with a backlog, its broker stopped.
+fn backlog(directory: &Path) {
+    let mut broker = TestBroker::builder()
+        .data_dir(directory)
+        .arg("--segment-size=1MiB")
+        .start();
+    let mut client = Client::connect(broker.address());
+    client.open_channel(CHANNEL);
+    client.queue_declare(CHANNEL, "q", durable());
+    client.confirm_select(CHANNEL);
+    for number in 0..MESSAGES {
+        client.publish(CHANNEL, "", "q", &Message::persistent(body(number)));
+    }
+    client.wait_confirms_upto(CHANNEL, MESSAGES);
+    client.close();
+    assert!(broker.terminate().success());
+}
+
+/// Flips a bit in the middle of the body of a message; the segment it lies in.
+fn damage(directory: &Path, number: u64) -> PathBuf {
+    let needle = format!("<message {number}>").repeat(3);
+    let mut segments: Vec<PathBuf> = std::fs::read_dir(directory.join("log"))
+        .expect("there is a log")
+        .map(|entry| entry.expect("it can be listed").path())
+        .collect();
+    segments.sort();
+    for path in segments {
+        let mut bytes = std::fs::read(&path).expect("it can be read");
+        let found = bytes
+            .windows(needle.len())
+            .position(|window| window == needle.as_bytes());
+        if let Some(at) = found {
+            bytes[at + 50_000] ^= 1;
+            std::fs::write(&path, bytes).expect("it can be written");
+            return path;
+        }
+    }
+    panic!("message {number} is nowhere");
+}
+
+/// Everything that can be had from `q`, not acked.
+fn take_all(broker: &TestBroker) -> Vec<String> {
+    let mut client = Client::connect(broker.address());
+    client.open_channel(CHANNEL);
+    let mut bodies = Vec::new();
+    while let Some(got) = client.get(CHANNEL, "q") {
+        bodies.push(got.message.body_text());
+    }
+    client.close();
+    bodies
+}
+
+fn expected_without(missing: u64) -> Vec<String> {
+    let readable = (0..MESSAGES).filter(|number| *number != missing);
+    readable.map(body).collect()
+}
+
+#[track_caller]
+fn wait_for_counter(broker: &TestBroker, path: &str, wanted: u64) -> Status {
+    let end = now() + HANG;
+    loop {
+        let status = Status::of(broker);
+        if status.counter(path) >= wanted {
+            assert_eq!(status.counter(path), wanted, "{path}");
+            return status;
+        }
+        assert!(now() < end, "{path} does not become {wanted}: {status:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_scrubber_keeps_exactly_the_damaged_message_aside_before_anybody_asks() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    backlog(directory.path());
+    let path = damage(directory.path(), 11);
+    let start = || {
+        TestBroker::builder()
+            .data_dir(directory.path())
+            .arg("--scrub-rate=1GiB")
+            .start()
+    };
+    let mut broker = start();
+    let status = wait_for_counter(&broker, "/log/scrub_found", 1);
+    assert!(status.counter("/log/scrubbed_bytes") > 5_000_000);
+    assert_eq!(status.counter("/messages/quarantined"), 1);
+    assert_eq!(status.counter("/queues/0/quarantined"), 1);
+    assert_eq!(status.counter("/queues/0/ready"), MESSAGES - 1);
+    let line = broker.wait_for_line("the scrubber found damaged data");
+    let name = path.file_name().expect("a name").to_string_lossy();
+    assert!(line.contains(&*name) && line.contains("offset="), "{line}");
+    assert!(take_all(&broker) == expected_without(11), "wrong messages");
+    // It is not settled by a restart, and found again.
+    assert!(broker.terminate().success());
+    let broker = start();
+    wait_for_counter(&broker, "/queues/0/quarantined", 1);
+    // Purging takes it away.
+    let mut client = Client::connect(broker.address());
+    client.open_channel(CHANNEL);
+    let purged = client.try_purge(CHANNEL, "q").expect("it can be purged");
+    assert_eq!(u64::from(purged), MESSAGES);
+    assert_eq!(Status::of(&broker).counter("/queues/0/quarantined"), 0);
+}
+
+#[test]
+fn damage_found_at_delivery_costs_one_message_each_time() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    backlog(directory.path());
+    let path = damage(directory.path(), 20);
+    for _ in 0..2 {
+        let mut broker = TestBroker::builder()
+            .data_dir(directory.path())
+            .arg("--scrub-rate=0")
+            .start();
+        assert!(take_all(&broker) == expected_without(20), "wrong messages");
+        let status = Status::of(&broker);
+        assert_eq!(status.counter("/queues/0/quarantined"), 1);
+        assert_eq!(status.counter("/log/scrubbed_bytes"), 0);
+        let line = broker.wait_for_line("message cannot be read and is quarantined");
+        let name = path.file_name().expect("a name").to_string_lossy();
+        assert!(line.contains(&*name) && line.contains("offset"), "{line}");
+        assert!(broker.terminate().success());
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_refuses_with_instructions_or_is_done_without() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    backlog(directory.path());
+    let checkpoints = std::fs::read_dir(directory.path().join("checkpoint")).expect("it is there");
+    let path = checkpoints
+        .map(|entry| entry.expect("it can be listed").path())
+        .next()
+        .expect("a clean stop leaves one");
+    let mut bytes = std::fs::read(&path).expect("it can be read");
+    bytes[300] ^= 1;
+    std::fs::write(&path, bytes).expect("it can be written");
+    let refused = TestBroker::builder()
+        .data_dir(directory.path())
+        .run_to_end();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(3), "{said}");
+    for word in [
+        "checkpoint/",
+        "at offset",
+        "strata-dump verify",
+        "strata-dump export",
+        "--on-corruption quarantine",
+    ] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    let mut broker = TestBroker::builder()
+        .data_dir(directory.path())
+        .arg("--on-corruption=quarantine")
+        .start();
+    let line = broker.wait_for_line("started from a damaged data directory");
+    assert!(line.contains("checkpoint is lost"), "{line}");
+    // Everything is in the log still, topology too.
+    assert!(take_all(&broker) == (0..MESSAGES).map(body).collect::<Vec<_>>());
+    assert!(broker.terminate().success());
+    // The damage is behind us.
+    let broker = TestBroker::builder().data_dir(directory.path()).start();
+    assert_eq!(Status::of(&broker).counter("/queues/0/ready"), MESSAGES);
+}
+
+#[test]
+fn messages_of_a_queue_whose_declaration_is_lost_can_be_fetched() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    backlog(directory.path());
+    // The checkpoint, and the first segment's beginning, in which everything was declared.
+    for entry in std::fs::read_dir(directory.path().join("checkpoint")).expect("it is there") {
+        std::fs::remove_file(entry.expect("it can be listed").path()).expect("removed");
+    }
+    let first = directory.path().join("log/000000000001.segment");
+    let mut bytes = std::fs::read(&first).expect("it can be read");
+    bytes[4096..6000].fill(0x55);
+    std::fs::write(&first, bytes).expect("it can be written");
+    let broker = TestBroker::builder()
+        .data_dir(directory.path())
+        .arg("--on-corruption=quarantine")
+        .start();
+    let status = Status::of(&broker);
+    let ready = status.counter("/queues/0/ready");
+    // The batch with which the first message came is lost, whatever else was in it.
+    assert!(ready > MESSAGES / 2, "{ready}");
+    let mut client = Client::connect(broker.address());
+    client.open_channel(CHANNEL);
+    let got = client
+        .get(CHANNEL, "recovered.1")
+        .expect("it has its name from its id");
+    assert!(got.message.body_text().starts_with("<message "));
+}
