@@ -80,7 +80,9 @@ fn extents(written_lsn: Lsn, wanted: &[(Seq, Position)], order: &[usize]) -> Vec
     let mut extents: Vec<Extent> = Vec::new();
     for (at, &index) in order.iter().enumerate() {
         let position = wanted[index].1;
-        if position.len_bytes > GATHERED_MAX_BYTES || position.lsn >= written_lsn {
+        if position.len_bytes > GATHERED_MAX_BYTES
+            || (position.lsn >= written_lsn && !position.lsn.segment().is_cold())
+        {
             continue;
         }
         let last = extents.last_mut().filter(|extent| extent.to == at);

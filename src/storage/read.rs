@@ -23,7 +23,7 @@ use super::error::ReadError;
 use super::format::segment_path;
 use super::record::{self, Record};
 use super::shared::Shared;
-use super::types::{Position, QueueId, SegmentId, Seq};
+use super::types::{Lsn, Position, QueueId, SegmentId, Seq};
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::sync::lock;
 
@@ -102,8 +102,13 @@ fn wrong_bytes(shared: &Shared, position: Position, detail: String) -> ReadError
     }
 }
 
+/// What was moved to a cold segment was in a file before anybody heard of the place.
+pub(super) fn is_in_file(shared: &Shared, lsn: Lsn) -> bool {
+    lsn.segment().is_cold() || lsn < shared.written_lsn()
+}
+
 fn read_pending(shared: &Shared, position: Position) -> Option<Vec<u8>> {
-    if position.lsn < shared.written_lsn() {
+    if is_in_file(shared, position.lsn) {
         return None;
     }
     // A batch leaves the pending ones after it is in the file, so a miss here means that it is there by now,
@@ -113,7 +118,7 @@ fn read_pending(shared: &Shared, position: Position) -> Option<Vec<u8>> {
 
 fn read_file(shared: &Shared, position: Position) -> Result<Vec<u8>, ReadError> {
     let lsn = position.lsn;
-    if lsn >= shared.written_lsn() {
+    if !is_in_file(shared, lsn) {
         return Err(ReadError::NotYetWritten { lsn });
     }
     let path = segment_path(lsn.segment());

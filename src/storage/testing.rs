@@ -8,7 +8,7 @@
 //! It files runs as its options say, but keeps their entries as well: its images have no runs, those that it hands to a
 //! checkpoint have. What a start gives back is read through the index files, and compared with what never left memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -17,8 +17,8 @@ use super::format::StoreId;
 use super::index::block;
 use super::run::FiledRun;
 use super::types::{
-    ImageEntry, Lsn, MetaEffect, Position, QueueId, Receipt, Ref, Request, Seq, SeqRange,
-    SettleCause, Urgency,
+    ImageEntry, Lsn, MetaEffect, Move, Position, QueueId, Receipt, Ref, Request, SegmentId, Seq,
+    SeqRange, SettleCause, Urgency,
 };
 use super::{
     CheckpointSource, CommitListener, Options, QueueImage, Recovered, Storage, StorageError,
@@ -538,6 +538,37 @@ impl CheckpointSource for LiveStore {
         let mut runs = lock(&self.live).unfiled(id);
         runs.truncate(max_count);
         runs
+    }
+    fn refs_in(
+        &self,
+        id: QueueId,
+        segments: &BTreeSet<SegmentId>,
+    ) -> (Vec<ImageEntry>, Vec<FiledRun>) {
+        let live = lock(&self.live);
+        let entries = live.queues.get(&id).map(|image| {
+            let there = image
+                .entries
+                .iter()
+                .filter(|entry| segments.contains(&entry.position.lsn.segment()));
+            there.copied().collect()
+        });
+        (entries.unwrap_or_default(), Vec::new())
+    }
+    fn relocate(&self, id: QueueId, moves: &[Move]) {
+        let mut live = lock(&self.live);
+        let Live { queues, filed, .. } = &mut *live;
+        for moved in moves {
+            let entry = queues
+                .get_mut(&id)
+                .and_then(|image| image.entries.get_mut(moved.seq));
+            if let Some(entry) = entry.filter(|entry| entry.position == moved.from) {
+                entry.position = moved.to;
+                // Its block says the old place.
+                if let Some(runs) = filed.get_mut(&id) {
+                    runs.remove(&FiledRun::number_of(moved.seq));
+                }
+            }
+        }
     }
     fn filed(&self, id: QueueId, runs: Vec<FiledRun>) {
         let mut live = lock(&self.live);
