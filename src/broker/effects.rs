@@ -16,6 +16,8 @@ pub struct Fetch {
     pub seq: Seq,
     /// Where it lies.
     pub position: Position,
+    /// It lies in a spill file, not in the log.
+    pub is_spilled: bool,
 }
 
 /// Runs of a queue whose entries must be read from its index file before it can go on.
@@ -54,6 +56,8 @@ pub struct Effects {
     pub wakes: Vec<Arc<Outbox>>,
     /// Bodies to read.
     pub fetches: Vec<Fetch>,
+    /// Places in spill files that nobody needs any more.
+    pub released: Vec<Position>,
     /// Runs to read.
     pub run_loads: Vec<RunLoad>,
     /// Continuations on durability.

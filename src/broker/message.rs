@@ -25,7 +25,7 @@ use crate::amqp::short_string::ShortString;
 
 /// Bodies up to this are copied into the head. A quarter of a connection's read buffer: a slice that keeps
 /// less than that of its buffer alive is not worth the buffer.
-pub const COPIED_BODY_MAX_BYTES: usize = 16 * 1024;
+pub const COPIED_BODY_MAX_BYTES: usize = 32 * 1024;
 
 /// Bit of the flags byte, see (3).
 pub const FLAG_HAS_DEATHS: u8 = 1;

@@ -26,6 +26,7 @@ pub mod exchange;
 mod facade;
 pub mod fuzz;
 pub mod journal;
+pub mod memory;
 pub mod message;
 pub mod meta;
 mod meta_log;

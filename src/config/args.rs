@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use super::ByteSize;
+use super::{ByteSize, MemoryLimit};
 
 /// A durable AMQP 0-9-1 message broker.
 ///
@@ -118,6 +118,16 @@ pub struct ServerArgs {
         value_name = "SIZE"
     )]
     pub disk_free_limit: ByteSize,
+
+    /// Memory the broker may take, in bytes or with KiB, MiB, GiB, or as a share of the machine's or the control
+    /// group's memory; messages leave memory for the disk first, then publishers are slowed down and blocked
+    #[arg(
+        long,
+        env = "STRATAMQ_MEMORY_LIMIT",
+        default_value = "60%",
+        value_name = "SIZE"
+    )]
+    pub memory_limit: MemoryLimit,
 
     /// Messages from which on a queue keeps their positions in an index file instead of in memory; 0 gives every
     /// durable queue a file

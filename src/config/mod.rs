@@ -4,12 +4,14 @@
 //! here, once; inside the broker no limit is optional and no text is compared.
 
 pub mod args;
+mod memory;
 mod size;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 pub use args::{Args, Command};
+pub use memory::{MEMORY_LIMIT_MIN_BYTES, MemoryLimit};
 pub use size::ByteSize;
 
 /// When a commit is synced.
@@ -47,6 +49,8 @@ pub struct Config {
     pub segment_size_bytes: u64,
     /// Publishers are blocked while less is free; 0 for never.
     pub disk_free_limit_bytes: u64,
+    /// What the process may take of the machine's memory.
+    pub memory_limit: MemoryLimit,
     /// Unsettled messages from which on a queue has an index file; 0 for every durable queue.
     pub queue_index_min_messages: u64,
     /// What to do about damaged data at the start.
@@ -120,6 +124,14 @@ impl Config {
             FSYNC_INTERVAL_MAX_MS,
             "0 to 60000",
         )?;
+        if let MemoryLimit::Bytes(bytes) = args.memory_limit
+            && bytes < MEMORY_LIMIT_MIN_BYTES
+        {
+            let min = ByteSize(MEMORY_LIMIT_MIN_BYTES);
+            return Err(ConfigError(format!(
+                "invalid value '{bytes}' for --memory-limit: at least {min} is needed for buffers alone"
+            )));
+        }
         let fsync = match args.fsync {
             args::FsyncArg::Always => FsyncMode::Always,
             args::FsyncArg::Interval => FsyncMode::Interval {
@@ -137,6 +149,7 @@ impl Config {
             ack_fsync_ms: args.ack_fsync_ms,
             segment_size_bytes,
             disk_free_limit_bytes: args.disk_free_limit.0,
+            memory_limit: args.memory_limit,
             queue_index_min_messages: args.queue_index_min_messages,
             on_corruption: args.on_corruption,
             scrub_rate_bytes: args.scrub_rate.0,
@@ -203,6 +216,12 @@ mod tests {
         check(
             &["--commit-max-bytes", "1"],
             Err("invalid value '1' for --commit-max-bytes: allowed is 4KiB to 64MiB"),
+        );
+        check(
+            &["--memory-limit", "1MiB"],
+            Err(
+                "invalid value '1048576' for --memory-limit: at least 64MiB is needed for buffers alone",
+            ),
         );
     }
 }

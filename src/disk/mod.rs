@@ -11,6 +11,7 @@
 #[cfg(test)]
 mod conformance;
 pub mod fault;
+pub mod machine;
 mod real;
 pub mod sim;
 

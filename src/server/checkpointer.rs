@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::alarms::LOW_ON_DISK;
 use super::hub::Hub;
 use crate::sync::{lock, wait_within};
 
@@ -108,7 +109,7 @@ fn run(hub: &Hub, stop: &Stop) {
 
 /// Moves the last messages out of nearly empty segments: slowly, unless the disk is low.
 fn compact(hub: &Hub) {
-    let is_low = hub.disk_alarm.reason().is_some();
+    let is_low = hub.alarms.reasons().contains(&LOW_ON_DISK);
     let max_bytes = if is_low { u64::MAX } else { COMPACT_BYTES };
     match hub.storage.compact(&hub.broker, is_low, max_bytes) {
         Ok(done) if done.segment_count > 0 => tracing::debug!(?done, "compaction"),

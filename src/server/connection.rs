@@ -39,6 +39,8 @@ const INPUT_MIN_BYTES: usize = 4 * 1024;
 const INPUT_MAX_BYTES: usize = 128 * 1024;
 /// Reads in one round, so that a fast publisher leaves room for its own deliveries.
 const READS_PER_ROUND: usize = 4;
+/// Who published within this time counts as a publisher when memory is scarce, as in RabbitMQ.
+const PUBLISHER_MS: u64 = 5_000;
 /// Chunks of one vectored write.
 const WRITE_SLICES: usize = 64;
 /// How long a finished socket may take to swallow the last bytes.
@@ -84,6 +86,12 @@ struct ConnectionTask {
     items: Vec<OutboxItem>,
     batch: Vec<Publish>,
     published: Vec<Published>,
+    /// Something was read since publishers were last looked at.
+    has_read: bool,
+    /// When the client last published, Unix milliseconds; 0 for never.
+    published_at_ms: u64,
+    /// Its socket is not read until then, Unix milliseconds: it publishes while memory is scarce.
+    paused_until_ms: u64,
 }
 
 /// Serves `stream` until it ends. `shutdown` turns true when the broker stops.
@@ -153,6 +161,9 @@ impl ConnectionTask {
             items: Vec::new(),
             batch: Vec::new(),
             published: Vec::new(),
+            has_read: false,
+            published_at_ms: 0,
+            paused_until_ms: 0,
         }
     }
 
@@ -162,10 +173,13 @@ impl ConnectionTask {
         shutdown: &mut watch::Receiver<bool>,
     ) -> io::Result<()> {
         let mut is_shutting_down = false;
-        let mut disk_alarm = self.hub.disk_alarm.subscribe();
-        self.session.set_alarm(self.hub.disk_alarm.reason());
+        let mut alarm = self.hub.alarms.subscribe();
+        self.session.set_alarm(self.hub.alarms.reason());
         loop {
             let socket = self.read_some(stream)?;
+            if std::mem::take(&mut self.has_read) {
+                self.pause_publisher();
+            }
             let is_eof = socket == Socket::Ended;
             if is_eof {
                 self.session.handle_eof();
@@ -188,8 +202,8 @@ impl ConnectionTask {
                 ready = stream.ready(interest), if self.wants_socket() => { ready?; }
                 () = self.notify.notified() => {}
                 () = tokio::time::sleep(timeout) => {}
-                Ok(()) = disk_alarm.changed() => {
-                    let reason = *disk_alarm.borrow_and_update();
+                Ok(()) = alarm.changed() => {
+                    let reason = *alarm.borrow_and_update();
                     self.session.set_alarm(reason);
                 }
                 changed = shutdown.changed(), if !is_shutting_down => {
@@ -217,12 +231,35 @@ impl ConnectionTask {
     /// Reads while the session takes input and the client takes output: a client that does not read
     /// its deliveries and answers is not read either.
     fn wants_input(&self) -> bool {
-        self.session.wants_input() && self.session.output_len() < OUTPUT_HIGH_BYTES
+        self.session.wants_input()
+            && self.session.output_len() < OUTPUT_HIGH_BYTES
+            && !self.is_paused()
+    }
+
+    fn is_paused(&self) -> bool {
+        self.paused_until_ms != 0 && self.hub.now_ms() < self.paused_until_ms
+    }
+
+    /// A client that publishes while memory is scarce is read again after a pause.
+    fn pause_publisher(&mut self) {
+        self.paused_until_ms = 0;
+        let pause = self.hub.publisher_pause();
+        if pause.is_zero() {
+            return;
+        }
+        let now_ms = self.hub.now_ms();
+        if self.published_at_ms + PUBLISHER_MS > now_ms {
+            let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+            self.paused_until_ms = now_ms.saturating_add(pause_ms);
+        }
     }
 
     fn sleep_duration(&self) -> Duration {
         let now_ms = self.hub.now_ms();
-        let due_at_ms = self.session.poll_timeout().unwrap_or(now_ms + 60_000);
+        let mut due_at_ms = self.session.poll_timeout().unwrap_or(now_ms + 60_000);
+        if self.paused_until_ms > now_ms {
+            due_at_ms = due_at_ms.min(self.paused_until_ms);
+        }
         Duration::from_millis(due_at_ms.saturating_sub(now_ms))
     }
 
@@ -242,6 +279,7 @@ impl ConnectionTask {
             match stream.try_read_buf(&mut self.input) {
                 Ok(0) => return Ok(Socket::Ended),
                 Ok(count) => {
+                    self.has_read = true;
                     self.adapt_input(count);
                     let now_ms = self.hub.now_ms();
                     self.guarded(|task| task.session.receive(&mut task.input, now_ms));
@@ -410,6 +448,7 @@ impl ConnectionTask {
         let Some(domain) = &mut self.domain else {
             return;
         };
+        self.published_at_ms = self.hub.now_ms();
         if let Err(error) = domain.tx_publish(publish) {
             self.session.publish_refused(publish.channel, error);
         }
@@ -431,6 +470,7 @@ impl ConnectionTask {
             let (answered, _) = self.batch.split_at(done);
             self.session.publish_results(answered, &self.published);
             Counters::add(&self.hub.counters.messages_published, done as u64);
+            self.published_at_ms = now_ms;
             match result {
                 Ok(()) => self.batch.clear(),
                 Err((failed, error)) => {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::alarms::DiskAlarm;
+use super::alarms::Alarms;
+use super::memory::Memory;
 use super::readers::ReadQueue;
 use super::signals::Signals;
 use super::worker::WorkerQueue;
@@ -27,7 +28,9 @@ pub(super) struct Hub {
     pub(super) signals: Arc<Signals>,
     pub(super) clock: Arc<dyn Clock>,
     /// Whether publishers are blocked.
-    pub(super) disk_alarm: Arc<DiskAlarm>,
+    pub(super) alarms: Arc<Alarms>,
+    /// How much memory the process may take.
+    pub(super) memory: Memory,
     disk: Arc<dyn Disk>,
     worker: Arc<WorkerQueue>,
     reads: ReadQueue,
@@ -39,7 +42,9 @@ pub(super) struct Machine {
     /// The data directory, for the space left on it.
     pub(super) disk: Arc<dyn Disk>,
     /// Whether publishers are blocked.
-    pub(super) disk_alarm: Arc<DiskAlarm>,
+    pub(super) alarms: Arc<Alarms>,
+    /// What the process may take of the memory.
+    pub(super) memory_limit_bytes: u64,
 }
 
 impl Hub {
@@ -59,7 +64,8 @@ impl Hub {
             started_at_ms: machine.clock.unix_ms(),
             signals,
             clock: machine.clock,
-            disk_alarm: machine.disk_alarm,
+            alarms: machine.alarms,
+            memory: Memory::new(machine.memory_limit_bytes, Arc::clone(&machine.disk)),
             disk: machine.disk,
             worker,
             reads: ReadQueue::default(),
@@ -75,7 +81,7 @@ impl Hub {
     /// clears the alarm.
     pub(super) fn check_disk(&self) {
         let is_low = match self.disk.free_space() {
-            Ok(free) => self.disk_alarm.update(free),
+            Ok(free) => self.alarms.update_disk(free),
             Err(error) => {
                 tracing::warn!(%error, "cannot measure the free disk space");
                 false
@@ -84,7 +90,7 @@ impl Hub {
         if let Err(error) = self.storage.tend_space(is_low) {
             tracing::warn!(%error, "cannot give back spare segments");
         }
-        self.disk_alarm.set_short(self.storage.is_short_of_space());
+        self.alarms.set_short(self.storage.is_short_of_space());
     }
 
     pub(super) fn worker(&self) -> &WorkerQueue {
@@ -104,6 +110,11 @@ impl Hub {
         for outbox in effects.wakes.drain(..) {
             outbox.wake();
         }
+        if !effects.released.is_empty() {
+            self.memory.spill().release(&effects.released);
+            effects.released.clear();
+        }
+        self.check_contents();
         if !effects.fetches.is_empty() || !effects.run_loads.is_empty() {
             self.reads.add(&mut effects.run_loads, &mut effects.fetches);
         }
@@ -116,9 +127,10 @@ impl Hub {
         }
     }
 
-    /// Ends the worker and the readers.
+    /// Ends the worker, the readers and the memory thread.
     pub(super) fn stop_threads(&self) {
         self.worker.stop();
+        self.memory.stop();
         self.reads.stop();
     }
 }

@@ -7,6 +7,7 @@
 //!  stratamq-read-N   message bodies from disk
 //!  stratamq-ckpt     checkpoints
 //!  stratamq-disk     a look at the free disk space every now and then
+//!  stratamq-memory   messages out of memory, when they take too much of it
 //!  stratamq-space    (storage) the next segment, and the reserve
 //!  stratamq-scrub    reads the store again, to find damage early
 //! ```
@@ -19,6 +20,7 @@ mod checkpointer;
 mod connection;
 mod hub;
 mod journal;
+mod memory;
 mod readers;
 mod scrubber;
 mod signals;
@@ -48,6 +50,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after a failed accept (out of file descriptors): wait for some to be closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Contents that a connection has not finished may take at most this part of the memory limit: one in so many.
+const UNFINISHED_SHARE: u64 = 8;
 /// Connections waiting to be accepted, as RabbitMQ has it.
 const LISTEN_BACKLOG: u32 = 128;
 
@@ -106,6 +110,7 @@ fn spawn_threads(hub: &Arc<Hub>) -> Result<Vec<JoinHandle<()>>, StartError> {
     let worker_hub = Arc::clone(hub);
     threads
         .push(named("stratamq-worker".into(), move || worker::run(&worker_hub)).map_err(failed)?);
+    threads.push(memory::spawn(hub).map_err(failed)?);
     for number in 0..readers::READER_THREADS {
         let reader_hub = Arc::clone(hub);
         let name = format!("stratamq-read-{number}");
@@ -179,9 +184,15 @@ fn spawn_connection(
     }
     let group_max_bytes = hub.storage.group_max_bytes();
     let defaults = SessionOptions::default();
+    let message_max_bytes = defaults.message_max_bytes.min(group_max_bytes);
+    let share_bytes = hub.memory.limit_bytes() / UNFINISHED_SHARE;
     let options = SessionOptions {
         tag_seed: u128::from_le_bytes(seed),
-        message_max_bytes: defaults.message_max_bytes.min(group_max_bytes),
+        message_max_bytes,
+        unfinished_max_bytes: defaults
+            .unfinished_max_bytes
+            .min(share_bytes)
+            .max(message_max_bytes * 2),
         tx_max_bytes: defaults.tx_max_bytes.min(group_max_bytes),
         ..defaults
     };

@@ -45,6 +45,7 @@ impl State {
             sum_bytes += u64::from(next.position.len_bytes);
             let fits = run.first().is_none_or(|first| {
                 Arc::ptr_eq(&first.queue, &next.queue)
+                    && first.is_spilled == next.is_spilled
                     && sum_bytes <= RUN_MAX_BYTES
                     && run.len() < RUN_MAX_COUNT
             });
@@ -155,14 +156,17 @@ fn read_run(
 
 /// Reads bodies and gives them to their queue.
 fn read_bodies(hub: &Hub, run: &[Fetch], buffer: &mut ReadBuffer, effects: &mut Effects) {
-    let Some(queue) = run.first().map(|fetch| &fetch.queue) else {
+    let Some(Fetch {
+        queue, is_spilled, ..
+    }) = run.first()
+    else {
         return;
     };
     let wanted: Vec<(Seq, Position)> = run
         .iter()
         .map(|fetch| (fetch.seq, fetch.position))
         .collect();
-    let results = read_all(hub, queue.id(), &wanted, buffer);
+    let results = read_all(hub, queue.id(), *is_spilled, &wanted, buffer);
     hub.broker.fetched(queue, results, hub.now_ms(), effects);
 }
 
@@ -171,10 +175,16 @@ fn read_bodies(hub: &Hub, run: &[Fetch], buffer: &mut ReadBuffer, effects: &mut 
 fn read_all(
     hub: &Hub,
     queue: QueueId,
+    is_spilled: bool,
     wanted: &[(Seq, Position)],
     buffer: &mut ReadBuffer,
 ) -> Vec<(Seq, Result<Bytes, FetchFailure>)> {
-    let results = hub.storage.read_many(queue, wanted, buffer);
+    let spill = hub.memory.spill();
+    let results = if is_spilled {
+        spill.read_many(queue, wanted, buffer)
+    } else {
+        hub.storage.read_many(queue, wanted, buffer)
+    };
     // For all of them: a device that is gone would keep this thread from the other queues for minutes.
     let mut attempts_left = READ_ATTEMPTS;
     wanted
@@ -184,7 +194,11 @@ fn read_all(
             while attempts_left > 0 && matches!(result, Err(ReadError::Io { .. })) {
                 attempts_left -= 1;
                 std::thread::sleep(READ_PAUSE);
-                result = hub.storage.read(queue, seq, position);
+                result = if is_spilled {
+                    spill.read(queue, seq, position)
+                } else {
+                    hub.storage.read(queue, seq, position)
+                };
             }
             let result = result.map_err(|error| FetchFailure {
                 reason: error.to_string(),

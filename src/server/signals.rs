@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 
-use super::alarms::DiskAlarm;
+use super::alarms::Alarms;
 use super::worker::WorkerQueue;
 use crate::storage::types::Lsn;
 use crate::storage::{CommitListener, StorageError};
@@ -50,16 +50,16 @@ pub(super) struct Signals {
     room_waiters: Mutex<Vec<Arc<Notify>>>,
     /// Continuations of the domain.
     worker: Arc<WorkerQueue>,
-    disk_alarm: Arc<DiskAlarm>,
+    alarms: Arc<Alarms>,
 }
 
 impl Signals {
-    pub(super) fn new(worker: Arc<WorkerQueue>, disk_alarm: Arc<DiskAlarm>) -> Self {
+    pub(super) fn new(worker: Arc<WorkerQueue>, alarms: Arc<Alarms>) -> Self {
         Self {
             waiters: Mutex::default(),
             room_waiters: Mutex::default(),
             worker,
-            disk_alarm,
+            alarms,
         }
     }
 
@@ -111,7 +111,7 @@ impl CommitListener for Signals {
     }
 
     fn short_of_space(&self) {
-        self.disk_alarm.set_short(true);
+        self.alarms.set_short(true);
     }
 
     /// The disk refused a write or a sync. What it holds is unknown now; going on could confirm what is

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::alarms::DiskAlarm;
+use super::alarms::Alarms;
 use super::hub::{Hub, Machine};
 use super::journal::StorageJournal;
+use super::memory;
 use super::signals::Signals;
 use super::worker::WorkerQueue;
 use crate::broker::effects::Effects;
@@ -14,12 +15,16 @@ use crate::broker::queue::IndexLimits;
 use crate::broker::{Broker, BrokerOptions, RestoreError};
 use crate::config::args::OnCorruptionArg;
 use crate::config::{Config, FsyncMode};
-use crate::disk::{Clock, Disk, RealClock, RealDisk};
+use crate::disk::{Clock, Disk, RealClock, RealDisk, machine};
 use crate::storage::salvage::Salvage;
 use crate::storage::{FsyncPolicy, OnCorruption, Options, Storage, StorageError};
 
 /// Bytes that may be pushed and not durable before publishers are not read.
 const UNDURABLE_MAX_BYTES: u64 = 32 << 20;
+/// The same as a part of the memory limit: one in so many.
+const UNDURABLE_SHARE: u64 = 8;
+/// Entries of queues that are in memory may take at most this part of the memory limit: one in so many.
+const ENTRIES_SHARE: u64 = 10;
 
 /// Why a broker does not start.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +56,7 @@ impl StartError {
     }
 }
 
-fn storage_options(config: &Config) -> Options {
+fn storage_options(config: &Config, memory_limit_bytes: u64) -> Options {
     Options {
         fsync: match config.fsync {
             FsyncMode::Always => FsyncPolicy::Always,
@@ -62,7 +67,7 @@ fn storage_options(config: &Config) -> Options {
         commit_max_bytes: config.commit_max_bytes,
         ack_fsync_ms: config.ack_fsync_ms,
         segment_size_bytes: config.segment_size_bytes,
-        undurable_max_bytes: UNDURABLE_MAX_BYTES,
+        undurable_max_bytes: UNDURABLE_MAX_BYTES.min(memory_limit_bytes / UNDURABLE_SHARE),
         on_corruption: match config.on_corruption {
             OnCorruptionArg::Refuse => OnCorruption::Refuse,
             OnCorruptionArg::Quarantine => OnCorruption::Quarantine,
@@ -80,13 +85,14 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         StartError::Failed(format!("cannot use data directory {directory}: {error}"))
     })?;
     let disk: Arc<dyn Disk> = Arc::new(disk);
+    let memory_limit_bytes = config.memory_limit.resolve(machine::usable_memory_bytes());
     let worker = Arc::new(WorkerQueue::default());
-    let disk_alarm = Arc::new(DiskAlarm::new(config.disk_free_limit_bytes));
-    let signals = Arc::new(Signals::new(Arc::clone(&worker), Arc::clone(&disk_alarm)));
+    let alarms = Arc::new(Alarms::new(config.disk_free_limit_bytes));
+    let signals = Arc::new(Signals::new(Arc::clone(&worker), Arc::clone(&alarms)));
     let (storage, recovered) = Storage::open(
         Arc::clone(&disk),
         Arc::clone(&clock),
-        storage_options(config),
+        storage_options(config, memory_limit_bytes),
         Arc::clone(&signals) as Arc<dyn crate::storage::CommitListener>,
     )?;
     if let Some(salvage) = &recovered.report.salvage {
@@ -102,10 +108,13 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
     let broker = Broker::restore(
         journal,
         BrokerOptions {
+            resident_max_bytes: memory::contents_max_bytes(memory_limit_bytes),
             is_salvaged: recovered.report.salvage.is_some(),
             index: IndexLimits {
                 min_messages: config.queue_index_min_messages,
-                ..IndexLimits::default()
+                entries_max_bytes: IndexLimits::default()
+                    .entries_max_bytes
+                    .min(memory_limit_bytes / ENTRIES_SHARE),
             },
             ..BrokerOptions::default()
         },
@@ -125,7 +134,8 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         Machine {
             clock,
             disk,
-            disk_alarm,
+            memory_limit_bytes,
+            alarms,
         },
     ));
     hub.check_disk();

@@ -28,6 +28,8 @@ pub struct Status {
     pub messages: Messages,
     /// The log.
     pub log: LogStatus,
+    /// Memory.
+    pub memory: MemoryStatus,
     /// Positions of messages, in memory and in index files.
     pub index: IndexStatus,
     /// All queues.
@@ -69,6 +71,23 @@ pub struct Messages {
     pub delivered: u64,
     /// Not readable on disk and kept aside.
     pub quarantined: u64,
+}
+
+/// Memory, in bytes.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// What the process may take.
+    pub limit_bytes: u64,
+    /// What it takes.
+    pub rss_bytes: u64,
+    /// What messages in the queues may take of it.
+    pub contents_max_bytes: u64,
+    /// What they take.
+    pub contents_bytes: u64,
+    /// Messages that are in spill files, being in no log.
+    pub spilled_bytes: u64,
+    /// Those files.
+    pub spill_file_bytes: u64,
 }
 
 /// The log.
@@ -175,14 +194,13 @@ fn status(hub: &Hub, now_ms: u64, queues: Vec<QueueStatus>) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_ms: now_ms.saturating_sub(hub.started_at_ms),
         recovery: hub.recovery.to_string(),
-        alarms: [
-            hub.disk_alarm.reason(),
-            hub.storage.is_stalled().then_some(STALLED),
-        ]
-        .into_iter()
-        .flatten()
-        .map(str::to_owned)
-        .collect(),
+        alarms: hub
+            .alarms
+            .reasons()
+            .into_iter()
+            .chain(hub.storage.is_stalled().then_some(STALLED))
+            .map(str::to_owned)
+            .collect(),
         connections: Connections {
             open: opened.saturating_sub(closed),
             opened,
@@ -194,8 +212,21 @@ fn status(hub: &Hub, now_ms: u64, queues: Vec<QueueStatus>) -> Status {
             quarantined: hub.broker.quarantined_count(),
         },
         log: log_status(hub, &stats),
+        memory: memory_status(hub),
         index: index_status(hub, &stats),
         queues,
+    }
+}
+
+fn memory_status(hub: &Hub) -> MemoryStatus {
+    let figures = hub.memory.figures();
+    MemoryStatus {
+        limit_bytes: figures.limit_bytes,
+        rss_bytes: figures.rss_bytes,
+        contents_max_bytes: hub.broker.resident_max_bytes(),
+        contents_bytes: hub.broker.resident_bytes(),
+        spilled_bytes: figures.spilled_bytes,
+        spill_file_bytes: figures.spill_file_bytes,
     }
 }
 
@@ -250,6 +281,7 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             log,
+            memory,
             index,
             messages,
             connections,
@@ -302,6 +334,16 @@ impl fmt::Display for Status {
             f,
             "fdatasync     {} calls, p50 {} us, p99 {} us, max {} us",
             log.fdatasync_count, log.fdatasync_p50_us, log.fdatasync_p99_us, log.fdatasync_max_us
+        )?;
+        writeln!(
+            f,
+            "memory        {} of {} bytes; {} of {} in messages, {} spilled to {} on disk",
+            memory.rss_bytes,
+            memory.limit_bytes,
+            memory.contents_bytes,
+            memory.contents_max_bytes,
+            memory.spilled_bytes,
+            memory.spill_file_bytes
         )?;
         writeln!(
             f,

@@ -261,6 +261,15 @@ impl Channel {
         }
     }
 
+    /// Bytes of the publish that is arriving and of a transaction that is not committed.
+    pub(super) fn unfinished_bytes(&self) -> u64 {
+        let of_transaction = match &self.mode {
+            Mode::Tx(transaction) => transaction.size_bytes,
+            Mode::Plain | Mode::Confirm(_) => 0,
+        };
+        of_transaction + self.content.kept_bytes()
+    }
+
     /// What this channel waits for.
     pub(super) fn first_pending_lsn(&self) -> Option<Lsn> {
         let held = match &self.state {

@@ -21,6 +21,10 @@ use crate::amqp::reply_code::{ChannelReplyCode, ConnectionReplyCode};
 use crate::amqp::short_string::ShortString;
 use crate::broker::message::Message;
 
+/// A part of an unfinished body that is shorter than this is copied: it would keep a quarter of a read buffer and less
+/// of it alive, for as long as the client likes.
+const PART_KEPT_MIN_BYTES: usize = 32 * 1024;
+
 /// Parts for which room is made at once; a client cannot ask for more by a large declared size.
 const PARTS_MAX: usize = 16;
 
@@ -65,6 +69,14 @@ impl Content {
     /// True while only content frames may come.
     pub(super) fn is_in_progress(&self) -> bool {
         !matches!(self, Self::Idle)
+    }
+
+    /// Bytes of the body that have arrived and are kept.
+    pub(super) fn kept_bytes(&self) -> u64 {
+        match self {
+            Self::AwaitBody(assembly) => assembly.body.iter().map(|part| part.len() as u64).sum(),
+            Self::Idle | Self::AwaitHeader(_) => 0,
+        }
     }
 
     /// What is wrong with a frame of another kind now.
@@ -136,7 +148,12 @@ impl Content {
                 let more = usize::try_from(more).unwrap_or(PARTS_MAX);
                 assembly.body.reserve_exact(1 + more.min(PARTS_MAX));
             }
-            assembly.body.push(part);
+            let is_last = assembly.remaining_bytes == 0;
+            if part.len() < PART_KEPT_MIN_BYTES && !is_last {
+                assembly.body.push(Bytes::copy_from_slice(&part));
+            } else {
+                assembly.body.push(part);
+            }
         }
         self.advance(assembly, message_max_bytes)
     }

@@ -24,6 +24,8 @@ impl Session {
                 self.handle_assembled(id, assembled)
             }
             FrameKind::Body => {
+                self.check_alarm();
+                self.check_unfinished(frame.payload.len() as u64)?;
                 let max_bytes = self.options.message_max_bytes;
                 let content = &mut self.channel(id)?.content;
                 let assembled = content.handle_body(frame.payload, max_bytes)?;
@@ -32,6 +34,26 @@ impl Session {
             // The frame decoder lets heartbeats pass on channel 0 only.
             FrameKind::Heartbeat => Ok(()),
         }
+    }
+
+    /// Counts `len_bytes` more of contents that may stay unfinished: bodies that are arriving and transactions, over all
+    /// channels. What was finished meanwhile is found when the count seems too high; so single messages cost nothing.
+    fn check_unfinished(&mut self, len_bytes: u64) -> Handled {
+        self.unfinished_bytes += len_bytes;
+        let max_bytes = self.options.unfinished_max_bytes;
+        if self.unfinished_bytes <= max_bytes {
+            return Ok(());
+        }
+        let unfinished = self.channels.values().map(Channel::unfinished_bytes);
+        self.unfinished_bytes = unfinished.sum::<u64>() + len_bytes;
+        if self.unfinished_bytes <= max_bytes {
+            return Ok(());
+        }
+        let text = format!(
+            "unfinished contents of all channels are larger than configured max size {max_bytes}"
+        );
+        let code = ConnectionReplyCode::ResourceError;
+        Err(Failure::connection(code, text, basic::Publish::ID))
     }
 
     fn handle_method(&mut self, id: u16, frame: &Frame) -> Handled {

@@ -35,8 +35,8 @@
 //! 4. A delivery that reaches a channel or consumer that is gone is given back, so none is lost. (One that
 //!    is settled already, taken without acknowledgement, is gone: at most once is what was asked for.)
 //! 5. Memory is bounded: held frames by [`HELD_FRAMES_MAX`] and [`HELD_BYTES_MAX`], output by
-//!    [`OUTPUT_HIGH_BYTES`], an assembled body by the message limit, a transaction by its own. At a bound
-//!    nothing more is read.
+//!    [`OUTPUT_HIGH_BYTES`], an assembled body by the message limit, a transaction by its own, and both over all
+//!    channels by [`SessionOptions::unfinished_max_bytes`]. At a bound nothing more is read, or the publish is refused.
 //! 6. No clock, no randomness, no IO: the same calls give the same bytes.
 
 mod acks;
@@ -110,6 +110,8 @@ pub struct Session {
     /// Frames and bytes in the `held` of all channels.
     held_frame_count: usize,
     held_bytes: usize,
+    /// At least the bytes of contents that are unfinished, over all channels.
+    unfinished_bytes: u64,
     heartbeat: Option<Heartbeat>,
     /// Heartbeats sent; they do not count as something written.
     beat_count: u64,
@@ -211,6 +213,7 @@ impl Session {
             output: Output::default(),
             held_frame_count: 0,
             held_bytes: 0,
+            unfinished_bytes: 0,
             heartbeat: None,
             beat_count: 0,
             received_total: 0,

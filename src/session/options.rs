@@ -28,6 +28,9 @@ pub struct SessionOptions {
     pub message_max_bytes: u64,
     /// Bodies of one uncommitted transaction; more close the channel with 406.
     pub tx_max_bytes: u64,
+    /// Bodies that are arriving and those of uncommitted transactions, over all channels; more close the connection with
+    /// 506. At least `message_max_bytes`.
+    pub unfinished_max_bytes: u64,
     /// From accept to `connection.open-ok`.
     pub handshake_timeout_ms: u64,
     /// How long the socket of a refused handshake, or of a fatal frame error, stays open. Damps
@@ -54,6 +57,7 @@ impl Default for SessionOptions {
             heartbeat_secs: 60,
             message_max_bytes: MESSAGE_MAX_BYTES_DEFAULT,
             tx_max_bytes: 64 * 1024 * 1024,
+            unfinished_max_bytes: 64 * 1024 * 1024,
             handshake_timeout_ms: 10_000,
             linger_ms: 3_000,
             close_timeout_ms: 30_000,

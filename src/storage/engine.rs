@@ -328,7 +328,7 @@ impl Storage {
         wanted: &[(Seq, Position)],
         buffer: &mut ReadBuffer,
     ) -> Vec<Result<Bytes, ReadError>> {
-        super::gather::read_many(&self.inner.shared, queue, wanted, buffer)
+        super::gather::read_many(&*self.inner.shared, queue, wanted, buffer)
     }
 
     /// True when enough was logged, or enough time passed since a change, that a checkpoint should be made.

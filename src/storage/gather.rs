@@ -5,19 +5,21 @@
 //!   reads              '---- one ----'  (gap < 16 KiB)   '--- its own buffer ---'   '-one-'
 //!                      r1, r2, r3 are copied out                 sliced
 //! ```
-//! 1. Every record is checked as if it had been read alone: length, place, ref and CRC (see `read`).
+//! 1. Every record is checked as if it had been read alone: length, place, ref and CRC (see [`check_record`]).
 //! 2. Small records are copied out of the buffer, which the thread uses again: a message that stays long (unacked, or
 //!    in the outbox of a slow consumer) keeps its own bytes in memory and no others. The copy costs less than what it
 //!    replaces, a fresh zeroed buffer a read and a reference counter that all messages of a buffer fight for.
 //! 3. A read that fails is repeated record by record, so that each one gets the error that is its own.
 
+use std::io;
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::error::ReadError;
-use super::format::segment_path;
-use super::read::{self, check_record};
-use super::shared::Shared;
-use super::types::{Lsn, Position, QueueId, Seq};
+use super::read::check_record;
+use super::types::{Lsn, Position, QueueId, SegmentId, Seq};
+use crate::disk::DiskFile;
 
 /// Bytes that one read brings at most.
 const EXTENT_MAX_BYTES: usize = 1 << 20;
@@ -31,6 +33,18 @@ const GAP_MAX_BYTES: u32 = 16 * 1024;
 #[derive(Debug, Default)]
 pub struct ReadBuffer(Vec<u8>);
 
+/// Files of records: the log's, or those of messages that are in no log.
+pub(crate) trait Source {
+    /// What is below is in files.
+    fn end(&self) -> Lsn;
+    /// The file of this number.
+    fn file(&self, number: SegmentId) -> io::Result<Arc<dyn DiskFile>>;
+    /// The file's name, for people.
+    fn name(&self, number: SegmentId) -> String;
+    /// The payload of one message, wherever it is.
+    fn read_alone(&self, queue: QueueId, seq: Seq, position: Position) -> Result<Bytes, ReadError>;
+}
+
 /// Wanted records that one read brings.
 struct Extent {
     /// Where it begins.
@@ -43,7 +57,7 @@ struct Extent {
 
 /// Reads the payloads of messages of one queue; the results are in the order of `wanted`.
 pub(crate) fn read_many(
-    shared: &Shared,
+    source: &impl Source,
     queue: QueueId,
     wanted: &[(Seq, Position)],
     buffer: &mut ReadBuffer,
@@ -52,9 +66,9 @@ pub(crate) fn read_many(
     results.resize_with(wanted.len(), || None);
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     order.sort_by_key(|&index| wanted[index].1.lsn);
-    for extent in extents(shared.written_lsn(), wanted, &order) {
+    for extent in extents(source.end(), wanted, &order) {
         let members = &order[extent.from..extent.to];
-        let bytes = read_extent(shared, &extent, buffer);
+        let bytes = read_extent(source, &extent, buffer);
         for &index in members {
             let (seq, position) = wanted[index];
             let gathered = bytes.and_then(|bytes| slice_of(bytes, extent.start, position));
@@ -63,14 +77,14 @@ pub(crate) fn read_many(
                 .map(Bytes::copy_from_slice);
             results[index] = Some(match payload {
                 Some(payload) => Ok(payload),
-                None => read::read(shared, queue, seq, position),
+                None => source.read_alone(queue, seq, position),
             });
         }
     }
     let alone = wanted.iter().zip(results);
     alone
         .map(|(&(seq, position), result)| {
-            result.unwrap_or_else(|| read::read(shared, queue, seq, position))
+            result.unwrap_or_else(|| source.read_alone(queue, seq, position))
         })
         .collect()
 }
@@ -118,7 +132,7 @@ impl Extent {
 
 /// The bytes of an extent, fewer at the end of the file; `None` when they cannot be read.
 fn read_extent<'a>(
-    shared: &Shared,
+    source: &impl Source,
     extent: &Extent,
     buffer: &'a mut ReadBuffer,
 ) -> Option<&'a [u8]> {
@@ -127,15 +141,41 @@ fn read_extent<'a>(
         buffer.0.resize(extent.len_bytes, 0);
     }
     let bytes = &mut buffer.0[..extent.len_bytes];
-    let file = shared.files.get(lsn.segment()).ok()?;
+    let file = source.file(lsn.segment()).ok()?;
     match file.read_at(bytes, u64::from(lsn.offset())) {
         Ok(len) => Some(&bytes[..len]),
         Err(error) => {
-            let path = shared.disk.describe(&segment_path(lsn.segment()));
+            let path = source.name(lsn.segment());
             tracing::debug!(%error, path, "a read of many records failed; each is read alone");
             None
         }
     }
+}
+
+/// The bytes at `position`, fewer at the end of the file.
+///
+/// # Errors
+/// `NotYetWritten`, `Freed` and `Io`.
+pub(crate) fn read_record(source: &impl Source, position: Position) -> Result<Vec<u8>, ReadError> {
+    let lsn = position.lsn;
+    // What was moved to a cold segment was in the file before anybody heard of the place.
+    if lsn >= source.end() && !lsn.segment().is_cold() {
+        return Err(ReadError::NotYetWritten { lsn });
+    }
+    let error = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => ReadError::Freed { lsn },
+        _ => ReadError::Io {
+            path: source.name(lsn.segment()),
+            source: error,
+        },
+    };
+    let file = source.file(lsn.segment()).map_err(error)?;
+    let mut record = vec![0; position.len_bytes as usize];
+    let read = file
+        .read_at(&mut record, u64::from(lsn.offset()))
+        .map_err(error)?;
+    record.truncate(read);
+    Ok(record)
 }
 
 /// The record at `position` in the bytes that begin at `start`; `None` when they end before it does.

@@ -48,6 +48,7 @@ mod schedule;
 pub mod scrub;
 pub mod segment;
 mod shared;
+mod spill;
 pub mod stats;
 pub mod superblock;
 pub mod survey;
@@ -64,6 +65,7 @@ pub use image::QueueImage;
 pub use options::{FsyncPolicy, OnCorruption, Options};
 pub use read::check_record;
 pub use report::{CheckpointReport, Found, MetaRecord, Recovered, RecoveryReport, TornTail};
+pub use spill::{SPILL_FILE_BYTES, Spill, SpillItem, Spilled};
 pub use stats::Stats;
 
 use run::FiledRun;

@@ -21,6 +21,7 @@ use bytes::Bytes;
 
 use super::error::ReadError;
 use super::format::segment_path;
+use super::gather::{self, Source};
 use super::record::{self, Record};
 use super::shared::Shared;
 use super::types::{Lsn, Position, QueueId, SegmentId, Seq};
@@ -77,10 +78,22 @@ pub(crate) fn read(
 ) -> Result<Bytes, ReadError> {
     let record = match read_pending(shared, position) {
         Some(record) => record,
-        None => read_file(shared, position)?,
+        None => gather::read_record(shared, position)?,
     };
-    let payload = check_record(&record, queue, seq, position)
-        .map_err(|detail| wrong_bytes(shared, position, detail))?;
+    payload_of(record, queue, seq, position).map_err(|detail| wrong_bytes(shared, position, detail))
+}
+
+/// The payload in a record that was read alone, checked.
+///
+/// # Errors
+/// As [`check_record`].
+pub(crate) fn payload_of(
+    record: Vec<u8>,
+    queue: QueueId,
+    seq: Seq,
+    position: Position,
+) -> Result<Bytes, String> {
+    let payload = check_record(&record, queue, seq, position)?;
     if payload.len() < record.len() / PAYLOAD_SHARE_MIN {
         return Ok(Bytes::copy_from_slice(payload));
     }
@@ -116,26 +129,19 @@ fn read_pending(shared: &Shared, position: Position) -> Option<Vec<u8>> {
     lock(&shared.append).copy_out(position)
 }
 
-fn read_file(shared: &Shared, position: Position) -> Result<Vec<u8>, ReadError> {
-    let lsn = position.lsn;
-    if !is_in_file(shared, lsn) {
-        return Err(ReadError::NotYetWritten { lsn });
+impl Source for Shared {
+    fn end(&self) -> Lsn {
+        self.written_lsn()
     }
-    let path = segment_path(lsn.segment());
-    let error = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => ReadError::Freed { lsn },
-        _ => ReadError::Io {
-            path: shared.disk.describe(&path),
-            source,
-        },
-    };
-    let file = shared.files.get(lsn.segment()).map_err(error)?;
-    let mut record = vec![0; position.len_bytes as usize];
-    let read = file
-        .read_at(&mut record, u64::from(lsn.offset()))
-        .map_err(error)?;
-    record.truncate(read);
-    Ok(record)
+    fn file(&self, segment: SegmentId) -> io::Result<Arc<dyn DiskFile>> {
+        self.files.get(segment)
+    }
+    fn name(&self, segment: SegmentId) -> String {
+        self.disk.describe(&segment_path(segment))
+    }
+    fn read_alone(&self, queue: QueueId, seq: Seq, position: Position) -> Result<Bytes, ReadError> {
+        read(self, queue, seq, position)
+    }
 }
 
 /// The payload of the message `(queue, seq)` in the bytes that were read at `position`.

@@ -8,13 +8,16 @@
 //! It files runs as its options say, but keeps their entries as well: its images have no runs, those that it hands to a
 //! checkpoint have. What a start gives back is read through the index files, and compared with what never left memory.
 
+pub mod filer;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
+use filer::{Filer, unfile};
+
 use super::format::StoreId;
-use super::index::block;
 use super::run::FiledRun;
 use super::types::{
     ImageEntry, Lsn, MetaEffect, Move, Position, QueueId, Receipt, Ref, Request, SegmentId, Seq,
@@ -63,78 +66,7 @@ struct Live {
     meta_lsn: Lsn,
     /// What every message that was ever published says.
     payloads: BTreeMap<(QueueId, Seq), Bytes>,
-    /// Runs whose blocks are right; `live` is what each block holds.
-    filed: BTreeMap<QueueId, BTreeMap<u64, FiledRun>>,
-    index_min_messages: u64,
-}
-
-impl Live {
-    /// The image of a queue as a broker that holds nothing of a filed run in memory would give it.
-    fn filed_image(&self, id: QueueId) -> Option<QueueImage> {
-        let mut image = self.queues.get(&id)?.clone();
-        for filed in self.filed.get(&id).into_iter().flat_map(BTreeMap::values) {
-            let entries: Vec<ImageEntry> = image
-                .entries
-                .range(filed.range())
-                .filter(|entry| filed.live.contains(FiledRun::index_of(entry.seq)))
-                .copied()
-                .collect();
-            if let Some((_, now)) = block::encode(StoreId([0; 16]), id, &entries) {
-                entries
-                    .iter()
-                    .for_each(|entry| image.entries.remove(entry.seq));
-                image.runs.push(FiledRun {
-                    live: now.live,
-                    marks: now.marks,
-                    segments: now.segments,
-                    ..filed.clone()
-                });
-            }
-        }
-        Some(image)
-    }
-
-    /// Runs of a queue that are not in its file as they are.
-    fn unfiled(&self, id: QueueId) -> Vec<Vec<ImageEntry>> {
-        let Some(image) = self.queues.get(&id) else {
-            return Vec::new();
-        };
-        if image.message_count() < self.index_min_messages {
-            return Vec::new();
-        }
-        let mut runs: BTreeMap<u64, Vec<ImageEntry>> = BTreeMap::new();
-        for entry in image.entries.iter() {
-            let number = FiledRun::number_of(entry.seq);
-            runs.entry(number).or_default().push(*entry);
-        }
-        let filed = self.filed.get(&id);
-        let is_missing = |number: u64, entry: &ImageEntry| {
-            let run = filed.and_then(|filed| filed.get(&number));
-            run.is_none_or(|run| !run.live.contains(FiledRun::index_of(entry.seq)))
-        };
-        let tail = FiledRun::number_of(image.next_seq);
-        runs.into_iter()
-            .filter(|(number, _)| self.index_min_messages == 0 || *number < tail)
-            .filter(|(number, entries)| entries.iter().any(|entry| is_missing(*number, entry)))
-            .map(|(_, entries)| entries)
-            .collect()
-    }
-}
-
-/// Puts filed messages back among the entries.
-fn unfile(storage: &Storage, queues: &mut [QueueImage]) -> Result<(), StorageError> {
-    for image in queues {
-        for run in std::mem::take(&mut image.runs) {
-            let entries = storage.read_run(image.id, &run);
-            let entries = entries.map_err(|error| StorageError::Stopped {
-                reason: format!("run {} of queue {}: {error}", run.number, image.id),
-            })?;
-            entries
-                .into_iter()
-                .for_each(|entry| image.entries.insert(entry));
-        }
-    }
-    Ok(())
+    filer: Filer,
 }
 
 /// See the module.
@@ -175,10 +107,10 @@ impl LiveStore {
     ) -> Result<(Self, Recovered), StorageError> {
         let heard = Arc::new(Heard::default());
         let listener: Arc<dyn CommitListener> = heard.clone();
-        let min = options.index_min_messages;
+        let known = options.clone();
         let (storage, recovered) =
             Storage::open_by_hand(disk, clock, options, listener, StoreId([0x5a; 16]))?;
-        Self::over(storage, heard, recovered, min)
+        Self::over(storage, heard, recovered, &known)
     }
 
     /// Opens a store with its own commit thread.
@@ -192,9 +124,9 @@ impl LiveStore {
     ) -> Result<(Self, Recovered), StorageError> {
         let heard = Arc::new(Heard::default());
         let listener: Arc<dyn CommitListener> = heard.clone();
-        let min = options.index_min_messages;
+        let known = options.clone();
         let (storage, recovered) = Storage::open(disk, clock, options, listener)?;
-        Self::over(storage, heard, recovered, min)
+        Self::over(storage, heard, recovered, &known)
     }
 
     /// Reads what is filed, so that what was recovered is complete in `recovered` too.
@@ -202,15 +134,12 @@ impl LiveStore {
         storage: Storage,
         heard: Arc<Heard>,
         mut recovered: Recovered,
-        index_min_messages: u64,
+        options: &Options,
     ) -> Result<(Self, Recovered), StorageError> {
-        let filed = recovered
-            .queues
-            .iter()
-            .map(|queue| (queue.id, queue.runs.clone()))
-            .map(|(id, runs)| (id, runs.into_iter().map(|run| (run.number, run)).collect()))
-            .collect();
-        unfile(&storage, &mut recovered.queues)?;
+        let filer = Filer::new(options, &recovered);
+        unfile(&storage, &mut recovered.queues).map_err(|error| StorageError::Stopped {
+            reason: error.to_string(),
+        })?;
         let mut metas = recovered
             .meta_snapshot
             .as_deref()
@@ -231,8 +160,7 @@ impl LiveStore {
             metas,
             meta_lsn: storage.confirm_lsn(),
             payloads: BTreeMap::new(),
-            filed,
-            index_min_messages,
+            filer,
         };
         let store = Self {
             storage,
@@ -487,10 +415,9 @@ impl LiveStore {
     /// When a run cannot be read or says something else.
     pub fn check_filed(&self) {
         for id in self.queue_ids() {
-            let live = lock(&self.live);
-            let (filed, whole) = (live.filed_image(id), live.queues.get(&id).cloned());
-            drop(live);
-            let (filed, whole) = filed.zip(whole).expect("the queue exists");
+            let whole = lock(&self.live).queues.get(&id).cloned();
+            let whole = whole.expect("the queue exists");
+            let filed = self.queue(id).expect("the queue exists");
             for run in &filed.runs {
                 let read = self.storage.read_run(id, run);
                 let read = read
@@ -532,12 +459,13 @@ impl CheckpointSource for LiveStore {
         lock(&self.live).queues.keys().copied().collect()
     }
     fn queue(&self, id: QueueId) -> Option<QueueImage> {
-        lock(&self.live).filed_image(id)
+        let live = lock(&self.live);
+        Some(live.filer.image(live.queues.get(&id)?))
     }
     fn unfiled_runs(&self, id: QueueId, max_count: usize) -> Vec<Vec<ImageEntry>> {
-        let mut runs = lock(&self.live).unfiled(id);
-        runs.truncate(max_count);
-        runs
+        let live = lock(&self.live);
+        let image = live.queues.get(&id);
+        image.map_or_else(Vec::new, |image| live.filer.unfiled(image, max_count))
     }
     fn refs_in(
         &self,
@@ -556,24 +484,19 @@ impl CheckpointSource for LiveStore {
     }
     fn relocate(&self, id: QueueId, moves: &[Move]) {
         let mut live = lock(&self.live);
-        let Live { queues, filed, .. } = &mut *live;
+        let Live { queues, filer, .. } = &mut *live;
         for moved in moves {
             let entry = queues
                 .get_mut(&id)
                 .and_then(|image| image.entries.get_mut(moved.seq));
             if let Some(entry) = entry.filter(|entry| entry.position == moved.from) {
                 entry.position = moved.to;
-                // Its block says the old place.
-                if let Some(runs) = filed.get_mut(&id) {
-                    runs.remove(&FiledRun::number_of(moved.seq));
-                }
+                filer.forget(id, FiledRun::number_of(moved.seq));
             }
         }
     }
     fn filed(&self, id: QueueId, runs: Vec<FiledRun>) {
-        let mut live = lock(&self.live);
-        let known = live.filed.entry(id).or_default();
-        known.extend(runs.into_iter().map(|run| (run.number, run)));
+        lock(&self.live).filer.filed(id, runs);
     }
 }
 

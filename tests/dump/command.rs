@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Where the directories of format version 1 are, below the repository.
-const FIXTURES: &str = "tests/fixtures/v1";
+/// Where the directories of all format versions are, below the repository.
+const FIXTURES: &str = "tests/fixtures";
+/// Those of format version 2; all others are of version 1.
+const OF_VERSION_2: [&str; 1] = ["filed"];
 
 /// Runs the tool in the repository's root.
 pub(crate) fn strata_dump(words: &[&str]) -> Output {
@@ -30,9 +32,21 @@ pub(crate) fn transcript(words: &[&str]) -> String {
     text.replace(&format!("{}/", env!("CARGO_MANIFEST_DIR")), "")
 }
 
-/// A directory of format version 1, relative to the repository.
+/// A directory that was made by an earlier release, or what is expected of it, relative to the repository.
 pub(crate) fn fixture(name: &str) -> String {
-    format!("{FIXTURES}/{name}")
+    format!("{}/{name}", version_dir(name))
+}
+
+/// What the tool says about a directory.
+pub(crate) fn expected_dir(name: &str) -> PathBuf {
+    in_repository(&version_dir(name))
+        .join("expected")
+        .join(name)
+}
+
+fn version_dir(name: &str) -> String {
+    let version = if OF_VERSION_2.contains(&name) { 2 } else { 1 };
+    format!("{FIXTURES}/v{version}")
 }
 
 /// Where the repository's file `path` is.

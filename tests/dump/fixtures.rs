@@ -1,4 +1,4 @@
-//! The directories under `tests/fixtures/v1`: how they were made, and what the engine makes of them.
+//! The directories under `tests/fixtures`: how they were made, and what the engine makes of them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use stratamq::storage::types::{Position, QueueId};
 use stratamq::storage::{Found, QueueImage, Recovered, StorageError};
 
 use crate::command::copy_of;
+use crate::filed;
 use crate::script::{End, tell};
 use crate::scripted::Scripted;
 
@@ -36,6 +37,14 @@ fn fixtures_are_made_only_on_demand_and_never_twice() {
         );
         make(&root, name, end);
     }
+    let root = target.join("filed");
+    assert!(
+        !root.exists(),
+        "{} exists: a fixture is never made again",
+        root.display()
+    );
+    filed::tell(&root, 0);
+    std::fs::write(root.join("LOCK"), "").expect("written");
 }
 
 fn make(root: &Path, name: &str, end: End) {
@@ -123,6 +132,23 @@ fn clean_fixture_opens_with_its_state() {
         (5, 6, 0, 4, 0),
     ];
     check_opens("clean", |found| *found == Found::Clean, &expected);
+}
+
+#[test]
+fn fixture_with_index_files_opens_with_its_state() {
+    let expected = [(1, 716, 520, 482, 4), (2, 56, 0, 54, 0), (3, 1, 0, 0, 0)];
+    check_opens("filed", |found| *found == Found::Replayed, &expected);
+    let copy = copy_of("filed");
+    let (_, whole) = open(copy.path()).expect("it opens");
+    assert_eq!(
+        (whole.report.filed_run_count, whole.report.rebuilt_run_count),
+        (4, 0)
+    );
+    let copy = copy_of("filed");
+    std::fs::remove_dir_all(copy.path().join("index")).expect("removed");
+    let (_, rebuilt) = open(copy.path()).expect("it opens");
+    assert_eq!(rebuilt.report.rebuilt_run_count, 4);
+    assert_eq!(rebuilt.queues, whole.queues);
 }
 
 #[test]

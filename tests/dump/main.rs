@@ -1,4 +1,4 @@
-//! `strata-dump` on directories of format version 1, and beside an engine or a broker that works.
+//! `strata-dump` on directories of every format version, and beside an engine or a broker that works.
 //!
 //! The directories under `tests/fixtures` were made once by [`fixtures`] and are never made again: a format change
 //! that cannot read them fails here, and one that reads them otherwise shows in the expected texts.
@@ -9,8 +9,10 @@ mod support;
 mod broker;
 mod command;
 mod damage;
+mod filed;
 mod fixtures;
 mod load;
+mod rescue;
 mod script;
 mod scripted;
 mod snapshots;

@@ -13,6 +13,8 @@ use stratamq::broker::message::Message;
 use stratamq::broker::meta::{Change, MetaState};
 use stratamq::disk::{Clock, RealDisk};
 use stratamq::storage::format::StoreId;
+use stratamq::storage::run::FiledRun;
+use stratamq::storage::testing::filer::{Filer, unfile};
 use stratamq::storage::types::{
     ImageEntry, Lsn, MetaEffect, Position, QueueId, Receipt, Ref, Request, Seq, SeqRange,
     SettleCause, Urgency,
@@ -36,6 +38,7 @@ struct Live {
     queues: BTreeMap<QueueId, QueueImage>,
     topology: MetaState,
     meta_lsn: Lsn,
+    filer: Filer,
 }
 
 /// See the module.
@@ -58,11 +61,20 @@ impl Scripted {
         root: &Path,
         clock: Arc<dyn Clock>,
     ) -> Result<(Self, Recovered), StorageError> {
+        Self::by_hand_with(root, clock, &options())
+    }
+
+    /// The same, with other options.
+    pub(crate) fn by_hand_with(
+        root: &Path,
+        clock: Arc<dyn Clock>,
+        options: &Options,
+    ) -> Result<(Self, Recovered), StorageError> {
         let disk = Arc::new(RealDisk::new(root.to_owned()).expect("a directory"));
         let name = StoreId(*b"strata fixtures!");
         let (storage, recovered) =
-            Storage::open_by_hand(disk, clock, options(), Arc::new(Deaf), name)?;
-        Ok((Self::over(storage, &recovered), recovered))
+            Storage::open_by_hand(disk, clock, options.clone(), Arc::new(Deaf), name)?;
+        Ok(Self::over(storage, recovered, options))
     }
 
     /// Opens a store with a commit thread.
@@ -72,10 +84,12 @@ impl Scripted {
     ) -> Result<(Self, Recovered), StorageError> {
         let disk = Arc::new(RealDisk::new(root.to_owned()).expect("a directory"));
         let (storage, recovered) = Storage::open(disk, clock, options(), Arc::new(Deaf))?;
-        Ok((Self::over(storage, &recovered), recovered))
+        Ok(Self::over(storage, recovered, &options()))
     }
 
-    fn over(storage: Storage, recovered: &Recovered) -> Self {
+    fn over(storage: Storage, mut recovered: Recovered, options: &Options) -> (Self, Recovered) {
+        let filer = Filer::new(options, &recovered);
+        unfile(&storage, &mut recovered.queues).expect("what is filed can be read");
         let snapshot = recovered.meta_snapshot.as_deref();
         let mut topology = snapshot.map_or_else(MetaState::new, |bytes| {
             MetaState::decode(bytes).expect("our own")
@@ -92,11 +106,13 @@ impl Scripted {
                 .collect(),
             topology,
             meta_lsn: storage.confirm_lsn(),
+            filer,
         };
-        Self {
+        let store = Self {
             storage,
             live: Mutex::new(live),
-        }
+        };
+        (store, recovered)
     }
 
     /// Commits what was pushed, as one batch.
@@ -264,7 +280,17 @@ impl CheckpointSource for Scripted {
             .collect()
     }
     fn queue(&self, id: QueueId) -> Option<QueueImage> {
-        self.live.lock().expect("no panic").queues.get(&id).cloned()
+        let live = self.live.lock().expect("no panic");
+        Some(live.filer.image(live.queues.get(&id)?))
+    }
+    fn unfiled_runs(&self, id: QueueId, max_count: usize) -> Vec<Vec<ImageEntry>> {
+        let live = self.live.lock().expect("no panic");
+        let image = live.queues.get(&id);
+        image.map_or_else(Vec::new, |image| live.filer.unfiled(image, max_count))
+    }
+    fn filed(&self, id: QueueId, runs: Vec<FiledRun>) {
+        let mut live = self.live.lock().expect("no panic");
+        live.filer.filed(id, runs);
     }
 }
 

@@ -1,10 +1,10 @@
-//! The output of every command on every fixture, compared with texts under `tests/fixtures/v1/expected`.
+//! The output of every command on every fixture, compared with texts under `tests/fixtures/v*/expected`.
 //!
 //! `STRATAMQ_UPDATE_EXPECTED=1 cargo test --test dump` writes the texts; review them as text.
 
 use std::path::PathBuf;
 
-use crate::command::{fixture, in_repository, strata_dump, transcript};
+use crate::command::{expected_dir, fixture, in_repository, strata_dump, transcript};
 use crate::fixtures::files_of;
 
 /// Commands with the words behind the data directory. Each is run as a table and with `--json`.
@@ -37,9 +37,7 @@ const COMMANDS: [(&str, &[&str]); 12] = [
 ];
 
 fn expected_path(fixture: &str, name: &str) -> PathBuf {
-    in_repository("tests/fixtures/v1/expected")
-        .join(fixture)
-        .join(format!("{name}.txt"))
+    expected_dir(fixture).join(format!("{name}.txt"))
 }
 
 #[track_caller]
@@ -84,7 +82,10 @@ fn first_difference<'t>(expected: &'t str, found: &'t str) -> Option<(usize, (&'
 fn check_all(fixture_name: &str) {
     let before = files_of(&in_repository(&fixture(fixture_name)));
     for (name, words) in COMMANDS {
-        check(fixture_name, name, words);
+        // The story of the newer version has no such queue or place.
+        if fixture_name != "filed" || !name.starts_with("records-of") {
+            check(fixture_name, name, words);
+        }
     }
     let after = files_of(&in_repository(&fixture(fixture_name)));
     assert!(before == after, "looking changes nothing");
@@ -111,11 +112,17 @@ fn directory_with_a_rotten_message_is_shown_and_names_it() {
 }
 
 #[test]
+fn directory_with_index_files_is_shown_as_expected() {
+    check_all("filed");
+}
+
+#[test]
 fn exit_codes_tell_what_was_found() {
     let clean = fixture("clean");
-    let cases: [(&[&str], i32); 12] = [
+    let cases: [(&[&str], i32); 13] = [
         (&["verify", &clean], 0),
         (&["verify", &fixture("torn")], 0),
+        (&["verify", &fixture("filed")], 0),
         (&["verify", &fixture("damaged")], 3),
         (&["verify", &fixture("rotten")], 3),
         (&["queues", &fixture("damaged")], 3),

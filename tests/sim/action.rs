@@ -534,13 +534,15 @@ impl CheckpointSource for Source<'_> {
     fn relocate(&self, id: QueueId, moves: &[Move]) {
         self.happen();
         let mut live = self.world.live();
-        let Some(queue) = live.queues.get_mut(&id) else {
+        let Live { queues, filer, .. } = &mut *live;
+        let Some(queue) = queues.get_mut(&id) else {
             return;
         };
         for moved in moves {
             let entry = queue.image.entries.get_mut(moved.seq);
             if let Some(entry) = entry.filter(|entry| entry.position == moved.from) {
                 entry.position = moved.to;
+                filer.forget(id, FiledRun::number_of(moved.seq));
             }
         }
     }
@@ -550,9 +552,23 @@ impl CheckpointSource for Source<'_> {
         let live = self.world.live();
         let queue = live.queues.get(&id)?;
         Some(if self.is_exact {
-            queue.exact_image()
+            live.filer.image(&queue.exact_image())
         } else {
-            queue.image.clone()
+            live.filer.image(&queue.image)
         })
+    }
+
+    fn unfiled_runs(&self, id: QueueId, max_count: usize) -> Vec<Vec<ImageEntry>> {
+        let live = self.world.live();
+        let queue = live.queues.get(&id);
+        queue.map_or_else(Vec::new, |queue| {
+            live.filer.unfiled(&queue.image, max_count)
+        })
+    }
+
+    fn filed(&self, id: QueueId, runs: Vec<FiledRun>) {
+        // Between writing the blocks and letting go of what they say, messages may leave.
+        self.happen();
+        self.world.live().filer.filed(id, runs);
     }
 }

@@ -64,6 +64,16 @@ impl Place<'_> {
     }
 }
 
+impl Place<'_> {
+    /// What a checkpoint names in index files is on the disk: nothing had to be looked up in the log.
+    fn check_index(&self, world: &World) {
+        match world.storage.stats().rebuilt_run_count {
+            0 => {}
+            count => self.fail(&format!("{count} runs had to be built again")),
+        }
+    }
+}
+
 impl Case {
     /// A case with small segments.
     pub(super) fn new(name: &'static str, script: Vec<Action>, after: Vec<Action>) -> Self {
@@ -164,6 +174,7 @@ impl Case {
             Ok(world) => world,
             Err((error, _)) => place.fail(&error.to_string()),
         };
+        place.check_index(&world);
         let recovery_count = world.disk.operation_count();
         // Nested crashes cost a hundred recoveries each, so only some survivors have them.
         if index < 2 || index.is_multiple_of(Self::nested_stride()) {
@@ -182,7 +193,10 @@ impl Case {
             let choice = CrashChoice::sampled(random.next_u64());
             let survivor = dead.power_cycle(&choice);
             match World::open(survivor, self.options.clone(), live.clone()) {
-                Ok(world) => drop(world.into_dead()),
+                Ok(world) => {
+                    place.check_index(&world);
+                    drop(world.into_dead());
+                }
                 Err((error, _)) => place.fail(&format!("second crash, {choice:?}: {error}")),
             }
         }

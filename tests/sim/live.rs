@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use stratamq::storage::QueueImage;
+use stratamq::storage::testing::filer::Filer;
 use stratamq::storage::types::{ImageEntry, Lsn, QueueId, Seq, SeqRange};
 
 use super::model::{Body, Event};
@@ -153,6 +154,8 @@ pub(super) struct Live {
     /// Queues by the META record that created them; survives crashes, to know which ids were issued.
     created: BTreeMap<u64, QueueId>,
     next_number: u64,
+    /// What is in index files.
+    pub(super) filer: Filer,
 }
 
 impl Live {
@@ -162,7 +165,9 @@ impl Live {
         kept_step_count: usize,
         images: Vec<QueueImage>,
         meta: Vec<u64>,
+        filer: Filer,
     ) -> Self {
+        self.filer = filer;
         self.history = self.history.resolve(kept_step_count);
         self.step_ends.clear();
         self.queues = images

@@ -5,6 +5,7 @@
 //!  live     queues in memory, as the broker has them         action   operations of scripts, as pushes
 //!  world    the engine on a SimDisk, driven by scripts       explore  crash at every operation, double, nested
 //!  scripts, seeded    power failures                         faults   EIO and ENOSPC
+//!  filing   index files: crash points, rebuilds
 //!  damage   flipped bits, odd, foreign and missing files     invariants   the journal of the disk; differentials
 //! ```
 //! Names of tests begin with the invariants they cover (`i05_..` is I5 of the list of 43 in the storage study).
@@ -21,6 +22,7 @@ mod action;
 mod damage;
 mod explore;
 mod faults;
+mod filing;
 mod invariants;
 mod live;
 mod model;

@@ -101,6 +101,7 @@ fn action(random: &mut Random) -> Action {
 fn options(random: &mut Random) -> Options {
     Options {
         segment_size_bytes: [32 << 10, 48 << 10, 64 << 10][random.index(3)],
+        index_min_messages: [0, 1024][random.index(2)],
         commit_max_bytes: [1, 4 << 10, 16 << 10, 1 << 20][random.index(4)],
         ..Options::default()
     }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use stratamq::disk::sim::{SimClock, SimDisk};
 use stratamq::storage::format::StoreId;
+use stratamq::storage::testing::filer::{Filer, unfile};
 use stratamq::storage::types::Lsn;
 use stratamq::storage::{
     CheckpointReport, CommitListener, Found, Options, QueueImage, Recovered, Storage, StorageError,
@@ -40,6 +41,14 @@ pub(super) fn small_options() -> Options {
         segment_size_bytes: 32 << 10,
         commit_max_bytes: 16 << 10,
         ..Options::default()
+    }
+}
+
+/// The same, with an index file for every queue.
+pub(super) fn filing_options() -> Options {
+    Options {
+        index_min_messages: 0,
+        ..small_options()
     }
 }
 
@@ -177,12 +186,17 @@ fn recover_with(drive: Drive, disk: &SimDisk, options: &Options) -> Result<Opene
         Arc::new(clock.clone()),
         options.clone(),
     );
-    let (storage, recovered) = match drive {
+    let (storage, mut recovered) = match drive {
         Drive::ByHand => Storage::open_by_hand(on, at, settings, ear.clone(), StoreId([0x5a; 16]))?,
         Drive::Thread => Storage::open(on, at, settings, ear.clone())?,
     };
+    let filer = Filer::new(options, &recovered);
+    unfile(&storage, &mut recovered.queues).map_err(|error| StorageError::Stopped {
+        reason: error.to_string(),
+    })?;
     let observed = observe(&storage, &recovered);
     Ok(Opened {
+        filer,
         disk: disk.clone(),
         clock,
         ear,
@@ -194,6 +208,7 @@ fn recover_with(drive: Drive, disk: &SimDisk, options: &Options) -> Result<Opene
 
 /// A store that was opened and looked at.
 pub(super) struct Opened {
+    filer: Filer,
     disk: SimDisk,
     clock: SimClock,
     ear: Arc<Ear>,
@@ -244,7 +259,12 @@ impl World {
                 return Err((OpenError::Wrong(complaints, observed), before));
             }
         };
-        let live = before.restored(kept, opened.recovered.queues, opened.observed.meta);
+        let live = before.restored(
+            kept,
+            opened.recovered.queues,
+            opened.observed.meta,
+            opened.filer,
+        );
         Ok(Self {
             disk,
             clock: opened.clock,

@@ -108,6 +108,16 @@ pub(crate) enum Command {
     Checkpoint(Options),
     /// Check every checksum, the chain of batches, what was proven durable, and the index against the log
     Verify(Options),
+    /// List live messages that cannot be read, and copies of bytes that a start left out
+    Quarantine(Options),
+    /// Write the readable live messages as JSON lines, also of a directory that no broker starts on
+    Export {
+        #[command(flatten)]
+        options: Options,
+        /// Only this queue: its id, VHOST/NAME, or a name that only one queue has
+        #[arg(long, value_name = "QUEUE")]
+        queue: Option<String>,
+    },
 }
 
 impl Command {
@@ -119,6 +129,8 @@ impl Command {
             | Self::Superblock(options)
             | Self::Checkpoint(options)
             | Self::Verify(options)
+            | Self::Quarantine(options)
+            | Self::Export { options, .. }
             | Self::Batches { options, .. }
             | Self::Records { options, .. }
             | Self::Index { options, .. } => options,

@@ -1,5 +1,6 @@
 //! `superblock` and `checkpoint`: the two places recovery begins with.
 
+use stratamq::storage::QueueImage;
 use stratamq::storage::checkpoint;
 use stratamq::storage::format::{SUPERBLOCK_FILES, checkpoint_path};
 use stratamq::storage::superblock::{Copy, Superblock};
@@ -22,6 +23,34 @@ pub(crate) fn superblock(store: &Store, printer: &mut Printer<'_>) -> Result<(),
         })?;
     }
     Ok(())
+}
+
+/// What is in index files, block by block.
+fn runs(queues: &[QueueImage], printer: &mut Printer<'_>) -> Result<(), DumpError> {
+    if queues.iter().all(|queue| queue.runs.is_empty()) {
+        return Ok(());
+    }
+    printer.title("runs in index files")?;
+    for queue in queues {
+        for run in &queue.runs {
+            let segments: Vec<String> = run
+                .segments
+                .iter()
+                .map(|used| used.segment.to_string())
+                .collect();
+            let row = Row::new()
+                .number("queue", queue.id.0)
+                .number("first_seq", run.seq_at(0).0)
+                .number("block", run.block)
+                .text("crc", format!("{:08x}", run.crc))
+                .number("live", run.live.len())
+                .flag("marks", run.marks.is_some())
+                .number("live_bytes", run.live_bytes())
+                .text("segments", segments.join(" "));
+            printer.row(row)?;
+        }
+    }
+    printer.end()
 }
 
 fn state(copy: &Copy, chosen: &Superblock) -> String {
@@ -83,10 +112,19 @@ pub(crate) fn checkpoint(store: &Store, printer: &mut Printer<'_>) -> Result<(),
             checkpoint
                 .queues
                 .iter()
-                .map(|queue| queue.entries.len() as u64)
+                .map(QueueImage::message_count)
+                .sum::<u64>(),
+        )
+        .number(
+            "index_runs",
+            checkpoint
+                .queues
+                .iter()
+                .map(|queue| queue.runs.len() as u64)
                 .sum::<u64>(),
         );
     printer.list(row)?;
+    runs(&checkpoint.queues, printer)?;
     printer.title("live refs by segment")?;
     for (segment, used) in &checkpoint.segments {
         let row = Row::new()

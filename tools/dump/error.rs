@@ -70,6 +70,11 @@ impl DumpError {
         }
     }
 
+    /// Both copies of the superblock are missing; perhaps there is a log all the same.
+    pub(crate) fn is_missing_superblock(&self) -> bool {
+        matches!(self, Self::NotADataDirectory { .. })
+    }
+
     /// The system says that a file is not there.
     pub(crate) fn is_missing_file(&self) -> bool {
         matches!(self, Self::Storage(StorageError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound)

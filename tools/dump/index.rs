@@ -1,11 +1,14 @@
 //! `index`: the messages of one queue, where each lies and what became of it.
 //!
-//! Unsettled messages come from the queue's state. Settled ones leave nothing there; they are shown while their
+//! Unsettled messages come from the queue's state: packed in the checkpoint, from the index file, or, where that is
+//! missing or damaged, from the log. The rows are the same. Settled ones leave nothing there; they are shown while their
 //! PUBLISH record is in a segment that is still kept, with the cause if that record is kept as well.
 
 use std::collections::BTreeMap;
 
 use stratamq::storage::QueueImage;
+use stratamq::storage::format::index_path;
+use stratamq::storage::index::look::Messages;
 use stratamq::storage::record::Record;
 use stratamq::storage::types::{ImageEntry, Position, Seq, SeqRange, SettleCause};
 
@@ -27,17 +30,19 @@ struct Found {
 }
 
 pub(crate) fn run(store: &Store, queue: &str, printer: &mut Printer<'_>) -> Result<(), DumpError> {
-    let (image, found) = store.look(|_, superblock| {
+    let (image, messages, found) = store.look(|_, superblock| {
         let snapshot = Snapshot::read(store, superblock)?;
         let id = snapshot.find_queue(queue)?;
         let image = snapshot.image(id).cloned();
         let image = image
             .ok_or_else(|| DumpError::Queue(format!("queue {id} has no messages in the log")))?;
         let found = read_settled(store, &Log::read(store, &superblock)?, &snapshot, &image)?;
-        Ok((image, found))
+        let messages = snapshot.messages(store, &image)?;
+        Ok((image, messages, found))
     })?;
+    tell_source(&image, &messages);
     let mut settled = found.settled.values().peekable();
-    for entry in image.entries.iter() {
+    for entry in &messages.entries {
         while let Some(before) = settled.next_if(|before| before.seq < entry.seq) {
             printer.row(row(&image, before, Some(found.cause(before.seq))))?;
         }
@@ -45,6 +50,19 @@ pub(crate) fn run(store: &Store, queue: &str, printer: &mut Printer<'_>) -> Resu
     }
     settled.try_for_each(|entry| printer.row(row(&image, entry, Some(found.cause(entry.seq)))))?;
     printer.end()
+}
+
+/// Says where places come from, if some come from the log: beside the rows, which are the same either way.
+fn tell_source(image: &QueueImage, messages: &Messages) {
+    if !messages.lost.is_empty() {
+        eprintln!(
+            "strata-dump: note: {} of {} blocks of {} are missing or damaged; the places of their messages were looked \
+             up in the log",
+            messages.lost.len(),
+            image.runs.len(),
+            index_path(image.id).display(),
+        );
+    }
 }
 
 fn read_settled(
@@ -75,7 +93,7 @@ impl Found {
                 for r in publish
                     .refs
                     .iter()
-                    .filter(|r| r.queue == image.id && image.entries.get(r.seq).is_none())
+                    .filter(|r| r.queue == image.id && !image.contains(r.seq))
                 {
                     let entry = ImageEntry {
                         seq: r.seq,

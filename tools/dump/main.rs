@@ -5,6 +5,7 @@
 //!             |
 //!             +--> log: segments, their order, what is void        --> segments, batches, records
 //!             +--> snapshot: storage::survey + broker::meta        --> queues, index, topology, verify
+//!                    +--> live: or storage::salvage                --> quarantine, export
 //! ```
 //! 1. Nothing is ever written: the only door to the files is [`view::View`], which refuses every act but reading.
 //! 2. What it says about state is what recovery would find: the passes are those of `storage::survey`.
@@ -16,11 +17,14 @@
 mod args;
 mod entries;
 mod error;
+mod export;
 mod filter;
 mod index;
+mod live;
 mod log;
 mod mapped;
 mod print;
+mod quarantine;
 mod queues;
 mod records;
 mod segments;
@@ -63,6 +67,9 @@ fn main() -> ExitCode {
 fn run(args: &Args, out: &mut dyn Write) -> Result<(), DumpError> {
     let options = args.command.options();
     let store = Store::open(&options.data_dir)?;
+    if let Command::Export { queue, .. } = &args.command {
+        return export::run(&store, queue.as_deref(), out);
+    }
     let mut printer = Printer::new(out, options.json);
     let printer = &mut printer;
     match &args.command {
@@ -77,5 +84,7 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), DumpError> {
         Command::Superblock(_) => entries::superblock(&store, printer),
         Command::Checkpoint(_) => entries::checkpoint(&store, printer),
         Command::Verify(_) => verify::run(&store, printer),
+        Command::Quarantine(_) => quarantine::run(&store, printer),
+        Command::Export { .. } => Ok(()),
     }
 }

@@ -19,25 +19,40 @@ pub(crate) fn run(store: &Store, printer: &mut Printer<'_>) -> Result<(), DumpEr
 
 fn row(snapshot: &Snapshot, image: &QueueImage) -> Row {
     let queue = snapshot.topology.queues.get(&image.id.0);
-    let head = image
-        .entries
-        .iter()
-        .next()
-        .map_or(image.next_seq, |entry| entry.seq);
-    let count = |predicate: &dyn Fn(&&ImageEntry) -> bool| {
-        image.entries.iter().filter(predicate).count() as u64
-    };
+    let head = image.first_seq().unwrap_or(image.next_seq);
+    let (delivered, redelivered) = deliveries(image);
     Row::new()
         .number("id", image.id.0)
         .maybe_text("vhost", queue.map(|queue| &queue.vhost))
         .maybe_text("name", queue.map(|queue| &queue.name))
         .number("head", head.0)
         .number("tail", image.next_seq.0)
-        .number("unsettled", image.entries.len() as u64)
+        .number("unsettled", image.message_count())
         .number("delivered_upto", image.reserved_upto.0)
-        .number("delivered", count(&|entry| is_delivered(image, entry)))
-        .number("redelivered", count(&|entry| entry.is_redelivered))
+        .number("delivered", delivered)
+        .number("redelivered", redelivered)
         .text("last_lsn", image.last_lsn)
+}
+
+/// Messages that may have been delivered, and those of them that came back.
+fn deliveries(image: &QueueImage) -> (u64, u64) {
+    let (mut delivered, mut redelivered) = (0, 0);
+    for entry in image.entries.iter() {
+        delivered += u64::from(is_delivered(image, entry));
+        redelivered += u64::from(entry.is_redelivered);
+    }
+    for run in &image.runs {
+        let came_back = |index| {
+            let marks = run.marks.as_ref();
+            marks.is_some_and(|marks| marks.redelivered.contains(index))
+        };
+        for index in run.live.iter() {
+            let is_back = came_back(index);
+            delivered += u64::from(is_back || run.seq_at(index) < image.reserved_upto);
+            redelivered += u64::from(is_back);
+        }
+    }
+    (delivered, redelivered)
 }
 
 /// It may have been delivered: a reservation covers it, or it came back.

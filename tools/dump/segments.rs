@@ -23,7 +23,8 @@ struct Content {
 
 pub(crate) fn run(store: &Store, printer: &mut Printer<'_>) -> Result<(), DumpError> {
     let (rows, damage) = Snapshot::look(store, |snapshot, superblock| {
-        let live = snapshot.as_ref().map(Snapshot::live);
+        let live = snapshot.as_ref().map(|snapshot| snapshot.live(store));
+        let live = live.transpose()?;
         let log = Log::read(store, superblock)?;
         let mut rows = Vec::new();
         for file in log.files.values() {
@@ -120,6 +121,13 @@ fn why_kept(
 ) -> &'static str {
     if file.is_void {
         return "void: no part of the log, freed with its neighbours";
+    }
+    if file.is_cold {
+        return if has_live {
+            "cold: messages moved out of nearly empty segments"
+        } else {
+            "cold, and empty: freed by a checkpoint"
+        };
     }
     let is_last = snapshot.is_some_and(|snapshot| snapshot.end.segment() == file.segment);
     if is_last && store.view.is_running() {

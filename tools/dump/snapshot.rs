@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 use stratamq::broker::RestoreError;
 use stratamq::broker::meta::{Change, MetaState};
 use stratamq::storage::checkpoint::Checkpoint;
+use stratamq::storage::index::look::{self, Messages};
+use stratamq::storage::replay::HighCounts;
+use stratamq::storage::salvage::{Salvage, salvage};
 use stratamq::storage::superblock::Superblock;
-use stratamq::storage::survey::{Discarded, survey};
+use stratamq::storage::survey::{Discarded, Survey, survey};
 use stratamq::storage::types::{Lsn, QueueId, SegmentId};
 use stratamq::storage::{MetaRecord, QueueImage};
 
@@ -33,6 +36,8 @@ pub(crate) struct Snapshot {
     pub(crate) queues: Vec<QueueImage>,
     /// Topology and users.
     pub(crate) topology: MetaState,
+    /// What runs cannot say.
+    high_counts: HighCounts,
 }
 
 /// What is alive in one segment, counted from the entries of all queues.
@@ -47,8 +52,21 @@ pub(crate) struct Live {
 impl Snapshot {
     /// Reads the directory that `superblock` describes, once.
     pub(crate) fn read(store: &Store, superblock: Superblock) -> Result<Self, DumpError> {
-        let survey = survey(&store.view, superblock)?;
+        Self::of(store, survey(&store.view, superblock)?)
+    }
+
+    /// What can be verified of a damaged directory, and what is missing.
+    pub(crate) fn salvage(store: &Store) -> Result<(Self, Option<Salvage>), DumpError> {
+        let superblock = store.superblock().ok().map(|(_, superblock)| superblock);
+        let mut survey = salvage(&store.view, superblock)?;
+        let missing = survey.salvage.take();
+        Ok((Self::of(store, survey)?, missing))
+    }
+
+    fn of(store: &Store, survey: Survey) -> Result<Self, DumpError> {
+        let superblock = survey.superblock;
         let replayed_count = survey.replay.record_count();
+        let high_counts = survey.replay.high_counts().clone();
         let (queues, records) = survey.replay.finish();
         let snapshot = survey
             .checkpoint
@@ -68,6 +86,7 @@ impl Snapshot {
             replayed_count,
             queues,
             topology,
+            high_counts,
         })
     }
 
@@ -96,15 +115,25 @@ impl Snapshot {
         }
     }
 
+    /// The unsettled messages of a queue.
+    pub(crate) fn messages(
+        &self,
+        store: &Store,
+        image: &QueueImage,
+    ) -> Result<Messages, DumpError> {
+        let id = self.superblock.store;
+        Ok(look::messages(&store.view, id, image, &self.high_counts)?)
+    }
+
     /// What is alive in each segment.
-    pub(crate) fn live(&self) -> BTreeMap<SegmentId, Live> {
+    pub(crate) fn live(&self, store: &Store) -> Result<BTreeMap<SegmentId, Live>, DumpError> {
         // One record may be named by many queues.
-        let mut positions: Vec<(Lsn, u32)> = self
-            .queues
-            .iter()
-            .flat_map(|queue| queue.entries.iter())
-            .map(|entry| (entry.position.lsn, entry.position.len_bytes))
-            .collect();
+        let mut positions: Vec<(Lsn, u32)> = Vec::new();
+        for image in &self.queues {
+            let messages = self.messages(store, image)?;
+            let places = messages.entries.iter().map(|entry| entry.position);
+            positions.extend(places.map(|position| (position.lsn, position.len_bytes)));
+        }
         positions.sort_unstable();
         let mut live: BTreeMap<SegmentId, Live> = BTreeMap::new();
         let mut previous = None;
@@ -116,7 +145,7 @@ impl Snapshot {
             }
             previous = Some(lsn);
         }
-        live
+        Ok(live)
     }
 
     /// The queue that `text` means: an id, `VHOST/NAME`, or a name that only one queue has.

@@ -18,7 +18,8 @@ pub(crate) fn arguments(bytes: &[u8]) -> Value {
     }
 }
 
-fn from_table(table: &FieldTable) -> Value {
+/// A field table.
+pub(crate) fn from_table(table: &FieldTable) -> Value {
     let entries = table.iter().map(|(name, value)| {
         (
             String::from_utf8_lossy(name).into_owned(),

@@ -6,7 +6,7 @@
 //! | checkpoint | its checksum, its order, live refs per segment counted again from its entries |
 //! | log | every batch from the checkpoint on: checksums, chain, OPEN rules, and that it reaches what was proven durable |
 //! | segments | the same for segments that are kept for older messages |
-//! | index | every unsettled message's place holds a PUBLISH that names its queue and seq, with a right payload |
+//! | index | every block that the checkpoint names has its checksum; every unsettled message's place holds a PUBLISH that names its queue and seq, with a right payload |
 //! | topology | it can be decoded, and names the queues that the log knows |
 //! | tail | what lies behind the end of the log: nothing, a torn tail, or what a running broker is writing |
 
@@ -204,6 +204,7 @@ fn check(
     match &snapshot {
         Some(snapshot) => {
             index::check(store, snapshot, &ends, report)?;
+            index::check_strangers(store, snapshot, report)?;
             check_topology(store, snapshot, report);
             describe_tail(store, snapshot, report);
         }

@@ -81,6 +81,7 @@ pub fn purge(turn: &mut Turn<'_>, queue: &QueueHandle) -> Purged {
         batch.settle_range(queue.id(), SettleCause::Purged, range);
     }
     state.fetching_bytes = state.fetching_bytes.saturating_sub(purged.fetching_bytes);
+    state.released.extend(&purged.spilled);
     let receipt = locked.conclude(turn, batch);
     turn.finish();
     Purged {
@@ -125,6 +126,7 @@ pub fn delete(
         batch.hand_out(&spec.outbox, item);
     });
     state.answer_gets_empty(&mut batch);
+    state.release_all();
     state.slots.clear();
     state.leaving.clear();
     state.hidden.clear();

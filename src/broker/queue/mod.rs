@@ -34,6 +34,7 @@ mod read_ahead;
 mod reservation;
 mod settle;
 mod slots;
+mod spill;
 mod state;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -60,6 +61,7 @@ pub use self::paging::{IndexLimits, run_loaded};
 pub use self::publish::{GROUP_QUEUES_MAX, commit, publish, publish_group, reveal};
 pub use self::quarantine::quarantine;
 pub use self::settle::settle;
+pub use self::spill::{Shed, moved, shed, spilled};
 
 /// A client connection, unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -112,13 +112,14 @@ impl QueueState {
         if slot.message.is_some() || slot.is_fetching {
             return 0;
         }
-        let position = slot.position();
+        let (position, is_spilled) = (slot.position(), slot.is_spilled());
         self.slots.update(seq, |slot| slot.is_fetching = true);
         self.fetching_bytes += u64::from(position.len_bytes);
         turn.effects.fetches.push(Fetch {
             queue: Arc::clone(queue),
             seq,
             position,
+            is_spilled,
         });
         u64::from(position.len_bytes)
     }

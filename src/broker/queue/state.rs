@@ -18,7 +18,7 @@ use crate::broker::dead_letter::DeathReason;
 use crate::broker::effects::{Effects, Timer};
 use crate::broker::message::Message;
 use crate::broker::outbox::Outbox;
-use crate::storage::types::{Lsn, QueueId, Receipt, Seq, SettleCause};
+use crate::storage::types::{Lsn, Position, QueueId, Receipt, Seq, SettleCause};
 use crate::sync::lock;
 
 /// How far the bytes in memory of one queue may stray from what the shared sum knows of it: keeps the
@@ -59,6 +59,10 @@ pub(super) struct QueueState {
     pub(super) last_lsn: Lsn,
     /// Bytes of the reads that are on their way.
     pub(super) fetching_bytes: u64,
+    /// Places in spill files that are not wanted any more, until the critical section ends.
+    pub(super) released: Vec<Position>,
+    /// Something was written to a spill file since the start.
+    pub(super) has_spilled: bool,
     /// Runs below this number have been looked at for loading.
     pub(super) loads_upto: u64,
     /// Runs to load ahead of who takes messages.
@@ -94,6 +98,8 @@ impl QueueState {
             delivered_upto: 0,
             last_lsn,
             fetching_bytes: 0,
+            released: Vec::new(),
+            has_spilled: false,
             loads_upto: 0,
             load_window: LOAD_WINDOW_MIN,
             read_ahead: ReadAhead::default(),
@@ -247,10 +253,18 @@ impl QueueState {
         cause: SettleCause,
     ) {
         if let Some(slot) = self.slots.remove(seq) {
-            self.forget_fetch(&slot);
+            self.forget(&slot);
             if slot.is_logged {
                 batch.settle(queue.spec.id, cause, seq);
             }
+        }
+    }
+
+    /// The entry is gone: it does not wait for its body any more, and needs no place in a spill file.
+    pub(super) fn forget(&mut self, slot: &Slot) {
+        self.forget_fetch(slot);
+        if slot.is_spilled() {
+            self.released.push(slot.position());
         }
     }
 
@@ -266,7 +280,8 @@ impl QueueState {
     /// Frees the memory of an entry that is on disk.
     pub(super) fn evict(&mut self, seq: Seq) {
         let can_go = self.slots.get(seq).is_some_and(|slot| {
-            slot.is_logged && matches!(slot.status, Status::Ready | Status::Unacked)
+            (slot.is_logged || slot.is_spilled())
+                && matches!(slot.status, Status::Ready | Status::Unacked)
         });
         if can_go {
             self.slots.set_message(seq, None);
@@ -276,6 +291,9 @@ impl QueueState {
     /// What every critical section does last: timers, the memory sum, dead letters to write.
     fn conclude(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>) {
         self.report_memory(turn.shared);
+        if !self.released.is_empty() {
+            turn.effects.released.append(&mut self.released);
+        }
         self.want_head(queue, turn);
         if self.slots.sums().total_count() == 0 {
             self.reservation.rest();

@@ -9,10 +9,12 @@
 //! again from the log. What is *not* derived (which messages are unsettled, how often they were delivered) stands
 //! in the [`FiledRun`](super::run::FiledRun), in memory and in the checkpoint.
 //!
-//! Reading order: `block` (the bytes), `files` (which block is free), `rebuild` (from the log), `recover` (at start).
+//! Reading order: `block` (the bytes), `files` (which block is free), `rebuild` (from the log), `recover` (at
+//! start), `look` (for the dump tool).
 
 pub mod block;
 pub(crate) mod files;
+pub mod look;
 pub mod rebuild;
 pub(crate) mod recover;
 

@@ -136,6 +136,16 @@ impl<'a> Rebuild<'a> {
         Ok(rebuilt)
     }
 
+    /// Reads the segments and gives the messages of all runs, with marks, in no order.
+    ///
+    /// # Errors
+    /// As [`Rebuild::run`].
+    pub(crate) fn run_to_list(self) -> Result<Vec<ImageEntry>, StorageError> {
+        let mut kept = Kept::default();
+        self.run(&mut kept)?;
+        Ok(kept.0)
+    }
+
     fn open(&self, segment: SegmentId) -> Result<Arc<dyn DiskFile>, StorageError> {
         let path = segment_path(segment);
         let opened = self.disk.open(&path, OpenMode::Read);
@@ -285,8 +295,9 @@ impl Sink for Kept {
         run: &FiledRun,
         entries: Vec<ImageEntry>,
     ) -> Result<(), StorageError> {
-        self.0 = entries;
-        for entry in &mut self.0 {
+        let from = self.0.len();
+        self.0.extend(entries);
+        for entry in self.0.iter_mut().skip(from) {
             super::block::mark(entry, FiledRun::index_of(entry.seq), run.marks.as_deref());
         }
         Ok(())
@@ -312,7 +323,5 @@ pub fn read_run_from_log(
 ) -> Result<Vec<ImageEntry>, StorageError> {
     let mut rebuild = Rebuild::new(disk, store, FOUND_MAX);
     rebuild.add(queue, run);
-    let mut kept = Kept::default();
-    rebuild.run(&mut kept)?;
-    Ok(kept.0)
+    rebuild.run_to_list()
 }

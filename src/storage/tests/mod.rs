@@ -11,6 +11,7 @@ mod lifecycle;
 mod recycling;
 mod salvage;
 mod scrub;
+mod spilling;
 
 use std::sync::Arc;
 

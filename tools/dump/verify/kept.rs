@@ -60,7 +60,9 @@ pub(super) fn check(
             crc: scanned.last_crc,
         });
     }
-    check_needed(store, log, snapshot, report);
+    if let Some(snapshot) = snapshot {
+        check_needed(store, log, snapshot, report)?;
+    }
     if report.damage_count == damage_before {
         let void_count = log.files.values().filter(|file| file.is_void).count();
         let text = format!(
@@ -105,9 +107,17 @@ fn report_damage(store: &Store, damage: &Damage, report: &mut Report) {
 }
 
 /// Segments that hold live messages must be part of the log.
-fn check_needed(store: &Store, log: &Log, snapshot: Option<&Snapshot>, report: &mut Report) {
-    let Some(snapshot) = snapshot else { return };
-    for (segment, live) in snapshot.live() {
+fn check_needed(
+    store: &Store,
+    log: &Log,
+    snapshot: &Snapshot,
+    report: &mut Report,
+) -> Result<(), DumpError> {
+    let live = match snapshot.live(store) {
+        Ok(live) => live,
+        Err(error) => return report.add_error("index", error),
+    };
+    for (segment, live) in live {
         let text = match log.files.get(&segment) {
             None => "the segment is missing",
             Some(file) if file.header.is_err() => "the header of the segment is not whole",
@@ -125,4 +135,5 @@ fn check_needed(store: &Store, log: &Log, snapshot: Option<&Snapshot>, report: &
             ),
         );
     }
+    Ok(())
 }

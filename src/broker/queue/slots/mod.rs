@@ -142,6 +142,7 @@ impl Slots {
         while resident.first + (resident.slots.len() as u64) < seq {
             resident.slots.push(Slot::EMPTY);
         }
+        resident.content_count += u16::from(slot.message.is_some());
         resident.slots.push(slot);
         self.slot_count = self.slot_count + resident.slots.len() as u64 - before as u64;
     }
@@ -199,7 +200,7 @@ impl Slots {
         true
     }
 
-    /// The log took the message of the entry `seq`, in a record at `position`.
+    /// The message of the entry `seq` was written, to the log or to a spill file, in a record at `position`.
     pub(super) fn set_position(&mut self, seq: Seq, position: Position) {
         if let Some((index, at)) = self.locate(seq)
             && let Some(resident) = self.runs[index].resident_mut()
@@ -231,9 +232,15 @@ impl Slots {
 
     /// Sets or drops the content of the entry `seq`.
     pub(super) fn set_message(&mut self, seq: Seq, message: Option<Arc<Message>>) {
-        let Some((slot, _)) = self.slot_mut(seq) else {
+        let Some((index, at)) = self.locate(seq) else {
             return;
         };
+        let Some(resident) = self.runs[index].resident_mut() else {
+            return;
+        };
+        let slot = &mut resident.slots[at];
+        resident.content_count -= u16::from(slot.message.is_some());
+        resident.content_count += u16::from(message.is_some());
         let status = slot.status;
         let before = (
             slot.body_bytes,
@@ -261,6 +268,7 @@ impl Slots {
         let run = &mut self.runs[index];
         let resident = run.resident_mut()?;
         let slot = std::mem::replace(&mut resident.slots[at], Slot::EMPTY);
+        resident.content_count -= u16::from(slot.message.is_some());
         run.live_count -= 1;
         run.ready_count -= u16::from(slot.status == Status::Ready);
         let is_empty = run.live_count == 0;
@@ -350,6 +358,25 @@ impl Slots {
             }
         }
         Head::None
+    }
+
+    /// Visits the entries whose content is in memory, the last one first, until `visit` has enough and says false.
+    pub(super) fn contents_from_end(&self, mut visit: impl FnMut(Seq, &Slot) -> bool) {
+        let residents = self.runs.iter().rev().filter_map(Run::resident);
+        for resident in residents.filter(|resident| resident.content_count > 0) {
+            for (at, slot) in resident.slots.iter().enumerate().rev() {
+                if slot.message.is_some() && !visit(Seq(resident.first + at as u64), slot) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Places of entries in spill files.
+    pub(super) fn spilled(&self) -> impl Iterator<Item = Position> {
+        let residents = self.runs.iter().filter_map(Run::resident);
+        let slots = residents.flat_map(|resident| &resident.slots);
+        slots.filter(|slot| slot.is_spilled()).map(Slot::position)
     }
 
     /// All entries in memory, ascending.

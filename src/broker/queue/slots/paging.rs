@@ -11,7 +11,7 @@ use super::run::{Block, Body, Filed, Paging, Run, revive};
 use super::{Slot, Slots, Status};
 use crate::storage::image::Entries;
 use crate::storage::run::{FiledRun, RUN_LEN, RUN_SEQS};
-use crate::storage::types::{ImageEntry, Seq, SeqRange};
+use crate::storage::types::{ImageEntry, Position, Seq, SeqRange};
 
 /// What may leave the memory of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub(in crate::broker::queue) struct PurgedRuns {
     pub(in crate::broker::queue) ranges: Vec<SeqRange>,
     /// Bytes of the reads that are on their way for them.
     pub(in crate::broker::queue) fetching_bytes: u64,
+    /// Their places in spill files.
+    pub(in crate::broker::queue) spilled: Vec<Position>,
     /// To be dropped outside the lock.
     garbage: Vec<Run>,
     open: Option<SeqRange>,
@@ -347,6 +349,7 @@ impl Slots {
                             Status::Empty => {}
                             Status::Ready | Status::Quarantined => {
                                 let slot = std::mem::replace(&mut resident.slots[at], Slot::EMPTY);
+                                resident.content_count -= u16::from(slot.message.is_some());
                                 run.live_count -= 1;
                                 self.forget(&slot);
                                 purged.add(seq, &slot);
@@ -390,6 +393,9 @@ impl PurgedRuns {
         self.count += 1;
         if slot.is_fetching {
             self.fetching_bytes += u64::from(slot.position().len_bytes);
+        }
+        if slot.is_spilled() {
+            self.spilled.push(slot.position());
         }
         if slot.is_logged {
             self.extend(SeqRange {
@@ -455,6 +461,8 @@ impl Slots {
                         .filter(|(_, slot)| slot.status == Status::Ready)
                         .count();
                     assert_eq!(usize::from(run.ready_count), ready);
+                    let contents = resident.iter().filter(|(_, slot)| slot.message.is_some());
+                    assert_eq!(usize::from(resident.content_count), contents.count());
                     for (seq, slot) in resident.iter() {
                         assert_eq!(FiledRun::number_of(seq), run.number);
                         sums.add(slot.status, slot.body_bytes);

@@ -45,6 +45,8 @@ pub(super) struct Resident {
     /// Seq of `slots[0]`.
     pub(super) first: u64,
     pub(super) slots: Vec<Slot>,
+    /// Slots whose content is in memory.
+    pub(super) content_count: u16,
     /// Where the index file has it too.
     pub(super) block: Option<Block>,
     /// It was given away to be written into a block, and neither moved nor grew since.

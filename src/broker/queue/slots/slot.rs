@@ -110,6 +110,11 @@ impl Slot {
         }
     }
 
+    /// It lies in a spill file: what is not logged has no other place.
+    pub(in crate::broker::queue) fn is_spilled(&self) -> bool {
+        !self.is_logged && self.len_bytes > 0
+    }
+
     pub(super) fn set_position(&mut self, position: Position) {
         self.lsn = position.lsn;
         self.len_bytes = position.len_bytes;

@@ -6,6 +6,7 @@ mod groups;
 mod index;
 mod model;
 mod paging;
+mod spilling;
 mod storing;
 
 use std::collections::HashMap;
@@ -68,6 +69,7 @@ pub(super) struct Rig {
     pub(super) now_ms: u64,
     pub(super) effects: Effects,
     pub(super) index: TestIndex,
+    spill_files: spilling::SpillFiles,
     next_id: u64,
 }
 
@@ -85,6 +87,7 @@ impl Rig {
             now_ms: 1_000_000,
             effects: Effects::default(),
             index: TestIndex::default(),
+            spill_files: spilling::SpillFiles::default(),
             next_id: 1,
         }
     }
@@ -246,7 +249,11 @@ impl Rig {
                 }
             }
             for fetch in fetches {
-                let result = self.read(fetch.position);
+                let result = if fetch.is_spilled {
+                    self.spill_files.read(fetch.position)
+                } else {
+                    self.read(fetch.position)
+                };
                 self.turn(|turn| {
                     super::fetched(turn, &fetch.queue, vec![(fetch.seq, result)]);
                 });
