@@ -27,6 +27,7 @@ fn stragglers(rig: &Rig) -> LiveStore {
     store
 }
 
+/// Proves I29.
 #[test]
 fn one_straggler_in_each_segment_does_not_hold_the_disk() {
     let rig = Rig::new(options());
@@ -52,6 +53,7 @@ fn one_straggler_in_each_segment_does_not_hold_the_disk() {
     again.check_payloads(&store.payloads());
 }
 
+/// Proves I28.
 #[test]
 fn a_crash_before_the_checkpoint_goes_back_to_the_old_places() {
     let rig = Rig::new(options());
@@ -135,6 +137,7 @@ fn a_pass_copies_about_what_it_may() {
     assert!(store.storage.checkpoint(&store).unwrap().freed.len() >= 10);
 }
 
+/// Proves I26, I28.
 #[test]
 fn cold_segments_are_compacted_and_freed_like_others() {
     let rig = Rig::new(options());
