@@ -208,6 +208,9 @@ fn a_full_disk_blocks_publishers_with_a_reason_and_they_go_on_by_themselves() {
         sent += 20;
         alarms(&broker).contains("low on disk")
     });
+    // Whoever publishes now is told.
+    publish_confirmed(&mut client, "q", &numbered(sent, 1), 10_000);
+    sent += 1;
     let blocked: connection::Blocked = client.expect(0);
     assert_eq!(blocked.reason.as_str(), "low on disk");
     disk.give_back();
