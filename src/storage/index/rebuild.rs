@@ -50,12 +50,12 @@ pub(crate) trait Sink {
     fn park(&mut self, queue: QueueId, run: &FiledRun, entries: Vec<ImageEntry>) -> bool;
     /// Gives back what was parked of a run.
     fn unpark(&mut self, queue: QueueId, run: &FiledRun) -> Result<Vec<ImageEntry>, StorageError>;
-    /// Another segment was read, of `segment_count`, and so many bytes of the `total_bytes` of all.
+    /// Another segment was read, of `segment_count`; and `done_bytes` of the `total_bytes` of all.
     fn progress(
         &mut self,
         segments_done: usize,
         segment_count: usize,
-        read_bytes: u64,
+        done_bytes: u64,
         total_bytes: u64,
     );
 }
@@ -134,13 +134,16 @@ impl<'a> Rebuild<'a> {
     /// # Errors
     /// Those of the disk and of the sink; `Damaged` when the log does not have all of a run's messages.
     pub(crate) fn run(mut self, sink: &mut dyn Sink) -> Result<Rebuilt, StorageError> {
-        let mut total_bytes = 0;
-        for segment in &self.segments {
-            total_bytes += self.len_of(*segment)?;
-        }
         let segments = std::mem::take(&mut self.segments);
+        let mut lens = Vec::with_capacity(segments.len());
+        for segment in &segments {
+            lens.push(self.len_of(*segment)?);
+        }
+        let total_bytes = lens.iter().sum();
+        let mut done_bytes = 0;
         let mut rebuilt = Rebuilt::default();
-        for (index, segment) in segments.iter().enumerate() {
+        for (index, (segment, len)) in segments.iter().zip(lens).enumerate() {
+            done_bytes += len;
             rebuilt.read_bytes += self.read_segment(*segment)?;
             rebuilt.found_peak = rebuilt.found_peak.max(self.found_count);
             for (queue, number) in self.last.remove(segment).unwrap_or_default() {
@@ -149,7 +152,7 @@ impl<'a> Rebuild<'a> {
             if self.found_count > self.found_max && self.can_park {
                 self.park(sink);
             }
-            sink.progress(index + 1, segments.len(), rebuilt.read_bytes, total_bytes);
+            sink.progress(index + 1, segments.len(), done_bytes, total_bytes);
         }
         rebuilt.missing = self.missing;
         Ok(rebuilt)

@@ -304,7 +304,7 @@ impl Sink for Builder<'_> {
         &mut self,
         segments_done: usize,
         segment_count: usize,
-        read_bytes: u64,
+        done_bytes: u64,
         total_bytes: u64,
     ) {
         let now_ns = self.clock.monotonic_ns();
@@ -315,11 +315,11 @@ impl Sink for Builder<'_> {
         }
         self.told_ns = now_ns;
         let elapsed_ms = now_ns.saturating_sub(self.begun_ns) / 1_000_000;
-        let seconds_left = remaining_ms(elapsed_ms, read_bytes, total_bytes).div_ceil(1000);
+        let seconds_left = remaining_ms(elapsed_ms, done_bytes, total_bytes).div_ceil(1000);
         tracing::info!(
             segments_done,
             segment_count,
-            read_bytes,
+            done_bytes,
             total_bytes,
             seconds_left,
             "building the index again from the log"
@@ -328,9 +328,9 @@ impl Sink for Builder<'_> {
 }
 
 /// Time that the rest takes if it goes on as before.
-fn remaining_ms(elapsed_ms: u64, read_bytes: u64, total_bytes: u64) -> u64 {
-    let rest = u128::from(total_bytes.saturating_sub(read_bytes));
-    let left = u128::from(elapsed_ms) * rest / u128::from(read_bytes.max(1));
+fn remaining_ms(elapsed_ms: u64, done_bytes: u64, total_bytes: u64) -> u64 {
+    let rest = u128::from(total_bytes.saturating_sub(done_bytes));
+    let left = u128::from(elapsed_ms) * rest / u128::from(done_bytes.max(1));
     u64::try_from(left).unwrap_or(u64::MAX)
 }
 
