@@ -94,7 +94,7 @@ fn deep_queue_leaves_memory_as_it_grows_and_is_drained_in_order() {
             rig.shared.note_filing();
         }
         let bytes = rig.shared.entries_bytes();
-        assert!(bytes < 2 << 20, "{bytes} bytes of entries");
+        assert!(bytes < 1 << 20, "{bytes} bytes of entries");
     }
     rig.file(&queue);
     assert_eq!(rig.shared.entries_bytes() / 40, COUNT as u64 % 256 + 1);
