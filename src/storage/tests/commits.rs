@@ -102,6 +102,7 @@ fn never_confirms_after_the_write_and_checkpoints_sync_all_the_same() {
     assert_eq!(store.storage.synced_lsn(), receipt.end);
 }
 
+/// Proves I20.
 #[test]
 fn lazy_traffic_is_written_after_5_ms_and_synced_within_its_limit() {
     let rig = Rig::new(options());
@@ -142,6 +143,7 @@ fn idle_log_is_marked_once() {
     assert_eq!(store.storage.stats().undurable_bytes, 0);
 }
 
+/// Proves I40.
 #[test]
 fn full_buffer_refuses_and_tells_when_there_is_room() {
     let rig = Rig::new(Options {
@@ -176,6 +178,7 @@ fn full_buffer_of_lazy_traffic_is_committed_at_once() {
     assert_eq!(store.storage.stats().undurable_bytes, 0);
 }
 
+/// Proves I12, I13.
 #[test]
 fn failed_sync_is_the_end_and_nothing_is_confirmed_after_it() {
     let rig = Rig::new(options());
