@@ -28,6 +28,10 @@ struct SmallDisk {
 
 impl SmallDisk {
     /// `None` when this process may not mount anything.
+    #[expect(
+        clippy::print_stdout,
+        reason = "a test that proves nothing must say so"
+    )]
     fn mount(size: &str) -> Option<Self> {
         let place = tempfile::tempdir().expect("a temporary directory can be made");
         let mounted = Command::new("mount")
@@ -208,6 +212,9 @@ fn a_full_disk_blocks_publishers_with_a_reason_and_they_go_on_by_themselves() {
         sent += 20;
         alarms(&broker).contains("low on disk")
     });
+    // Whoever publishes now is told.
+    publish_confirmed(&mut client, "q", &numbered(sent, 1), 10_000);
+    sent += 1;
     let blocked: connection::Blocked = client.expect(0);
     assert_eq!(blocked.reason.as_str(), "low on disk");
     disk.give_back();
