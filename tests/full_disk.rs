@@ -239,7 +239,21 @@ fn log_bytes(data_dir: &Path) -> u64 {
 
 #[test]
 fn one_unacked_message_in_each_segment_does_not_hold_the_disk() {
-    let broker = TestBroker::builder().arg("--segment-size=1MiB").start();
+    hold_one_message_in_each_segment("--queue-index-min-messages=1024");
+}
+
+/// The positions of the messages are in index files only.
+#[test]
+fn one_filed_message_in_each_segment_does_not_hold_the_disk() {
+    hold_one_message_in_each_segment("--queue-index-min-messages=0");
+}
+
+#[track_caller]
+fn hold_one_message_in_each_segment(index_flag: &str) {
+    let broker = TestBroker::builder()
+        .arg("--segment-size=1MiB")
+        .arg(index_flag)
+        .start();
     let mut client = connect(&broker);
     client.queue_declare(CHANNEL, "stragglers", durable());
     client.queue_declare(CHANNEL, "crowd", durable());
