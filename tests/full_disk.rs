@@ -250,7 +250,7 @@ fn one_filed_message_in_each_segment_does_not_hold_the_disk() {
 
 #[track_caller]
 fn hold_one_message_in_each_segment(index_flag: &str) {
-    let broker = TestBroker::builder()
+    let mut broker = TestBroker::builder()
         .arg("--segment-size=1MiB")
         .arg(index_flag)
         .start();
@@ -273,6 +273,15 @@ fn hold_one_message_in_each_segment(index_flag: &str) {
     });
     let status = Status::of(&broker);
     assert!(status.counter("/log/compacted_bytes") > 0, "{status:?}");
+    broker.kill();
+    let verified = Command::new(env!("CARGO_BIN_EXE_strata-dump"))
+        .arg("verify")
+        .arg(broker.data_dir())
+        .output()
+        .expect("the dump tool can be executed");
+    let said = String::from_utf8_lossy(&verified.stdout);
+    assert!(verified.status.success(), "{said}");
+    broker.restart();
     let mut consumer = connect(&broker);
     consumer.consume(CHANNEL, "stragglers", "c");
     for round in 0..40 {
