@@ -15,6 +15,7 @@ use crash::campaign::Campaign;
 /// Small segments, so that rounds cross their borders and checkpoints come often.
 const SEGMENT: &str = "--segment-size=4MiB";
 
+/// Proves I1, I19, I21.
 #[test]
 fn fsync_always_survives_kill_9() {
     let arguments = &[SEGMENT];

@@ -90,6 +90,7 @@ fn wait_for_counter(broker: &TestBroker, path: &str, wanted: u64) -> Status {
     }
 }
 
+/// Proves I14, I15.
 #[test]
 fn the_scrubber_keeps_exactly_the_damaged_message_aside_before_anybody_asks() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -123,6 +124,7 @@ fn the_scrubber_keeps_exactly_the_damaged_message_aside_before_anybody_asks() {
     assert_eq!(Status::of(&broker).counter("/queues/0/quarantined"), 0);
 }
 
+/// Proves I14, I15.
 #[test]
 fn damage_found_at_delivery_costs_one_message_each_time() {
     let directory = tempfile::tempdir().expect("a temporary directory");

@@ -107,6 +107,7 @@ fn segments(data_dir: &Path) -> Vec<PathBuf> {
     contents(&data_dir.join("log")).into_keys().collect()
 }
 
+/// Proves I34.
 #[test]
 fn a_second_broker_on_the_same_directory_is_refused() {
     let broker = TestBroker::start();

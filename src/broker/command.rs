@@ -230,6 +230,34 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// The deliveries it settles or gives back.
+    #[must_use]
+    pub fn into_unacked(self) -> Vec<Unacked> {
+        match self {
+            Self::Settle { items, .. } => items,
+            Self::CloseChannel { unacked } => unacked,
+            Self::TxCommit { settlements, .. } => {
+                let items = settlements.into_iter().flat_map(|(_, items)| items);
+                items.collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Delivery {
+    /// What the session remembers of it.
+    #[must_use]
+    pub fn unacked(&self) -> Unacked {
+        Unacked {
+            queue: self.queue.clone(),
+            seq: self.seq,
+            consumer: self.consumer,
+        }
+    }
+}
+
 /// Answer to a command.
 #[derive(Clone, Debug)]
 pub struct Reply {

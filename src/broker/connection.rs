@@ -124,44 +124,44 @@ impl Connection {
     pub fn execute(
         &mut self,
         channel: u16,
-        command: Command,
+        command: &mut Command,
         now_ms: u64,
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
         match command {
-            Command::ExchangeDeclare(declare) => self.declare_exchange(&declare, effects),
+            Command::ExchangeDeclare(declare) => self.declare_exchange(declare, effects),
             Command::ExchangeDelete {
                 exchange,
                 if_unused,
-            } => self.delete_exchange(&exchange, if_unused, effects),
-            Command::Bind(bind) => self.bind(&bind, effects),
-            Command::Unbind(bind) => self.unbind(&bind, effects),
-            Command::QueueDeclare(declare) => self.declare_queue(&declare, now_ms, effects),
+            } => self.delete_exchange(exchange, *if_unused, effects),
+            Command::Bind(bind) => self.bind(bind, effects),
+            Command::Unbind(bind) => self.unbind(bind, effects),
+            Command::QueueDeclare(declare) => self.declare_queue(declare, now_ms, effects),
             Command::QueueDelete {
                 queue,
                 if_unused,
                 if_empty,
             } => {
                 let condition = DeleteCondition {
-                    if_unused,
-                    if_empty,
+                    if_unused: *if_unused,
+                    if_empty: *if_empty,
                 };
-                self.delete_queue(&queue, condition, now_ms, effects)
+                self.delete_queue(queue, condition, now_ms, effects)
             }
-            Command::QueuePurge { queue } => self.purge_queue(&queue, now_ms, effects),
-            Command::Consume(consume) => self.consume(channel, &consume, now_ms, effects),
-            Command::Cancel { consumer } => Ok(self.cancel(consumer, now_ms, effects)),
+            Command::QueuePurge { queue } => self.purge_queue(queue, now_ms, effects),
+            Command::Consume(consume) => self.consume(channel, consume, now_ms, effects),
+            Command::Cancel { consumer } => Ok(self.cancel(*consumer, now_ms, effects)),
             Command::Get { queue, is_no_ack } => {
-                self.get(channel, &queue, is_no_ack, now_ms, effects)
+                self.get(channel, queue, *is_no_ack, now_ms, effects)
             }
-            Command::Settle { mut items, outcome } => {
-                queue::settle(&mut self.shared.turn(now_ms, effects), &mut items, outcome);
+            Command::Settle { items, outcome } => {
+                queue::settle(&mut self.shared.turn(now_ms, effects), items, *outcome);
                 Ok(done(None))
             }
             Command::ChannelPrefetch { count } => {
                 let credit = Arc::clone(&self.channels.entry(channel).or_default().credit);
                 let turn = &mut self.shared.turn(now_ms, effects);
-                queue::set_channel_prefetch(turn, &credit, count);
+                queue::set_channel_prefetch(turn, &credit, *count);
                 Ok(done(None))
             }
             Command::TxCommit {
@@ -169,22 +169,23 @@ impl Connection {
                 settlements,
             } => {
                 let routed = std::mem::take(&mut self.channel_mut(channel).transaction);
-                debug_assert_eq!(routed.len(), publish_count, "the session counts them too");
-                self.commit(&routed, &settlements, now_ms, effects)
+                debug_assert_eq!(routed.len(), *publish_count, "the session counts them too");
+                self.commit(&routed, settlements, now_ms, effects)
             }
             Command::TxRollback => {
                 self.channel_mut(channel).transaction.clear();
                 Ok(done(None))
             }
-            Command::CloseChannel { mut unacked } => {
-                self.close_channel(channel, &mut unacked, now_ms, effects);
+            Command::CloseChannel { unacked } => {
+                self.close_channel(channel, unacked, now_ms, effects);
                 Ok(done(None))
             }
         }
     }
 
     /// Ends the connection: its consumers are gone, its exclusive queues deleted, and what was only kept
-    /// for them. Unsettled deliveries were requeued by `CloseChannel` before.
+    /// for them. Unsettled deliveries were requeued by `CloseChannel` before; for those that were not, see
+    /// [`Connection::requeue`].
     pub fn close(&mut self, now_ms: u64, effects: &mut Effects) {
         let channels: Vec<u16> = self.channels.keys().copied().collect();
         for channel in channels {
@@ -196,6 +197,16 @@ impl Connection {
             let _ = self.shared.delete_queue(&queue, condition, now_ms, effects);
         }
         self.shared.unregister(self.id);
+    }
+
+    /// After [`Connection::close`]: deliveries that it held and no channel gave back, because it ended by a fault. Those
+    /// of them that are settled are left alone.
+    pub fn requeue(&self, held: &mut [Unacked], now_ms: u64, effects: &mut Effects) {
+        queue::settle(
+            &mut self.shared.turn(now_ms, effects),
+            held,
+            SettleOutcome::Requeue,
+        );
     }
 
     pub(super) fn channel_mut(&mut self, channel: u16) -> &mut Channel {

@@ -316,11 +316,12 @@ impl Consumers {
         self.refresh();
         if let Some(index) = self.find(id) {
             let consumer = &mut self.groups[index.group].members[index.member];
-            consumer.unacked_count -= count;
+            consumer.unacked_count = consumer.unacked_count.saturating_sub(count);
             consumer.spec.channel_credit.give_back(count, resumed);
         } else if let Some(at) = self.departed.iter().position(|gone| gone.spec.id == id) {
             let consumer = &mut self.departed[at];
-            consumer.unacked_count -= count;
+            // A settlement that a panic cut short may have been counted before.
+            consumer.unacked_count = consumer.unacked_count.saturating_sub(count);
             consumer.spec.channel_credit.give_back(count, resumed);
             if consumer.unacked_count == 0 {
                 self.departed.swap_remove(at);

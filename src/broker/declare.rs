@@ -183,7 +183,7 @@ impl Connection {
         effects: &mut Effects,
     ) -> Result<Created, BrokerError> {
         let mut meta = lock(&self.shared.meta);
-        let mut topology = self.vhost.write();
+        let mut topology = self.vhost.write_new_queue();
         if topology.is_deleted {
             return Err(vhost_deleted(self.vhost.name()));
         }

@@ -70,6 +70,18 @@ pub enum OutboxItem {
     ForceClose(String),
 }
 
+impl OutboxItem {
+    /// The message in it.
+    #[must_use]
+    pub fn into_delivery(self) -> Option<Delivery> {
+        match self {
+            Self::Deliver(delivery) => Some(delivery),
+            Self::GetReady { got, .. } => got.map(|(delivery, _)| delivery),
+            Self::ConsumerCancelled { .. } | Self::ForceClose(_) => None,
+        }
+    }
+}
+
 /// Woken when an empty outbox receives its first item. Implemented by the server.
 pub trait Wake: Send + Sync + std::fmt::Debug {
     /// Schedules the connection's task; called without locks held.

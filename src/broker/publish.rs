@@ -34,7 +34,7 @@ const CACHED_ROUTES_MAX: usize = 4096;
 /// Fewest places of the routes used last; a power of two.
 const RECENT_PLACES_MIN: usize = 16;
 /// Places for each route that is remembered, so that few of them share one.
-const RECENT_PLACES_PER_ROUTE: usize = 2;
+const RECENT_PLACES_PER_ROUTE: usize = 4;
 
 /// Targets of a message, shared with the cache.
 type SharedTargets = Arc<[QueueHandle]>;
@@ -44,6 +44,9 @@ type SharedTargets = Arc<[QueueHandle]>;
 pub(super) struct RouteCache {
     /// Versions of the topology and of the permissions it holds for.
     versions: (u64, u64),
+    /// How many queues there had been; matters only to routes without a queue.
+    queues_version: u64,
+    has_unroutable: bool,
     /// Exchange, then routing key. An exchange that is here has passed the checks.
     exchanges: HashMap<ShortString, HashMap<ShortString, SharedTargets>>,
     routes_count: usize,
@@ -70,17 +73,20 @@ fn recent_place(key: &ShortString, places_count: usize) -> usize {
 
 impl RouteCache {
     /// Forgets everything unless it holds for these versions.
-    fn renew(&mut self, versions: (u64, u64)) {
-        if self.versions != versions {
+    fn renew(&mut self, versions: (u64, u64), queues_version: u64) {
+        let is_missed = self.has_unroutable && self.queues_version != queues_version;
+        if self.versions != versions || is_missed {
             self.clear();
             self.versions = versions;
         }
+        self.queues_version = queues_version;
     }
 
     fn clear(&mut self) {
         self.exchanges.clear();
         self.recent.clear();
         self.routes_count = 0;
+        self.has_unroutable = false;
     }
 
     fn has_exchange(&self, name: &ShortString) -> bool {
@@ -130,6 +136,7 @@ impl RouteCache {
         // Copies of the names: slices would keep whole frames alive.
         let routes = self.exchanges.entry(exchange.detached()).or_default();
         routes.insert(key.detached(), Arc::clone(targets));
+        self.has_unroutable |= targets.is_empty();
         self.routes_count += 1;
     }
 }
@@ -251,8 +258,8 @@ impl Connection {
 
     fn renew_cache(&mut self) {
         // Read before anything is looked up, so that what is cached is never older than its version.
-        self.routes
-            .renew((self.vhost.version(), self.shared.access_version()));
+        let versions = (self.vhost.version(), self.shared.access_version());
+        self.routes.renew(versions, self.vhost.queues_version());
     }
 
     /// Checks a message and finds its queues. The message comes back without its `BCC` header.

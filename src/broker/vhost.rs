@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Invariants: (1) a binding is in its source's table exactly when it is under its destination in
-//! `inbound`, and both ends exist; (2) the version rises before the lock of a change is released, so who
+//! `inbound`, and both ends exist; (2) a version rises before the lock of a change is released, so who
 //! reads a version and routes afterwards never caches something older under it; (3) all functions here
 //! change memory only: what they removed is returned, for the log.
 
@@ -27,6 +27,7 @@ use crate::sync::{read, write};
 pub(crate) struct Vhost {
     name: Arc<str>,
     version: AtomicU64,
+    queues_version: AtomicU64,
     topology: RwLock<Topology>,
 }
 
@@ -36,6 +37,7 @@ impl Vhost {
         Self {
             name: name.into(),
             version: AtomicU64::new(0),
+            queues_version: AtomicU64::new(0),
             topology: RwLock::new(Topology::new()),
         }
     }
@@ -44,9 +46,15 @@ impl Vhost {
         &self.name
     }
 
-    /// Changes with every change of the topology. Read it before routing.
+    /// Changes with every change of the topology but a new queue. Read it before routing.
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
+    }
+
+    /// Changes with every new queue. Nothing is bound to it yet, so it makes a difference only to messages that
+    /// nobody got: routes that lead somewhere stay good while clients declare queue after queue. Read it before routing.
+    pub(crate) fn queues_version(&self) -> u64 {
+        self.queues_version.load(Ordering::Acquire)
     }
 
     /// For look-up.
@@ -58,6 +66,13 @@ impl Vhost {
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Topology> {
         let guard = write(&self.topology);
         self.version.fetch_add(1, Ordering::AcqRel);
+        guard
+    }
+
+    /// For the addition of a queue, and nothing else; cached answers "nobody" are void from here on (2).
+    pub(crate) fn write_new_queue(&self) -> RwLockWriteGuard<'_, Topology> {
+        let guard = write(&self.topology);
+        self.queues_version.fetch_add(1, Ordering::AcqRel);
         guard
     }
 }

@@ -18,11 +18,21 @@ pub enum Fault {
     SkipDirSync,
     /// `skip-crc`: readers take bytes whose checksum does not match.
     SkipCrc,
+    /// `swap-superblock`: the superblock names a checkpoint before that is synced and has its name.
+    SwapSuperblock,
+    /// `swap-segments`: a segment gets its first batches before the one before it is synced.
+    SwapSegments,
 }
 
 impl Fault {
     /// Every fault, in the order of the documentation.
-    pub const ALL: [Self; 3] = [Self::SkipSync, Self::SkipDirSync, Self::SkipCrc];
+    pub const ALL: [Self; 5] = [
+        Self::SkipSync,
+        Self::SkipDirSync,
+        Self::SkipCrc,
+        Self::SwapSuperblock,
+        Self::SwapSegments,
+    ];
 
     /// The word that selects this fault in `STRATAMQ_FAULT`.
     #[must_use]
@@ -31,6 +41,8 @@ impl Fault {
             Self::SkipSync => "skip-sync",
             Self::SkipDirSync => "skip-dir-sync",
             Self::SkipCrc => "skip-crc",
+            Self::SwapSuperblock => "swap-superblock",
+            Self::SwapSegments => "swap-segments",
         }
     }
 
@@ -72,6 +84,31 @@ pub fn is_active(fault: Fault) -> bool {
         }
     });
     *chosen == Some(fault)
+}
+
+#[cfg(feature = "fault-injection")]
+thread_local! {
+    /// Files whose sync this thread has put off.
+    static LATE: std::cell::RefCell<Vec<std::sync::Arc<dyn super::DiskFile>>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// Has `file` synced by the next [`sync_late`] of this thread. Does nothing in a normal build.
+#[cfg_attr(
+    not(feature = "fault-injection"),
+    expect(unused_variables, reason = "a fault only")
+)]
+pub fn put_off_sync(file: &std::sync::Arc<dyn super::DiskFile>) {
+    #[cfg(feature = "fault-injection")]
+    LATE.with_borrow_mut(|late| late.push(std::sync::Arc::clone(file)));
+}
+
+/// Syncs what was put off. Does nothing in a normal build.
+pub fn sync_late() {
+    #[cfg(feature = "fault-injection")]
+    for file in LATE.take() {
+        // Whoever waited for it has been told long ago.
+        let _ = file.sync_data();
+    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use tokio::sync::{Notify, watch};
 use super::hub::Hub;
 use crate::broker::Connection as BrokerConnection;
 use crate::broker::User;
-use crate::broker::command::{Command, Publish, Published};
+use crate::broker::command::{Command, Publish, Published, Unacked};
 use crate::broker::effects::Effects;
 use crate::broker::outbox::{Outbox, OutboxItem, Wake};
 use crate::session::{Event, Login, LoginRefused, OUTPUT_HIGH_BYTES, Session, SessionOptions};
@@ -85,7 +85,14 @@ struct ConnectionTask {
     /// What is registered with the watermark.
     waits_for: Option<Lsn>,
     effects: Effects,
+    /// From the outbox, to be taken from the end.
     items: Vec<OutboxItem>,
+    /// The last of `items` is being given to the session.
+    is_item_in_hand: bool,
+    /// The command that the domain is carrying out.
+    command_in_hand: Option<Command>,
+    /// What a panic dropped: to be given back.
+    dropped: Vec<Unacked>,
     batch: Vec<Publish>,
     published: Vec<Published>,
     /// Something was read since publishers were last looked at.
@@ -176,6 +183,9 @@ impl ConnectionTask {
             waits_for: None,
             effects: Effects::default(),
             items: Vec::new(),
+            is_item_in_hand: false,
+            command_in_hand: None,
+            dropped: Vec::new(),
             batch: Vec::new(),
             published: Vec::new(),
             has_read: false,
@@ -346,7 +356,22 @@ impl ConnectionTask {
         if catch_unwind(AssertUnwindSafe(|| part(self))).is_err() {
             tracing::error!(peer = %self.peer, "a panic in the code of this connection; closing it");
             Counters::add(&self.hub.counters.connection_panics, 1);
+            self.drop_in_hand();
             self.session.fail_internally();
+        }
+    }
+
+    /// After a panic: what was in hand is not tried again, but given back when the connection ends.
+    fn drop_in_hand(&mut self) {
+        if let Some(command) = self.command_in_hand.take() {
+            self.dropped.extend(command.into_unacked());
+        }
+        if std::mem::take(&mut self.is_item_in_hand)
+            && let Some(delivery) = self.items.pop().and_then(OutboxItem::into_delivery)
+            && !delivery.is_settled
+            && !self.session.holds_last(&delivery)
+        {
+            self.dropped.push(delivery.unacked());
         }
     }
 
@@ -382,9 +407,12 @@ impl ConnectionTask {
             }
             let mut delivered_count = 0;
             while is_whole || self.takes_deliveries() {
-                let Some(item) = self.items.pop() else { break };
+                let Some(item) = self.items.last() else { break };
                 delivered_count += u64::from(matches!(item, OutboxItem::Deliver(_)));
+                self.is_item_in_hand = true;
                 self.session.handle_outbox(item);
+                self.is_item_in_hand = false;
+                self.items.pop();
             }
             Counters::add(&self.hub.counters.messages_delivered, delivered_count);
             if !self.items.is_empty() {
@@ -464,7 +492,9 @@ impl ConnectionTask {
             return;
         };
         let now_ms = self.hub.now_ms();
+        let command = self.command_in_hand.insert(command);
         let result = domain.execute(channel, command, now_ms, &mut self.effects);
+        self.command_in_hand = None;
         if must_drain {
             // What the domain handed over before it forgot the consumer is in the outbox now.
             self.take_outbox(true);
@@ -556,9 +586,25 @@ impl ConnectionTask {
 
     fn close_domain(&mut self) {
         if let Some(mut domain) = self.domain.take() {
-            domain.close(self.hub.now_ms(), &mut self.effects);
+            let now_ms = self.hub.now_ms();
+            domain.close(now_ms, &mut self.effects);
+            let mut held = self.collect_held();
+            if !held.is_empty() {
+                domain.requeue(&mut held, now_ms, &mut self.effects);
+            }
             self.hub.carry_out(&mut self.effects);
         }
+    }
+
+    /// What nobody has given back: nothing, after an orderly end.
+    fn collect_held(&mut self) -> Vec<Unacked> {
+        let mut held = std::mem::take(&mut self.dropped);
+        held.append(&mut self.session.abandon());
+        self.outbox.drain(&mut self.items);
+        let undelivered = self.items.drain(..).filter_map(OutboxItem::into_delivery);
+        let unsettled = undelivered.filter(|delivery| !delivery.is_settled);
+        held.extend(unsettled.map(|delivery| delivery.unacked()));
+        held
     }
 
     /// After the socket is done: gives back what the connection held.

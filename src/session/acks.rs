@@ -1,19 +1,28 @@
 //! Delivery tags: what a channel has handed to its client and not heard of again.
 //!
 //! ```text
-//!   entries, rising tags: [7 U] [8 -] [9 -] [10 U] [12 U]     ack 10 multiple -> 7 and 10 leave
+//!   tags      64 ... 127 | 128 ... 191 | (192 .. 255 all settled: no chunk) | 256 ...   <- last_tag
+//!   chunks    [ seq, holder ] * 64                                            [ .. ]
+//!   holders   1: (queue a, consumer x)   2: (queue b, basic.get)
 //! ```
+//! A consumer may hold a whole backlog, so a delivery takes 12 bytes here: its seq, and the number of who holds it.
+//!
 //! 1. Tags rise by one with every delivery; those taken without acknowledgement leave no entry.
-//! 2. The front entry is always outstanding: settled ones in the middle stay as holes until the front
-//!    passes them, or until there are more holes than entries. So acks in order cost no search, and a
-//!    message that is never acknowledged costs no memory for those behind it.
+//! 2. A chunk that has no entry is dropped, so one that is never acknowledged costs 64 places, not all behind it.
+//! 3. A holder is known while it has entries; some that have none are remembered, because they will come back.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
-use crate::broker::command::Unacked;
+use crate::broker::command::{ConsumerId, Seq, Unacked};
+use crate::broker::queue::QueueHandle;
 
-/// Holes that are always tolerated.
-const HOLES_MIN: usize = 64;
+/// Tags of one chunk.
+const CHUNK_TAGS: u64 = 64;
+/// The same, as a length.
+const CHUNK_LEN: usize = 64;
+/// Holders without deliveries that are remembered.
+const IDLE_HOLDERS_MAX: usize = 16;
 
 /// Which deliveries an acknowledgement speaks of (AMQP 0-9-1 section 1.8.3.13).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,14 +53,36 @@ pub(super) struct UnknownTag(pub(super) u64);
 /// A delivery that may be acknowledged.
 pub(super) type Outstanding = (u64, Unacked);
 
+/// Number of a holder, from 1; 0 where there is no delivery.
+type HolderNumber = u32;
+const NOBODY: HolderNumber = 0;
+
+/// The deliveries of 64 tags.
+#[derive(Debug)]
+struct Chunk {
+    /// `tag / 64` of all its tags.
+    number: u64,
+    count: u32,
+    holders: [HolderNumber; CHUNK_LEN],
+    seqs: [u64; CHUNK_LEN],
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct DeliveryTags {
     /// The last tag given.
     last_tag: u64,
-    entries: VecDeque<(u64, Option<Unacked>)>,
-    /// Entries that are settled.
-    hole_count: usize,
+    /// Ascending by number, none without entries.
+    chunks: VecDeque<Box<Chunk>>,
+    /// A chunk for the next deliveries.
+    spare: Option<Box<Chunk>>,
+    count: usize,
+    holders: Holders,
+}
+
+/// Where in its chunk a tag stands.
+fn place(tag: u64) -> usize {
+    usize::try_from(tag % CHUNK_TAGS).unwrap_or(0)
 }
 
 impl DeliveryTags {
@@ -62,9 +93,15 @@ impl DeliveryTags {
     }
 
     /// The next tag, for a delivery to be acknowledged.
-    pub(super) fn next(&mut self, unacked: Unacked) -> u64 {
+    pub(super) fn next(
+        &mut self,
+        queue: &QueueHandle,
+        seq: Seq,
+        consumer: Option<ConsumerId>,
+    ) -> u64 {
         self.last_tag += 1;
-        self.entries.push_back((self.last_tag, Some(unacked)));
+        let holder = self.holders.add(queue, consumer);
+        self.put(self.last_tag, seq, holder);
         self.last_tag
     }
 
@@ -78,88 +115,265 @@ impl DeliveryTags {
         mut settle: impl FnMut(Outstanding),
     ) -> Result<(), UnknownTag> {
         match scope {
-            AckScope::All => self.take_front(self.entries.len(), &mut settle),
+            AckScope::All => self.take_upto(u64::MAX, &mut settle),
             AckScope::UpTo(tag) => {
-                let index = self.find(tag).ok_or(UnknownTag(tag))?;
-                self.take_front(index + 1, &mut settle);
+                self.find(tag).ok_or(UnknownTag(tag))?;
+                self.take_upto(tag, &mut settle);
             }
             AckScope::One(tag) => {
                 let index = self.find(tag).ok_or(UnknownTag(tag))?;
-                if let Some((_, entry)) = self.entries.get_mut(index)
-                    && let Some(unacked) = entry.take()
-                {
-                    self.hole_count += 1;
+                if let Some(unacked) = self.take_one(index, tag) {
                     settle((tag, unacked));
                 }
+                self.drop_empty(index);
             }
         }
-        self.drop_holes();
         Ok(())
     }
 
     /// Hands over all outstanding deliveries.
     pub(super) fn take_all(&mut self) -> Vec<Unacked> {
-        self.hole_count = 0;
-        self.entries
-            .drain(..)
-            .filter_map(|(_, entry)| entry)
-            .collect()
+        let mut all = Vec::with_capacity(self.count);
+        self.take_upto(u64::MAX, &mut |(_, unacked)| all.push(unacked));
+        self.spare = None;
+        all
     }
 
     /// Puts back what `take` gave, after a rollback.
     pub(super) fn restore(&mut self, outstanding: impl IntoIterator<Item = Outstanding>) {
-        let back = outstanding
-            .into_iter()
-            .map(|(tag, unacked)| (tag, Some(unacked)));
-        self.entries.extend(back);
-        self.entries.retain(|(_, entry)| entry.is_some());
-        self.entries.make_contiguous().sort_by_key(|(tag, _)| *tag);
-        self.hole_count = 0;
+        for (tag, unacked) in outstanding {
+            let holder = self.holders.add(&unacked.queue, unacked.consumer);
+            self.put(tag, unacked.seq, holder);
+        }
+    }
+
+    /// True when the last tag was given to the message `seq` of `queue`, and is outstanding.
+    pub(super) fn is_last(&self, queue: &QueueHandle, seq: Seq) -> bool {
+        let Some(chunk) = self.find(self.last_tag).and_then(|at| self.chunks.get(at)) else {
+            return false;
+        };
+        let holder = self.holders.get(chunk.holders[place(self.last_tag)]);
+        chunk.seqs[place(self.last_tag)] == seq.0
+            && holder.is_some_and(|holder| Arc::ptr_eq(&holder.queue, queue))
     }
 
     /// Outstanding deliveries.
-    pub(super) fn len(&self) -> usize {
-        self.entries.len() - self.hole_count
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.count
     }
 
+    /// The chunk of a tag, or where it would stand.
+    fn find_chunk(&self, number: u64) -> Result<usize, usize> {
+        let first = self.chunks.front().map_or(0, |chunk| chunk.number);
+        if let Ok(guess) = usize::try_from(number.wrapping_sub(first))
+            && let Some(chunk) = self.chunks.get(guess)
+            && chunk.number == number
+        {
+            return Ok(guess);
+        }
+        self.chunks
+            .binary_search_by_key(&number, |chunk| chunk.number)
+    }
+
+    /// Index of the chunk in which the tag is outstanding.
     fn find(&self, tag: u64) -> Option<usize> {
-        let index = match self.entries.front() {
-            Some((first, _)) if *first == tag => 0,
-            _ => self
-                .entries
-                .binary_search_by_key(&tag, |(tag, _)| *tag)
-                .ok()?,
-        };
-        let (_, entry) = self.entries.get(index)?;
-        entry.is_some().then_some(index)
+        let index = self.find_chunk(tag / CHUNK_TAGS).ok()?;
+        let chunk = self.chunks.get(index)?;
+        (chunk.holders[place(tag)] != NOBODY).then_some(index)
     }
 
-    fn take_front(&mut self, count: usize, settle: &mut impl FnMut(Outstanding)) {
-        for (tag, entry) in self.entries.drain(..count) {
-            match entry {
-                Some(unacked) => settle((tag, unacked)),
-                None => self.hole_count -= 1,
+    fn put(&mut self, tag: u64, seq: Seq, holder: HolderNumber) {
+        let number = tag / CHUNK_TAGS;
+        let is_newest = self.chunks.back().is_some_and(|last| last.number == number);
+        let index = if is_newest {
+            self.chunks.len() - 1
+        } else {
+            self.find_chunk(number).unwrap_or_else(|index| {
+                let chunk = self.fresh_chunk(number);
+                self.chunks.insert(index, chunk);
+                index
+            })
+        };
+        let chunk = &mut self.chunks[index];
+        chunk.seqs[place(tag)] = seq.0;
+        chunk.holders[place(tag)] = holder;
+        chunk.count += 1;
+        self.count += 1;
+    }
+
+    fn fresh_chunk(&mut self, number: u64) -> Box<Chunk> {
+        let mut chunk = self.spare.take().unwrap_or_else(|| {
+            Box::new(Chunk {
+                number,
+                count: 0,
+                holders: [NOBODY; CHUNK_LEN],
+                seqs: [0; CHUNK_LEN],
+            })
+        });
+        chunk.number = number;
+        chunk
+    }
+
+    /// Ends one delivery of the chunk at `index`.
+    fn take_one(&mut self, index: usize, tag: u64) -> Option<Unacked> {
+        let chunk = self.chunks.get_mut(index)?;
+        let holder = std::mem::replace(&mut chunk.holders[place(tag)], NOBODY);
+        if holder == NOBODY {
+            return None;
+        }
+        chunk.count -= 1;
+        self.count -= 1;
+        let seq = Seq(chunk.seqs[place(tag)]);
+        Some(self.holders.release(holder, seq))
+    }
+
+    fn take_upto(&mut self, last: u64, settle: &mut impl FnMut(Outstanding)) {
+        while let Some(chunk) = self.chunks.front() {
+            let first = chunk.number * CHUNK_TAGS;
+            if first > last {
+                return;
+            }
+            for tag in first..=last.min(first + (CHUNK_TAGS - 1)) {
+                if let Some(unacked) = self.take_one(0, tag) {
+                    settle((tag, unacked));
+                }
+            }
+            if !self.drop_empty(0) {
+                return;
             }
         }
     }
 
-    /// Keeps (2).
-    fn drop_holes(&mut self) {
-        while let Some((_, None)) = self.entries.front() {
-            self.entries.pop_front();
-            self.hole_count -= 1;
+    /// Keeps (2); true when the chunk was dropped.
+    fn drop_empty(&mut self, index: usize) -> bool {
+        let is_empty = self.chunks.get(index).is_some_and(|chunk| chunk.count == 0);
+        if is_empty {
+            self.spare = self.chunks.remove(index);
         }
-        if self.hole_count > HOLES_MIN && self.hole_count > self.len() {
-            self.entries.retain(|(_, entry)| entry.is_some());
-            self.hole_count = 0;
+        is_empty
+    }
+}
+
+/// Who holds deliveries: a consumer of a queue, or `basic.get` on it.
+#[derive(Debug)]
+struct Holder {
+    queue: QueueHandle,
+    consumer: Option<ConsumerId>,
+    count: u32,
+}
+
+/// A holder by what it is. Its queue cannot go while the holder is known, so the address names it.
+type HolderKey = (usize, Option<ConsumerId>);
+
+fn key_of(queue: &QueueHandle, consumer: Option<ConsumerId>) -> HolderKey {
+    (Arc::as_ptr(queue).addr(), consumer)
+}
+
+/// The holders of one channel, numbered from 1.
+#[derive(Debug, Default)]
+struct Holders {
+    known: Vec<Option<Holder>>,
+    by_key: HashMap<HolderKey, HolderNumber>,
+    free: Vec<HolderNumber>,
+    /// The one that was added to last.
+    newest: HolderNumber,
+    /// Known ones without deliveries.
+    idle_count: usize,
+}
+
+impl Holders {
+    fn get(&self, number: HolderNumber) -> Option<&Holder> {
+        let index = usize::try_from(number).ok()?.checked_sub(1)?;
+        self.known.get(index)?.as_ref()
+    }
+
+    fn get_mut(&mut self, number: HolderNumber) -> Option<&mut Holder> {
+        let index = usize::try_from(number).ok()?.checked_sub(1)?;
+        self.known.get_mut(index)?.as_mut()
+    }
+
+    /// Counts a delivery; the number of who holds it.
+    fn add(&mut self, queue: &QueueHandle, consumer: Option<ConsumerId>) -> HolderNumber {
+        let newest = self.newest;
+        let is_newest = self
+            .get(newest)
+            .is_some_and(|holder| holder.consumer == consumer && Arc::ptr_eq(&holder.queue, queue));
+        let number = if is_newest {
+            newest
+        } else {
+            self.number_of(queue, consumer)
+        };
+        self.newest = number;
+        if let Some(holder) = self.get_mut(number) {
+            holder.count += 1;
+            if holder.count == 1 {
+                self.idle_count -= 1;
+            }
         }
+        number
+    }
+
+    fn number_of(&mut self, queue: &QueueHandle, consumer: Option<ConsumerId>) -> HolderNumber {
+        let key = key_of(queue, consumer);
+        if let Some(&number) = self.by_key.get(&key) {
+            return number;
+        }
+        let holder = Some(Holder {
+            queue: Arc::clone(queue),
+            consumer,
+            count: 0,
+        });
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.known.push(None);
+            HolderNumber::try_from(self.known.len()).expect("a channel has fewer than 2^32 holders")
+        });
+        if let Some(place) = usize::try_from(number)
+            .ok()
+            .and_then(|number| self.known.get_mut(number - 1))
+        {
+            *place = holder;
+        }
+        self.by_key.insert(key, number);
+        self.idle_count += 1;
+        number
+    }
+
+    /// A delivery ends.
+    fn release(&mut self, number: HolderNumber, seq: Seq) -> Unacked {
+        let holder = self
+            .get_mut(number)
+            .expect("a holder is known while it has deliveries");
+        holder.count -= 1;
+        let unacked = Unacked {
+            queue: Arc::clone(&holder.queue),
+            seq,
+            consumer: holder.consumer,
+        };
+        if holder.count == 0 {
+            self.idle_count += 1;
+            if self.idle_count > IDLE_HOLDERS_MAX {
+                self.forget_idle();
+            }
+        }
+        unacked
+    }
+
+    /// Keeps (3).
+    fn forget_idle(&mut self) {
+        for (number, place) in (1..).zip(&mut self.known) {
+            if let Some(holder) = place.take_if(|holder| holder.count == 0) {
+                self.by_key.remove(&key_of(&holder.queue, holder.consumer));
+                self.free.push(number);
+            }
+        }
+        self.idle_count = 0;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::command::Seq;
     use crate::session::tests::queue;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
@@ -218,16 +432,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tags_behave_like_a_set_and_holes_are_bounded(steps in prop::collection::vec(any_step(), 0..100)) {
-            let handle = queue();
+        fn tags_behave_like_a_set_and_remember_their_holders(steps in prop::collection::vec(any_step(), 0..100)) {
+            let queues: Vec<QueueHandle> = (0..9).map(|_| queue()).collect();
+            let holders: Vec<(QueueHandle, Option<ConsumerId>)> = queues
+                .iter()
+                .flat_map(|queue| [None, Some(ConsumerId(1)), Some(ConsumerId(2))].map(|id| (queue.clone(), id)))
+                .collect();
             let mut tags = DeliveryTags::default();
             let mut model = BTreeSet::new();
             for step in steps {
                 match step {
                     Step::Deliver { count } => for _ in 0..count {
-                        let queue = handle.clone();
                         let seq = Seq(tags.last_tag + 1);
-                        model.insert(tags.next(Unacked { queue, seq, consumer: None }));
+                        let (queue, consumer) = &holders[usize::try_from(seq.0).unwrap() * 7 % holders.len()];
+                        model.insert(tags.next(queue, seq, *consumer));
                     },
                     Step::Settled => { tags.next_settled(); }
                     Step::Take { tag, is_multiple } => {
@@ -243,10 +461,20 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(tags.len(), model.len());
-                prop_assert!(tags.hole_count <= HOLES_MIN.max(tags.len()));
-                prop_assert!(tags.entries.front().is_none_or(|(_, entry)| entry.is_some()));
+                prop_assert!(tags.chunks.iter().all(|chunk| chunk.count > 0));
+                let held: u32 = tags.holders.known.iter().flatten().map(|holder| holder.count).sum();
+                prop_assert_eq!(held as usize, model.len());
+                prop_assert_eq!(tags.holders.by_key.len(), tags.holders.known.iter().flatten().count());
+                let idle = tags.holders.known.iter().flatten().filter(|holder| holder.count == 0);
+                prop_assert_eq!(idle.count(), tags.holders.idle_count);
+                prop_assert!(tags.holders.idle_count <= IDLE_HOLDERS_MAX);
             }
-            let seqs: Vec<u64> = tags.take_all().iter().map(|unacked| unacked.seq.0).collect();
+            let all = tags.take_all();
+            for unacked in &all {
+                let (queue, consumer) = &holders[usize::try_from(unacked.seq.0).unwrap() * 7 % holders.len()];
+                prop_assert!(Arc::ptr_eq(&unacked.queue, queue) && unacked.consumer == *consumer);
+            }
+            let seqs: Vec<u64> = all.iter().map(|unacked| unacked.seq.0).collect();
             prop_assert_eq!(seqs, model.into_iter().collect::<Vec<_>>());
         }
     }

@@ -16,18 +16,41 @@ use crate::broker::outbox::OutboxItem;
 
 impl Session {
     /// One thing from the outbox: assigns the delivery tag and encodes, or gives a late one back.
-    pub fn handle_outbox(&mut self, item: OutboxItem) {
+    pub fn handle_outbox(&mut self, item: &OutboxItem) {
         match item {
             OutboxItem::Deliver(delivery) => self.deliver(delivery),
             OutboxItem::ConsumerCancelled { channel, consumer } => {
-                self.consumer_cancelled(channel, consumer);
+                self.consumer_cancelled(*channel, *consumer);
             }
-            OutboxItem::GetReady { channel, got } => self.get_ready(channel, got),
-            OutboxItem::ForceClose(text) => self.begin_shutdown(&text),
+            OutboxItem::GetReady { channel, got } => self.get_ready(*channel, got.as_ref()),
+            OutboxItem::ForceClose(text) => self.begin_shutdown(text),
         }
     }
 
-    fn deliver(&mut self, delivery: Delivery) {
+    /// True when `delivery` is the last one that its channel keeps a tag for.
+    #[must_use]
+    pub fn holds_last(&self, delivery: &Delivery) -> bool {
+        self.channels
+            .get(&delivery.channel)
+            .is_some_and(|channel| channel.tags.is_last(&delivery.queue, delivery.seq))
+    }
+
+    /// Ends the session's part in it all, in whatever state it is: hands over the deliveries that are not settled and
+    /// of which the broker has not been told. There are none after `Ended`.
+    pub fn abandon(&mut self) -> Vec<Unacked> {
+        let mut held = Vec::new();
+        for work in std::mem::take(&mut self.work) {
+            if let Work::Event(Event::Command { command, .. }) = work {
+                held.extend(command.into_unacked());
+            }
+        }
+        for channel in self.channels.values_mut() {
+            held.append(&mut channel.collect_unacked());
+        }
+        held
+    }
+
+    fn deliver(&mut self, delivery: &Delivery) {
         let lane = Lane::new(delivery.channel, self.frame_max_bytes);
         let Some(channel) = self.channels.get_mut(&delivery.channel) else {
             return self.give_back(delivery);
@@ -39,7 +62,7 @@ impl Session {
         let Some(consumer_tag) = consumer_tag else {
             return self.give_back(delivery);
         };
-        let delivery_tag = next_tag(channel, &delivery);
+        let delivery_tag = next_tag(channel, delivery);
         if channel.is_live() {
             let head = DeliverHead {
                 consumer_tag: &consumer_tag,
@@ -55,7 +78,7 @@ impl Session {
     }
 
     /// The channel or consumer it was meant for is gone.
-    fn give_back(&mut self, delivery: Delivery) {
+    fn give_back(&mut self, delivery: &Delivery) {
         if delivery.is_settled {
             return;
         }
@@ -68,7 +91,7 @@ impl Session {
             _ => 0,
         };
         let command = Command::Settle {
-            items: vec![unacked(&delivery)],
+            items: vec![delivery.unacked()],
             outcome: SettleOutcome::Requeue,
         };
         // To the front, so that it comes before an `Ended` after which there is nobody to give it to.
@@ -97,7 +120,7 @@ impl Session {
         }
     }
 
-    fn get_ready(&mut self, id: u16, got: Option<(Delivery, u32)>) {
+    fn get_ready(&mut self, id: u16, got: Option<&(Delivery, u32)>) {
         let awaits_get = |channel: &Channel| {
             let state = &channel.state;
             matches!(
@@ -113,13 +136,13 @@ impl Session {
             (Some(channel), got) if awaits_get(channel) => {
                 channel.state = ChannelState::Open;
                 match got {
-                    Some((delivery, remaining)) => self.send_get_ok(id, &delivery, remaining),
+                    Some((delivery, remaining)) => self.send_get_ok(id, delivery, *remaining),
                     None => self.send(id, basic::GetEmpty::default()),
                 }
                 self.replay_held(id);
             }
             (Some(channel), Some((delivery, _))) if !channel.is_collected => {
-                next_tag(channel, &delivery);
+                next_tag(channel, delivery);
             }
             (_, Some((delivery, _))) => self.give_back(delivery),
             (_, None) => {}
@@ -177,14 +200,8 @@ fn content_of<'a>(message: &'a Message, shorter: Option<&'a Properties>) -> Cont
 pub(super) fn next_tag(channel: &mut Channel, delivery: &Delivery) -> u64 {
     match delivery.is_settled {
         true => channel.tags.next_settled(),
-        false => channel.tags.next(unacked(delivery)),
-    }
-}
-
-fn unacked(delivery: &Delivery) -> Unacked {
-    Unacked {
-        queue: delivery.queue.clone(),
-        seq: delivery.seq,
-        consumer: delivery.consumer,
+        false => channel
+            .tags
+            .next(&delivery.queue, delivery.seq, delivery.consumer),
     }
 }

@@ -34,6 +34,7 @@ use super::segment::{FIRST_BATCH_OFFSET, SegmentHeader};
 use super::shared::{Shared, Stop};
 use super::types::{Lsn, SegmentId};
 use crate::disk::DiskFile;
+use crate::disk::fault::{self, Fault};
 use crate::sync::lock;
 
 /// A block of zeros, to fill the last block of a write.
@@ -351,7 +352,9 @@ impl Committer {
 
     /// Ends the current segment and enters the next one, see invariant 2. It is prepared as a rule.
     fn enter_segment(&mut self, first_batch: Lsn) -> Result<(), StorageError> {
-        if self.is_dirty {
+        if fault::is_active(Fault::SwapSegments) {
+            fault::put_off_sync(&self.file);
+        } else if self.is_dirty {
             self.sync()?;
         }
         let (prepared, was_ready) = self
@@ -471,6 +474,7 @@ impl Committer {
         self.is_dirty = false;
         self.unsynced = Since::default();
         self.shared.set_synced(self.written_end);
+        fault::sync_late();
         Ok(())
     }
 }

@@ -25,7 +25,8 @@ use super::stats::Stats;
 use super::superblock::Superblock;
 use super::types::{Lsn, Position, QueueId, Receipt, Request, SegmentId, Seq, Urgency};
 use super::{CheckpointSource, CommitListener};
-use crate::disk::{Clock, DirectoryLock, Disk};
+use crate::disk::fault::{self, Fault};
+use crate::disk::{Clock, DirectoryLock, Disk, OpenMode};
 use crate::sync::lock;
 
 /// Log bytes after which a checkpoint is due at the earliest: keeps replay far below a second.
@@ -388,6 +389,9 @@ impl Storage {
         // Even if only one copy is written, the next one must not repeat the number.
         checkpoints.superblock.sequence = superblock.sequence;
         with_room(&shared.space, || superblock.write(&*shared.disk))?;
+        if fault::is_active(Fault::SwapSuperblock) {
+            self.publish_late(header.generation)?;
+        }
         checkpoints.superblock = superblock;
         self.inner
             .checkpointed_bytes
@@ -446,8 +450,19 @@ impl Storage {
         let written = writer.finish(end).map_err(error("write a checkpoint"))?;
         self.sync_to(end)?;
         let (named, filed_run_count) = filing.finish()?;
-        publish_temp(&*shared.disk, &*file, &path).map_err(error("publish a checkpoint"))?;
+        if !fault::is_active(Fault::SwapSuperblock) {
+            publish_temp(&*shared.disk, &*file, &path).map_err(error("publish a checkpoint"))?;
+        }
         Ok((written, named, filed_run_count))
+    }
+
+    /// [`Fault::SwapSuperblock`]: what should have been done before the superblock named the checkpoint.
+    fn publish_late(&self, generation: u64) -> Result<(), StorageError> {
+        let disk = &*self.inner.shared.disk;
+        let path = checkpoint_path(generation);
+        let file = disk.open(&temp_path(&path), OpenMode::ReadWrite);
+        let published = file.and_then(|file| publish_temp(disk, &*file, &path));
+        published.map_err(io_error(disk, "publish a checkpoint", &path))
     }
 
     /// Removes what a failed checkpoint left, which no superblock names: on a full disk the leftovers of every

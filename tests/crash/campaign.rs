@@ -14,7 +14,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::content::{fingerprint, message, observed};
+use super::graveyard::Graveyard;
 use super::history::Event;
+use super::people::People;
 use super::random::Random;
 use super::recorder::Recorder;
 use super::topology::{self, ExtraQueues};
@@ -123,6 +125,7 @@ fn fresh_seed() -> u64 {
 struct Run {
     broker: TestBroker,
     shared: Shared,
+    people: People,
     random: Random,
 }
 
@@ -136,6 +139,7 @@ impl Run {
         let shared = Shared {
             recorder: Recorder::new(),
             extras: ExtraQueues::default(),
+            graveyard: Graveyard::default(),
             address: broker.address(),
             should_rest: false.into(),
             is_ending: false.into(),
@@ -145,11 +149,13 @@ impl Run {
         let mut client = Client::connect(shared.address);
         client.open_channel(CONTROL);
         topology::declare(&mut client, CONTROL);
+        Graveyard::declare(&mut client, CONTROL);
         topology::bind(&mut client, CONTROL);
         client.close();
         Self {
             broker,
             shared,
+            people: People::default(),
             random: Random::new(seed),
         }
     }
@@ -217,6 +223,7 @@ impl Run {
         topology::check_fleeting_is_gone(&mut client, CONTROL)?;
         client.open_channel(CONTROL);
         topology::declare(&mut client, CONTROL);
+        Graveyard::declare(&mut client, CONTROL);
         topology::declare_fleeting(&mut client, CONTROL);
         self.probe(&mut client)
             .map_err(|trouble| format!("probing: {trouble}"))?;
@@ -235,8 +242,10 @@ impl Run {
         }
         client.close_channel(CONTROL);
         self.shared.extras.check(&mut client, CONTROL)?;
+        self.shared.graveyard.check(&mut client, CONTROL)?;
         client.close();
-        Ok(())
+        self.people.check(&self.broker)?;
+        self.people.change_one(&self.broker, &mut self.random)
     }
 
     /// Sends a transient message along every route: whether the bindings are there shows in the queues.

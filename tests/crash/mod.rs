@@ -14,8 +14,10 @@
 
 pub(crate) mod campaign;
 mod content;
+mod graveyard;
 pub(crate) mod history;
 pub(crate) mod oracle;
+mod people;
 pub(crate) mod proofs;
 pub(crate) mod random;
 mod recorder;

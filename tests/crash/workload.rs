@@ -11,6 +11,7 @@ use std::time::Duration;
 use stratamq::amqp::method::Method;
 
 use super::content::{fingerprint, message, observed};
+use super::graveyard::Graveyard;
 use super::history::{ChannelKey, Event, MessageId, TxId};
 use super::random::Random;
 use super::recorder::Recorder;
@@ -31,6 +32,7 @@ const IDLE_LOOK: Duration = Duration::from_millis(5);
 pub(super) struct Shared {
     pub(super) recorder: Recorder,
     pub(super) extras: ExtraQueues,
+    pub(super) graveyard: Graveyard,
     pub(super) address: SocketAddr,
     /// Finish and rest.
     pub(super) should_rest: AtomicBool,
@@ -53,16 +55,19 @@ pub(super) enum Work {
     Transact,
     /// Publishes, gets and purges on one channel; declares and deletes queues.
     Purge,
+    /// Publishes messages that expire or are pushed out, and become dead letters.
+    Bury,
 }
 
 /// The workers of a round.
-pub(super) const WORKERS: [Work; 6] = [
+pub(super) const WORKERS: [Work; 7] = [
     Work::Publish,
     Work::Publish,
     Work::Consume,
     Work::Consume,
     Work::Transact,
     Work::Purge,
+    Work::Bury,
 ];
 
 /// Runs one worker to its end; what went wrong, if it was not the broker's end.
@@ -73,6 +78,7 @@ pub(super) fn run(shared: &Shared, random: Random, work: Work) -> Result<(), Str
             Work::Consume => worker.consume(),
             Work::Transact => worker.transact(),
             Work::Purge => worker.purge(),
+            Work::Bury => worker.bury(),
         }?;
         worker.rest()
     });
@@ -412,5 +418,22 @@ impl<'a> Worker<'a> {
         }
         self.take_all_confirms()?;
         self.sync(0)
+    }
+
+    fn bury(&mut self) -> Outcome<()> {
+        self.client.try_confirm_select(CHANNEL)?;
+        while !self.should_rest() {
+            let Self {
+                shared,
+                client,
+                random,
+                published_count,
+                ..
+            } = self;
+            shared
+                .graveyard
+                .publish_some(client, CHANNEL, published_count, random)?;
+        }
+        Ok(())
     }
 }

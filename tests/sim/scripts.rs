@@ -44,6 +44,7 @@ fn check(name: &'static str, script: Vec<Action>) -> Coverage {
     coverage
 }
 
+/// Proves I19.
 #[test]
 fn i01_i05_confirmed_messages_survive_a_crash_at_every_operation() {
     check(

@@ -5,7 +5,7 @@
 //! STRATAMQ_SIM_SEED=77 STRATAMQ_SIM_SEEDS=1 cargo test --test sim_crash seeded     # this one again
 //! ```
 
-use stratamq::disk::sim::{CrashChoice, Random, SimDisk};
+use stratamq::disk::sim::{CrashChoice, Effect, Random, SimDisk, Trigger};
 use stratamq::storage::{FsyncPolicy, Options};
 
 use super::action::{Action, Pick, publish, publish_run};
@@ -128,7 +128,26 @@ impl Drop for Seed {
     }
 }
 
-fn run_seed(seed: u64, drive: Drive) {
+/// Some operation of some kind that does not do what it should.
+fn plan_fault(disk: &SimDisk, random: &mut Random) {
+    let trigger = match random.below(8) {
+        0..=2 => Trigger::Write,
+        3 | 4 => Trigger::Sync,
+        5 => Trigger::SyncDir,
+        6 => Trigger::Create,
+        _ => Trigger::Rename,
+    };
+    let effect = match random.below(4) {
+        0 | 1 => Effect::Eio,
+        2 => Effect::NoSpace,
+        _ => Effect::Short {
+            written_bytes: random.index(6000),
+        },
+    };
+    disk.inject(trigger, random.below(120) + 1, effect);
+}
+
+fn run_seed(seed: u64, drive: Drive, has_faults: bool) {
     let _named = Seed(seed);
     let mut random = Random::new(seed);
     let options = options(&mut random);
@@ -147,13 +166,18 @@ fn run_seed(seed: u64, drive: Drive) {
             }
             Err((error, _)) => panic!("{}", describe(seed, round, &choice, &error)),
         };
+        let has_fault = has_faults && random.chance(60);
+        if has_fault {
+            plan_fault(&world.disk, &mut random);
+        }
         let script: Vec<_> = (0..120).map(|_| action(&mut random)).collect();
         let outcome = world.run(&script);
         assert!(
-            outcome.is_ok() || world.disk.is_crashed(),
+            outcome.is_ok() || world.disk.is_crashed() || has_fault,
             "seed {seed}, round {round}: {outcome:?} without a crash"
         );
         (disk, live) = world.into_dead();
+        disk.clear_faults();
         choice = if options.fsync == FsyncPolicy::Never {
             CrashChoice::keep_everything()
         } else {
@@ -170,7 +194,7 @@ fn run_seed(seed: u64, drive: Drive) {
 fn i05_seeded_workloads_survive_random_crashes() {
     let first = number("STRATAMQ_SIM_SEED", 1);
     for seed in first..first + number("STRATAMQ_SIM_SEEDS", SEED_COUNT) {
-        run_seed(seed, Drive::ByHand);
+        run_seed(seed, Drive::ByHand, false);
     }
 }
 
@@ -179,6 +203,15 @@ fn i05_seeded_workloads_survive_random_crashes() {
 fn i05_seeded_workloads_survive_crashes_with_a_commit_thread() {
     let first = number("STRATAMQ_SIM_SEED", 1);
     for seed in first..first + number("STRATAMQ_SIM_SEEDS", SEED_COUNT) / 4 {
-        run_seed(seed, Drive::Thread);
+        run_seed(seed, Drive::Thread, false);
+    }
+}
+
+/// As the first, on a disk that also refuses now and then, or does half of what it should.
+#[test]
+fn i12_i13_seeded_workloads_survive_failing_operations() {
+    let first = number("STRATAMQ_SIM_SEED", 1);
+    for seed in first..first + number("STRATAMQ_SIM_SEEDS", SEED_COUNT) {
+        run_seed(seed, Drive::ByHand, true);
     }
 }

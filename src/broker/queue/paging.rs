@@ -34,6 +34,9 @@ const LOAD_WINDOW_MAX: usize = 32;
 const LOAD_WINDOW_TIGHT: usize = 2;
 /// Messages on their way to a dead-letter exchange beyond which no more runs are loaded to expire.
 const LEAVING_MAX_COUNT: usize = 4096;
+/// Filing is worth a look at all queues when entries grew by this part of their budget. Each entry holds a message as
+/// well, until it leaves, which takes many times as much memory.
+const FILING_STEPS: u64 = 16;
 /// How far the slots in memory of one queue may stray from what the shared sum knows of them.
 const SLOTS_SLACK: u64 = 64;
 
@@ -106,9 +109,10 @@ impl QueueShared {
     #[must_use]
     pub fn wants_filing(&self) -> bool {
         let gauge = self.entries();
-        let floor_bytes = gauge.floor_bytes.load(Ordering::Relaxed);
-        // What could not leave last time will not leave now.
-        gauge.is_filling() && gauge.bytes() > floor_bytes + gauge.limits.entries_max_bytes / 16
+        let bytes = gauge.bytes();
+        // What could not leave last time will not leave now, unless it went in another way meanwhile.
+        let floor_bytes = gauge.floor_bytes.fetch_min(bytes, Ordering::Relaxed);
+        bytes > floor_bytes + gauge.limits.entries_max_bytes / FILING_STEPS
     }
 
     /// Runs were filed as far as possible.

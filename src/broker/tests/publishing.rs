@@ -267,6 +267,30 @@ fn cached_routes_follow_every_change() {
 }
 
 #[test]
+fn queue_that_comes_later_gets_what_nobody_got_before() {
+    let mut client = TestBroker::new().connect();
+    client.queue("other");
+    let alternate = ExchangeDeclare {
+        arguments: FieldTable::new().with("alternate-exchange", ""),
+        ..exchange("x", "fanout")
+    };
+    declare_exchange(&mut client, alternate).expect("declares");
+    for exchange in ["", "x"] {
+        for key in ["other", "late"] {
+            let published = client.publish(exchange, key).expect("publishes");
+            assert_eq!(published.is_unroutable, key == "late");
+        }
+    }
+    client.queue("late");
+    for exchange in ["", "x"] {
+        let published = client.publish(exchange, "late").expect("publishes");
+        assert!(!published.is_unroutable, "by exchange '{exchange}'");
+    }
+    assert_eq!(client.ready_count("late"), 2);
+    assert_eq!(client.ready_count("other"), 2);
+}
+
+#[test]
 fn batch_is_cut_into_runs_and_stops_at_a_refusal() {
     let broker = TestBroker::new();
     let mut client = broker.connect();

@@ -4,7 +4,7 @@ use super::support::{TestBroker, TestConnection, bind, queue, short};
 use super::{declare_queue, declared_name, refusal};
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::properties::Properties;
-use crate::broker::command::{Command, QueueDeclare, ReplyBody};
+use crate::broker::command::{Command, Consume, QueueDeclare, ReplyBody, SettleOutcome, Unacked};
 use crate::broker::outbox::OutboxItem;
 
 const LOCKED: &str = "405 RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'mine' in vhost '/'. It could be originally declared on another connection or the exclusive property value does not match that of the original declaration.";
@@ -288,4 +288,38 @@ fn refused_consumers() {
         refusal(client.consume("q")),
         "403 ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use"
     );
+}
+
+#[test]
+fn what_a_connection_held_when_it_ended_by_a_fault_comes_back() {
+    let broker = TestBroker::new();
+    let mut other = broker.connect();
+    other.queue("q");
+    let mut faulty = broker.connect();
+    let consume = Consume {
+        queue: short("q"),
+        tag: short("tag"),
+        is_no_ack: false,
+        is_exclusive: false,
+        prefetch: 0,
+        arguments: FieldTable::new(),
+    };
+    faulty.run(Command::Consume(consume)).expect("consumes");
+    for _ in 0..3 {
+        other.publish("", "q").expect("publishes");
+    }
+    let items = crate::broker::testing::drain(&faulty.outbox);
+    let deliveries = items.into_iter().filter_map(OutboxItem::into_delivery);
+    let mut held: Vec<Unacked> = deliveries.map(|delivery| delivery.unacked()).collect();
+    assert_eq!(held.len(), 3);
+    // One of them was settled before; no channel gives back the others.
+    let settle = Command::Settle {
+        items: held[..1].to_vec(),
+        outcome: SettleOutcome::Ack,
+    };
+    faulty.run(settle).expect("settles");
+    faulty.connection.close(0, &mut faulty.effects);
+    assert_eq!(other.ready_count("q"), 0);
+    faulty.connection.requeue(&mut held, 0, &mut faulty.effects);
+    assert_eq!(other.ready_count("q"), 2);
 }

@@ -83,6 +83,7 @@ fn replay_and_snapshot_agree_with_the_live_topology() {
     assert!(lsn.0 > 0);
 }
 
+/// Proves I41.
 #[test]
 fn durable_things_survive_and_transient_ones_do_not() {
     let restarted = busy_broker().restart();

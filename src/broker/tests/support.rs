@@ -248,8 +248,9 @@ pub(crate) type Outcome = Result<ReplyBody, String>;
 
 impl TestConnection {
     /// Runs a command on channel 1.
-    pub(crate) fn execute(&mut self, command: Command) -> Result<Reply, BrokerError> {
-        self.connection.execute(1, command, 0, &mut self.effects)
+    pub(crate) fn execute(&mut self, mut command: Command) -> Result<Reply, BrokerError> {
+        self.connection
+            .execute(1, &mut command, 0, &mut self.effects)
     }
 
     /// Runs a command and commits the log.
@@ -266,7 +267,7 @@ impl TestConnection {
         self.connection
             .execute(
                 1,
-                Command::CloseChannel { unacked: vec![] },
+                &mut Command::CloseChannel { unacked: vec![] },
                 0,
                 &mut self.effects,
             )

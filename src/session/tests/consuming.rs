@@ -337,7 +337,7 @@ fn a_consumer_cancelled_by_the_broker_is_told_if_it_can_hear_it() {
         consumer: ConsumerId(1),
     };
     let mut peer = consuming();
-    peer.session.handle_outbox(cancelled());
+    peer.session.handle_outbox(&cancelled());
     peer.expect(
         1,
         basic::Cancel {
@@ -357,7 +357,7 @@ fn a_consumer_cancelled_by_the_broker_is_told_if_it_can_hear_it() {
     deaf.open(1);
     deaf.method(1, consume("c")).serve();
     deaf.frames();
-    deaf.session.handle_outbox(cancelled());
+    deaf.session.handle_outbox(&cancelled());
     deaf.expect_nothing();
 }
 
@@ -395,7 +395,7 @@ fn a_get_from_disk_holds_its_channel_until_the_message_comes() {
     peer.expect_nothing();
     let got = Some((delivery(1, None, 1), 0));
     peer.session
-        .handle_outbox(OutboxItem::GetReady { channel: 1, got });
+        .handle_outbox(&OutboxItem::GetReady { channel: 1, got });
     let names: Vec<u16> = peer.frames().iter().map(|frame| frame.channel).collect();
     assert_eq!(names.len(), 4, "get-ok, header, body, qos-ok");
     peer.answers.push(reply(ReplyBody::GetPending, None));
@@ -407,7 +407,7 @@ fn a_get_from_disk_holds_its_channel_until_the_message_comes() {
         },
     )
     .serve();
-    peer.session.handle_outbox(OutboxItem::GetReady {
+    peer.session.handle_outbox(&OutboxItem::GetReady {
         channel: 1,
         got: None,
     });
@@ -429,7 +429,7 @@ fn a_get_that_comes_too_late_goes_back() {
     peer.session.handle_eof();
     let got = Some((delivery(1, None, 1), 0));
     peer.session
-        .handle_outbox(OutboxItem::GetReady { channel: 1, got });
+        .handle_outbox(&OutboxItem::GetReady { channel: 1, got });
     peer.serve();
     assert_eq!(peer.settled, [("Close".into(), vec![1])]);
 }
@@ -457,7 +457,33 @@ fn a_message_got_for_a_connection_that_fails_meanwhile_is_given_back() {
 fn the_broker_may_force_the_end() {
     let mut peer = consuming();
     peer.session
-        .handle_outbox(OutboxItem::ForceClose("vhost 'v' is deleted".into()));
+        .handle_outbox(&OutboxItem::ForceClose("vhost 'v' is deleted".into()));
     peer.serve();
     peer.expect_connection_close(320, "CONNECTION_FORCED - vhost 'v' is deleted", (0, 0));
+}
+
+#[test]
+fn whatever_the_broker_has_not_been_told_of_is_there_when_the_session_is_abandoned() {
+    let mut peer = holding(5);
+    peer.open(2);
+    // Settled by the client, but the events were never taken.
+    peer.method(1, ack(2, false)).method(1, ack(4, false));
+    peer.session.receive(&mut peer.input, 0);
+    let last = delivery(2, Some(9), 6);
+    assert!(!peer.session.holds_last(&last));
+    let mut held: Vec<u64> = peer.session.abandon().iter().map(|one| one.seq.0).collect();
+    held.sort_unstable();
+    assert_eq!(held, [1, 2, 3, 4, 5]);
+    assert!(peer.session.abandon().is_empty());
+
+    // After an orderly end there is nothing.
+    let mut peer = holding(5);
+    let last = delivery(1, Some(1), 6);
+    peer.session
+        .handle_outbox(&OutboxItem::Deliver(last.clone()));
+    assert!(peer.session.holds_last(&last));
+    peer.session.handle_eof();
+    peer.serve();
+    assert_eq!(peer.settled, [("Close".into(), vec![1, 2, 3, 4, 5, 6])]);
+    assert!(peer.session.abandon().is_empty());
 }

@@ -317,7 +317,7 @@ impl Peer {
     }
 
     pub(super) fn deliver(&mut self, delivery: Delivery) -> &mut Self {
-        self.session.handle_outbox(OutboxItem::Deliver(delivery));
+        self.session.handle_outbox(&OutboxItem::Deliver(delivery));
         self
     }
 

@@ -30,6 +30,50 @@ fn always_confirms_after_a_sync() {
     assert_eq!(*store.heard.committed.lock().unwrap(), [receipt.end]);
 }
 
+/// Commits batches of as many messages, spread over so many of a hundred queues; syncs, bytes written, bytes of the log.
+fn cost_of_batches(queues: u64) -> (u64, u64, u64) {
+    const BATCHES: u64 = 5;
+    const MESSAGES: u64 = 240;
+    let rig = Rig::new(Options {
+        segment_size_bytes: 4 << 20,
+        ..with_policy(FsyncPolicy::Always)
+    });
+    let (store, _) = rig.open();
+    for queue in 1..=100 {
+        store.create_queue(queue);
+    }
+    store.commit().unwrap();
+    let (before, begin) = (store.storage.stats(), store.storage.synced_lsn());
+    for _ in 0..BATCHES {
+        for message in 0..MESSAGES {
+            let queue = 1 + message % queues;
+            store.publish(&[queue], &numbered_payload(message, 100), 0);
+        }
+        store.commit().unwrap();
+    }
+    let (after, end) = (store.storage.stats(), store.storage.synced_lsn());
+    assert_eq!(after.commit_count - before.commit_count, BATCHES);
+    assert_eq!(begin.segment(), end.segment());
+    (
+        after.sync_count - before.sync_count,
+        after.written_bytes - before.written_bytes,
+        end.0 - begin.0,
+    )
+}
+
+#[test]
+fn i38_syncs_and_bytes_of_a_batch_do_not_depend_on_the_number_of_queues() {
+    let of_one = cost_of_batches(1);
+    for queues in [10, 100] {
+        assert_eq!(cost_of_batches(queues), of_one, "{queues} queues");
+    }
+    let (syncs, written_bytes, log_bytes) = of_one;
+    assert_eq!(syncs, 5, "one a commit");
+    // Each commit writes whole blocks: one at its end, and the one that the batch before it has begun.
+    let block_bytes = 4096;
+    assert!(written_bytes <= log_bytes + syncs * 2 * block_bytes);
+}
+
 #[test]
 fn interval_syncs_once_per_interval_and_confirms_wait_for_it() {
     let rig = Rig::new(with_policy(FsyncPolicy::Interval { ms: 10 }));
@@ -58,6 +102,7 @@ fn never_confirms_after_the_write_and_checkpoints_sync_all_the_same() {
     assert_eq!(store.storage.synced_lsn(), receipt.end);
 }
 
+/// Proves I20.
 #[test]
 fn lazy_traffic_is_written_after_5_ms_and_synced_within_its_limit() {
     let rig = Rig::new(options());
@@ -98,6 +143,7 @@ fn idle_log_is_marked_once() {
     assert_eq!(store.storage.stats().undurable_bytes, 0);
 }
 
+/// Proves I40.
 #[test]
 fn full_buffer_refuses_and_tells_when_there_is_room() {
     let rig = Rig::new(Options {
@@ -132,6 +178,7 @@ fn full_buffer_of_lazy_traffic_is_committed_at_once() {
     assert_eq!(store.storage.stats().undurable_bytes, 0);
 }
 
+/// Proves I12, I13.
 #[test]
 fn failed_sync_is_the_end_and_nothing_is_confirmed_after_it() {
     let rig = Rig::new(options());

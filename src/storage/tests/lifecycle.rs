@@ -240,6 +240,7 @@ fn deleted_queue_is_gone_and_its_refs_are_dead_not_damage() {
     again.storage.checkpoint(&again).unwrap();
 }
 
+/// Proves I34.
 #[test]
 fn second_opener_is_refused_and_a_closed_store_is_free() {
     let rig = Rig::new(options());

@@ -6,6 +6,7 @@ mod damage;
 mod filing;
 mod full_disk;
 mod gathering;
+mod invariants;
 mod lifecycle;
 mod recycling;
 mod salvage;

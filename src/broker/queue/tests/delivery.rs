@@ -77,6 +77,7 @@ fn channel_limit_is_shared_over_queues_and_resumes_both() {
     assert_eq!(deliveries(&first).len() + deliveries(&second).len(), 2);
 }
 
+/// Proves I16.
 #[test]
 fn requeued_messages_go_back_to_their_places() {
     // The table of AK-8: m0..m4, three taken, m1 nacked, then m0 rejected, both with requeue.

@@ -244,6 +244,7 @@ fn rejected_message_carries_its_death() {
     assert!(rig.journal.replay(queue.id()).entries.is_empty());
 }
 
+/// Proves I31.
 #[test]
 fn burial_is_one_atomic_group_of_targets_and_source() {
     let mut rig = Rig::new();

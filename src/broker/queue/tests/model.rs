@@ -286,6 +286,7 @@ impl Pair {
 }
 
 proptest! {
+    /// Proves I16.
     #[test]
     fn queue_behaves_like_its_model(
         steps in prop::collection::vec(step(), 1..150),

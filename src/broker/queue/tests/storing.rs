@@ -5,6 +5,7 @@ use crate::broker::queue::ImageKind;
 use crate::broker::testing::Logged;
 use crate::storage::types::{SeqRange, SettleCause, Urgency};
 
+/// Proves I41.
 #[test]
 fn only_persistent_messages_in_durable_queues_are_logged() {
     let mut rig = Rig::new();
@@ -66,6 +67,7 @@ fn backlog_is_delivered_only_below_a_durable_reservation() {
     assert_eq!(shown(&deliveries(&consumer)), ["a", "b", "c"]);
 }
 
+/// Proves I21.
 #[test]
 fn nothing_leaves_unreserved_while_a_long_backlog_drains() {
     let mut rig = Rig::new();
@@ -236,6 +238,7 @@ fn byte_limit_drops_nothing_that_fits_when_a_queue_is_restored() {
     );
 }
 
+/// Proves I15.
 #[test]
 fn unreadable_message_is_looked_up_again_then_quarantined() {
     let mut rig = Rig::with_memory(0);
@@ -274,6 +277,7 @@ fn get_on_an_emptied_queue_is_answered() {
     ));
 }
 
+/// Proves I32.
 #[test]
 fn transaction_is_one_group_and_visible_once_durable() {
     let mut rig = Rig::new();
