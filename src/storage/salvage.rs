@@ -77,7 +77,13 @@ pub struct Salvage {
 }
 
 impl Salvage {
-    fn note(&mut self, path: PathBuf, offset: u64, len_bytes: u64, detail: impl Into<String>) {
+    pub(crate) fn note(
+        &mut self,
+        path: PathBuf,
+        offset: u64,
+        len_bytes: u64,
+        detail: impl Into<String>,
+    ) {
         self.place_count += 1;
         if self.places.len() < LISTED_MAX {
             let detail = detail.into();
