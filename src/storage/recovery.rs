@@ -98,6 +98,7 @@ pub(crate) fn open(
     space.refill();
     let mut segments = survey.segments.clone();
     segments.insert(fresh.header.segment);
+    segments.extend(segment::list_cold(disk)?);
     let found = if is_blank {
         Found::Fresh
     } else {
