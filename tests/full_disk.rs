@@ -239,7 +239,21 @@ fn log_bytes(data_dir: &Path) -> u64 {
 
 #[test]
 fn one_unacked_message_in_each_segment_does_not_hold_the_disk() {
-    let broker = TestBroker::builder().arg("--segment-size=1MiB").start();
+    hold_one_message_in_each_segment("--queue-index-min-messages=1024");
+}
+
+/// The positions of the messages are in index files only.
+#[test]
+fn one_filed_message_in_each_segment_does_not_hold_the_disk() {
+    hold_one_message_in_each_segment("--queue-index-min-messages=0");
+}
+
+#[track_caller]
+fn hold_one_message_in_each_segment(index_flag: &str) {
+    let mut broker = TestBroker::builder()
+        .arg("--segment-size=1MiB")
+        .arg(index_flag)
+        .start();
     let mut client = connect(&broker);
     client.queue_declare(CHANNEL, "stragglers", durable());
     client.queue_declare(CHANNEL, "crowd", durable());
@@ -259,6 +273,15 @@ fn one_unacked_message_in_each_segment_does_not_hold_the_disk() {
     });
     let status = Status::of(&broker);
     assert!(status.counter("/log/compacted_bytes") > 0, "{status:?}");
+    broker.kill();
+    let verified = Command::new(env!("CARGO_BIN_EXE_strata-dump"))
+        .arg("verify")
+        .arg(broker.data_dir())
+        .output()
+        .expect("the dump tool can be executed");
+    let said = String::from_utf8_lossy(&verified.stdout);
+    assert!(verified.status.success(), "{said}");
+    broker.restart();
     let mut consumer = connect(&broker);
     consumer.consume(CHANNEL, "stragglers", "c");
     for round in 0..40 {
