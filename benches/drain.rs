@@ -7,7 +7,7 @@
 //! ```text
 //!   pread     the segments in reads of 1 MiB, CRC-32 of every byte: what this machine gives
 //!   map       the same through a read-only map
-//!   engine    Storage::read_many of every message, on two threads as in the broker: reads, checks, copies
+//!   engine    the index and every message by Storage::read_run and read_many, on two threads as in the broker
 //!   broker    a new broker, one consumer over AMQP, acks; broker and consumer share the machine's processors
 //! ```
 //! Every line is a share of the first one, which reads the same bytes in the same run: the fastest of three such loops.
@@ -24,10 +24,11 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use stratamq::disk::{Clock, Disk, OpenMode, RealClock, RealDisk};
+use stratamq::storage::run::{FiledRun, RUN_LEN};
 use stratamq::storage::testing::Heard;
 use stratamq::storage::types::{Position, QueueId, Seq};
 use stratamq::storage::{CommitListener, Options, ReadBuffer, Storage};
@@ -35,8 +36,10 @@ use support::TestBroker;
 
 const COUNT_DEFAULT: u64 = 1_000_000;
 const BODY_BYTES: &str = "1024";
-/// Bytes of one read of the bare loop, and of one of the engine's runs.
+/// Bytes of one read of the bare loop.
 const READ_BYTES: usize = 1 << 20;
+/// Runs of 256 messages in one of the engine's chunks: about as much as one read brings.
+const RUNS_OF_CHUNK: usize = 4;
 /// Threads that read in the engine's part, as the broker has them.
 const READER_THREADS: usize = 2;
 /// Directories of the data directory whose files are read while a backlog is drained.
@@ -146,40 +149,72 @@ fn drain_broker(directory: &Path, count: u64) -> Duration {
     Duration::from_secs_f64(f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / rate)
 }
 
+/// Messages that are read together, as the broker does.
+enum Chunk<'a> {
+    /// Their entries were in the checkpoint.
+    Packed(QueueId, Vec<(Seq, Position)>),
+    /// Their entries are in the index file.
+    Filed(QueueId, &'a [FiledRun]),
+}
+
 fn drain_engine(directory: &Path, count: u64) -> Duration {
     let listener: Arc<dyn CommitListener> = Arc::new(Heard::default());
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
     let (storage, recovered) = Storage::open(disk(directory), clock, Options::default(), listener)
         .expect("the backlog recovers");
-    let wanted: Vec<(QueueId, Seq, Position)> = recovered
-        .queues
-        .iter()
-        .flat_map(|queue| {
-            queue
-                .entries
-                .iter()
-                .map(|entry| (queue.id, entry.seq, entry.position))
-        })
-        .collect();
-    assert_eq!(wanted.len() as u64, count, "all of the backlog is known");
-    let record_bytes = wanted[0].2.len_bytes as usize;
-    let runs: Vec<&[(QueueId, Seq, Position)]> = wanted.chunks(READ_BYTES / record_bytes).collect();
+    let mut chunks = Vec::new();
+    for queue in &recovered.queues {
+        let filed = queue.runs.chunks(RUNS_OF_CHUNK);
+        chunks.extend(filed.map(|runs| Chunk::Filed(queue.id, runs)));
+        let packed = queue
+            .entries
+            .iter()
+            .map(|entry| (entry.seq, entry.position));
+        let packed: Vec<_> = packed.collect();
+        let packed = packed.chunks(RUNS_OF_CHUNK * RUN_LEN);
+        chunks.extend(packed.map(|places| Chunk::Packed(queue.id, places.to_vec())));
+    }
     let next = AtomicUsize::new(0);
-    cold(directory, || {
+    let read_count = AtomicU64::new(0);
+    let took = cold(directory, || {
         std::thread::scope(|scope| {
             for _ in 0..READER_THREADS {
                 scope.spawn(|| {
                     let mut buffer = ReadBuffer::default();
-                    while let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let of_queue: Vec<_> = run.iter().map(|&(_, seq, at)| (seq, at)).collect();
-                        for result in storage.read_many(run[0].0, &of_queue, &mut buffer) {
-                            drop(result.expect("every message is readable"));
-                        }
+                    while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let done = read_chunk(&storage, chunk, &mut buffer);
+                        read_count.fetch_add(done, Ordering::Relaxed);
                     }
                 });
             }
         });
-    })
+    });
+    assert_eq!(
+        read_count.into_inner(),
+        count,
+        "all of the backlog was read"
+    );
+    took
+}
+
+fn read_chunk(storage: &Storage, chunk: &Chunk<'_>, buffer: &mut ReadBuffer) -> u64 {
+    let (queue, places) = match chunk {
+        Chunk::Packed(queue, places) => (*queue, places.clone()),
+        Chunk::Filed(queue, runs) => {
+            let entries = runs.iter().flat_map(|run| {
+                let entries = storage.read_run(*queue, run);
+                entries.expect("every run is readable")
+            });
+            let places = entries.map(|entry| (entry.seq, entry.position));
+            (*queue, places.collect())
+        }
+    };
+    let results = storage.read_many(queue, &places, buffer);
+    let count = results.len() as u64;
+    for result in results {
+        drop(result.expect("every message is readable"));
+    }
+    count
 }
 
 fn read_all(directory: &Path, segments: &[PathBuf]) {

@@ -1,5 +1,6 @@
 //! StrataMQ: a durable AMQP 0-9-1 message broker whose heart is one shared log.
 
+pub mod allocator;
 pub mod amqp;
 pub mod broker;
 pub mod config;

@@ -9,11 +9,6 @@ use stratamq::config::{Args, Config, args};
 use stratamq::server;
 use stratamq::telemetry;
 
-/// Messages are made by network threads and freed by others. The system's allocator keeps what was freed for the thread
-/// that made it: after a flood was drained the process was a third larger than what it used, and stayed so.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Usage or configuration.
 const EXIT_USAGE: u8 = 2;
 

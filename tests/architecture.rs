@@ -46,6 +46,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "broker",
             "storage",
             "disk",
+            "allocator",
             "telemetry",
             "config",
             "amqp::limits",
@@ -92,7 +93,7 @@ fn code(path: &Path) -> String {
     before_tests.unwrap_or_default().to_owned()
 }
 
-/// The room a file belongs to; `None` for `lib.rs`, `main.rs` and `sync.rs`.
+/// The room a file belongs to; `None` for `lib.rs`, `main.rs`, `sync.rs` and `allocator.rs`.
 fn room(path: &Path, root: &Path) -> Option<String> {
     let relative = path.strip_prefix(root).expect("below the root");
     let first = relative.iter().next()?.to_str()?;

@@ -119,6 +119,35 @@ fn every_durable_queue_has_a_file_when_the_threshold_is_0_and_purge_takes_filed_
 }
 
 #[test]
+fn deleted_index_files_are_built_again_and_the_log_says_so() {
+    let mut broker = TestBroker::start();
+    fill(&broker, 20_000);
+    broker.terminate();
+    let index = broker.data_dir().join("index");
+    assert_eq!(std::fs::read_dir(&index).expect("it is there").count(), 1);
+    std::fs::remove_dir_all(&index).expect("removed");
+    broker.restart();
+    let rebuilt = Status::of(&broker).counter("/index/runs_rebuilt");
+    assert!(rebuilt >= 20_000 / 256 - 1, "{rebuilt}");
+    let log = broker.log();
+    for expected in [
+        "index blocks are missing: building them again from the log",
+        "segments_done=1 segment_count=1",
+        "seconds_left=0",
+        &format!("built {rebuilt} of {rebuilt} index blocks again from the log"),
+    ] {
+        assert!(log.contains(expected), "{expected} is not in {log}");
+    }
+    let mut client = connect(&broker);
+    client.try_qos(CHANNEL, 2000).expect("qos");
+    client.consume(CHANNEL, QUEUE, "c");
+    drain(&mut client, 0, 20_000);
+    // Each of them was looked up once, at the start.
+    let status = Status::of(&broker);
+    assert_eq!(status.counter("/index/runs_rebuilt"), rebuilt);
+}
+
+#[test]
 fn a_short_queue_has_no_file() {
     let mut broker = TestBroker::builder()
         .arg("--queue-index-min-messages=701")

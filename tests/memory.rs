@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use stratamq::amqp::method::{Method, basic, queue};
+use stratamq::amqp::method::{Method, basic, connection, queue};
 use stratamq::amqp::short_string::ShortString;
 use support::TestBroker;
 use support::raw::{self, Client, durable, exclusive, transient};
@@ -344,4 +344,116 @@ fn bodies_of_unacked_transient_messages_leave_memory() {
         body_bytes: 16 * 1024,
         is_persistent: false,
     });
+}
+
+/// Waits until the broker's status says so.
+#[track_caller]
+fn wait_for(broker: &TestBroker, what: &str, holds: impl Fn(&Status) -> bool) {
+    let begun = raw::now();
+    while !holds(&Status::of(broker)) {
+        assert!(begun.elapsed() < support::PROCESS_LIMIT, "{what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn publishers_are_told_when_memory_is_low_and_when_it_is_not() {
+    let broker = TestBroker::builder()
+        .arg("--memory-limit")
+        .arg("64MiB")
+        .start();
+    let mut publisher = Client::connect(broker.address());
+    publisher.open_channel(1);
+    publisher.queue_declare(1, "q", durable());
+    // What a transaction holds cannot leave memory.
+    let hoarders: Vec<Client> = (0..5)
+        .map(|_| {
+            let mut hoarder = Client::connect(broker.address());
+            hoarder.open_channel(1);
+            hoarder.tx_select(1);
+            for _ in 0..14 {
+                let message = raw::Message::persistent(vec![7; 1 << 20]);
+                // The last ones may not be read any more.
+                let limit = Some(Duration::from_millis(500));
+                let stream = hoarder.stream();
+                stream.set_write_timeout(limit).expect("a socket");
+                hoarder.push_publish(1, "", "q", &message);
+                if hoarder.flush().is_err() {
+                    break;
+                }
+            }
+            hoarder
+        })
+        .collect();
+    wait_for(&broker, "the alarm is raised", |status| {
+        status.alarms() == ["low on memory"]
+    });
+    publisher.publish(1, "", "q", &raw::Message::plain("stopped"));
+    let blocked: connection::Blocked = publisher.expect(0);
+    assert_eq!(blocked.reason.as_str(), "low on memory");
+    // Whoever does not publish goes on.
+    let mut reader = Client::connect(broker.address());
+    reader.open_channel(1);
+    assert!(reader.get(1, "q").is_none());
+    drop(hoarders);
+    let _: connection::Unblocked = publisher.expect(0);
+    wait_for(&broker, "the alarm is cleared", |status| {
+        status.alarms().is_empty()
+    });
+    wait_for(&broker, "the message arrives", |status| {
+        status.counter("/messages/published") > 0
+    });
+    assert_eq!(
+        reader.get(1, "q").expect("it").message.body_text(),
+        "stopped"
+    );
+}
+
+#[test]
+fn spilled_messages_do_not_reappear_after_a_kill() {
+    let mut broker = TestBroker::builder()
+        .arg("--memory-limit")
+        .arg("64MiB")
+        .start();
+    let mut client = Client::connect(broker.address());
+    client.open_channel(1);
+    client.queue_declare(1, "q", durable());
+    client.confirm_select(1);
+    client.publish(1, "", "q", &raw::Message::persistent("kept"));
+    client.wait_confirm(1);
+    let flood = Flood::start(
+        client,
+        "q",
+        Load {
+            body_bytes: 16 * 1024,
+            is_persistent: false,
+        },
+    );
+    wait_for(&broker, "messages are spilled", |status| {
+        status.counter("/memory/spilled_bytes") > 0
+    });
+    broker.kill();
+    flood.stop();
+    broker.restart();
+    let mut client = Client::connect(broker.address());
+    client.open_channel(1);
+    let declared = client.queue_declare(1, "q", raw::passive());
+    assert_eq!(declared.message_count, 1);
+    assert_eq!(client.get(1, "q").expect("it").message.body_text(), "kept");
+    assert_eq!(Status::of(&broker).counter("/memory/spill_file_bytes"), 0);
+}
+
+#[test]
+fn limit_that_is_too_small_is_refused_in_one_line() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let output = TestBroker::builder()
+        .data_dir(directory.path().join("data"))
+        .arg("--memory-limit")
+        .arg("1MiB")
+        .run_to_end();
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr).trim(),
+        "stratamq: invalid value '1048576' for --memory-limit: at least 64MiB is needed for buffers alone"
+    );
 }

@@ -4,8 +4,8 @@
 //! assigns delivery tags and encodes. Lock order: queue, then outbox. A consumer whose outbox is full is
 //! skipped; the connection calls `Broker::outbox_drained` after it emptied a box that was full.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::command::{ConsumerId, Delivery};
 use super::message::Message;
@@ -13,6 +13,37 @@ use crate::sync::lock;
 
 /// Deliveries a connection may have outstanding in its outbox, in bytes of payload plus overhead each.
 pub const OUTBOX_MAX_BYTES: usize = 512 * 1024;
+/// The same while memory is scarce: thousands of clients that do not read must not fill it.
+pub const SCARCE_OUTBOX_MAX_BYTES: usize = 32 * 1024;
+
+/// How full outboxes may be; one value that all outboxes of a server share.
+#[derive(Debug)]
+pub struct OutboxLimit(AtomicUsize);
+
+impl Default for OutboxLimit {
+    fn default() -> Self {
+        Self(AtomicUsize::new(OUTBOX_MAX_BYTES))
+    }
+}
+
+impl OutboxLimit {
+    /// Sets it by whether memory is scarce. What is in a box stays there.
+    pub fn set_scarce(&self, is_scarce: bool) {
+        let max_bytes = if is_scarce {
+            SCARCE_OUTBOX_MAX_BYTES
+        } else {
+            OUTBOX_MAX_BYTES
+        };
+        self.0.store(max_bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of deliveries from which on a box is full.
+    #[must_use]
+    pub fn max_bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Bytes every delivery counts on top of its payload.
 pub const DELIVERY_OVERHEAD_BYTES: usize = 128;
 
@@ -64,6 +95,7 @@ pub struct Outbox {
     /// Bytes of the deliveries in the box and of those that were promised a place in it.
     size_bytes: AtomicUsize,
     was_full: AtomicBool,
+    limit: Arc<OutboxLimit>,
     waker: Box<dyn Wake>,
 }
 
@@ -84,22 +116,30 @@ impl Outbox {
     /// An empty outbox that wakes its connection through `waker`.
     #[must_use]
     pub fn new(waker: Box<dyn Wake>) -> Self {
+        Self::within(waker, Arc::default())
+    }
+
+    /// The same, with a limit that it shares with others.
+    #[must_use]
+    pub fn within(waker: Box<dyn Wake>, limit: Arc<OutboxLimit>) -> Self {
         Self {
             items: Mutex::default(),
             size_bytes: AtomicUsize::new(0),
             was_full: AtomicBool::new(false),
+            limit,
             waker,
         }
     }
 
     /// True when no further delivery should be put in; remembers that somebody was turned away.
     pub fn check_full(&self) -> bool {
-        let is_full = self.size_bytes.load(Ordering::Relaxed) >= OUTBOX_MAX_BYTES;
+        let max_bytes = self.limit.max_bytes();
+        let is_full = self.size_bytes.load(Ordering::Relaxed) >= max_bytes;
         if is_full {
             self.was_full.store(true, Ordering::SeqCst);
             // The connection may have emptied the box between the two lines: look again, so that
             // either we see it empty or it sees the mark.
-            return self.size_bytes.load(Ordering::SeqCst) >= OUTBOX_MAX_BYTES;
+            return self.size_bytes.load(Ordering::SeqCst) >= max_bytes;
         }
         false
     }

@@ -7,7 +7,7 @@
 //!
 //! The predeclared exchanges are in no record: every vhost has them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -29,7 +29,7 @@ use super::vhost::Vhost;
 use crate::amqp::field_table::FieldTable;
 use crate::amqp::short_string::ShortString;
 use crate::storage::run::FiledRun;
-use crate::storage::types::{ImageEntry, Lsn, QueueId};
+use crate::storage::types::{ImageEntry, Lsn, Move, QueueId, SegmentId};
 use crate::storage::{CheckpointSource, QueueImage};
 use crate::sync::{lock, read, write};
 
@@ -394,6 +394,29 @@ impl CheckpointSource for Broker {
         queue.map_or_else(Vec::new, |queue| {
             queue.unfiled_runs(&self.shared.queues, max_count)
         })
+    }
+
+    fn refs_in(
+        &self,
+        id: QueueId,
+        segments: &BTreeSet<SegmentId>,
+    ) -> (Vec<ImageEntry>, Vec<FiledRun>) {
+        let queue = lock(&self.shared.meta).durable_queues.get(&id).cloned();
+        queue.map_or_else(Default::default, |queue| queue.refs_in(segments))
+    }
+
+    fn relocate(&self, id: QueueId, moves: &[Move]) {
+        let queue = lock(&self.shared.meta).durable_queues.get(&id).cloned();
+        if let Some(queue) = queue {
+            queue.relocate(moves);
+        }
+    }
+
+    fn refile(&self, id: QueueId, old: &FiledRun, new: FiledRun) {
+        let queue = lock(&self.shared.meta).durable_queues.get(&id).cloned();
+        if let Some(queue) = queue {
+            queue.refile(old, new);
+        }
     }
 
     fn filed(&self, id: QueueId, runs: Vec<FiledRun>) {

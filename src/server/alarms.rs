@@ -14,7 +14,7 @@ use crate::disk::FreeSpace;
 use crate::sync::lock;
 
 /// Texts of `connection.blocked`, as in RabbitMQ.
-const LOW_ON_DISK: &str = "low on disk";
+pub(super) const LOW_ON_DISK: &str = "low on disk";
 const LOW_ON_MEMORY: &str = "low on memory";
 const LOW_ON_BOTH: &str = "low on memory & disk";
 

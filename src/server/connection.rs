@@ -41,6 +41,8 @@ const INPUT_MAX_BYTES: usize = 128 * 1024;
 const READS_PER_ROUND: usize = 4;
 /// Who published within this time counts as a publisher when memory is scarce, as in RabbitMQ.
 const PUBLISHER_MS: u64 = 5_000;
+/// How often a blocked connection is looked at whose client may be gone: its socket is not read, so nothing says so.
+const BLOCKED_POLL: Duration = Duration::from_secs(1);
 /// Chunks of one vectored write.
 const WRITE_SLICES: usize = 64;
 /// How long a finished socket may take to swallow the last bytes.
@@ -121,6 +123,17 @@ pub(super) async fn serve(
     Counters::add(&hub.counters.connections_closed, 1);
 }
 
+/// True when the client has closed its side, or all of the connection, whatever it sent before and was not read.
+async fn is_closed_by_peer(stream: &TcpStream) -> bool {
+    tokio::select! {
+        biased;
+        ready = stream.ready(Interest::READABLE | Interest::ERROR) => {
+            ready.is_ok_and(|ready| ready.is_read_closed() || ready.is_error())
+        }
+        () = std::future::ready(()) => false,
+    }
+}
+
 /// Gives the last bytes (a close frame, close-ok) a bounded time to leave.
 async fn finish_writing(stream: &TcpStream, session: &mut Session) {
     let write = async {
@@ -153,13 +166,17 @@ impl ConnectionTask {
     fn new(hub: Arc<Hub>, peer: SocketAddr, options: SessionOptions) -> Self {
         let notify = Arc::new(Notify::new());
         let now_ms = hub.now_ms();
+        let outbox_limit = Arc::clone(hub.memory.outbox_limit());
         Self {
             hub,
             peer,
             session: Session::new(options, now_ms),
             input: BytesMut::new(),
             input_target_bytes: INPUT_MIN_BYTES,
-            outbox: Arc::new(Outbox::new(Box::new(TaskWake(Arc::clone(&notify))))),
+            outbox: Arc::new(Outbox::within(
+                Box::new(TaskWake(Arc::clone(&notify))),
+                outbox_limit,
+            )),
             notify,
             user: None,
             domain: None,
@@ -206,8 +223,14 @@ impl ConnectionTask {
                 tokio::task::yield_now().await;
                 continue;
             }
+            let mut timeout = self.sleep_duration();
+            if self.session.is_blocked_unfinished() {
+                if is_closed_by_peer(stream).await {
+                    return Ok(());
+                }
+                timeout = timeout.min(BLOCKED_POLL);
+            }
             let interest = self.interest();
-            let timeout = self.sleep_duration();
             tokio::select! {
                 ready = stream.ready(interest), if self.wants_socket() => { ready?; }
                 () = self.notify.notified() => {}
@@ -318,9 +341,14 @@ impl ConnectionTask {
     /// True when the session left input in the buffer that it would take now, or the outbox held more
     /// than fitted.
     fn has_more_to_do(&self) -> bool {
-        let takes_output = self.session.output_len() < OUTPUT_HIGH_BYTES;
-        (!self.items.is_empty() && takes_output)
+        (!self.items.is_empty() && self.takes_deliveries())
             || (self.session.has_stalled_input() && self.wants_input())
+    }
+
+    /// The output is short enough for more of the outbox: less of it when memory is scarce.
+    fn takes_deliveries(&self) -> bool {
+        let outbox_bytes = self.hub.memory.outbox_limit().max_bytes();
+        self.session.output_len() < OUTPUT_HIGH_BYTES.min(2 * outbox_bytes)
     }
 
     /// Runs a part of this connection's own code; a panic in it becomes the end of this connection.
@@ -378,7 +406,7 @@ impl ConnectionTask {
                 return;
             }
             let mut delivered_count = 0;
-            while is_whole || self.session.output_len() < OUTPUT_HIGH_BYTES {
+            while is_whole || self.takes_deliveries() {
                 let Some(item) = self.items.last() else { break };
                 delivered_count += u64::from(matches!(item, OutboxItem::Deliver(_)));
                 self.is_item_in_hand = true;

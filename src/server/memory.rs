@@ -22,8 +22,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::hub::Hub;
+use crate::allocator;
 use crate::broker::effects::Effects;
 use crate::broker::memory::ToSpill;
+use crate::broker::outbox::OutboxLimit;
 use crate::disk::{Disk, machine};
 use crate::storage::types::{Position, Seq};
 use crate::storage::{SPILL_FILE_BYTES, Spill, SpillItem, Spilled};
@@ -55,6 +57,10 @@ const POLL: Duration = Duration::from_millis(100);
 const POLL_UNDER_PRESSURE: Duration = Duration::from_millis(10);
 /// After a spill that failed, the next one is tried so much later.
 const SPILL_PAUSE_MS: u64 = 1000;
+/// While the process is large, free memory is given back so often.
+const GIVE_BACK_PAUSE_MS: u64 = 200;
+/// While the process is large, the queues are counted one by one so often.
+const COUNT_PAUSE_MS: u64 = 500;
 
 /// How much memory contents may take under a limit.
 pub(super) fn contents_max_bytes(limit_bytes: u64) -> u64 {
@@ -68,6 +74,8 @@ pub(super) struct Memory {
     rss_bytes: AtomicU64,
     /// What the resident size, or a failing spill, comes to.
     pressure: AtomicU32,
+    /// What the boxes of deliveries may hold.
+    outbox_limit: Arc<OutboxLimit>,
     /// The thread is at work or has been told to be.
     is_awake: AtomicBool,
     is_stopping: Mutex<bool>,
@@ -90,6 +98,7 @@ impl Memory {
             spill: Spill::new(disk, SPILL_FILE_BYTES),
             rss_bytes: AtomicU64::new(0),
             pressure: AtomicU32::new(0),
+            outbox_limit: Arc::default(),
             is_awake: AtomicBool::new(false),
             is_stopping: Mutex::new(false),
             wakes: Condvar::new(),
@@ -98,6 +107,11 @@ impl Memory {
 
     pub(super) fn limit_bytes(&self) -> u64 {
         self.limit_bytes
+    }
+
+    /// The limit that all outboxes share.
+    pub(super) fn outbox_limit(&self) -> &Arc<OutboxLimit> {
+        &self.outbox_limit
     }
 
     pub(super) fn spill(&self) -> &Spill {
@@ -185,6 +199,8 @@ pub(super) fn spawn(hub: &Arc<Hub>) -> io::Result<JoinHandle<()>> {
             hub: &hub,
             effects: Effects::default(),
             spill_after_ms: 0,
+            give_back_after_ms: 0,
+            count_after_ms: 0,
         }
         .run();
     })
@@ -196,6 +212,10 @@ struct Keeper<'a> {
     effects: Effects,
     /// After a spill that failed, none before this time.
     spill_after_ms: u64,
+    /// Free memory is given back not before this time.
+    give_back_after_ms: u64,
+    /// Queues are counted one by one not before this time.
+    count_after_ms: u64,
 }
 
 impl Keeper<'_> {
@@ -210,7 +230,19 @@ impl Keeper<'_> {
             self.hub.memory.spill.tidy();
             self.rewrite();
             let is_tight = self.measure() > 0;
+            if self.hub.memory.pressure.load(Ordering::Relaxed) > 0 {
+                self.give_back();
+            }
             poll = if is_tight { POLL_UNDER_PRESSURE } else { POLL };
+        }
+    }
+
+    /// The process is large: part of that may be memory that nobody uses any more.
+    fn give_back(&mut self) {
+        let now_ms = self.hub.now_ms();
+        if now_ms >= self.give_back_after_ms {
+            self.give_back_after_ms = now_ms + GIVE_BACK_PAUSE_MS;
+            allocator::give_back();
         }
     }
 
@@ -223,6 +255,7 @@ impl Keeper<'_> {
         let high_bytes = memory.limit_bytes / 100 * RSS_HIGH_PERCENT;
         let of_rss = share(rss_bytes, low_bytes, high_bytes);
         memory.pressure.store(of_rss, Ordering::Relaxed);
+        memory.outbox_limit.set_scarce(of_rss > 0);
         let contents_bytes = self.hub.broker.resident_bytes();
         let contents_max_bytes = self.hub.broker.resident_max_bytes();
         let mut pressure = memory.pressure(contents_bytes, contents_max_bytes);
@@ -263,10 +296,24 @@ impl Keeper<'_> {
         max_bytes - max_bytes * pressure / u64::from(PRESSURE_MAX) * 3 / 4
     }
 
+    /// Bytes of messages in memory. When the process is large, what every queue has is counted one by one now and then:
+    /// each may have a little that the sum does not know of, and there may be very many of them.
+    fn contents_bytes(&mut self) -> u64 {
+        let broker = &self.hub.broker;
+        let now_ms = self.hub.now_ms();
+        let is_large = self.hub.memory.pressure.load(Ordering::Relaxed) > 0;
+        if is_large && now_ms >= self.count_after_ms {
+            self.count_after_ms = now_ms + COUNT_PAUSE_MS;
+            let queues = broker.all_queues();
+            return queues.iter().map(|queue| queue.resident_bytes()).sum();
+        }
+        broker.resident_bytes()
+    }
+
     /// Makes some room when there is too little; true when that should go on.
     fn shed(&mut self) -> bool {
         let allowed_bytes = self.allowed_bytes();
-        let contents_bytes = self.hub.broker.resident_bytes();
+        let contents_bytes = self.contents_bytes();
         if contents_bytes <= allowed_bytes {
             return false;
         }

@@ -86,12 +86,18 @@ type Unreadable = Vec<(Seq, Position, FetchFailure)>;
 
 /// The unsettled messages in `range` that cannot be read. All queues are gone through: that is slow, and rare.
 fn find_hit(hub: &Hub, range: (Lsn, Lsn)) -> Vec<(QueueId, Unreadable)> {
+    let segments = BTreeSet::from([range.0.segment()]);
     let mut hit = Vec::new();
     for id in hub.broker.queue_ids() {
-        let Some(image) = hub.broker.queue(id) else {
-            continue;
-        };
-        let in_range = image.entries.iter().filter(|entry| {
+        let (mut entries, runs) = hub.broker.refs_in(id, &segments);
+        for run in runs {
+            match hub.storage.read_run(id, &run) {
+                Ok(of_run) => entries.extend(of_run),
+                // Found out when the run is needed.
+                Err(error) => tracing::warn!(%error, queue = %id, "cannot look at a run"),
+            }
+        }
+        let in_range = entries.iter().filter(|entry| {
             let lsn = entry.position.lsn;
             let end = Lsn(lsn.0 + u64::from(entry.position.len_bytes));
             lsn < range.1 && range.0 < end

@@ -117,6 +117,21 @@ pub struct LogStatus {
     pub segments: u64,
     /// Checkpoints written since the start.
     pub checkpoints: u64,
+    /// Bytes of segment files.
+    pub segment_bytes: u64,
+    /// Bytes in them that belong to unsettled messages, as the newest checkpoint since the start counts them; a message
+    /// in two queues counts twice.
+    pub live_bytes: u64,
+    /// The rest of them: settled messages, acknowledgements, space that is not used yet.
+    pub dead_bytes: u64,
+    /// Freed segment files kept to be used again.
+    pub spare_segments: u64,
+    /// Segments of messages that were moved out of nearly empty ones.
+    pub cold_segments: u64,
+    /// Bytes moved so since the start.
+    pub compacted_bytes: u64,
+    /// Bytes put aside for a full disk.
+    pub reserve_bytes: u64,
     /// Bytes read again in the background since the start.
     pub scrubbed_bytes: u64,
     /// Damaged places that were found by that.
@@ -241,6 +256,13 @@ fn log_status(hub: &Hub, stats: &crate::storage::Stats) -> LogStatus {
         undurable_bytes: stats.undurable_bytes,
         segments: stats.segment_count,
         checkpoints: stats.checkpoint_count,
+        segment_bytes: stats.segment_bytes,
+        live_bytes: stats.live_bytes,
+        dead_bytes: stats.segment_bytes.saturating_sub(stats.live_bytes),
+        spare_segments: stats.spare_count,
+        cold_segments: stats.cold_segment_count,
+        compacted_bytes: stats.compacted_bytes,
+        reserve_bytes: stats.reserve_bytes,
         scrubbed_bytes: hub.counters.scrubbed_bytes.load(Ordering::Relaxed),
         scrub_found: hub.counters.scrub_found.load(Ordering::Relaxed),
     }
@@ -297,6 +319,16 @@ impl fmt::Display for Status {
             log.undurable_bytes,
             log.segments,
             log.checkpoints
+        )?;
+        writeln!(
+            f,
+            "disk          {} bytes in segments, {} of them alive; {} spare and {} cold segments, {} bytes compacted, {} in reserve",
+            log.segment_bytes,
+            log.live_bytes,
+            log.spare_segments,
+            log.cold_segments,
+            log.compacted_bytes,
+            log.reserve_bytes
         )?;
         writeln!(
             f,

@@ -80,6 +80,9 @@ pub(super) struct DeliveryTags {
     holders: Holders,
 }
 
+/// With its slot in the queue (40 bytes), a delivered message may take 64.
+const _: () = assert!(size_of::<Chunk>() <= 24 * CHUNK_LEN);
+
 /// Where in its chunk a tag stands.
 fn place(tag: u64) -> usize {
     usize::try_from(tag % CHUNK_TAGS).unwrap_or(0)

@@ -319,6 +319,14 @@ impl Session {
             && self.held_bytes < HELD_BYTES_MAX
     }
 
+    /// True when this connection is not read because of an alarm and holds contents that it has not finished: should
+    /// the client be gone, nothing but their end would clear the alarm.
+    #[must_use]
+    pub fn is_blocked_unfinished(&self) -> bool {
+        let mut channels = self.channels.values();
+        self.alarm.is_blocking && channels.any(|channel| channel.unfinished_bytes() > 0)
+    }
+
     /// True when the socket is to be closed as soon as the output is written.
     #[must_use]
     pub fn is_finished(&self) -> bool {

@@ -1,6 +1,6 @@
 //! [`Storage`]: the engine as its owner sees it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::append::Append;
 use super::checkpoint::{self, CheckpointHeader};
 use super::commit::{Committer, Next};
+use super::compaction::Compactor;
 use super::error::{ReadError, StorageError};
 use super::file::{create_temp, io_error, publish_temp, temp_path};
 use super::filing::Filing;
@@ -33,6 +34,13 @@ use crate::sync::lock;
 const CHECKPOINT_BYTES_MIN: u64 = 64 << 20;
 /// And at the latest, however large the last checkpoint was.
 const CHECKPOINT_BYTES_MAX: u64 = 256 << 20;
+/// With small segments, so many of them: they are freed, and compacted, by checkpoints.
+const CHECKPOINT_SEGMENTS_MIN: u64 = 8;
+/// When messages were moved, one is due after this time, or this many times as long as the last one took: it frees
+/// what they left.
+const MOVED_AFTER_MS: u64 = 2_000;
+/// See [`MOVED_AFTER_MS`].
+const MOVED_COST_FACTOR: u64 = 10;
 /// With any changes at all, one is due after this time ..
 const CHECKPOINT_AFTER_MS: u64 = 30_000;
 /// .. or this many times as long as the last one took.
@@ -53,6 +61,8 @@ struct Inner {
     checkpointed_bytes: AtomicU64,
     /// Bytes that recovery replayed, until the first checkpoint: the next recovery would replay them again.
     replayed_bytes: AtomicU64,
+    /// Messages have moved since then.
+    has_moved: AtomicBool,
     /// `unix_ms` of that.
     checkpointed_at_ms: AtomicU64,
     /// Given up when the engine is closed.
@@ -70,12 +80,13 @@ enum Committing {
 }
 
 /// What the next checkpoint continues.
-struct Checkpoints {
+pub(super) struct Checkpoints {
     superblock: Superblock,
     /// Never used twice, not even after a failure: a copy of the superblock may name the failed one.
     next_generation: u64,
     last_ms: u64,
     last_bytes: u64,
+    pub(super) compactor: Compactor,
 }
 
 impl Storage {
@@ -167,8 +178,10 @@ impl Storage {
                 next_generation: superblock.checkpoint_generation + 1,
                 last_ms: 0,
                 last_bytes: 0,
+                compactor: Compactor::default(),
             }),
             checkpointed_bytes: AtomicU64::new(0),
+            has_moved: AtomicBool::new(false),
             replayed_bytes: AtomicU64::new(replayed_bytes),
             checkpointed_at_ms: AtomicU64::new(now_ms),
             lock: Mutex::new(Some(opened.lock)),
@@ -179,6 +192,15 @@ impl Storage {
             },
             opened.recovered,
         ))
+    }
+
+    pub(super) fn checkpoints(&self) -> MutexGuard<'_, Checkpoints> {
+        lock(&self.inner.checkpoints)
+    }
+
+    /// Messages have moved: the next checkpoint frees what they left.
+    pub(super) fn note_moved(&self) {
+        self.inner.has_moved.store(true, Ordering::Relaxed);
     }
 
     /// Held by whatever writes index files, checkpoints among it.
@@ -319,11 +341,14 @@ impl Storage {
         };
         let (last_ms, last_bytes) = (checkpoints.last_ms, checkpoints.last_bytes);
         drop(checkpoints);
-        let bytes_due = last_bytes.clamp(CHECKPOINT_BYTES_MIN, CHECKPOINT_BYTES_MAX);
+        let segments = self.inner.shared.options.segment_size_bytes * CHECKPOINT_SEGMENTS_MIN;
+        let bytes_due = last_bytes.clamp(CHECKPOINT_BYTES_MIN.min(segments), CHECKPOINT_BYTES_MAX);
         let after_ms = CHECKPOINT_AFTER_MS.max(last_ms.saturating_mul(CHECKPOINT_COST_FACTOR));
         let at_ms = self.inner.checkpointed_at_ms.load(Ordering::Relaxed);
         let age_ms = self.inner.shared.clock.unix_ms().saturating_sub(at_ms);
-        replay_bytes >= bytes_due || (replay_bytes > 0 && age_ms >= after_ms)
+        let moved_ms = MOVED_AFTER_MS.max(last_ms.saturating_mul(MOVED_COST_FACTOR));
+        let is_moved_due = self.inner.has_moved.load(Ordering::Relaxed) && age_ms >= moved_ms;
+        replay_bytes >= bytes_due || (replay_bytes > 0 && age_ms >= after_ms) || is_moved_due
     }
 
     fn replay_bytes(&self) -> u64 {
@@ -400,12 +425,17 @@ impl Storage {
             .checkpointed_at_ms
             .store(header.created_at_ms, Ordering::Relaxed);
         self.inner.replayed_bytes.store(0, Ordering::Relaxed);
-        let freed = self.free(begin.segment(), &written, header.generation)?;
+        self.inner.has_moved.store(false, Ordering::Relaxed);
+        let compactor = &mut checkpoints.compactor;
+        compactor.checkpointed(&written.segments, begin.segment());
+        let (live_bytes, filling) = (compactor.live_bytes(), compactor.open_segment());
+        let freed = self.free(begin.segment(), filling, &written, header.generation)?;
         shared.index.checkpointed(named)?;
         let duration_ms = shared.clock.monotonic_ns().saturating_sub(begun_ns) / 1_000_000;
         (checkpoints.last_ms, checkpoints.last_bytes) = (duration_ms, written.len_bytes);
         let mut stats = lock(&shared.stats);
         stats.checkpoint_count += 1;
+        stats.live_bytes = live_bytes;
         stats.freed_segment_count += freed.len() as u64;
         stats.last_checkpoint_at_ms = header.created_at_ms;
         stats.last_checkpoint_ms = duration_ms;
@@ -503,6 +533,7 @@ impl Storage {
     fn free(
         &self,
         begin: SegmentId,
+        filling: Option<SegmentId>,
         written: &checkpoint::Written,
         generation: u64,
     ) -> Result<Vec<SegmentId>, StorageError> {
@@ -510,7 +541,8 @@ impl Storage {
         let existing = lock(&shared.segments).clone();
         let freed: Vec<SegmentId> = existing
             .range(..begin)
-            .filter(|segment| !written.segments.contains_key(segment))
+            .chain(existing.range(SegmentId::FIRST_COLD..))
+            .filter(|segment| filling != Some(**segment) && !written.segments.contains_key(segment))
             .copied()
             .collect();
         let spares = self.retire(&freed)?;
@@ -619,7 +651,13 @@ impl Storage {
         let shared = &self.inner.shared;
         let mut stats = lock(&shared.stats).clone();
         stats.undurable_bytes = shared.undurable_bytes();
-        stats.segment_count = lock(&shared.segments).len() as u64;
+        let segments = lock(&shared.segments).clone();
+        stats.segment_count = segments.len() as u64;
+        stats.cold_segment_count = segments.range(SegmentId::FIRST_COLD..).count() as u64;
+        stats.segment_bytes = segments
+            .iter()
+            .filter_map(|segment| shared.files.get(*segment).and_then(|file| file.len()).ok())
+            .sum();
         stats.reserve_bytes = shared.space.reserve_bytes();
         stats.spare_count = shared.space.pool.spare_count() as u64;
         stats.replay_bytes = self.replay_bytes();

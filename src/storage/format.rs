@@ -57,6 +57,8 @@ pub const RESERVE_FILE: &str = "reserve";
 pub const LOG_DIR: &str = "log";
 /// Extension of segments.
 pub const SEGMENT_EXTENSION: &str = "segment";
+/// Extension of segments of messages that were moved out of the log.
+pub const COLD_EXTENSION: &str = "cold";
 /// Extension of files that may become segments.
 pub const SPARE_EXTENSION: &str = "spare";
 /// Directory of checkpoints.
@@ -653,7 +655,12 @@ pub const fn align_up(len: u64) -> u64 {
 /// Path of a segment below the data directory.
 #[must_use]
 pub fn segment_path(segment: SegmentId) -> std::path::PathBuf {
-    format!("{LOG_DIR}/{segment}.{SEGMENT_EXTENSION}").into()
+    let extension = if segment.is_cold() {
+        COLD_EXTENSION
+    } else {
+        SEGMENT_EXTENSION
+    };
+    format!("{LOG_DIR}/{segment}.{extension}").into()
 }
 
 /// Path of a spare, a file that may become a segment. The number says which segment it was, or was made for.

@@ -94,7 +94,9 @@ fn extents(written_lsn: Lsn, wanted: &[(Seq, Position)], order: &[usize]) -> Vec
     let mut extents: Vec<Extent> = Vec::new();
     for (at, &index) in order.iter().enumerate() {
         let position = wanted[index].1;
-        if position.len_bytes > GATHERED_MAX_BYTES || position.lsn >= written_lsn {
+        if position.len_bytes > GATHERED_MAX_BYTES
+            || (position.lsn >= written_lsn && !position.lsn.segment().is_cold())
+        {
             continue;
         }
         let last = extents.last_mut().filter(|extent| extent.to == at);
@@ -156,7 +158,8 @@ fn read_extent<'a>(
 /// `NotYetWritten`, `Freed` and `Io`.
 pub(crate) fn read_record(source: &impl Source, position: Position) -> Result<Vec<u8>, ReadError> {
     let lsn = position.lsn;
-    if lsn >= source.end() {
+    // What was moved to a cold segment was in the file before anybody heard of the place.
+    if lsn >= source.end() && !lsn.segment().is_cold() {
         return Err(ReadError::NotYetWritten { lsn });
     }
     let error = |error: io::Error| match error.kind() {

@@ -21,6 +21,7 @@ mod append;
 pub mod batch;
 pub mod checkpoint;
 mod commit;
+mod compaction;
 mod engine;
 mod error;
 mod file;
@@ -56,6 +57,7 @@ pub mod testing;
 mod tests;
 pub mod types;
 
+pub use compaction::Compacted;
 pub use engine::Storage;
 pub use error::{ReadError, StorageError};
 pub use gather::ReadBuffer;
@@ -67,7 +69,9 @@ pub use spill::{SPILL_FILE_BYTES, Spill, SpillItem, Spilled};
 pub use stats::Stats;
 
 use run::FiledRun;
-use types::{ImageEntry, Lsn, QueueId};
+use std::collections::BTreeSet;
+
+use types::{ImageEntry, Lsn, Move, QueueId, SegmentId};
 
 /// Hears about commits. Called on the commit thread, so it must not block: it stores a value and wakes.
 pub trait CommitListener: Send + Sync {
@@ -107,5 +111,25 @@ pub trait CheckpointSource {
     /// the next [`queue`](Self::queue) names the runs whose block it relies on, and only those blocks are kept.
     fn filed(&self, id: QueueId, runs: Vec<FiledRun>) {
         let _ = (id, runs);
+    }
+    /// The queue's unsettled messages that lie in these segments: those in memory one by one, and the runs that are in
+    /// the index file only and have some there. None for an owner whose messages stay where they are.
+    fn refs_in(
+        &self,
+        id: QueueId,
+        segments: &BTreeSet<SegmentId>,
+    ) -> (Vec<ImageEntry>, Vec<FiledRun>) {
+        let _ = (id, segments);
+        (Vec::new(), Vec::new())
+    }
+    /// Messages lie elsewhere now. The owner takes the new place of each that still has the old one (some may be
+    /// settled meanwhile); a block of the index file that says the old place holds no longer.
+    fn relocate(&self, id: QueueId, moves: &[Move]) {
+        let _ = (id, moves);
+    }
+    /// Messages of a run in the index file lie elsewhere now, and `new` says so. The owner takes it, if the run is
+    /// still exactly `old`.
+    fn refile(&self, id: QueueId, old: &FiledRun, new: FiledRun) {
+        let _ = (id, old, new);
     }
 }

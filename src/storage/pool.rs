@@ -381,7 +381,7 @@ impl Pool {
 }
 
 /// Creates a file; a leftover of an earlier attempt is replaced.
-fn create(disk: &dyn Disk, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+pub(crate) fn create(disk: &dyn Disk, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
     match disk.open(path, OpenMode::CreateNew) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             disk.remove(path)?;

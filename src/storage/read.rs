@@ -115,8 +115,13 @@ fn wrong_bytes(shared: &Shared, position: Position, detail: String) -> ReadError
     }
 }
 
+/// What was moved to a cold segment was in a file before anybody heard of the place.
+pub(super) fn is_in_file(shared: &Shared, lsn: Lsn) -> bool {
+    lsn.segment().is_cold() || lsn < shared.written_lsn()
+}
+
 fn read_pending(shared: &Shared, position: Position) -> Option<Vec<u8>> {
-    if position.lsn < shared.written_lsn() {
+    if is_in_file(shared, position.lsn) {
         return None;
     }
     // A batch leaves the pending ones after it is in the file, so a miss here means that it is there by now,

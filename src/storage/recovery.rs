@@ -22,10 +22,11 @@ use super::error::StorageError;
 use super::file::{io_error, list_or_empty, room_error, temp_path, write_all};
 use super::format::{
     CHECKPOINT_DIR, INDEX_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, RESERVE_FILE, SUPERBLOCK_FILES,
-    StoreId, checkpoint_path, segment_path,
+    StoreId, checkpoint_path, index_path, segment_path,
 };
 use super::image::QueueImage;
-use super::index::{self, files::IndexFiles};
+use super::index::files::IndexFiles;
+use super::index::recover::IndexRecovery;
 use super::options::OnCorruption;
 use super::pool::{self, Prepared};
 use super::quarantine;
@@ -97,6 +98,7 @@ pub(crate) fn open(
     space.refill();
     let mut segments = survey.segments.clone();
     segments.insert(fresh.header.segment);
+    segments.extend(segment::list_cold(disk)?);
     let found = if is_blank {
         Found::Fresh
     } else {
@@ -107,6 +109,7 @@ pub(crate) fn open(
         clock,
         survey,
         found,
+        on_corruption,
         superblock.epoch,
         segments.len() as u64,
     )?;
@@ -389,6 +392,7 @@ fn finish(
     clock: &dyn Clock,
     survey: Survey,
     found: Found,
+    on_corruption: OnCorruption,
     epoch: u64,
     segment_count: u64,
 ) -> Result<(Recovered, IndexFiles), StorageError> {
@@ -397,8 +401,22 @@ fn finish(
     let (mut queues, meta_records) = survey.replay.finish();
     let store = survey.superblock.store;
     let index = IndexFiles::open(Arc::clone(disk), store, &queues)?;
-    let rebuilt =
-        index::recover::recover(&**disk, clock, store, &index, &mut queues, &high_counts)?;
+    let recovery = IndexRecovery {
+        disk: &**disk,
+        clock,
+        store,
+        files: &index,
+        high_counts: &high_counts,
+        is_forgiving: on_corruption == OnCorruption::Quarantine,
+    };
+    let rebuilt = recovery.run(&mut queues)?;
+    let mut salvage = survey.salvage;
+    for (queue, count) in rebuilt.missing {
+        let detail =
+            format!("{count} messages of queue {queue} are neither in the index nor in the log");
+        let salvage = salvage.get_or_insert_default();
+        salvage.note(index_path(queue), 0, 0, detail);
+    }
     let report = RecoveryReport {
         found,
         epoch,
@@ -416,7 +434,7 @@ fn finish(
         segment_count,
         read_bytes: survey.read_bytes + rebuilt.read_bytes,
         duration_ms: 0,
-        salvage: survey.salvage,
+        salvage,
     };
     let recovered = Recovered {
         report,

@@ -77,7 +77,13 @@ pub struct Salvage {
 }
 
 impl Salvage {
-    fn note(&mut self, path: PathBuf, offset: u64, len_bytes: u64, detail: impl Into<String>) {
+    pub(crate) fn note(
+        &mut self,
+        path: PathBuf,
+        offset: u64,
+        len_bytes: u64,
+        detail: impl Into<String>,
+    ) {
         self.place_count += 1;
         if self.places.len() < LISTED_MAX {
             let detail = detail.into();
@@ -143,7 +149,9 @@ pub fn salvage(disk: &dyn Disk, superblock: Option<Superblock>) -> Result<Survey
     let (checkpoint, superblock) = load_checkpoint(disk, superblock, &mut salvage)?;
     let mut survey = begin(superblock, segments, checkpoint);
     if let Some(checkpoint) = &survey.checkpoint {
-        for missing in super::replay::missing_segments(checkpoint, &survey.segments) {
+        let mut existing = segment::list_cold(disk)?;
+        existing.extend(&survey.segments);
+        for missing in super::replay::missing_segments(checkpoint, &existing) {
             let detail = "the segment holds live messages of the checkpoint but is missing: they cannot be read";
             salvage.note(segment_path(missing), 0, 0, detail);
         }

@@ -167,10 +167,16 @@ impl Scrubber {
     /// The next sealed segment.
     fn next_segment(&mut self, after: SegmentId, step: &mut Step) -> Result<Stage, StorageError> {
         let open = lock(&self.shared.append).end().segment();
-        let next = lock(&self.shared.segments)
-            .range(SegmentId(after.0 + 1)..open)
-            .next()
-            .copied();
+        let next = {
+            let segments = lock(&self.shared.segments);
+            // The newest cold segment may be being filled.
+            let newest = segments.last().copied().filter(|last| last.is_cold());
+            let is_closed = |segment: &&SegmentId| {
+                **segment < open || segment.is_cold() && newest != Some(**segment)
+            };
+            let mut later = segments.range(SegmentId(after.0 + 1)..);
+            later.find(is_closed).copied()
+        };
         let Some(segment) = next else {
             step.is_round_over = true;
             return Ok(Stage::Superblocks);

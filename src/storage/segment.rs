@@ -6,8 +6,8 @@ use std::path::Path;
 use super::error::StorageError;
 use super::file::{list_or_empty, read_up_to};
 use super::format::{
-    BLOCK_BYTES, FORMAT_VERSION, LOG_DIR, MIN_READER_VERSION, SEGMENT_EXTENSION, SEGMENT_MAGIC,
-    Seed, StoreId, is_crc_right, number_in_name, segment_flag, segment_header as at,
+    BLOCK_BYTES, COLD_EXTENSION, FORMAT_VERSION, LOG_DIR, MIN_READER_VERSION, SEGMENT_EXTENSION,
+    SEGMENT_MAGIC, Seed, StoreId, is_crc_right, number_in_name, segment_flag, segment_header as at,
 };
 use super::types::{Lsn, SegmentId};
 use crate::disk::{Disk, DiskFile};
@@ -133,16 +133,33 @@ pub fn read_header(
     Ok(SegmentHeader::decode(&bytes, store, segment))
 }
 
-/// Numbers of the segment files that exist. Other names are ignored.
+/// Numbers of the segments of the log that exist. Other names are ignored.
 ///
 /// # Errors
 /// Those of the disk.
 pub fn list(disk: &dyn Disk) -> Result<BTreeSet<SegmentId>, StorageError> {
+    list_of(disk, SEGMENT_EXTENSION, |segment| !segment.is_cold())
+}
+
+/// Numbers of the cold segments that exist.
+///
+/// # Errors
+/// Those of the disk.
+pub fn list_cold(disk: &dyn Disk) -> Result<BTreeSet<SegmentId>, StorageError> {
+    list_of(disk, COLD_EXTENSION, SegmentId::is_cold)
+}
+
+fn list_of(
+    disk: &dyn Disk,
+    extension: &str,
+    is_named_so: impl Fn(SegmentId) -> bool,
+) -> Result<BTreeSet<SegmentId>, StorageError> {
     let names = list_or_empty(disk, Path::new(LOG_DIR))?;
     Ok(names
         .iter()
-        .filter_map(|name| number_in_name(name, 12, SEGMENT_EXTENSION))
+        .filter_map(|name| number_in_name(name, 12, extension))
         .filter(|number| *number <= u64::MAX >> Lsn::OFFSET_BITS)
         .map(SegmentId)
+        .filter(|segment| is_named_so(*segment))
         .collect())
 }

@@ -122,6 +122,17 @@ pub struct Stats {
     pub prepared_segment_count: u64,
     /// Those of them that are freed files used again.
     pub recycled_segment_count: u64,
+    /// Record bytes of unsettled messages, as the newest checkpoint since start counts them; one in two queues counts
+    /// twice.
+    pub live_bytes: u64,
+    /// Bytes of segment files, cold ones among them.
+    pub segment_bytes: u64,
+    /// Segments of messages that were moved out of the log.
+    pub cold_segment_count: u64,
+    /// Bytes of records that were moved.
+    pub compacted_bytes: u64,
+    /// Segments they were moved out of.
+    pub compacted_segment_count: u64,
     /// Bytes put aside for a full disk.
     pub reserve_bytes: u64,
     /// Freed files that are kept to be used again.

@@ -145,7 +145,9 @@ fn load_checkpoint(
         let detail = "superblock and checkpoint name different places to begin at";
         return Err(damaged(disk, Path::new(SUPERBLOCK_FILES[0]), 0, detail));
     }
-    if let Some(missing) = missing_segments(&checkpoint, segments).first() {
+    let mut existing = segment::list_cold(disk)?;
+    existing.extend(segments);
+    if let Some(missing) = missing_segments(&checkpoint, &existing).first() {
         let detail = "the segment holds live messages of the newest checkpoint but is missing";
         return Err(damaged(disk, &segment_path(*missing), 0, detail));
     }

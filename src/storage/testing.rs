@@ -10,7 +10,7 @@
 
 pub mod filer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -20,8 +20,8 @@ use filer::{Filer, unfile};
 use super::format::StoreId;
 use super::run::FiledRun;
 use super::types::{
-    ImageEntry, Lsn, MetaEffect, Position, QueueId, Receipt, Ref, Request, Seq, SeqRange,
-    SettleCause, Urgency,
+    ImageEntry, Lsn, MetaEffect, Move, Position, QueueId, Receipt, Ref, Request, SegmentId, Seq,
+    SeqRange, SettleCause, Urgency,
 };
 use super::{
     CheckpointSource, CommitListener, Options, QueueImage, Recovered, Storage, StorageError,
@@ -466,6 +466,34 @@ impl CheckpointSource for LiveStore {
         let live = lock(&self.live);
         let image = live.queues.get(&id);
         image.map_or_else(Vec::new, |image| live.filer.unfiled(image, max_count))
+    }
+    fn refs_in(
+        &self,
+        id: QueueId,
+        segments: &BTreeSet<SegmentId>,
+    ) -> (Vec<ImageEntry>, Vec<FiledRun>) {
+        let live = lock(&self.live);
+        let entries = live.queues.get(&id).map(|image| {
+            let there = image
+                .entries
+                .iter()
+                .filter(|entry| segments.contains(&entry.position.lsn.segment()));
+            there.copied().collect()
+        });
+        (entries.unwrap_or_default(), Vec::new())
+    }
+    fn relocate(&self, id: QueueId, moves: &[Move]) {
+        let mut live = lock(&self.live);
+        let Live { queues, filer, .. } = &mut *live;
+        for moved in moves {
+            let entry = queues
+                .get_mut(&id)
+                .and_then(|image| image.entries.get_mut(moved.seq));
+            if let Some(entry) = entry.filter(|entry| entry.position == moved.from) {
+                entry.position = moved.to;
+                filer.forget(id, FiledRun::number_of(moved.seq));
+            }
+        }
     }
     fn filed(&self, id: QueueId, runs: Vec<FiledRun>) {
         lock(&self.live).filer.filed(id, runs);

@@ -7,8 +7,19 @@ use std::fmt;
 use bytes::Bytes;
 
 /// Number of a segment file. Numbers rise and are never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct SegmentId(pub u64);
+
+impl SegmentId {
+    /// The first cold segment: its number is above all that the log can have. See `compaction`.
+    pub const FIRST_COLD: Self = Self(1 << 33);
+
+    /// True for a segment of messages that were moved out of the log.
+    #[must_use]
+    pub const fn is_cold(self) -> bool {
+        self.0 >= Self::FIRST_COLD.0
+    }
+}
 
 impl fmt::Display for SegmentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -189,6 +200,17 @@ pub struct Position {
     pub lsn: Lsn,
     /// Length of that record in bytes, header and padding included.
     pub len_bytes: u32,
+}
+
+/// A message got another place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// The message.
+    pub seq: Seq,
+    /// Where it lay.
+    pub from: Position,
+    /// Where it lies now.
+    pub to: Position,
 }
 
 /// A message's entry in the image of a queue.

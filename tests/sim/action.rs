@@ -1,12 +1,13 @@
 //! The operations of scripts, turned into pushes under the lock, as the broker does them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Mutex;
 
 use bytes::Bytes;
 use stratamq::storage::run::FiledRun;
 use stratamq::storage::types::{
-    ImageEntry, Lsn, MetaEffect, Position, QueueId, Ref, Request, SeqRange, SettleCause, Urgency,
+    ImageEntry, Lsn, MetaEffect, Move, Position, QueueId, Ref, Request, SegmentId, SeqRange,
+    SettleCause, Urgency,
 };
 use stratamq::storage::{CheckpointSource, QueueImage, ReadError};
 
@@ -52,6 +53,8 @@ pub(super) enum Action {
     },
     /// A checkpoint; the operations take place one by one between its looks at the queues.
     Checkpoint(Vec<Action>),
+    /// Moves the last messages out of nearly empty segments; the operations take place while it does.
+    Compact(Vec<Action>),
     /// Clean stop and start.
     Reopen,
     /// One commit for all of them.
@@ -239,6 +242,7 @@ impl World {
                     self.group(&mut live, to, *len_bytes, &acks)
                 }
                 Action::Checkpoint(_)
+                | Action::Compact(_)
                 | Action::Reopen
                 | Action::Burst(_)
                 | Action::Idle
@@ -510,6 +514,37 @@ impl CheckpointSource for Source<'_> {
     fn queue_ids(&self) -> Vec<QueueId> {
         self.happen();
         self.world.live().queues.keys().copied().collect()
+    }
+
+    fn refs_in(
+        &self,
+        id: QueueId,
+        segments: &BTreeSet<SegmentId>,
+    ) -> (Vec<ImageEntry>, Vec<FiledRun>) {
+        self.happen();
+        let live = self.world.live();
+        let entries = live.queues.get(&id).map(|queue| {
+            let entries = queue.image.entries.iter();
+            let there = entries.filter(|entry| segments.contains(&entry.position.lsn.segment()));
+            there.copied().collect()
+        });
+        (entries.unwrap_or_default(), Vec::new())
+    }
+
+    fn relocate(&self, id: QueueId, moves: &[Move]) {
+        self.happen();
+        let mut live = self.world.live();
+        let Live { queues, filer, .. } = &mut *live;
+        let Some(queue) = queues.get_mut(&id) else {
+            return;
+        };
+        for moved in moves {
+            let entry = queue.image.entries.get_mut(moved.seq);
+            if let Some(entry) = entry.filter(|entry| entry.position == moved.from) {
+                entry.position = moved.to;
+                filer.forget(id, FiledRun::number_of(moved.seq));
+            }
+        }
     }
 
     fn queue(&self, id: QueueId) -> Option<QueueImage> {

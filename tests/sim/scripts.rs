@@ -10,8 +10,8 @@ use super::explore::{Case, Coverage};
 use super::world::World;
 
 use Action::{
-    Ack, Burst, Checkpoint, Create, DeadLetter, Delete, Deliver, Flush, Idle, Meta, Publish, Purge,
-    Reopen, Requeue, Reserve, Transaction, Transient,
+    Ack, Burst, Checkpoint, Compact, Create, DeadLetter, Delete, Deliver, Flush, Idle, Meta,
+    Publish, Purge, Reopen, Requeue, Reserve, Transaction, Transient,
 };
 
 /// Work for after a recovery: some of everything, on the queues that survived and on a new one.
@@ -157,6 +157,38 @@ fn i26_freeing_segments_survives_a_crash_at_every_operation() {
     case.options.segment_size_bytes = 32 << 10;
     let coverage = case.explore();
     assert!(coverage.operations > 30, "{coverage:?}");
+}
+
+/// Messages move while others come, go and are deleted; whatever operation the power fails at, each is there once.
+#[test]
+fn i28_compaction_survives_a_crash_at_every_operation() {
+    let mut case = Case::new(
+        "i28_compaction_survives_a_crash_at_every_operation",
+        vec![
+            Burst(vec![Create(0), Create(1), publish(&[0, 1], 30)]),
+            Burst(vec![
+                publish_run(&[0], 3, 7_900),
+                publish_run(&[0], 3, 7_900),
+            ]),
+            Burst(vec![publish(&[1], 40), publish_run(&[0], 4, 7_900)]),
+            Purge(0, Pick::AllButFirst),
+            Checkpoint(vec![]),
+            Compact(vec![publish(&[0, 1], 20), Purge(1, Pick::First(1))]),
+            publish(&[1], 30),
+            Checkpoint(vec![]),
+            publish(&[0], 30),
+            Purge(0, Pick::First(1)),
+            Checkpoint(vec![]),
+        ],
+        after(),
+    );
+    case.options.spare_count_max = 1;
+    let mut world = World::fresh(SimDisk::new(1), case.options.clone()).expect("a healthy disk");
+    world.run(&case.script).expect("a healthy disk");
+    assert!(world.storage.stats().compacted_bytes > 0);
+    assert!(world.checkpoints[1].freed.len() >= 2);
+    let coverage = case.explore();
+    assert!(coverage.operations > 60, "{coverage:?}");
 }
 
 /// Two rounds through files that held other segments before: what they left never comes back, at whatever operation of

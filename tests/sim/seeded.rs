@@ -92,6 +92,7 @@ fn action(random: &mut Random) -> Action {
         2 => Action::Reopen,
         3 => Action::Idle,
         4 => Action::Flush,
+        9 => Action::Compact(pushes(random, 3)),
         5..=8 => Action::Burst(pushes(random, 9)),
         _ => push(random),
     }

@@ -35,6 +35,15 @@ impl Status {
         value.unwrap_or_else(|| panic!("status has no counter {path}: {}", self.0))
     }
 
+    /// Reasons why publishers are blocked.
+    #[track_caller]
+    pub(crate) fn alarms(&self) -> Vec<String> {
+        let alarms = self.0.get("alarms").and_then(serde_json::Value::as_array);
+        let alarms = alarms.unwrap_or_else(|| panic!("status has no alarms: {}", self.0));
+        let texts = alarms.iter().filter_map(serde_json::Value::as_str);
+        texts.map(str::to_owned).collect()
+    }
+
     /// Calls of fdatasync on the log.
     #[track_caller]
     pub(crate) fn syncs(&self) -> u64 {

@@ -37,11 +37,13 @@ pub(crate) struct SegmentFile {
     pub(crate) end: Option<Lsn>,
     /// The log is known to reach at least to here.
     proven: Option<Lsn>,
+    /// Holds messages that were moved out of the log.
+    pub(crate) is_cold: bool,
     /// Its incarnation went on to another segment, so it was synced to its end and cannot have a torn tail.
     is_sealed: bool,
 }
 
-/// All segment files, in order.
+/// All segment files, in order, cold ones last.
 pub(crate) struct Log {
     /// The files.
     pub(crate) files: BTreeMap<SegmentId, SegmentFile>,
@@ -76,9 +78,15 @@ impl Log {
         }
         let mut log = Self { files };
         log.find_order();
+        for segment in segment::list_cold(&store.view)? {
+            let mut file = SegmentFile::read(store, superblock, segment)?;
+            // No part of the chain: what is valid in it counts.
+            (file.is_cold, file.is_void) = (true, false);
+            log.files.insert(segment, file);
+        }
         let mut later_epochs = BTreeSet::new();
         for file in log.files.values_mut().rev() {
-            if let (Ok(header), false) = (file.header, file.is_void) {
+            if let (Ok(header), false) = (file.header, file.is_void || file.is_cold) {
                 file.is_sealed = !later_epochs.insert(header.epoch);
             }
             let begins_here = superblock.begin.segment() == file.segment;
@@ -140,6 +148,7 @@ impl SegmentFile {
             is_void: true,
             end: None,
             proven: None,
+            is_cold: false,
             is_sealed: false,
         };
         let Ok(header) = header else { return Ok(read) };

@@ -122,6 +122,13 @@ fn why_kept(
     if file.is_void {
         return "void: no part of the log, freed with its neighbours";
     }
+    if file.is_cold {
+        return if has_live {
+            "cold: messages moved out of nearly empty segments"
+        } else {
+            "cold, and empty: freed by a checkpoint"
+        };
+    }
     let is_last = snapshot.is_some_and(|snapshot| snapshot.end.segment() == file.segment);
     if is_last && store.view.is_running() {
         return "open: written to";

@@ -1,5 +1,6 @@
 //! From a live queue to its image and back.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
@@ -8,7 +9,8 @@ use super::state::{Locked, QueueState};
 use super::{Queue, QueueHandle, QueueSpec, Turn};
 use crate::broker::dead_letter::Warned;
 use crate::storage::image::QueueImage;
-use crate::storage::types::Seq;
+use crate::storage::run::FiledRun;
+use crate::storage::types::{ImageEntry, Move, SegmentId, Seq};
 use crate::sync::lock;
 
 /// What an image says about deliveries.
@@ -43,6 +45,29 @@ impl Queue {
         image.entries = picture.entries;
         image.runs = picture.runs;
         Some(image)
+    }
+
+    /// The messages that lie in these segments; see [`CheckpointSource::refs_in`].
+    ///
+    /// [`CheckpointSource::refs_in`]: crate::storage::CheckpointSource::refs_in
+    #[must_use]
+    pub fn refs_in(&self, segments: &BTreeSet<SegmentId>) -> (Vec<ImageEntry>, Vec<FiledRun>) {
+        let state = lock(&self.state);
+        if state.is_deleted {
+            return Default::default();
+        }
+        state.slots.refs_in(segments)
+    }
+
+    /// Messages lie elsewhere now. A read that is on its way to the old place finds the message there, or fails once
+    /// and is repeated at the new one.
+    pub fn relocate(&self, moves: &[Move]) {
+        lock(&self.state).slots.relocate(moves);
+    }
+
+    /// Messages of a run in the index file lie elsewhere now.
+    pub fn refile(&self, old: &FiledRun, new: FiledRun) {
+        lock(&self.state).slots.refile(old, new);
     }
 
     /// Compares the counters with the entries.

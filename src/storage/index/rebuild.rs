@@ -7,6 +7,9 @@
 //! holds the positions of the runs that span two segments, not of the backlog; beyond
 //! [`FOUND_MAX`] positions they go to their blocks half done.
 //!
+//! Rot costs no more than it hits: a message whose payload is wrong has a place all the same, and behind a batch that
+//! does not verify the search goes on at the next one that does.
+//!
 //! Of two copies of a message the one in the later segment counts: copies are made in rising segments, and a message
 //! is never moved back.
 
@@ -20,8 +23,8 @@ use crate::storage::file::{damaged, io_error};
 use crate::storage::format::{StoreId, segment_path};
 use crate::storage::record::{Publish, Record};
 use crate::storage::run::FiledRun;
-use crate::storage::scan::SegmentScan;
-use crate::storage::segment::{self, FIRST_BATCH_OFFSET};
+use crate::storage::scan::{SegmentScan, first_signed_header};
+use crate::storage::segment::{self, FIRST_BATCH_OFFSET, SegmentHeader};
 use crate::storage::types::{ImageEntry, Position, QueueId, SegmentId};
 
 /// Positions held in memory at once: 24 MiB or so.
@@ -47,23 +50,25 @@ pub(crate) trait Sink {
     fn park(&mut self, queue: QueueId, run: &FiledRun, entries: Vec<ImageEntry>) -> bool;
     /// Gives back what was parked of a run.
     fn unpark(&mut self, queue: QueueId, run: &FiledRun) -> Result<Vec<ImageEntry>, StorageError>;
-    /// Another segment was read, of `segment_count`, and so many bytes of the `total_bytes` of all.
+    /// Another segment was read, of `segment_count`; and `done_bytes` of the `total_bytes` of all.
     fn progress(
         &mut self,
         segments_done: usize,
         segment_count: usize,
-        read_bytes: u64,
+        done_bytes: u64,
         total_bytes: u64,
     );
 }
 
 /// What a rebuild took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rebuilt {
     /// Bytes of the log that were read.
     pub(crate) read_bytes: u64,
     /// Most positions that were in memory at once.
     pub(crate) found_peak: usize,
+    /// Messages that are nowhere, if that is forgiven.
+    pub(crate) missing: BTreeMap<QueueId, u64>,
 }
 
 /// A rebuild under way.
@@ -77,6 +82,10 @@ pub(crate) struct Rebuild<'a> {
     found_count: usize,
     found_max: usize,
     can_park: bool,
+    is_forgiving: bool,
+    missing: BTreeMap<QueueId, u64>,
+    /// Where the first batch of a segment is that does not verify.
+    doubts: BTreeMap<SegmentId, u32>,
 }
 
 impl<'a> Rebuild<'a> {
@@ -91,7 +100,16 @@ impl<'a> Rebuild<'a> {
             found_count: 0,
             found_max,
             can_park: true,
+            is_forgiving: false,
+            missing: BTreeMap::new(),
+            doubts: BTreeMap::new(),
         }
+    }
+
+    /// Lets messages be missing, and whole segments: they are left out and counted.
+    pub(crate) fn forgive(mut self) -> Self {
+        self.is_forgiving = true;
+        self
     }
 
     /// Adds a run to look for.
@@ -116,13 +134,16 @@ impl<'a> Rebuild<'a> {
     /// # Errors
     /// Those of the disk and of the sink; `Damaged` when the log does not have all of a run's messages.
     pub(crate) fn run(mut self, sink: &mut dyn Sink) -> Result<Rebuilt, StorageError> {
-        let mut total_bytes = 0;
-        for segment in &self.segments {
-            total_bytes += self.len_of(*segment)?;
-        }
         let segments = std::mem::take(&mut self.segments);
+        let mut lens = Vec::with_capacity(segments.len());
+        for segment in &segments {
+            lens.push(self.len_of(*segment)?);
+        }
+        let total_bytes = lens.iter().sum();
+        let mut done_bytes = 0;
         let mut rebuilt = Rebuilt::default();
-        for (index, segment) in segments.iter().enumerate() {
+        for (index, (segment, len)) in segments.iter().zip(lens).enumerate() {
+            done_bytes += len;
             rebuilt.read_bytes += self.read_segment(*segment)?;
             rebuilt.found_peak = rebuilt.found_peak.max(self.found_count);
             for (queue, number) in self.last.remove(segment).unwrap_or_default() {
@@ -131,8 +152,9 @@ impl<'a> Rebuild<'a> {
             if self.found_count > self.found_max && self.can_park {
                 self.park(sink);
             }
-            sink.progress(index + 1, segments.len(), rebuilt.read_bytes, total_bytes);
+            sink.progress(index + 1, segments.len(), done_bytes, total_bytes);
         }
+        rebuilt.missing = self.missing;
         Ok(rebuilt)
     }
 
@@ -146,34 +168,39 @@ impl<'a> Rebuild<'a> {
         Ok(kept.0)
     }
 
-    fn open(&self, segment: SegmentId) -> Result<Arc<dyn DiskFile>, StorageError> {
+    /// The file of a segment; `None` when it is missing and that is forgiven.
+    fn open(&self, segment: SegmentId) -> Result<Option<Arc<dyn DiskFile>>, StorageError> {
         let path = segment_path(segment);
-        let opened = self.disk.open(&path, OpenMode::Read);
-        opened.map_err(io_error(self.disk, "open a segment", &path))
+        match self.disk.open(&path, OpenMode::Read) {
+            Err(error) if self.is_forgiving && error.kind() == io::ErrorKind::NotFound => Ok(None),
+            opened => {
+                let error = io_error(self.disk, "open a segment", &path);
+                opened.map(Some).map_err(error)
+            }
+        }
     }
 
     fn len_of(&self, segment: SegmentId) -> Result<u64, StorageError> {
         let path = segment_path(segment);
-        let len = self.open(segment)?.len();
+        let len = self.open(segment)?.map_or(Ok(0), |file| file.len());
         len.map_err(io_error(self.disk, "read a segment", &path))
     }
 
     fn read_segment(&mut self, segment: SegmentId) -> Result<u64, StorageError> {
         let path = segment_path(segment);
-        let file = self.open(segment)?;
+        let Some(file) = self.open(segment)? else {
+            return Ok(0);
+        };
         let (disk, store) = (self.disk, self.store);
+        let error = io_error(disk, "read a segment", &path);
         let scanned = scan(file, store, segment, |position, publish| {
             self.note(position, &publish);
         });
-        match scanned.map_err(io_error(disk, "read a segment", &path))? {
-            Some(read_bytes) => Ok(read_bytes),
-            None => Err(damaged(
-                disk,
-                &path,
-                0,
-                "the header of a segment with live messages is not whole",
-            )),
+        let scanned = scanned.map_err(error)?;
+        if let Some(doubt) = scanned.doubt {
+            self.doubts.insert(segment, doubt);
         }
+        Ok(scanned.read_bytes)
     }
 
     fn note(&mut self, position: Position, publish: &Publish<'_>) {
@@ -224,18 +251,31 @@ impl<'a> Rebuild<'a> {
             .map(|entry| (FiledRun::index_of(entry.seq), entry))
             .collect();
         all.extend(found);
-        if let Some(missing) = run.live.iter().find(|index| !all.contains_key(index)) {
-            let last = run
-                .segments
-                .last()
-                .map_or(SegmentId(0), |used| used.segment);
-            let seq = run.seq_at(missing).0;
-            let detail = format!(
-                "the log has no record of message {seq} of queue {queue}, whose index is lost too"
-            );
-            return Err(damaged(self.disk, &segment_path(last), 0, detail));
+        let missing: Vec<u8> = run
+            .live
+            .iter()
+            .filter(|index| !all.contains_key(index))
+            .collect();
+        if let Some(first) = missing.first() {
+            if !self.is_forgiving {
+                return Err(self.nowhere(queue, &run, *first));
+            }
+            *self.missing.entry(queue).or_default() += missing.len() as u64;
         }
         sink.finished(queue, &run, all.into_values().collect())
+    }
+
+    /// A message that neither index nor log know.
+    fn nowhere(&self, queue: QueueId, run: &FiledRun, index: u8) -> StorageError {
+        let mut segments = run.segments.iter().map(|used| used.segment);
+        let last = run.segments.last().map(|used| (used.segment, 0));
+        let doubt = segments.find_map(|segment| Some((segment, *self.doubts.get(&segment)?)));
+        let (segment, offset) = doubt.or(last).unwrap_or((SegmentId(0), 0));
+        let seq = run.seq_at(index).0;
+        let detail = format!(
+            "the log has no record of message {seq} of queue {queue}, whose index is lost too"
+        );
+        damaged(self.disk, &segment_path(segment), offset.into(), detail)
     }
 
     /// Moves the positions found so far out of memory.
@@ -254,34 +294,65 @@ impl<'a> Rebuild<'a> {
     }
 }
 
-/// Calls `on_publish` for every PUBLISH record of a segment that can be read; `None` when it has no header. Batches
-/// that do not verify are passed over: a message missing in the end is what counts.
+/// What came of reading a segment.
+struct Scanned {
+    read_bytes: u64,
+    /// Offset of the first batch that does not verify although another one follows.
+    doubt: Option<u32>,
+}
+
+/// Calls `on_publish` for every PUBLISH record of a segment that can be read.
 fn scan(
     file: Arc<dyn DiskFile>,
     store: StoreId,
     segment: SegmentId,
     mut on_publish: impl FnMut(Position, Publish<'_>),
-) -> io::Result<Option<u64>> {
-    let Ok(header) = segment::read_header(&*file, store, segment)? else {
-        return Ok(None);
+) -> io::Result<Scanned> {
+    let mut doubt = None;
+    let Some(header) = header_of(&file, store, segment)? else {
+        return Ok(Scanned {
+            read_bytes: 0,
+            doubt: Some(0),
+        });
     };
     let mut scan = SegmentScan::new(file, header, FIRST_BATCH_OFFSET)?;
     loop {
-        let is_batch = match scan.next_batch()? {
-            Ok(batch) => {
-                for (position, record) in batch.records() {
-                    if let Record::Publish(publish) = record {
-                        on_publish(position, publish);
-                    }
+        if let Ok((batch, _)) = scan.next_batch_without_payloads()? {
+            for (position, record) in batch.records() {
+                if let Record::Publish(publish) = record {
+                    on_publish(position, publish);
                 }
-                true
             }
-            Err(_) => false,
-        };
-        if !is_batch && scan.skip_batch()?.is_none() {
-            return Ok(Some(scan.read_bytes()));
+            continue;
         }
+        let place = scan.place().offset();
+        if !scan.find_next_header(u64::MAX)? {
+            return Ok(Scanned {
+                read_bytes: scan.read_bytes(),
+                doubt,
+            });
+        }
+        doubt.get_or_insert(place);
     }
+}
+
+/// The header of a segment; where it is not whole, what a batch says about it.
+fn header_of(
+    file: &Arc<dyn DiskFile>,
+    store: StoreId,
+    segment: SegmentId,
+) -> io::Result<Option<SegmentHeader>> {
+    if let Ok(header) = segment::read_header(&**file, store, segment)? {
+        return Ok(Some(header));
+    }
+    let batch = first_signed_header(Arc::clone(file), store, segment)?;
+    Ok(batch.map(|batch| SegmentHeader {
+        store,
+        segment,
+        epoch: batch.epoch,
+        created_at_ms: 0,
+        is_recycled: true,
+    }))
 }
 
 /// A sink that keeps everything.

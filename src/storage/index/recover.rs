@@ -11,11 +11,11 @@
 //! - t4 writes only blocks that the checkpoint does not name, so a crash leaves what there was before.
 //! - Memory: the runs, and the positions of those under construction.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::block::{self, Block};
 use super::files::IndexFiles;
-use super::rebuild::{FOUND_MAX, Rebuild, Sink};
+use super::rebuild::{FOUND_MAX, Rebuild, Rebuilt, Sink};
 use crate::disk::{Clock, Disk};
 use crate::storage::error::StorageError;
 use crate::storage::file::{damaged, io_error};
@@ -29,34 +29,124 @@ use crate::storage::types::{ImageEntry, QueueId, Seq};
 const PROGRESS_EVERY_MS: u64 = 2_000;
 
 /// What was done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct IndexReport {
     /// Runs built again from the log.
     pub(crate) rebuilt_run_count: u64,
     /// Bytes of the log read for that.
     pub(crate) read_bytes: u64,
+    /// Messages that neither index nor log know, by queue, where that was forgiven: they are gone.
+    pub(crate) missing: BTreeMap<QueueId, u64>,
 }
 
-/// Makes every run of `queues` readable.
-///
-/// # Errors
-/// Those of the disk; `Damaged` when neither index nor log know where a message lies.
-pub(crate) fn recover(
-    disk: &dyn Disk,
-    clock: &dyn Clock,
-    store: StoreId,
-    files: &IndexFiles,
-    queues: &mut [QueueImage],
-    high_counts: &HighCounts,
-) -> Result<IndexReport, StorageError> {
-    let report = rebuild_lost(disk, clock, store, files, queues)?;
-    for ((queue, seq), delivery_count) in high_counts {
-        let image = queues.binary_search_by_key(queue, |image| image.id);
-        if let Some(image) = image.ok().and_then(|index| queues.get_mut(index)) {
-            unfile(disk, files, image, *seq, *delivery_count)?;
+/// What the runs of a recovered store are made readable with.
+pub(crate) struct IndexRecovery<'a> {
+    pub(crate) disk: &'a dyn Disk,
+    pub(crate) clock: &'a dyn Clock,
+    pub(crate) store: StoreId,
+    pub(crate) files: &'a IndexFiles,
+    /// What runs cannot say.
+    pub(crate) high_counts: &'a HighCounts,
+    /// Messages that are nowhere are left out.
+    pub(crate) is_forgiving: bool,
+}
+
+impl IndexRecovery<'_> {
+    /// Makes every run of `queues` readable.
+    ///
+    /// # Errors
+    /// Those of the disk; `Damaged` when neither index nor log know where a message lies.
+    pub(crate) fn run(&self, queues: &mut [QueueImage]) -> Result<IndexReport, StorageError> {
+        let report = self.rebuild_lost(queues)?;
+        for ((queue, seq), delivery_count) in self.high_counts {
+            let image = queues.binary_search_by_key(queue, |image| image.id);
+            if let Some(image) = image.ok().and_then(|index| queues.get_mut(index)) {
+                unfile(self.disk, self.files, image, *seq, *delivery_count)?;
+            }
         }
+        Ok(report)
     }
-    Ok(report)
+
+    fn rebuild_lost(&self, queues: &mut [QueueImage]) -> Result<IndexReport, StorageError> {
+        let mut rebuild = Rebuild::new(self.disk, self.store, FOUND_MAX);
+        if self.is_forgiving {
+            rebuild = rebuild.forgive();
+        }
+        let mut lost_count = 0;
+        for image in queues.iter_mut().filter(|image| !image.runs.is_empty()) {
+            for number in self.find_lost(image)? {
+                if let Some(run) = image.run(number) {
+                    rebuild.add(image.id, run);
+                    lost_count += 1;
+                }
+            }
+        }
+        if lost_count == 0 {
+            return Ok(IndexReport::default());
+        }
+        tracing::warn!(
+            runs = lost_count,
+            "index blocks are missing: building them again from the log"
+        );
+        let mut builder = Builder::new(self.store, self.files, self.clock, queues);
+        let Rebuilt {
+            read_bytes,
+            missing,
+            ..
+        } = rebuild.run(&mut builder)?;
+        queues.iter_mut().for_each(QueueImage::compact);
+        tracing::info!(
+            runs = lost_count,
+            read_bytes,
+            "built the index again from the log"
+        );
+        Ok(IndexReport {
+            rebuilt_run_count: lost_count,
+            read_bytes,
+            missing,
+        })
+    }
+
+    /// Numbers of the runs whose block cannot be used; counts again what the touched ones of the others have where.
+    fn find_lost(&self, image: &mut QueueImage) -> Result<Vec<u64>, StorageError> {
+        let path = index_path(image.id);
+        let id = image.id;
+        let read = |run: &FiledRun| {
+            let read = self.files.read(id, run);
+            read.map_err(io_error(self.disk, "read an index file", &path))
+        };
+        let last = image.runs.iter().max_by_key(|run| run.block);
+        let is_suspect = match last {
+            Some(run) => read(run)?.is_err(),
+            None => false,
+        };
+        let is_needed = |run: &FiledRun| {
+            let range = run.range();
+            let mut high = self.high_counts.range((id, range.first)..=(id, range.last));
+            run.is_touched() || high.next().is_some()
+        };
+        let mut lost = Vec::new();
+        for run in &mut image.runs {
+            if !is_suspect && !is_needed(run) {
+                continue;
+            }
+            match read(run)? {
+                Ok(block) => {
+                    let entries = block
+                        .live_entries(run)
+                        .expect("a decoded block has all live entries");
+                    run.segments = block::uses(&entries);
+                }
+                Err(detail) => {
+                    let path = self.disk.describe(&path);
+                    let offset = u64::from(run.block) * super::BLOCK_LEN as u64;
+                    tracing::debug!(path, offset, run = run.number, detail, "lost index block");
+                    lost.push(run.number);
+                }
+            }
+        }
+        Ok(lost)
+    }
 }
 
 /// Takes a run out of its file whose marks cannot say how often one of its messages was delivered.
@@ -86,84 +176,6 @@ fn unfile(
         entry.delivery_count = delivery_count;
     }
     Ok(())
-}
-
-fn rebuild_lost(
-    disk: &dyn Disk,
-    clock: &dyn Clock,
-    store: StoreId,
-    files: &IndexFiles,
-    queues: &mut [QueueImage],
-) -> Result<IndexReport, StorageError> {
-    let mut rebuild = Rebuild::new(disk, store, FOUND_MAX);
-    let mut lost_count = 0;
-    for image in queues.iter_mut().filter(|image| !image.runs.is_empty()) {
-        for number in find_lost(disk, files, image)? {
-            if let Some(run) = image.run(number) {
-                rebuild.add(image.id, run);
-                lost_count += 1;
-            }
-        }
-    }
-    if lost_count == 0 {
-        return Ok(IndexReport::default());
-    }
-    tracing::warn!(
-        runs = lost_count,
-        "index blocks are missing: building them again from the log"
-    );
-    let mut builder = Builder::new(store, files, clock, queues);
-    let read_bytes = rebuild.run(&mut builder)?.read_bytes;
-    queues.iter_mut().for_each(QueueImage::compact);
-    tracing::info!(
-        runs = lost_count,
-        read_bytes,
-        "built the index again from the log"
-    );
-    Ok(IndexReport {
-        rebuilt_run_count: lost_count,
-        read_bytes,
-    })
-}
-
-/// Numbers of the runs whose block cannot be used; counts again what the touched ones of the others have where.
-fn find_lost(
-    disk: &dyn Disk,
-    files: &IndexFiles,
-    image: &mut QueueImage,
-) -> Result<Vec<u64>, StorageError> {
-    let path = index_path(image.id);
-    let id = image.id;
-    let read = |run: &FiledRun| {
-        let read = files.read(id, run);
-        read.map_err(io_error(disk, "read an index file", &path))
-    };
-    let last = image.runs.iter().max_by_key(|run| run.block);
-    let is_suspect = match last {
-        Some(run) => read(run)?.is_err(),
-        None => false,
-    };
-    let mut lost = Vec::new();
-    for run in &mut image.runs {
-        if !is_suspect && !run.is_touched() {
-            continue;
-        }
-        match read(run)? {
-            Ok(block) => {
-                let entries = block
-                    .live_entries(run)
-                    .expect("a decoded block has all live entries");
-                run.segments = block::uses(&entries);
-            }
-            Err(detail) => {
-                let path = disk.describe(&path);
-                let offset = u64::from(run.block) * super::BLOCK_LEN as u64;
-                tracing::debug!(path, offset, run = run.number, detail, "lost index block");
-                lost.push(run.number);
-            }
-        }
-    }
-    Ok(lost)
 }
 
 /// Puts rebuilt runs into free blocks.
@@ -229,7 +241,9 @@ impl Sink for Builder<'_> {
         let written =
             block::encode(self.store, queue, &entries).and_then(|(block, mut rebuilt)| {
                 rebuilt.block = parked.unwrap_or_else(|| self.files.allocate(queue));
-                rebuilt.content_bytes = run.content_bytes;
+                if rebuilt.live == run.live {
+                    rebuilt.content_bytes = run.content_bytes;
+                }
                 self.write(queue, rebuilt.block, &block).then_some(rebuilt)
             });
         let Some(image) = self.queues.get_mut(&queue) else {
@@ -290,7 +304,7 @@ impl Sink for Builder<'_> {
         &mut self,
         segments_done: usize,
         segment_count: usize,
-        read_bytes: u64,
+        done_bytes: u64,
         total_bytes: u64,
     ) {
         let now_ns = self.clock.monotonic_ns();
@@ -301,11 +315,11 @@ impl Sink for Builder<'_> {
         }
         self.told_ns = now_ns;
         let elapsed_ms = now_ns.saturating_sub(self.begun_ns) / 1_000_000;
-        let seconds_left = remaining_ms(elapsed_ms, read_bytes, total_bytes).div_ceil(1000);
+        let seconds_left = remaining_ms(elapsed_ms, done_bytes, total_bytes).div_ceil(1000);
         tracing::info!(
             segments_done,
             segment_count,
-            read_bytes,
+            done_bytes,
             total_bytes,
             seconds_left,
             "building the index again from the log"
@@ -314,9 +328,9 @@ impl Sink for Builder<'_> {
 }
 
 /// Time that the rest takes if it goes on as before.
-fn remaining_ms(elapsed_ms: u64, read_bytes: u64, total_bytes: u64) -> u64 {
-    let rest = u128::from(total_bytes.saturating_sub(read_bytes));
-    let left = u128::from(elapsed_ms) * rest / u128::from(read_bytes.max(1));
+fn remaining_ms(elapsed_ms: u64, done_bytes: u64, total_bytes: u64) -> u64 {
+    let rest = u128::from(total_bytes.saturating_sub(done_bytes));
+    let left = u128::from(elapsed_ms) * rest / u128::from(done_bytes.max(1));
     u64::try_from(left).unwrap_or(u64::MAX)
 }
 

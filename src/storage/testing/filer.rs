@@ -33,6 +33,13 @@ impl Filer {
         }
     }
 
+    /// Messages of a run moved: its block says the old place.
+    pub fn forget(&mut self, queue: QueueId, number: u64) {
+        if let Some(runs) = self.filed.get_mut(&queue) {
+            runs.remove(&number);
+        }
+    }
+
     /// What [`CheckpointSource::queue`](crate::storage::CheckpointSource::queue) gives for a queue.
     #[must_use]
     pub fn image(&self, whole: &QueueImage) -> QueueImage {

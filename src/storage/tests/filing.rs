@@ -7,12 +7,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::disk::sim::{Effect, Trigger};
 use crate::disk::{Disk, OpenMode};
-use crate::storage::format::{INDEX_DIR, index_path};
+use crate::storage::format::{INDEX_DIR, index_path, segment_path};
 use crate::storage::index::BLOCK_LEN;
 use crate::storage::run::FiledRun;
 use crate::storage::testing::{as_recovered, numbered_payload};
-use crate::storage::types::QueueId;
-use crate::storage::{CheckpointSource, QueueImage};
+use crate::storage::types::{QueueId, SegmentId, Seq};
+use crate::storage::{CheckpointSource, OnCorruption, QueueImage};
 
 /// Every queue has a file, and everything in it that a checkpoint finds.
 fn filing() -> Options {
@@ -211,6 +211,99 @@ fn a_damaged_block_is_looked_up_in_the_log() {
     let before = store.storage.stats().rebuilt_run_count;
     store.check_filed();
     assert_eq!(store.storage.stats().rebuilt_run_count, before + 3);
+}
+
+/// A queue over several segments, all below the checkpoint's begin, whose index file is gone; a bit of the record of
+/// message 40 has changed, `skip` bytes behind the start of its batch or, with `None`, in its payload.
+fn without_index_and_with_rot(skip: Option<u64>) -> (Rig, LiveStore) {
+    let rig = Rig::new(filing());
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    for number in 0..60 {
+        store.publish(&[1], &numbered_payload(number, 4_000), 0);
+        if number % 2 == 1 {
+            store.commit().unwrap();
+        }
+    }
+    store.storage.checkpoint(&store).unwrap();
+    let position = store.images()[0]
+        .entries
+        .position(Seq(40))
+        .expect("it is there");
+    assert!(position.lsn.segment() > SegmentId(1));
+    let rig = rig.after_power_loss();
+    remove(&rig, &index_path(QueueId(1)));
+    let path = segment_path(position.lsn.segment());
+    // Message 39 is the other one of the batch.
+    let batch = position.lsn.offset() - position.len_bytes - 64;
+    let place = match skip {
+        Some(skip) => u64::from(batch) + skip,
+        None => u64::from(position.lsn.offset()) + 2_000,
+    };
+    rig.disk.flip_bit(&path, place, 2).unwrap();
+    (rig, store)
+}
+
+#[test]
+fn i35_a_rotten_payload_costs_a_rebuild_nothing() {
+    let (rig, store) = without_index_and_with_rot(None);
+    let (again, recovered) = rig.open();
+    check_same_state(&recovered, &store);
+    assert_eq!(recovered.report.rebuilt_run_count, 1);
+    let unreadable: Vec<u64> = recovered.queues[0]
+        .entries
+        .iter()
+        .filter(|entry| {
+            let read = again.storage.read(QueueId(1), entry.seq, entry.position);
+            read.is_err()
+        })
+        .map(|entry| entry.seq.0)
+        .collect();
+    assert_eq!(unreadable, [40]);
+}
+
+#[test]
+fn a_rotten_batch_without_an_index_is_refused_or_left_out() {
+    // In the header of the batch, and in that of its first record.
+    for skip in [20, 70] {
+        let (mut rig, store) = without_index_and_with_rot(Some(skip));
+        match rig.try_open().map(|_| ()) {
+            Err(StorageError::Damaged {
+                path,
+                offset,
+                detail,
+            }) => {
+                assert!(
+                    path.ends_with("000000000002.segment")
+                        || path.ends_with("000000000003.segment"),
+                    "{path}"
+                );
+                assert!(
+                    offset > 4096 && detail.contains("message 39 of queue 1"),
+                    "{offset}: {detail}"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        rig.options.on_corruption = OnCorruption::Quarantine;
+        let (_, recovered) = rig.open();
+        let left: Vec<u64> = recovered.queues[0]
+            .entries
+            .iter()
+            .map(|entry| entry.seq.0)
+            .collect();
+        let expected: Vec<u64> = (1..=60).filter(|seq| ![39, 40].contains(seq)).collect();
+        assert_eq!(left, expected);
+        let salvage = recovered.report.salvage.expect("something is lost");
+        let place = &salvage.places[0];
+        assert_eq!(place.path, index_path(QueueId(1)));
+        assert!(
+            place.detail.starts_with("2 messages of queue 1"),
+            "{}",
+            place.detail
+        );
+        drop(store);
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod bytes_on_disk;
 mod commits;
+mod compacting;
 mod damage;
 mod filing;
 mod full_disk;

@@ -13,6 +13,7 @@
 //! `paging`). An entry of a filed run is counted in the sums but cannot be looked up: it is ready, and nobody knows
 //! its seq by name.
 
+mod moving;
 mod paging;
 mod run;
 mod slot;

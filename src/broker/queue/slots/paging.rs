@@ -222,17 +222,35 @@ impl Slots {
         max_count: usize,
     ) -> Vec<Vec<ImageEntry>> {
         let tail = self.next_seq / RUN_SEQS;
-        let is_complete = |run: &&mut Run| policy.closes_tail || run.number < tail;
-        let live = self.runs.iter_mut().filter(|run| run.live_count > 0);
-        live.filter(is_complete)
-            .filter_map(Run::resident_mut)
-            .filter(|resident| resident.block.is_none() && resident.can_be_filed())
-            .take(max_count)
-            .map(|resident| {
+        let mut offered = Vec::new();
+        for index in self.resident_indexes() {
+            let run = &mut self.runs[index];
+            let is_complete = policy.closes_tail || run.number < tail;
+            if offered.len() == max_count || !is_complete || run.live_count == 0 {
+                continue;
+            }
+            let resident = run.resident_mut();
+            if let Some(resident) =
+                resident.filter(|resident| resident.block.is_none() && resident.can_be_filed())
+            {
                 resident.is_offered = true;
-                resident.entries()
-            })
-            .collect()
+                offered.push(resident.entries());
+            }
+        }
+        offered
+    }
+
+    /// Where the runs in memory stand, ascending. They are mostly at both ends, however many there are in between.
+    fn resident_indexes(&self) -> Vec<usize> {
+        let filed_count = usize::try_from(self.filed_count).unwrap_or(usize::MAX);
+        let count = self.runs.len().saturating_sub(filed_count);
+        let is_resident = |index: &usize| self.runs[*index].resident().is_some();
+        let mut indexes: Vec<usize> = (0..self.runs.len()).take_while(is_resident).collect();
+        let behind = (indexes.len()..self.runs.len()).rev().filter(is_resident);
+        let rest = count - indexes.len();
+        indexes.extend(behind.take(rest));
+        indexes.sort_unstable();
+        indexes
     }
 
     /// A run that was offered is in a block now; false when it is not what it was.
@@ -269,7 +287,7 @@ impl Slots {
             .find_run(self.ready_from / RUN_SEQS)
             .unwrap_or_else(|at| at);
         let hot = head..head.saturating_add(policy.hot_runs);
-        for index in 0..self.runs.len() {
+        for index in self.resident_indexes() {
             if !hot.contains(&index) {
                 shed.garbage.extend(self.page_out(index));
             }

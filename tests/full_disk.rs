@@ -1,0 +1,291 @@
+//! Space on a real file system: a disk without a free byte, and messages that must not hold more of it than they need.
+//!
+//! The full disk is a small tmpfs, mounted by the test; that takes root, which CI has. Without it the test says that it
+//! proves nothing and passes.
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use stratamq::amqp::method::connection;
+use support::TestBroker;
+use support::raw::{Client, Message, Trouble, durable};
+use support::status::Status;
+
+const CHANNEL: u16 = 1;
+/// Most that is waited for something that happens by itself.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// A small file system of its own.
+struct SmallDisk {
+    place: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    /// `None` when this process may not mount anything.
+    #[expect(
+        clippy::print_stdout,
+        reason = "a test that proves nothing must say so"
+    )]
+    fn mount(size: &str) -> Option<Self> {
+        let place = tempfile::tempdir().expect("a temporary directory can be made");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(place.path())
+            .output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(Self { place }),
+            refused => {
+                println!("SKIPPED: cannot mount a tmpfs, so nothing is proved here: {refused:?}");
+                None
+            }
+        }
+    }
+
+    fn data_dir(&self) -> PathBuf {
+        self.place.path().join("data")
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.place.path().join("somebody's file")
+    }
+
+    /// Takes every byte that is free.
+    fn fill(&self) {
+        let mut file = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.filler())
+            .expect("a file can be made");
+        for len in [1 << 20, 4096, 1] {
+            let bytes = vec![b'x'; len];
+            while file.write_all(&bytes).is_ok() {}
+        }
+    }
+
+    fn give_back(&self) {
+        fs::remove_file(self.filler()).expect("it is there");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(self.place.path())
+            .output();
+    }
+}
+
+fn connect(broker: &TestBroker) -> Client {
+    let mut client = Client::connect(broker.address());
+    client.open_channel(CHANNEL);
+    client
+}
+
+fn alarms(broker: &TestBroker) -> String {
+    let output = Command::new(support::broker_binary())
+        .arg("--data-dir")
+        .arg(broker.data_dir())
+        .args(["status", "--json"])
+        .output()
+        .expect("status runs");
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).expect("status is JSON");
+    status["alarms"].to_string()
+}
+
+/// Looks again and again, until it is so.
+#[track_caller]
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let mut waited = Duration::ZERO;
+    while !is_so() {
+        assert!(waited < PATIENCE, "never: {what}");
+        std::thread::sleep(PAUSE);
+        waited += PAUSE;
+    }
+}
+
+fn publish_confirmed(client: &mut Client, queue: &str, bodies: &[String], len: usize) {
+    for body in bodies {
+        let mut bytes = body.clone().into_bytes();
+        bytes.resize(len, b'.');
+        client.push_publish(CHANNEL, "", queue, &Message::persistent(bytes));
+    }
+    client.flush().expect("the broker reads");
+}
+
+fn numbered(from: usize, count: usize) -> Vec<String> {
+    (from..from + count)
+        .map(|number| format!("{number:08}"))
+        .collect()
+}
+
+fn name_of(body: &[u8]) -> String {
+    String::from_utf8_lossy(body.get(..8).unwrap_or_default()).into_owned()
+}
+
+#[test]
+fn at_zero_bytes_free_the_broker_starts_delivers_and_takes_acks() {
+    let Some(disk) = SmallDisk::mount("64m") else {
+        return;
+    };
+    let start = |_: ()| {
+        TestBroker::builder()
+            .data_dir(disk.data_dir())
+            .arg("--segment-size=1MiB")
+            .arg("--disk-free-limit=0")
+    };
+    let mut broker = start(()).start();
+    let mut client = connect(&broker);
+    for queue in ["kept", "purged", "deleted"] {
+        client.queue_declare(CHANNEL, queue, durable());
+    }
+    client.confirm_select(CHANNEL);
+    let bodies = numbered(0, 600);
+    publish_confirmed(&mut client, "kept", &bodies, 10_000);
+    publish_confirmed(&mut client, "purged", &numbered(0, 100), 10_000);
+    publish_confirmed(&mut client, "deleted", &numbered(0, 100), 10_000);
+    client.wait_confirms_upto(CHANNEL, 800);
+    disk.fill();
+    // Somebody does not stop publishing. What is confirmed must stay.
+    let more = numbered(600, 400);
+    publish_confirmed(&mut client, "kept", &more[..200], 10_000);
+    let mut confirmed = 800;
+    while let Ok(ack) = client.try_next_confirm_within(CHANNEL, Duration::from_secs(2)) {
+        confirmed = ack.delivery_tag;
+    }
+    println!("confirmed on the reserve: {}", confirmed - 800);
+    drop(client);
+    broker.kill();
+    broker.restart();
+    disk.fill();
+
+    let mut client = connect(&broker);
+    client.consume(CHANNEL, "kept", "c");
+    let certain = 600 + usize::try_from(confirmed - 800).expect("a count");
+    let mut found = Vec::new();
+    for _ in 0..certain {
+        let delivered = client.next_delivery(CHANNEL);
+        found.push(name_of(&delivered.message.body));
+        client.ack(CHANNEL, delivered.tag);
+    }
+    assert_eq!(found, numbered(0, certain), "each once, in order");
+    assert_eq!(client.try_purge(CHANNEL, "purged").expect("purged"), 100);
+    assert_eq!(client.queue_delete(CHANNEL, "deleted"), 100);
+    drop(client);
+    // Once more, with what is left.
+    broker.kill();
+    broker.restart();
+    disk.give_back();
+    wait_until("the alarm ends", || alarms(&broker) == "[]");
+    let mut client = connect(&broker);
+    client.confirm_select(CHANNEL);
+    publish_confirmed(&mut client, "kept", &["the last".to_owned()], 100);
+    client.wait_confirms_upto(CHANNEL, 1);
+    assert!(client.get(CHANNEL, "purged").is_none());
+}
+
+#[test]
+fn a_full_disk_blocks_publishers_with_a_reason_and_they_go_on_by_themselves() {
+    let Some(disk) = SmallDisk::mount("48m") else {
+        return;
+    };
+    let broker = TestBroker::builder()
+        .data_dir(disk.data_dir())
+        .arg("--segment-size=1MiB")
+        .arg("--disk-free-limit=0")
+        .start();
+    let mut client = connect(&broker);
+    client.queue_declare(CHANNEL, "q", durable());
+    client.confirm_select(CHANNEL);
+    publish_confirmed(&mut client, "q", &numbered(0, 300), 10_000);
+    client.wait_confirms_upto(CHANNEL, 300);
+    disk.fill();
+    let mut sent = 300;
+    wait_until("the publisher is blocked", || {
+        publish_confirmed(&mut client, "q", &numbered(sent, 20), 10_000);
+        sent += 20;
+        alarms(&broker).contains("low on disk")
+    });
+    // Whoever publishes now is told.
+    publish_confirmed(&mut client, "q", &numbered(sent, 1), 10_000);
+    sent += 1;
+    let blocked: connection::Blocked = client.expect(0);
+    assert_eq!(blocked.reason.as_str(), "low on disk");
+    disk.give_back();
+    let _: connection::Unblocked = client.expect(0);
+    wait_until("the alarm ends", || alarms(&broker) == "[]");
+    // Those that waited are confirmed without being sent again.
+    client.wait_confirms_upto_from(CHANNEL, 300, u64::try_from(sent).expect("a count"));
+    match client.try_next_confirm_within(CHANNEL, PAUSE) {
+        Err(Trouble::Silent) => {}
+        other => panic!("more confirms than messages: {other:?}"),
+    }
+}
+
+/// Bytes of all files of the log.
+fn log_bytes(data_dir: &Path) -> u64 {
+    let entries = fs::read_dir(data_dir.join("log")).expect("the log is a directory");
+    entries
+        .filter_map(|entry| entry.ok()?.metadata().ok())
+        .map(|metadata| metadata.len())
+        .sum()
+}
+
+#[test]
+fn one_unacked_message_in_each_segment_does_not_hold_the_disk() {
+    hold_one_message_in_each_segment("--queue-index-min-messages=1024");
+}
+
+/// The positions of the messages are in index files only.
+#[test]
+fn one_filed_message_in_each_segment_does_not_hold_the_disk() {
+    hold_one_message_in_each_segment("--queue-index-min-messages=0");
+}
+
+#[track_caller]
+fn hold_one_message_in_each_segment(index_flag: &str) {
+    let mut broker = TestBroker::builder()
+        .arg("--segment-size=1MiB")
+        .arg(index_flag)
+        .start();
+    let mut client = connect(&broker);
+    client.queue_declare(CHANNEL, "stragglers", durable());
+    client.queue_declare(CHANNEL, "crowd", durable());
+    client.confirm_select(CHANNEL);
+    let mut last = 0;
+    for round in 0..40 {
+        publish_confirmed(&mut client, "stragglers", &numbered(round, 1), 500);
+        publish_confirmed(&mut client, "crowd", &numbered(0, 100), 10_000);
+        last += 101;
+        client.wait_confirms_upto_from(CHANNEL, last - 101, last);
+        client.try_purge(CHANNEL, "crowd").expect("purged");
+    }
+    // 20 KiB are alive. Spare, prepared and open segments, and the cold one, are the constant.
+    wait_until("the disk is given back", || {
+        publish_confirmed(&mut client, "crowd", &numbered(0, 1), 10_000);
+        log_bytes(broker.data_dir()) <= 16 << 20
+    });
+    let status = Status::of(&broker);
+    assert!(status.counter("/log/compacted_bytes") > 0, "{status:?}");
+    broker.kill();
+    let verified = Command::new(env!("CARGO_BIN_EXE_strata-dump"))
+        .arg("verify")
+        .arg(broker.data_dir())
+        .output()
+        .expect("the dump tool can be executed");
+    let said = String::from_utf8_lossy(&verified.stdout);
+    assert!(verified.status.success(), "{said}");
+    broker.restart();
+    let mut consumer = connect(&broker);
+    consumer.consume(CHANNEL, "stragglers", "c");
+    for round in 0..40 {
+        let delivered = consumer.next_delivery(CHANNEL);
+        assert_eq!(name_of(&delivered.message.body), format!("{round:08}"));
+    }
+}
