@@ -55,6 +55,8 @@ const ROUND_MAX_BYTES: u64 = 2 << 20;
 const POLL: Duration = Duration::from_millis(100);
 /// The same while there is pressure.
 const POLL_UNDER_PRESSURE: Duration = Duration::from_millis(10);
+/// Parts of spill files that are rewritten before other work is looked at.
+const REWRITE_ROUNDS: u32 = 32;
 /// After a spill that failed, the next one is tried so much later.
 const SPILL_PAUSE_MS: u64 = 1000;
 /// While the process is large, free memory is given back so often.
@@ -325,6 +327,8 @@ impl Keeper<'_> {
                 return false;
             }
             left_bytes = left_bytes.saturating_sub(freed_bytes);
+            // Shedding takes a while; who publishes is slowed by what was measured last.
+            self.measure();
         }
         true
     }
@@ -375,11 +379,21 @@ impl Keeper<'_> {
         Ok(())
     }
 
-    /// Moves what is left in a spill file that is mostly dead.
+    /// Moves what is left in spill files that are mostly dead.
     fn rewrite(&mut self) {
+        for _ in 0..REWRITE_ROUNDS {
+            if !self.rewrite_some() {
+                return;
+            }
+            self.measure();
+        }
+    }
+
+    /// False when there is no more, or when that failed.
+    fn rewrite_some(&mut self) -> bool {
         let mut found = self.hub.memory.spill.stragglers();
         if found.is_empty() {
-            return;
+            return false;
         }
         // By queue; the sort keeps the order inside of one.
         found.sort_by_key(|spilled| spilled.queue);
@@ -396,9 +410,10 @@ impl Keeper<'_> {
             if let Err(error) = self.rewrite_of(queue, &held) {
                 tracing::warn!(%error, "cannot move spilled messages; they stay where they are");
                 self.spill_after_ms = self.hub.now_ms() + SPILL_PAUSE_MS;
-                return;
+                return false;
             }
         }
+        true
     }
 
     fn rewrite_of(

@@ -31,6 +31,8 @@ use crate::sync::lock;
 pub const SPILL_FILE_BYTES: u64 = 16 << 20;
 /// A file is worth rewriting when less than one part in so many of it is live.
 const LIVE_SHARE_MIN: u64 = 4;
+/// Bytes of a mostly dead file that are looked at in one go.
+const SWEEP_BYTES: u64 = 256 * 1024;
 
 /// A message to be moved out of memory.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +86,8 @@ struct File {
     file: Arc<dyn DiskFile>,
     end_bytes: u64,
     live_bytes: u64,
+    /// [`Spill::stragglers`] goes on here.
+    swept_bytes: u64,
     /// It could not be read when it was to be rewritten.
     is_unreadable: bool,
 }
@@ -165,6 +169,7 @@ impl Spill {
             file: Arc::clone(&file),
             end_bytes: 0,
             live_bytes: 0,
+            swept_bytes: 0,
             is_unreadable: false,
         };
         files.by_number.insert(number, entry);
@@ -210,28 +215,62 @@ impl Spill {
         drop(dead);
     }
 
-    /// What is still in a file that is mostly dead; empty when there is none. The caller writes what it still wants
-    /// again and releases the old places, which frees the file. On the thread that writes.
+    /// Some of what is in a file that is mostly dead; empty when there is no such file. The caller writes what it still
+    /// wants again and releases the old places, which frees the file after enough calls. On the thread that writes.
     #[must_use]
     pub fn stragglers(&self) -> Vec<Spilled> {
-        let Some((number, file, len_bytes)) = lock(&self.files).sparsest() else {
+        let Some((number, part)) = lock(&self.files).sparsest() else {
             return Vec::new();
         };
-        let found = usize::try_from(len_bytes)
-            .map_err(|_| io::ErrorKind::OutOfMemory.into())
-            .and_then(|len| {
-                let mut bytes = vec![0; len];
-                let len = file.read_at(&mut bytes, 0)?;
-                bytes.truncate(len);
-                Ok(records_in(&Bytes::from(bytes), number))
-            });
-        found.unwrap_or_else(|error: io::Error| {
-            tracing::warn!(%error, "a spill file cannot be read; it is kept as it is");
-            if let Some(file) = lock(&self.files).by_number.get_mut(&number) {
-                file.is_unreadable = true;
+        let found = part.read(number);
+        let mut files = lock(&self.files);
+        let Some(file) = files.by_number.get_mut(&number) else {
+            return Vec::new();
+        };
+        match found {
+            Ok((found, next_bytes)) => {
+                file.swept_bytes = if next_bytes < file.end_bytes {
+                    next_bytes
+                } else {
+                    0
+                };
+                found
             }
-            Vec::new()
-        })
+            Err(error) => {
+                tracing::warn!(%error, "a spill file cannot be read; it is kept as it is");
+                file.is_unreadable = true;
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// What is left to sweep of a file.
+struct Part {
+    file: Arc<dyn DiskFile>,
+    from_bytes: u64,
+    end_bytes: u64,
+}
+
+impl Part {
+    /// The next messages, and where those after them begin.
+    fn read(&self, number: SegmentId) -> io::Result<(Vec<Spilled>, u64)> {
+        let rest_bytes = self.end_bytes - self.from_bytes;
+        // Small messages take several times their size while they are moved: some at a time. One that is longer than
+        // that is read with all that follows.
+        for len_bytes in [rest_bytes.min(SWEEP_BYTES), rest_bytes] {
+            let len = usize::try_from(len_bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
+            let mut bytes = vec![0; len];
+            let len = self.file.read_at(&mut bytes, self.from_bytes)?;
+            bytes.truncate(len);
+            let found = records_in(&Bytes::from(bytes), number, self.from_bytes);
+            if let Some(last) = found.last() {
+                let last = last.position;
+                let next_bytes = u64::from(last.lsn.offset()) + u64::from(last.len_bytes);
+                return Ok((found, next_bytes));
+            }
+        }
+        Err(io::ErrorKind::InvalidData.into())
     }
 }
 
@@ -268,7 +307,7 @@ impl Files {
     }
 
     /// A closed file that is worth rewriting.
-    fn sparsest(&self) -> Option<(SegmentId, Arc<dyn DiskFile>, u64)> {
+    fn sparsest(&self) -> Option<(SegmentId, Part)> {
         let closed = self.by_number.iter().filter(|(number, file)| {
             Some(**number) != self.active
                 && !file.is_unreadable
@@ -276,7 +315,14 @@ impl Files {
         });
         closed
             .min_by_key(|(_, file)| file.live_bytes)
-            .map(|(number, file)| (*number, Arc::clone(&file.file), file.end_bytes))
+            .map(|(number, file)| {
+                let part = Part {
+                    file: Arc::clone(&file.file),
+                    from_bytes: file.swept_bytes,
+                    end_bytes: file.end_bytes,
+                };
+                (*number, part)
+            })
     }
 }
 
@@ -354,18 +400,24 @@ fn frame(items: &[SpillItem<'_>], number: SegmentId, start: u64) -> (Vec<Positio
 }
 
 /// The messages in the bytes of a file. What does not verify ends the list: its owner finds out when it is read.
-fn records_in(bytes: &Bytes, number: SegmentId) -> Vec<Spilled> {
+/// The whole records of `bytes`, which stand at `start` in their file.
+fn records_in(bytes: &Bytes, number: SegmentId, start: u64) -> Vec<Spilled> {
     let mut found = Vec::new();
     let mut offset = 0;
-    while let Some((spilled, len)) = record_at(bytes, number, offset) {
+    while let Some((spilled, len)) = record_at(bytes, number, start, offset) {
         found.push(spilled);
         offset += len;
     }
     found
 }
 
-fn record_at(bytes: &Bytes, number: SegmentId, offset: usize) -> Option<(Spilled, usize)> {
-    let lsn = Lsn::new(number, u32::try_from(offset).ok()?);
+fn record_at(
+    bytes: &Bytes,
+    number: SegmentId,
+    start: u64,
+    offset: usize,
+) -> Option<(Spilled, usize)> {
+    let lsn = Lsn::new(number, u32::try_from(start + offset as u64).ok()?);
     let rest = bytes.get(offset..).filter(|rest| !rest.is_empty())?;
     let (record, _) = record::split(rest).ok()?;
     let Ok(Record::Publish(publish)) = record::decode(record, lsn) else {

@@ -102,10 +102,11 @@ fn classify(call: &str) -> Option<Call> {
         "fdatasync" | "fsync" if has_failed => Some(Call::SyncFailed),
         "fdatasync" | "fsync" if is_log => Some(Call::Sync),
         "fdatasync" | "fsync" => {
-            // Files have an extension or a number in their name, directories have neither.
+            // Other files have an extension in their name, directories have none.
             let path = arguments.split_once('<')?.1.split_once('>')?.0;
             let file_name = path.rsplit_once('/')?.1;
-            (!file_name.contains('.')).then_some(Call::DirectorySync)
+            let is_directory = !file_name.contains('.') && file_name != "reserve";
+            is_directory.then_some(Call::DirectorySync)
         }
         _ if arguments.contains(BASIC_ACK) => Some(Call::Confirm),
         _ if is_log => Some(Call::Write),
