@@ -29,7 +29,6 @@ use super::format::{
     BLOCK_BYTES, CHECKPOINT_DIR, CHECKPOINT_EXTENSION, FORMAT_VERSION, SUPERBLOCK_FILES,
     batch_header, checkpoint_path, number_in_name, segment_path,
 };
-use super::replay::Replay;
 use super::scan::{Remains, SegmentScan, first_signed_header, survey_remains};
 use super::segment::{self, FIRST_BATCH_OFFSET, HeaderError, SegmentHeader};
 use super::superblock::Superblock;
@@ -174,30 +173,11 @@ pub fn salvage(disk: &dyn Disk, superblock: Option<Superblock>) -> Result<Survey
 fn begin(
     superblock: Superblock,
     segments: BTreeSet<SegmentId>,
-    mut checkpoint: Option<Checkpoint>,
+    checkpoint: Option<Checkpoint>,
 ) -> Survey {
-    let mut replay = match &mut checkpoint {
-        Some(checkpoint) => {
-            Replay::from_checkpoint(std::mem::take(&mut checkpoint.queues), checkpoint.meta_lsn)
-        }
-        None => Replay::default(),
-    };
-    replay.adopt_unknown_queues();
-    let read_bytes = checkpoint
-        .as_ref()
-        .map_or(0, |checkpoint| checkpoint.len_bytes);
-    Survey {
-        superblock,
-        checkpoint,
-        segments,
-        chain: Vec::new(),
-        end: superblock.begin,
-        synced: superblock.synced,
-        discarded: Vec::new(),
-        replay,
-        read_bytes,
-        salvage: None,
-    }
+    let mut survey = Survey::begin(superblock, segments, checkpoint);
+    survey.replay.adopt_unknown_queues();
+    survey
 }
 
 /// Generations of the checkpoint files that exist, newest first.

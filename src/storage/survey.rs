@@ -78,34 +78,45 @@ struct Successor {
     predecessor_end: Lsn,
 }
 
+impl Survey {
+    /// Of a store of which the checkpoint is read and the log is not.
+    pub(super) fn begin(
+        superblock: Superblock,
+        segments: BTreeSet<SegmentId>,
+        mut checkpoint: Option<Checkpoint>,
+    ) -> Self {
+        let replay = match &mut checkpoint {
+            Some(checkpoint) => {
+                Replay::from_checkpoint(std::mem::take(&mut checkpoint.queues), checkpoint.meta_lsn)
+            }
+            None => Replay::default(),
+        };
+        let read_bytes = checkpoint
+            .as_ref()
+            .map_or(0, |checkpoint| checkpoint.len_bytes);
+        Self {
+            superblock,
+            checkpoint,
+            segments,
+            chain: Vec::new(),
+            end: superblock.begin,
+            synced: superblock.synced,
+            discarded: Vec::new(),
+            replay,
+            read_bytes,
+            salvage: None,
+        }
+    }
+}
+
 /// Reads the directory that `superblock` describes.
 ///
 /// # Errors
 /// `Damaged` and `NewerFormat` as the module says; those of the disk.
 pub fn survey(disk: &dyn Disk, superblock: Superblock) -> Result<Survey, StorageError> {
     let segments = segment::list(disk)?;
-    let mut checkpoint = load_checkpoint(disk, &superblock, &segments)?;
-    let replay = match &mut checkpoint {
-        Some(checkpoint) => {
-            Replay::from_checkpoint(std::mem::take(&mut checkpoint.queues), checkpoint.meta_lsn)
-        }
-        None => Replay::default(),
-    };
-    let read_bytes = checkpoint
-        .as_ref()
-        .map_or(0, |checkpoint| checkpoint.len_bytes);
-    let survey = Survey {
-        superblock,
-        checkpoint,
-        segments,
-        chain: Vec::new(),
-        end: superblock.begin,
-        synced: superblock.synced,
-        discarded: Vec::new(),
-        replay,
-        read_bytes,
-        salvage: None,
-    };
+    let checkpoint = load_checkpoint(disk, &superblock, &segments)?;
+    let survey = Survey::begin(superblock, segments, checkpoint);
     let previous_crc = (survey.end.segment() == ROOT).then_some(0);
     let mut pass = Pass {
         disk,
