@@ -197,7 +197,7 @@ impl Storage {
         let since = &self.inner.since;
         since.checkpointed(pushed_bytes, header.created_at_ms);
         let compactor = &mut checkpoints.compactor;
-        compactor.checkpointed(&written.segments, begin.segment());
+        compactor.checkpointed(&written, begin.segment());
         let (live_bytes, filling) = (compactor.live_bytes(), compactor.open_segment());
         let freed = self.free(begin.segment(), filling, &written, header.generation)?;
         shared.index.checkpointed(named)?;
