@@ -198,7 +198,7 @@ fn the_scrubber_has_a_damaged_index_block_written_again() {
         TestBroker::builder()
             .data_dir(directory.path())
             .arg("--queue-index-min-messages=0")
-            .arg(&format!("--scrub-rate={rate}"))
+            .arg(format!("--scrub-rate={rate}"))
             .start()
     };
     let mut broker = start("0");
