@@ -6,6 +6,7 @@ mod compacting;
 mod damage;
 mod filing;
 mod full_disk;
+mod full_disk_crashes;
 mod gathering;
 mod invariants;
 mod lifecycle;
