@@ -54,7 +54,7 @@ impl Batch {
     }
 
     pub(super) fn reserve(&mut self, queue: QueueId, ask: Ask) {
-        self.is_waited |= ask.is_waited;
+        self.is_waited |= ask.is_urgent;
         self.reservations.push((queue, ask));
     }
 
