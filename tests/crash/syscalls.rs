@@ -267,10 +267,10 @@ pub(crate) fn check_superblocks_follow_checkpoints(changes: &[Change]) -> Result
                 }
                 under_way = Some("without a durable name");
             }
-            Change::Synced(file) if file == "checkpoint" => {
-                if under_way == Some("without a durable name") {
-                    under_way = None;
-                }
+            Change::Synced(file)
+                if file == "checkpoint" && under_way == Some("without a durable name") =>
+            {
+                under_way = None;
             }
             Change::Written(file, _) if file.starts_with("superblock.") => match under_way {
                 Some(what) => {
