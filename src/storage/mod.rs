@@ -34,6 +34,7 @@ pub mod fuzz;
 mod gather;
 pub mod image;
 pub mod index;
+mod long_run_codec;
 mod options;
 pub mod pool;
 mod quarantine;

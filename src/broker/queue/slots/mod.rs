@@ -116,6 +116,10 @@ impl Slots {
     fn append(&mut self, seq: u64, slot: Slot) {
         let number = seq / RUN_SEQS;
         if self.runs.back().is_none_or(|run| run.number != number) {
+            if self.runs.capacity() == 0 {
+                // Most queues never have a second one.
+                self.runs.reserve_exact(1);
+            }
             let slots = self.fresh_slots();
             self.runs.push_back(Run::new(seq, slots));
         }

@@ -1,307 +1,23 @@
-//! Checkpoint files: the state of all queues and the owner's snapshot, as one streamed file.
-//!
-//! ```text
-//! | header | META | QUEUE | QUEUE | .. | SEGMENTS | END |       every section: header, content, zeros to 8
-//! ```
-//! The file is written queue by queue while the broker works on: each queue is contained up to its own LSN, and
-//! replay skips what a queue already contains. The END section holds the CRC of everything before it; a file
-//! without a right one does not count. Live refs per segment are counted from the entries, on writing and again
-//! on reading, and the two must agree.
+//! Reading a checkpoint, and believing nothing of it.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use super::error::StorageError;
-use super::file::{damaged, io_error, write_all};
-use super::format::{
-    CHECKPOINT_MAGIC, CHECKPOINT_MIN_READER_VERSION, FORMAT_VERSION, StoreId, align_up,
-    checkpoint_header as head, checkpoint_path, end_section, entry_flag, is_crc_right,
-    meta_section, narrow_entry, queue_flag, queue_section, run as run_head, run_counts,
-    section_header, section_kind, segment_entry, wide_entry,
-};
-use super::image::{Entries, QueueImage};
-use super::run::FiledRun;
-use super::run_codec;
-use super::scan::Window;
-use super::types::{ImageEntry, Lsn, Position, QueueId, SegmentId, Seq};
+use super::{Checkpoint, CheckpointHeader, SegmentTable, SegmentUse, count_entry, count_run};
 use crate::disk::{Disk, DiskFile, OpenMode};
-
-/// Bytes gathered before they are written: bounds memory, whatever the size of a queue.
-const WRITE_CHUNK_BYTES: usize = 1 << 20;
-
-/// What is alive in one segment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SegmentUse {
-    /// Unsettled refs into it.
-    pub live_refs: u64,
-    /// Record bytes of these refs; a record with two live refs counts twice.
-    pub live_bytes: u64,
-}
-
-/// Live refs of all segments that have any.
-pub type SegmentTable = BTreeMap<SegmentId, SegmentUse>;
-
-/// What the header of a checkpoint says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CheckpointHeader {
-    /// Its number.
-    pub generation: u64,
-    /// The incarnation that wrote it.
-    pub epoch: u64,
-    /// Replay begins here: a batch starts at this place, or the log ended there.
-    pub begin: Lsn,
-    /// When it was begun, Unix milliseconds.
-    pub created_at_ms: u64,
-}
-
-/// A checkpoint that was read and verified.
-#[derive(Debug)]
-pub struct Checkpoint {
-    /// Its header.
-    pub header: CheckpointHeader,
-    /// Append position after the last snapshot.
-    pub end: Lsn,
-    /// The owner's snapshot.
-    pub meta: Vec<u8>,
-    /// End of the last META record it contains.
-    pub meta_lsn: Lsn,
-    /// All queues, in ascending id.
-    pub queues: Vec<QueueImage>,
-    /// What is alive where.
-    pub segments: SegmentTable,
-    /// Size of the file.
-    pub len_bytes: u64,
-}
-
-/// A checkpoint being written.
-pub(crate) struct Writer {
-    file: Arc<dyn DiskFile>,
-    buffer: Vec<u8>,
-    /// Bytes already handed to the file.
-    written_bytes: u64,
-    crc: crc32fast::Hasher,
-    segments: SegmentTable,
-    queue_count: u64,
-    entry_count: u64,
-    last_queue: Option<QueueId>,
-}
-
-/// What was written.
-#[derive(Debug)]
-pub(crate) struct Written {
-    pub(crate) len_bytes: u64,
-    pub(crate) queue_count: u64,
-    pub(crate) entry_count: u64,
-    pub(crate) segments: SegmentTable,
-}
-
-impl Writer {
-    /// Begins a checkpoint in an empty file.
-    pub(crate) fn new(file: Arc<dyn DiskFile>, store: StoreId, header: &CheckpointHeader) -> Self {
-        let mut bytes = vec![0; head::SIZE];
-        head::MAGIC.put(&mut bytes, CHECKPOINT_MAGIC);
-        head::VERSION.put(&mut bytes, FORMAT_VERSION);
-        head::MIN_READER.put(&mut bytes, CHECKPOINT_MIN_READER_VERSION);
-        bytes[head::STORE_ID.offset..head::STORE_ID.end()].copy_from_slice(&store.0);
-        head::GENERATION.put(&mut bytes, header.generation);
-        head::EPOCH.put(&mut bytes, header.epoch);
-        head::BEGIN.put(&mut bytes, header.begin.0);
-        head::CREATED_AT.put(&mut bytes, header.created_at_ms);
-        let crc = crc32fast::hash(&bytes[..head::CRC.offset]);
-        head::CRC.put(&mut bytes, crc);
-        Self {
-            file,
-            buffer: bytes,
-            written_bytes: 0,
-            crc: crc32fast::Hasher::new(),
-            segments: SegmentTable::new(),
-            queue_count: 0,
-            entry_count: 0,
-            last_queue: None,
-        }
-    }
-
-    /// Adds the owner's snapshot: first.
-    pub(crate) fn meta(&mut self, meta: &[u8], last_lsn: Lsn) -> io::Result<()> {
-        self.section(
-            section_kind::META,
-            0,
-            (meta_section::SIZE + meta.len()) as u64,
-        );
-        self.buffer.extend_from_slice(&last_lsn.0.to_le_bytes());
-        self.buffer.extend_from_slice(meta);
-        self.pad();
-        self.flush_if_full()
-    }
-
-    /// Adds a queue. Queues come in ascending id.
-    pub(crate) fn queue(&mut self, image: &QueueImage) -> io::Result<()> {
-        assert!(
-            self.last_queue.is_none_or(|last| last < image.id),
-            "queues come in ascending id"
-        );
-        self.last_queue = Some(image.id);
-        let is_wide = image
-            .entries
-            .iter()
-            .any(|entry| entry.expires_at_ms != 0 || entry.delivery_count != 0);
-        let (mut flags, size) = if is_wide {
-            (queue_flag::WIDE_ENTRIES, wide_entry::SIZE)
-        } else {
-            (0, narrow_entry::SIZE)
-        };
-        let mut len = queue_section::SIZE + image.entries.len() * size;
-        if !image.runs.is_empty() {
-            flags |= queue_flag::RUNS;
-            len += run_counts::SIZE;
-            len += image.runs.iter().map(run_codec::len_bytes).sum::<usize>();
-        }
-        self.section(section_kind::QUEUE, flags, len as u64);
-        for value in [
-            image.id.0,
-            image.last_lsn.0,
-            image.next_seq.0,
-            image.reserved_upto.0,
-        ] {
-            self.buffer.extend_from_slice(&value.to_le_bytes());
-        }
-        if !image.runs.is_empty() {
-            for count in [image.entries.len(), image.runs.len()] {
-                self.buffer.extend_from_slice(&(count as u64).to_le_bytes());
-            }
-        }
-        for entry in image.entries.iter() {
-            // What is written must be readable: the log that could replace it is about to be freed.
-            assert!(
-                entry.seq < image.next_seq,
-                "the tail of a queue is above its messages"
-            );
-            self.buffer.extend_from_slice(&encode_entry(entry)[..size]);
-            count_entry(&mut self.segments, entry);
-            self.flush_if_full()?;
-        }
-        for run in &image.runs {
-            assert!(
-                !run.live.is_empty() && !run.is_touched(),
-                "what a run has in each segment is all that is unsettled of it"
-            );
-            run_codec::encode(run, &mut self.buffer);
-            count_run(&mut self.segments, run);
-            self.flush_if_full()?;
-        }
-        self.queue_count += 1;
-        self.entry_count += image.message_count();
-        Ok(())
-    }
-
-    /// Ends the file. It is not synced yet.
-    pub(crate) fn finish(mut self, end: Lsn) -> io::Result<Written> {
-        self.section(
-            section_kind::SEGMENTS,
-            0,
-            (self.segments.len() * segment_entry::SIZE) as u64,
-        );
-        for (segment, used) in &self.segments {
-            for value in [segment.0, used.live_refs, used.live_bytes] {
-                self.buffer.extend_from_slice(&value.to_le_bytes());
-            }
-        }
-        self.section(section_kind::END, 0, end_section::SIZE as u64);
-        let len_bytes = self.written_bytes + (self.buffer.len() + end_section::SIZE) as u64;
-        let mut section = [0; end_section::SIZE];
-        end_section::END.put(&mut section, end.0);
-        end_section::QUEUE_COUNT.put(&mut section, self.queue_count);
-        end_section::ENTRY_COUNT.put(&mut section, self.entry_count);
-        end_section::FILE_LEN.put(&mut section, len_bytes);
-        self.buffer
-            .extend_from_slice(&section[..end_section::CRC.offset]);
-        self.flush()?;
-        let crc = self.crc.clone().finalize();
-        self.buffer.extend_from_slice(&crc.to_le_bytes());
-        self.flush()?;
-        assert_eq!(
-            self.written_bytes, len_bytes,
-            "the length is the one announced"
-        );
-        Ok(Written {
-            len_bytes,
-            queue_count: self.queue_count,
-            entry_count: self.entry_count,
-            segments: self.segments,
-        })
-    }
-
-    fn section(&mut self, kind: u32, flags: u32, len_bytes: u64) {
-        let mut header = [0; section_header::SIZE];
-        section_header::KIND.put(&mut header, kind);
-        section_header::FLAGS.put(&mut header, flags);
-        section_header::LEN.put(&mut header, len_bytes);
-        self.buffer.extend_from_slice(&header);
-    }
-
-    fn pad(&mut self) {
-        // What was flushed before is a multiple of 8, so the buffer's own length tells.
-        self.buffer.resize(self.buffer.len().next_multiple_of(8), 0);
-    }
-
-    fn flush_if_full(&mut self) -> io::Result<()> {
-        if self.buffer.len() >= WRITE_CHUNK_BYTES {
-            self.flush()
-        } else {
-            Ok(())
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.crc.update(&self.buffer);
-        write_all(&*self.file, &self.buffer, self.written_bytes)?;
-        self.written_bytes += self.buffer.len() as u64;
-        self.buffer.clear();
-        Ok(())
-    }
-}
-
-/// Counts an entry where its record lies.
-fn count_entry(segments: &mut SegmentTable, entry: &ImageEntry) {
-    let segment = segments.entry(entry.position.lsn.segment()).or_default();
-    segment.live_refs += 1;
-    segment.live_bytes = segment
-        .live_bytes
-        .saturating_add(u64::from(entry.position.len_bytes));
-}
-
-/// Counts the messages of a run where their records lie.
-fn count_run(segments: &mut SegmentTable, run: &FiledRun) {
-    for used in &run.segments {
-        let segment = segments.entry(used.segment).or_default();
-        segment.live_refs += u64::from(used.live_refs);
-        segment.live_bytes = segment.live_bytes.saturating_add(used.live_bytes);
-    }
-}
-
-fn encode_entry(entry: &ImageEntry) -> [u8; wide_entry::SIZE] {
-    use wide_entry as at;
-    let mut bytes = [0; at::SIZE];
-    let flags = if entry.is_redelivered {
-        entry_flag::REDELIVERED
-    } else {
-        0
-    };
-    at::SEQ.put(&mut bytes, entry.seq.0);
-    at::LSN.put(&mut bytes, entry.position.lsn.0);
-    at::LEN.put(&mut bytes, entry.position.len_bytes);
-    at::PRIORITY.put(&mut bytes, entry.priority);
-    at::FLAGS.put(&mut bytes, flags);
-    at::EXPIRES_AT.put(&mut bytes, entry.expires_at_ms);
-    at::DELIVERY_COUNT.put(&mut bytes, entry.delivery_count);
-    bytes
-}
-
-// A narrow entry is the beginning of a wide one.
-const _: () = assert!(narrow_entry::FLAGS.offset == wide_entry::FLAGS.offset);
-const _: () = assert!(narrow_entry::SIZE == wide_entry::EXPIRES_AT.offset);
+use crate::storage::error::StorageError;
+use crate::storage::file::{damaged, io_error};
+use crate::storage::format::{
+    CHECKPOINT_MAGIC, FORMAT_VERSION, StoreId, align_up, checkpoint_header as head,
+    checkpoint_path, end_section, entry_flag, is_crc_right, meta_section, narrow_entry, queue_flag,
+    queue_section, run_counts, section_header, section_kind, segment_entry, wide_entry,
+};
+use crate::storage::image::{Entries, QueueImage};
+use crate::storage::run::FiledRun;
+use crate::storage::run_codec::Form;
+use crate::storage::scan::Window;
+use crate::storage::types::{ImageEntry, Lsn, Position, QueueId, SegmentId, Seq};
 
 /// Why a checkpoint was not read.
 enum ReadFailure {
@@ -352,6 +68,16 @@ fn open(disk: &dyn Disk, path: &Path) -> Result<Arc<dyn DiskFile>, ReadFailure> 
             }
             _ => ReadFailure::Io(error),
         })
+}
+
+/// How a queue's runs are written; `None` when it has none.
+fn form_of(flags: u32) -> Result<Option<Form>, ReadFailure> {
+    match flags & (queue_flag::RUNS | queue_flag::LONG_RUNS) {
+        0 => Ok(None),
+        queue_flag::RUNS => Ok(Some(Form::Short)),
+        queue_flag::LONG_RUNS => Ok(Some(Form::Long)),
+        _ => Err(ReadFailure::Bad("runs in two forms")),
+    }
 }
 
 struct Reader {
@@ -486,14 +212,14 @@ impl Reader {
             entries: Entries::default(),
             runs: Vec::new(),
         };
-        let (count, runs) = if flags & queue_flag::RUNS == 0 {
+        let (count, runs) = if let Some(form) = form_of(flags)? {
+            let (entry_count, run_count, runs_len) = self.run_counts(rest_len, size)?;
+            (entry_count, Some((form, run_count, runs_len)))
+        } else {
             if !rest_len.is_multiple_of(size) {
                 return Err(ReadFailure::Bad("a QUEUE section holds a part of an entry"));
             }
             (rest_len / size, None)
-        } else {
-            let (entry_count, run_count, runs_len) = self.run_counts(rest_len, size)?;
-            (entry_count, Some((run_count, runs_len)))
         };
         image
             .entries
@@ -509,8 +235,8 @@ impl Reader {
             count_entry(counted, &entry);
             image.entries.insert(entry);
         }
-        if let Some((count, len)) = runs {
-            self.runs(count, len, &mut image, counted)?;
+        if let Some((form, count, len)) = runs {
+            self.runs(form, count, len, &mut image, counted)?;
         }
         Ok(image)
     }
@@ -534,25 +260,32 @@ impl Reader {
     /// Reads `count` runs in exactly `len` bytes.
     fn runs(
         &mut self,
+        form: Form,
         count: u64,
         len: u64,
         image: &mut QueueImage,
         counted: &mut SegmentTable,
     ) -> Result<(), ReadFailure> {
         let end = self.at + len;
+        let head_len = form.head_len() as u64;
+        if count > len / head_len {
+            return Err(ReadFailure::Bad("more runs than fit the QUEUE section"));
+        }
+        let count = usize::try_from(count).map_err(|_| ReadFailure::Bad("too many runs"))?;
+        image.runs.reserve_exact(count);
         for _ in 0..count {
-            let head = run_codec::Head::decode(self.take(run_head::SIZE as u64)?)
+            let head = form
+                .decode_head(self.take(head_len)?)
                 .ok_or(ReadFailure::Bad("a run has an impossible field"))?;
             let rest = self.take(head.rest_len() as u64)?;
             let run = head
                 .finish(rest)
                 .ok_or(ReadFailure::Bad("a run contradicts itself"))?;
-            let last = run.live_seqs().last();
-            let is_in_order = image
-                .runs
-                .last()
-                .is_none_or(|last| last.number < run.number)
-                && last.is_some_and(|last| last < image.next_seq);
+            let previous = image.runs.last();
+            let is_in_order = previous.is_none_or(|previous| previous.number < run.number)
+                && run
+                    .live_range()
+                    .is_some_and(|live| live.last < image.next_seq);
             let mut packed = image.entries.range(run.range());
             let is_twice = packed.any(|entry| run.live.contains(FiledRun::index_of(entry.seq)));
             if !is_in_order || is_twice || self.at > end {
@@ -646,19 +379,4 @@ fn decode_entry(bytes: &[u8]) -> Result<ImageEntry, ReadFailure> {
         },
         is_redelivered: flags & entry_flag::REDELIVERED != 0,
     })
-}
-
-/// Paths of all files in the checkpoint directory other than the checkpoint `generation`: leftovers.
-///
-/// # Errors
-/// Those of the disk.
-pub(crate) fn leftovers(disk: &dyn Disk, generation: u64) -> Result<Vec<PathBuf>, StorageError> {
-    let dir = Path::new(super::format::CHECKPOINT_DIR);
-    let kept = checkpoint_path(generation);
-    let names = super::file::list_or_empty(disk, dir)?;
-    Ok(names
-        .into_iter()
-        .map(|name| dir.join(name))
-        .filter(|path| *path != kept)
-        .collect())
 }
