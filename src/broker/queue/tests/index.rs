@@ -48,7 +48,7 @@ impl TestIndex {
         self.blocks.insert(block, Vec::new());
     }
 
-    fn read(&self, run: &FiledRun) -> Result<Vec<ImageEntry>, FetchFailure> {
+    pub(super) fn read(&self, run: &FiledRun) -> Result<Vec<ImageEntry>, FetchFailure> {
         let entries = &self.blocks[&run.block];
         if entries.is_empty() {
             let reason = "damaged".into();
