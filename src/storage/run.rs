@@ -194,7 +194,7 @@ pub fn count_use(uses: &mut RunUses, position: Position) {
     let at = uses.partition_point(|one| one.segment < segment);
     match uses.get_mut(at) {
         Some(one) if one.segment == segment => {
-            one.live_refs += 1;
+            one.live_refs = one.live_refs.saturating_add(1);
             one.live_words = one.live_words.saturating_add(words);
         }
         _ => uses.insert(
@@ -346,23 +346,7 @@ impl FiledRun {
     /// segments, in which the later of two copies counts.
     pub fn note_copy(&mut self, position: Position) {
         self.block = NO_BLOCK;
-        let segment = position.lsn.segment();
-        if self.segments.iter().all(|used| used.segment != segment) {
-            // Copies are read in ascending order, and cold segments are above all others.
-            self.segments.push(RunUse {
-                segment,
-                live_refs: 0,
-                live_bytes: 0,
-            });
-        }
-        if let Some(used) = self
-            .segments
-            .iter_mut()
-            .find(|used| used.segment == segment)
-        {
-            used.live_refs = used.live_refs.saturating_add(1);
-            used.live_bytes += u64::from(position.len_bytes);
-        }
+        count_use(&mut self.segments, position);
     }
 
     /// True when messages were settled since `segments` was counted.
