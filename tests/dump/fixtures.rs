@@ -21,6 +21,9 @@ const NAMES: [(&str, End); 4] = [
     ("rotten", End::Killed),
 ];
 
+/// Tells a story into an empty directory.
+type Teller = fn(&Path);
+
 /// With STRATAMQ_MAKE_FIXTURES=DIR makes the directories in DIR, which must not have them yet. It was run once for
 /// each version of the format; what it made is committed and never made again.
 #[test]
@@ -37,7 +40,7 @@ fn fixtures_are_made_only_on_demand_and_never_twice() {
         );
         make(&root, name, end);
     }
-    let filed: [(&str, fn(&Path)); 2] = [
+    let filed: [(&str, Teller); 2] = [
         ("filed", |root| filed::tell(root, 0)),
         ("short", filed::tell_of_full_runs),
     ];

@@ -211,7 +211,7 @@ impl Pair {
             }
             Step::Restart { kind } => self.restart(*kind),
             Step::Copy { modulus } => {
-                let is_chosen = |seq: Seq| seq.0 % modulus == 0;
+                let is_chosen = |seq: Seq| seq.0.is_multiple_of(*modulus);
                 let pass = self.rig.copy_records(&self.queue, is_chosen);
                 self.copied.push(pass);
             }
