@@ -158,6 +158,9 @@ impl LiveSet {
 
     /// Removes every seq from `first` to `last` of the run; true when there was one.
     pub fn remove_range(&mut self, first: u8, last: u8) -> bool {
+        if first > last {
+            return false;
+        }
         let set = self.0.get_or_insert_with(|| Box::new(ALL));
         let before = **set;
         set.remove_range(first, last);
@@ -425,5 +428,53 @@ mod tests {
         );
         assert!(live.remove_range(0, u8::MAX));
         assert!(live.is_empty());
+    }
+
+    /// A run whose messages are all alive, in one segment, with marks on two of them.
+    fn marked() -> FiledRun {
+        let mut run = FiledRun {
+            number: 3,
+            block: 0,
+            crc: 0,
+            expiry_base_ms: 0,
+            live: LiveSet::ALL,
+            marks: None,
+            segments: SmallVec::from_iter([RunUse {
+                segment: SegmentId(1),
+                live_refs: 256,
+                live_words: 3_200,
+            }]),
+            content_bytes: 1000,
+        };
+        run.requeue(10, 2);
+        run.requeue(20, 300);
+        run
+    }
+
+    #[test]
+    fn settling_forgets_marks_and_sizes_of_what_left() {
+        let mut run = marked();
+        assert!(!run.is_touched());
+        run.settle(0, 10);
+        assert!(run.is_touched());
+        assert_eq!(run.live.len(), 245);
+        assert_eq!(run.content_bytes, 0, "the sum is not known any more");
+        let marks = run.marks.as_deref().expect("one is left");
+        assert!(!marks.redelivered.contains(10));
+        assert_eq!(marks.delivery_count(10), 0);
+        assert!(marks.redelivered.contains(20));
+        assert_eq!(marks.delivery_count(20), 255);
+        run.settle(20, 20);
+        assert_eq!(run.marks, None, "nothing is known");
+        // What is gone cannot come back.
+        run.requeue(5, 1);
+        assert_eq!(run.marks, None);
+        let before = marked();
+        let mut same = before.clone();
+        same.settle(0, 255);
+        let mut emptied = same.clone();
+        emptied.settle(0, 255);
+        assert_eq!(same, emptied);
+        assert!(same.live.is_empty());
     }
 }

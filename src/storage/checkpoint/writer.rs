@@ -12,6 +12,7 @@ use crate::storage::format::{
     queue_section, run_counts, section_header, section_kind, segment_entry, wide_entry,
 };
 use crate::storage::image::QueueImage;
+use crate::storage::occupancy::{Fullest, note_fullest};
 use crate::storage::run_codec;
 use crate::storage::types::{ImageEntry, Lsn, QueueId};
 
@@ -26,6 +27,7 @@ pub(crate) struct Writer {
     written_bytes: u64,
     crc: crc32fast::Hasher,
     segments: SegmentTable,
+    fullest: Fullest,
     queue_count: u64,
     entry_count: u64,
     last_queue: Option<QueueId>,
@@ -38,6 +40,7 @@ pub(crate) struct Written {
     pub(crate) queue_count: u64,
     pub(crate) entry_count: u64,
     pub(crate) segments: SegmentTable,
+    pub(crate) fullest: Fullest,
 }
 
 impl Writer {
@@ -60,6 +63,7 @@ impl Writer {
             written_bytes: 0,
             crc: crc32fast::Hasher::new(),
             segments: SegmentTable::new(),
+            fullest: Fullest::default(),
             queue_count: 0,
             entry_count: 0,
             last_queue: None,
@@ -115,6 +119,7 @@ impl Writer {
                 self.buffer.extend_from_slice(&(count as u64).to_le_bytes());
             }
         }
+        let mut own = SegmentTable::new();
         for entry in image.entries.iter() {
             // What is written must be readable: the log that could replace it is about to be freed.
             assert!(
@@ -122,7 +127,7 @@ impl Writer {
                 "the tail of a queue is above its messages"
             );
             self.buffer.extend_from_slice(&encode_entry(entry)[..size]);
-            count_entry(&mut self.segments, entry);
+            count_entry(&mut own, entry);
             self.flush_if_full()?;
         }
         for run in &image.runs {
@@ -131,9 +136,11 @@ impl Writer {
                 "what a run has in each segment is all that is unsettled of it"
             );
             run_codec::encode(run, &mut self.buffer);
-            count_run(&mut self.segments, run);
+            count_run(&mut own, run);
             self.flush_if_full()?;
         }
+        note_fullest(&mut self.fullest, &own);
+        add(&mut self.segments, own);
         self.queue_count += 1;
         self.entry_count += image.message_count();
         Ok(())
@@ -173,6 +180,7 @@ impl Writer {
             queue_count: self.queue_count,
             entry_count: self.entry_count,
             segments: self.segments,
+            fullest: self.fullest,
         })
     }
 
@@ -203,6 +211,15 @@ impl Writer {
         self.written_bytes += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
+    }
+}
+
+/// Adds what one queue has to what all have.
+fn add(all: &mut SegmentTable, own: SegmentTable) {
+    for (id, used) in own {
+        let segment = all.entry(id).or_default();
+        segment.live_refs += used.live_refs;
+        segment.live_bytes = segment.live_bytes.saturating_add(used.live_bytes);
     }
 }
 
