@@ -310,7 +310,7 @@ impl Slots {
     /// The queue is empty: an idle queue costs little memory.
     fn rest(&mut self) {
         self.spare = None;
-        if self.runs.capacity() > IDLE_MAX_SLOTS {
+        if self.runs.capacity() > 1 {
             self.runs.shrink_to(1);
         }
         for resident in self.runs.iter_mut().filter_map(Run::resident_mut) {
