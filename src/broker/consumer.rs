@@ -120,15 +120,17 @@ impl ChannelCredit {
 pub(super) struct Consumer {
     pub(super) spec: ConsumerSpec,
     unacked_count: u32,
+    /// Its outbox has a note of the queue.
+    is_noted: bool,
 }
 
 impl Consumer {
-    fn can_take(&self, queue: &QueueHandle) -> bool {
+    fn can_take(&mut self, queue: &QueueHandle) -> bool {
         let spec = &self.spec;
         let has_credit = spec.is_no_ack
             || ((spec.prefetch == 0 || self.unacked_count < u32::from(spec.prefetch))
                 && spec.channel_credit.check_room(queue));
-        has_credit && !spec.outbox.check_full()
+        has_credit && !spec.outbox.check_full(queue, &mut self.is_noted)
     }
 }
 
@@ -184,12 +186,22 @@ impl Consumers {
         self.is_exhausted = false;
     }
 
+    /// `outbox` has room, and has given back its note of the queue.
+    pub(super) fn refresh_after(&mut self, outbox: &Arc<Outbox>) {
+        self.refresh();
+        let all = self.groups.iter_mut().flat_map(|group| &mut group.members);
+        for consumer in all.filter(|consumer| consumer.is_noted) {
+            consumer.is_noted = !Arc::ptr_eq(&consumer.spec.outbox, outbox);
+        }
+    }
+
     pub(super) fn add(&mut self, spec: ConsumerSpec) {
         self.refresh();
         let priority = spec.priority;
         let consumer = Consumer {
             spec,
             unacked_count: 0,
+            is_noted: false,
         };
         match self
             .groups
@@ -272,12 +284,13 @@ impl Consumers {
         picked
     }
 
-    fn pick_in_turn(&self, queue: &QueueHandle) -> Option<ConsumerIndex> {
-        for (at, group) in self.groups.iter().enumerate() {
-            let count = group.members.len();
-            let found = (0..count)
-                .map(|step| (group.next + step) % count)
-                .find(|&member| group.members[member].can_take(queue));
+    fn pick_in_turn(&mut self, queue: &QueueHandle) -> Option<ConsumerIndex> {
+        for (at, group) in self.groups.iter_mut().enumerate() {
+            let (before, from_next) = group.members.split_at_mut(group.next);
+            let in_turn = (group.next..).zip(from_next).chain((0..).zip(before));
+            let found = in_turn
+                .into_iter()
+                .find_map(|(member, consumer)| consumer.can_take(queue).then_some(member));
             if let Some(member) = found {
                 return Some(ConsumerIndex { group: at, member });
             }
