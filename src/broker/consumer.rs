@@ -9,6 +9,8 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
+use smallvec::{SmallVec, smallvec};
+
 use super::command::ConsumerId;
 use super::outbox::Outbox;
 use super::queue::{Queue, QueueHandle};
@@ -138,8 +140,8 @@ impl Consumer {
 #[derive(Debug)]
 struct Group {
     priority: i64,
-    /// In the order they came.
-    members: Vec<Consumer>,
+    /// In the order they came. Most queues have one, which costs no further place in memory.
+    members: SmallVec<[Consumer; 1]>,
     /// Whose turn it is.
     next: usize,
 }
@@ -153,20 +155,30 @@ pub(super) struct ConsumerIndex {
 
 /// The consumers of one queue.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(super) struct Consumers {
     /// Highest priority first.
     groups: Vec<Group>,
-    /// Cancelled ones that still hold unacked messages: their channel's credit comes back through them.
-    departed: Vec<Consumer>,
-    /// The only one that is served, where a queue wants just one.
-    active: Option<ConsumerId>,
     /// Nobody could take a message when last asked, and nothing that could change it has happened.
     is_exhausted: bool,
+    /// The only one that is served, where a queue wants just one.
+    active: Option<ConsumerId>,
+    /// Cancelled ones that still hold unacked messages: their channel's credit comes back through them.
+    departed: Vec<Consumer>,
 }
 
 impl Consumers {
     pub(super) fn count(&self) -> usize {
         self.groups.iter().map(|group| group.members.len()).sum()
+    }
+
+    /// Reads a word of the consumer whose turn it is.
+    pub(super) fn warm(&self) -> u32 {
+        let consumer = self
+            .groups
+            .first()
+            .and_then(|group| group.members.get(group.next));
+        consumer.map_or(0, |consumer| consumer.unacked_count)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -208,14 +220,18 @@ impl Consumers {
             .binary_search_by(|group| priority.cmp(&group.priority))
         {
             Ok(at) => self.groups[at].members.push(consumer),
-            Err(at) => self.groups.insert(
-                at,
-                Group {
-                    priority,
-                    members: vec![consumer],
-                    next: 0,
-                },
-            ),
+            Err(at) => {
+                // Nearly always the only group.
+                self.groups.reserve_exact(1);
+                self.groups.insert(
+                    at,
+                    Group {
+                        priority,
+                        members: smallvec![consumer],
+                        next: 0,
+                    },
+                );
+            }
         }
     }
 

@@ -71,7 +71,7 @@ impl QueueState {
         if !self.gets.is_empty() {
             return Some(Taker::Get);
         }
-        let is_single_active = queue.spec.settings.is_single_active_consumer;
+        let is_single_active = queue.traits.is_single_active;
         self.consumers
             .pick(queue, is_single_active)
             .map(Taker::Consumer)
@@ -213,7 +213,7 @@ impl QueueState {
             return;
         }
         self.read_ahead(queue, turn, seq);
-        if !queue.spec.is_durable {
+        if !queue.traits.is_durable {
             return;
         }
         if let Some(ask) = self.reservation.ask_early(seq, self.slots.next_seq()) {
@@ -275,7 +275,7 @@ impl QueueState {
 
     /// Tells everybody who waits for a message that there is none.
     pub(super) fn answer_gets_empty(&mut self, batch: &mut Batch) {
-        for get in self.gets.drain(..) {
+        for get in self.gets.take() {
             let item = OutboxItem::GetReady {
                 channel: get.channel,
                 got: None,
