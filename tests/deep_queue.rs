@@ -2,6 +2,8 @@
 
 mod support;
 
+use stratamq::amqp::field_table::FieldTable;
+use stratamq::amqp::method::queue;
 use support::TestBroker;
 use support::raw::{Client, Message, durable};
 use support::status::Status;
@@ -116,6 +118,46 @@ fn every_durable_queue_has_a_file_when_the_threshold_is_0_and_purge_takes_filed_
     let got = client.get(CHANNEL, QUEUE).expect("the first again");
     assert_eq!(got.message.body_text(), "0");
     assert!(client.get(CHANNEL, QUEUE).is_none());
+}
+
+/// What was unacked at the crash is ready after it, and too much: the oldest go before anybody sees them, also those
+/// that only the index file knows.
+#[test]
+fn length_limit_holds_from_the_first_moment_after_a_restart() {
+    const MOST: u64 = 1000;
+    const HELD: u64 = 20_000;
+    let mut broker = TestBroker::builder()
+        .arg("--queue-index-min-messages=0")
+        .arg("--segment-size=1MiB")
+        .start();
+    let mut client = connect(&broker);
+    let declare = queue::Declare {
+        arguments: FieldTable::new().with("x-max-length", i64::try_from(MOST).expect("small")),
+        ..durable()
+    };
+    client.queue_declare(CHANNEL, QUEUE, declare.clone());
+    let mut hoarder = connect(&broker);
+    hoarder.consume(CHANNEL, QUEUE, "hoarder");
+    // A log long enough for checkpoints, so that runs are filed.
+    client.confirm_select(CHANNEL);
+    for first in (0..HELD).step_by(1000) {
+        for at in first..first + 1000 {
+            let body = format!("{at:01000}");
+            client.push_publish(CHANNEL, "", QUEUE, &Message::persistent(body));
+        }
+        client.flush().expect("the broker reads");
+        client.wait_confirms_upto_from(CHANNEL, first, first + 1000);
+        (0..1000).for_each(|_| drop(hoarder.next_delivery(CHANNEL)));
+    }
+    let status = Status::of(&broker);
+    assert!(status.counter("/index/runs_written") > 10, "{status:?}");
+    broker.kill();
+    broker.restart();
+    let mut client = connect(&broker);
+    let found = client.queue_declare(CHANNEL, QUEUE, declare).message_count;
+    assert_eq!(u64::from(found), MOST);
+    let first = client.get(CHANNEL, QUEUE).expect("the first that stays");
+    assert_eq!(first.message.body_text().parse(), Ok(HELD - MOST));
 }
 
 #[test]

@@ -124,6 +124,120 @@ fn the_scrubber_keeps_exactly_the_damaged_message_aside_before_anybody_asks() {
     assert_eq!(Status::of(&broker).counter("/queues/0/quarantined"), 0);
 }
 
+/// What `strata-dump quarantine` lists: queue and seq of messages, as JSON lines.
+fn listed(directory: &Path) -> Vec<(String, u64)> {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_strata-dump"))
+        .args(["quarantine", "--json"])
+        .arg(directory)
+        .output()
+        .expect("it can be run");
+    let lines = String::from_utf8(output.stdout).expect("JSON is text");
+    let rows = lines
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a JSON line"));
+    rows.filter(|row| row["kind"] == "message")
+        .map(|row| {
+            let queue = row["queue"].as_str().expect("a name").to_owned();
+            (queue, row["seq"].as_u64().expect("a number"))
+        })
+        .collect()
+}
+
+/// The runs of a backlog are in the index file and not in memory when the scrubber meets the damage. Proves I14, I15.
+#[test]
+fn the_scrubber_keeps_messages_aside_that_are_in_an_index_file() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut broker = TestBroker::builder()
+        .data_dir(directory.path())
+        .arg("--segment-size=1MiB")
+        .arg("--queue-index-min-messages=0")
+        .start();
+    let mut client = Client::connect(broker.address());
+    client.open_channel(CHANNEL);
+    client.queue_declare(CHANNEL, "q", durable());
+    client.confirm_select(CHANNEL);
+    for number in 0..MESSAGES {
+        client.publish(CHANNEL, "", "q", &Message::persistent(body(number)));
+    }
+    client.wait_confirms_upto(CHANNEL, MESSAGES);
+    client.close();
+    assert!(broker.terminate().success());
+    assert!(listed(directory.path()).is_empty());
+    for number in [11, 12] {
+        damage(directory.path(), number);
+    }
+    let mut broker = TestBroker::builder()
+        .data_dir(directory.path())
+        .arg("--queue-index-min-messages=0")
+        .arg("--scrub-rate=1GiB")
+        .start();
+    let status = wait_for_counter(&broker, "/messages/quarantined", 2);
+    assert_eq!(status.counter("/queues/0/quarantined"), 2);
+    assert_eq!(status.counter("/queues/0/ready"), MESSAGES - 2);
+    let line = broker.wait_for_line("the scrubber found damaged data");
+    assert!(
+        line.contains(".segment") && line.contains("offset="),
+        "{line}"
+    );
+    let expected = [("q".to_owned(), 12), ("q".to_owned(), 13)];
+    assert_eq!(listed(directory.path()), expected);
+    let readable = (0..MESSAGES).filter(|number| ![11, 12].contains(number));
+    assert!(
+        take_all(&broker) == readable.map(body).collect::<Vec<_>>(),
+        "wrong messages"
+    );
+    assert!(broker.terminate().success());
+    assert_eq!(listed(directory.path()), expected);
+}
+
+#[test]
+fn the_scrubber_has_a_damaged_index_block_written_again() {
+    const COUNT: u64 = 700;
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let start = |rate: &str| {
+        TestBroker::builder()
+            .data_dir(directory.path())
+            .arg("--queue-index-min-messages=0")
+            .arg(format!("--scrub-rate={rate}"))
+            .start()
+    };
+    let mut broker = start("0");
+    let mut client = Client::connect(broker.address());
+    client.open_channel(CHANNEL);
+    client.queue_declare(CHANNEL, "q", durable());
+    client.confirm_select(CHANNEL);
+    for number in 0..COUNT {
+        client.publish(CHANNEL, "", "q", &Message::persistent(number.to_string()));
+    }
+    client.wait_confirms_upto(CHANNEL, COUNT);
+    client.close();
+    assert!(broker.terminate().success());
+    // Not the block with the highest number: a start looks at that one.
+    let path = directory.path().join("index/0000000000000001.index");
+    let mut bytes = std::fs::read(&path).expect("it was filed");
+    bytes[300] ^= 1;
+    std::fs::write(&path, bytes).expect("it can be written");
+    let mut broker = start("1GiB");
+    let line = broker.wait_for_line("wrote a damaged index block again");
+    assert!(
+        line.contains("0000000000000001.index") && line.contains("offset=0"),
+        "{line}"
+    );
+    assert_eq!(Status::of(&broker).counter("/log/scrub_found"), 1);
+    assert!(broker.terminate().success());
+    // The old one is named by nothing any more.
+    let mut broker = start("1GiB");
+    let taken = take_all(&broker);
+    assert!(
+        taken
+            == (0..COUNT)
+                .map(|number| number.to_string())
+                .collect::<Vec<_>>()
+    );
+    assert_eq!(Status::of(&broker).counter("/log/scrub_found"), 0);
+    assert!(broker.terminate().success());
+}
+
 /// Proves I14, I15.
 #[test]
 fn damage_found_at_delivery_costs_one_message_each_time() {

@@ -30,7 +30,7 @@ use super::vhost::Vhost;
 use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
 use crate::storage::run::FiledRun;
-use crate::storage::types::{ImageEntry, Lsn, Position, QueueId, Seq};
+use crate::storage::types::{ImageEntry, Lsn, QueueId, Seq};
 use crate::sync::{lock, read, write};
 
 /// The vhost of a blank broker.
@@ -218,7 +218,7 @@ impl Broker {
     pub fn quarantine(
         &self,
         queue: QueueId,
-        unreadable: Vec<(Seq, Position, FetchFailure)>,
+        unreadable: queue::Unreadable,
         now_ms: u64,
         effects: &mut Effects,
     ) -> u64 {

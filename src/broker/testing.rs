@@ -1,5 +1,6 @@
 //! Stand-ins for what the domain talks to, for tests only.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -9,8 +10,8 @@ use super::journal::Journal;
 use super::outbox::{Outbox, OutboxItem, Wake};
 use crate::storage::image::QueueImage;
 use crate::storage::types::{
-    ImageEntry, Lsn, MetaEffect, Position, QueueId, Receipt, Ref, Request, Seq, SeqRange,
-    SettleCause, Urgency,
+    ImageEntry, Lsn, MetaEffect, Position, QueueId, Receipt, Ref, Request, SegmentId, Seq,
+    SeqRange, SettleCause, Urgency,
 };
 use crate::sync::lock;
 
@@ -55,6 +56,8 @@ const RECORD_BYTES: u32 = 64;
 #[derive(Debug)]
 pub(crate) struct FakeJournal {
     pushes: Mutex<Vec<Push>>,
+    /// Copies of records in a cold segment, and what each is a copy of.
+    copies: Mutex<BTreeMap<Lsn, Lsn>>,
     confirm_lsn: AtomicU64,
     group_max_bytes: AtomicU64,
 }
@@ -63,6 +66,7 @@ impl FakeJournal {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             pushes: Mutex::default(),
+            copies: Mutex::default(),
             confirm_lsn: AtomicU64::new(0),
             group_max_bytes: AtomicU64::new(16 << 20),
         })
@@ -93,8 +97,28 @@ impl FakeJournal {
             .collect()
     }
 
+    /// Copies a record into a cold segment, as compaction does; its new place.
+    pub(crate) fn copy(&self, position: Position) -> Position {
+        let original = self.original(position);
+        let mut copies = lock(&self.copies);
+        let first = Lsn::new(SegmentId::FIRST_COLD, 4096);
+        let lsn = Lsn(first.0 + copies.len() as u64 * u64::from(RECORD_BYTES));
+        copies.insert(lsn, original.lsn);
+        Position { lsn, ..position }
+    }
+
+    /// Where the record at `position` was written first.
+    pub(crate) fn original(&self, position: Position) -> Position {
+        let lsn = lock(&self.copies).get(&position.lsn).copied();
+        Position {
+            lsn: lsn.unwrap_or(position.lsn),
+            ..position
+        }
+    }
+
     /// What a reader thread would find.
     pub(crate) fn read(&self, position: Position) -> Option<Bytes> {
+        let position = self.original(position);
         let pushes = lock(&self.pushes);
         let after = pushes.partition_point(|push| push.start <= position.lsn);
         let push = pushes

@@ -120,7 +120,7 @@ pub(super) fn run(hub: &Arc<Hub>) {
 }
 
 /// Reads the entries of runs and gives them to their queue.
-fn load_runs(hub: &Hub, load: RunLoad, effects: &mut Effects) {
+pub(super) fn load_runs(hub: &Hub, load: RunLoad, effects: &mut Effects) {
     let RunLoad { queue, runs } = load;
     let mut attempts_left = READ_ATTEMPTS;
     let read = |run: FiledRun| {

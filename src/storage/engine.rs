@@ -1,92 +1,54 @@
 //! [`Storage`]: the engine as its owner sees it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
 
+use super::CommitListener;
 use super::append::Append;
-use super::checkpoint::{self, CheckpointHeader};
+use super::checkpointing::{Checkpoints, Since};
 use super::commit::{Committer, Next};
-use super::compaction::Compactor;
 use super::error::{ReadError, StorageError};
-use super::file::{create_temp, io_error, publish_temp, temp_path};
-use super::filing::Filing;
-use super::format::{CHECKPOINT_DIR, LOG_DIR, StoreId, checkpoint_path, segment_path};
+use super::file::io_error;
+use super::format::{LOG_DIR, StoreId};
 use super::gather::ReadBuffer;
-use super::index::files::Named;
 use super::options::Options;
 use super::recovery;
-use super::report::{CheckpointReport, Recovered};
-use super::reserve::{Need, Space, with_room};
+use super::report::Recovered;
+use super::reserve::Space;
 use super::scrub::Scrubber;
-use super::shared::{Shared, Stop};
+use super::shared::Shared;
 use super::stats::Stats;
-use super::superblock::Superblock;
 use super::types::{Lsn, Position, QueueId, Receipt, Request, SegmentId, Seq, Urgency};
-use super::{CheckpointSource, CommitListener};
-use crate::disk::fault::{self, Fault};
-use crate::disk::{Clock, DirectoryLock, Disk, OpenMode};
+use crate::disk::{Clock, DirectoryLock, Disk};
 use crate::sync::lock;
-
-/// Log bytes after which a checkpoint is due at the earliest: keeps replay far below a second.
-const CHECKPOINT_BYTES_MIN: u64 = 64 << 20;
-/// And at the latest, however large the last checkpoint was.
-const CHECKPOINT_BYTES_MAX: u64 = 256 << 20;
-/// With small segments, so many of them: they are freed, and compacted, by checkpoints.
-const CHECKPOINT_SEGMENTS_MIN: u64 = 8;
-/// When messages were moved, one is due after this time, or this many times as long as the last one took: it frees
-/// what they left.
-const MOVED_AFTER_MS: u64 = 2_000;
-/// See [`MOVED_AFTER_MS`].
-const MOVED_COST_FACTOR: u64 = 10;
-/// With any changes at all, one is due after this time ..
-const CHECKPOINT_AFTER_MS: u64 = 30_000;
-/// .. or this many times as long as the last one took.
-const CHECKPOINT_COST_FACTOR: u64 = 50;
 
 /// A handle of the engine. Cheap to clone; the engine ends with the last one.
 #[derive(Clone)]
 pub struct Storage {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
-    shared: Arc<Shared>,
-    committing: Mutex<Committing>,
+pub(super) struct Inner {
+    pub(super) shared: Arc<Shared>,
+    pub(super) committing: Mutex<Committing>,
     /// Held during a checkpoint: there is one at a time.
-    checkpoints: Mutex<Checkpoints>,
-    /// Bytes pushed when the last checkpoint began.
-    checkpointed_bytes: AtomicU64,
-    /// Bytes that recovery replayed, until the first checkpoint: the next recovery would replay them again.
-    replayed_bytes: AtomicU64,
-    /// Messages have moved since then.
-    has_moved: AtomicBool,
-    /// `unix_ms` of that.
-    checkpointed_at_ms: AtomicU64,
+    pub(super) checkpoints: Mutex<Checkpoints>,
+    pub(super) since: Since,
     /// Given up when the engine is closed.
-    lock: Mutex<Option<Box<dyn DirectoryLock>>>,
+    pub(super) lock: Mutex<Option<Box<dyn DirectoryLock>>>,
 }
 
 /// Who runs the commit steps.
-enum Committing {
+pub(super) enum Committing {
     /// A thread, and one that prepares segments.
     Threads(JoinHandle<()>, JoinHandle<()>),
     /// The caller of [`Storage::step`], who prepares segments as well.
     ByHand(Box<Committer>),
     /// Nobody any more.
     Ended,
-}
-
-/// What the next checkpoint continues.
-pub(super) struct Checkpoints {
-    superblock: Superblock,
-    /// Never used twice, not even after a failure: a copy of the superblock may name the failed one.
-    next_generation: u64,
-    last_ms: u64,
-    last_bytes: u64,
-    pub(super) compactor: Compactor,
 }
 
 impl Storage {
@@ -173,17 +135,8 @@ impl Storage {
         let inner = Inner {
             shared,
             committing: Mutex::new(Committing::ByHand(Box::new(committer))),
-            checkpoints: Mutex::new(Checkpoints {
-                superblock,
-                next_generation: superblock.checkpoint_generation + 1,
-                last_ms: 0,
-                last_bytes: 0,
-                compactor: Compactor::default(),
-            }),
-            checkpointed_bytes: AtomicU64::new(0),
-            has_moved: AtomicBool::new(false),
-            replayed_bytes: AtomicU64::new(replayed_bytes),
-            checkpointed_at_ms: AtomicU64::new(now_ms),
+            checkpoints: Mutex::new(Checkpoints::new(superblock)),
+            since: Since::new(replayed_bytes, now_ms),
             lock: Mutex::new(Some(opened.lock)),
         };
         Ok((
@@ -192,20 +145,6 @@ impl Storage {
             },
             opened.recovered,
         ))
-    }
-
-    pub(super) fn checkpoints(&self) -> MutexGuard<'_, Checkpoints> {
-        lock(&self.inner.checkpoints)
-    }
-
-    /// Messages have moved: the next checkpoint frees what they left.
-    pub(super) fn note_moved(&self) {
-        self.inner.has_moved.store(true, Ordering::Relaxed);
-    }
-
-    /// Held by whatever writes index files, checkpoints among it.
-    pub(super) fn checkpoint_lock(&self) -> MutexGuard<'_, impl Sized> {
-        lock(&self.inner.checkpoints)
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -249,7 +188,10 @@ impl Storage {
         }
     }
 
-    fn step_by_hand(committer: &mut Committer, shared: &Shared) -> Result<bool, StorageError> {
+    pub(super) fn step_by_hand(
+        committer: &mut Committer,
+        shared: &Shared,
+    ) -> Result<bool, StorageError> {
         shared.check_not_failed()?;
         let step = match shared.space.work() {
             Ok(true) => Ok(Next::Step),
@@ -332,186 +274,8 @@ impl Storage {
         super::gather::read_many(&*self.inner.shared, queue, wanted, buffer)
     }
 
-    /// True when enough was logged, or enough time passed since a change, that a checkpoint should be made.
-    #[must_use]
-    pub fn checkpoint_due(&self) -> bool {
-        let replay_bytes = self.replay_bytes();
-        let Ok(checkpoints) = self.inner.checkpoints.try_lock() else {
-            return false;
-        };
-        let (last_ms, last_bytes) = (checkpoints.last_ms, checkpoints.last_bytes);
-        drop(checkpoints);
-        let segments = self.inner.shared.options.segment_size_bytes * CHECKPOINT_SEGMENTS_MIN;
-        let bytes_due = last_bytes.clamp(CHECKPOINT_BYTES_MIN.min(segments), CHECKPOINT_BYTES_MAX);
-        let after_ms = CHECKPOINT_AFTER_MS.max(last_ms.saturating_mul(CHECKPOINT_COST_FACTOR));
-        let at_ms = self.inner.checkpointed_at_ms.load(Ordering::Relaxed);
-        let age_ms = self.inner.shared.clock.unix_ms().saturating_sub(at_ms);
-        let moved_ms = MOVED_AFTER_MS.max(last_ms.saturating_mul(MOVED_COST_FACTOR));
-        let is_moved_due = self.inner.has_moved.load(Ordering::Relaxed) && age_ms >= moved_ms;
-        replay_bytes >= bytes_due || (replay_bytes > 0 && age_ms >= after_ms) || is_moved_due
-    }
-
-    fn replay_bytes(&self) -> u64 {
-        let pushed = lock(&self.inner.shared.append).pushed_bytes();
-        let since = pushed.saturating_sub(self.inner.checkpointed_bytes.load(Ordering::Relaxed));
-        since + self.inner.replayed_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Writes a checkpoint of `source`, then frees what it no longer needs. Blocks; call it on a thread of its own,
-    /// with no lock held that `source` takes.
-    ///
-    /// ```text
-    /// t1 begin = append position, a batch ends there, t2 snapshots, t3 end = append position, t4 sync up to end,
-    /// and index files, t5 file synced, renamed, directory synced, t6 superblock copy 0, t7 copy 1, t8 segments and old file removed
-    /// crash before t6 -> the old checkpoint counts, its log is all there; a leftover file is removed later
-    /// crash after t6  -> the new one counts; what t8 did not remove is removed after the next one
-    /// ```
-    /// t4 comes before t6: a snapshot may hold what the log has not made durable yet, and must not outlive it.
-    ///
-    /// # Errors
-    /// Those of the disk: the old checkpoint counts. `Stopped` when the engine has failed.
-    pub fn checkpoint(
-        &self,
-        source: &dyn CheckpointSource,
-    ) -> Result<CheckpointReport, StorageError> {
-        let shared = &self.inner.shared;
-        let mut checkpoints = lock(&self.inner.checkpoints);
-        shared.check_not_failed()?;
-        let begun_ns = shared.clock.monotonic_ns();
-        let (begin, pushed_bytes) = {
-            let mut append = lock(&shared.append);
-            (append.cut_batch(), append.pushed_bytes())
-        };
-        let (header, (written, named, filed_run_count)) = loop {
-            let header = CheckpointHeader {
-                generation: checkpoints.next_generation,
-                epoch: shared.epoch,
-                begin,
-                created_at_ms: shared.clock.unix_ms(),
-            };
-            checkpoints.next_generation += 1;
-            match self.write_checkpoint(&header, source) {
-                Ok(written) => break (header, written),
-                Err(error) => {
-                    self.discard_checkpoint(header.generation);
-                    // A new file with a new name: whatever failed of this one, no sync of it is repeated.
-                    let may_repeat = error.is_full() && shared.check_not_failed().is_ok();
-                    if !(may_repeat && !shared.is_stalled() && shared.space.make_room(Need::Vital))
-                    {
-                        return Err(error);
-                    }
-                    tracing::warn!(%error, "the disk is full; trying again on the reserve");
-                }
-            }
-        };
-        let superblock = Superblock {
-            sequence: checkpoints.superblock.sequence + 1,
-            checkpoint_generation: header.generation,
-            begin,
-            synced: shared.synced_lsn(),
-            ..checkpoints.superblock
-        };
-        // Even if only one copy is written, the next one must not repeat the number.
-        checkpoints.superblock.sequence = superblock.sequence;
-        with_room(&shared.space, || superblock.write(&*shared.disk))?;
-        if fault::is_active(Fault::SwapSuperblock) {
-            self.publish_late(header.generation)?;
-        }
-        checkpoints.superblock = superblock;
-        self.inner
-            .checkpointed_bytes
-            .store(pushed_bytes, Ordering::Relaxed);
-        self.inner
-            .checkpointed_at_ms
-            .store(header.created_at_ms, Ordering::Relaxed);
-        self.inner.replayed_bytes.store(0, Ordering::Relaxed);
-        self.inner.has_moved.store(false, Ordering::Relaxed);
-        let compactor = &mut checkpoints.compactor;
-        compactor.checkpointed(&written.segments, begin.segment());
-        let (live_bytes, filling) = (compactor.live_bytes(), compactor.open_segment());
-        let freed = self.free(begin.segment(), filling, &written, header.generation)?;
-        shared.index.checkpointed(named)?;
-        let duration_ms = shared.clock.monotonic_ns().saturating_sub(begun_ns) / 1_000_000;
-        (checkpoints.last_ms, checkpoints.last_bytes) = (duration_ms, written.len_bytes);
-        let mut stats = lock(&shared.stats);
-        stats.checkpoint_count += 1;
-        stats.live_bytes = live_bytes;
-        stats.freed_segment_count += freed.len() as u64;
-        stats.last_checkpoint_at_ms = header.created_at_ms;
-        stats.last_checkpoint_ms = duration_ms;
-        stats.last_checkpoint_bytes = written.len_bytes;
-        Ok(CheckpointReport {
-            generation: header.generation,
-            begin,
-            size_bytes: written.len_bytes,
-            queue_count: written.queue_count,
-            message_count: written.entry_count,
-            filed_run_count,
-            freed,
-            duration_ms,
-        })
-    }
-
-    fn write_checkpoint(
-        &self,
-        header: &CheckpointHeader,
-        source: &dyn CheckpointSource,
-    ) -> Result<(checkpoint::Written, Named, u64), StorageError> {
-        let shared = &self.inner.shared;
-        let path = checkpoint_path(header.generation);
-        let error = |operation| io_error(&*shared.disk, operation, &path);
-        let file = create_temp(&*shared.disk, &path).map_err(error("create a checkpoint"))?;
-        let mut writer = checkpoint::Writer::new(Arc::clone(&file), shared.store, header);
-        let (meta, meta_lsn) = source.meta();
-        writer
-            .meta(&meta, meta_lsn)
-            .map_err(error("write a checkpoint"))?;
-        let mut ids = source.queue_ids();
-        ids.sort_unstable();
-        ids.dedup();
-        let mut filing = Filing::new(shared, source);
-        for id in ids {
-            if let Some(image) = filing.queue(id)? {
-                assert_eq!(image.id, id, "a queue is asked for by its id");
-                writer.queue(&image).map_err(error("write a checkpoint"))?;
-            }
-        }
-        let end = lock(&shared.append).end();
-        let written = writer.finish(end).map_err(error("write a checkpoint"))?;
-        self.sync_to(end)?;
-        let (named, filed_run_count) = filing.finish()?;
-        if !fault::is_active(Fault::SwapSuperblock) {
-            publish_temp(&*shared.disk, &*file, &path).map_err(error("publish a checkpoint"))?;
-        }
-        Ok((written, named, filed_run_count))
-    }
-
-    /// [`Fault::SwapSuperblock`]: what should have been done before the superblock named the checkpoint.
-    fn publish_late(&self, generation: u64) -> Result<(), StorageError> {
-        let disk = &*self.inner.shared.disk;
-        let path = checkpoint_path(generation);
-        let file = disk.open(&temp_path(&path), OpenMode::ReadWrite);
-        let published = file.and_then(|file| publish_temp(disk, &*file, &path));
-        published.map_err(io_error(disk, "publish a checkpoint", &path))
-    }
-
-    /// Removes what a failed checkpoint left, which no superblock names: on a full disk the leftovers of every
-    /// attempt would take what the log needs. What cannot be removed goes after the next one that succeeds.
-    fn discard_checkpoint(&self, generation: u64) {
-        let disk = &*self.inner.shared.disk;
-        let path = checkpoint_path(generation);
-        for leftover in [temp_path(&path), path] {
-            match disk.remove(&leftover) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(%error, generation, "cannot remove a failed checkpoint");
-                }
-                _ => {}
-            }
-        }
-    }
-
     /// Makes everything below `lsn` durable, in every mode.
-    fn sync_to(&self, lsn: Lsn) -> Result<(), StorageError> {
+    pub(super) fn sync_to(&self, lsn: Lsn) -> Result<(), StorageError> {
         let shared = &self.inner.shared;
         shared.request_sync(lsn);
         if let Committing::ByHand(committer) = &mut *lock(&self.inner.committing) {
@@ -519,95 +283,12 @@ impl Storage {
                 if !Self::step_by_hand(committer, shared)? && shared.is_stalled() {
                     return Err(StorageError::Full {
                         operation: "write the log, which a checkpoint needs, to",
-                        path: shared.disk.describe(std::path::Path::new(LOG_DIR)),
+                        path: shared.disk.describe(Path::new(LOG_DIR)),
                     });
                 }
             }
         }
         shared.wait_synced(lsn)
-    }
-
-    /// Removes segments that the checkpoint just published does not need, and older checkpoints. A segment is
-    /// needed when replay reads it or an entry of the checkpoint lies in it; zero live refs now would not do,
-    /// because a crash goes back to the checkpoint.
-    fn free(
-        &self,
-        begin: SegmentId,
-        filling: Option<SegmentId>,
-        written: &checkpoint::Written,
-        generation: u64,
-    ) -> Result<Vec<SegmentId>, StorageError> {
-        let shared = &self.inner.shared;
-        let existing = lock(&shared.segments).clone();
-        let freed: Vec<SegmentId> = existing
-            .range(..begin)
-            .chain(existing.range(SegmentId::FIRST_COLD..))
-            .filter(|segment| filling != Some(**segment) && !written.segments.contains_key(segment))
-            .copied()
-            .collect();
-        let spares = self.retire(&freed)?;
-        for leftover in checkpoint::leftovers(&*shared.disk, generation)? {
-            self.remove(&leftover)?;
-        }
-        for dir in [LOG_DIR, CHECKPOINT_DIR] {
-            let path = std::path::Path::new(dir);
-            shared.disk.sync_dir(path).map_err(io_error(
-                &*shared.disk,
-                "sync the directory",
-                path,
-            ))?;
-        }
-        shared.space.pool.add(spares);
-        shared.space.pool.trim().map_err(io_error(
-            &*shared.disk,
-            "trim",
-            std::path::Path::new(LOG_DIR),
-        ))?;
-        if !freed.is_empty() {
-            tracing::info!(count = freed.len(), %begin, generation, "freed segments");
-        }
-        Ok(freed)
-    }
-
-    /// Takes the files of freed segments out of the log; those that become spares once the directory is synced.
-    fn retire(&self, freed: &[SegmentId]) -> Result<Vec<SegmentId>, StorageError> {
-        let shared = &self.inner.shared;
-        let mut spares = Vec::new();
-        for segment in freed {
-            // First from the list: a reader that finds other bytes in the file looks there.
-            lock(&shared.segments).remove(segment);
-            let retired = shared.space.pool.retire(*segment, spares.len());
-            let is_spare = retired.map_err(|error| {
-                lock(&shared.segments).insert(*segment);
-                io_error(&*shared.disk, "free", &segment_path(*segment))(error)
-            })?;
-            spares.extend(is_spare.then_some(*segment));
-            shared.files.forget(*segment);
-        }
-        Ok(spares)
-    }
-
-    fn remove(&self, path: &std::path::Path) -> Result<(), StorageError> {
-        let disk = &*self.inner.shared.disk;
-        match disk.remove(path) {
-            // A file that came back after a crash of an earlier removal, or went already, is gone either way.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            removed => removed.map_err(io_error(disk, "remove", path)),
-        }
-    }
-
-    /// Commits everything, writes a last checkpoint, stops the commit thread and gives up the lock. Whatever is
-    /// pushed while it runs may or may not be kept.
-    ///
-    /// # Errors
-    /// Those of [`Storage::checkpoint`]; the log is complete up to the last commit all the same.
-    pub fn close(&self, source: &dyn CheckpointSource) -> Result<(), StorageError> {
-        self.inner.shared.set_closing();
-        // First the log: a checkpoint that begins in a batch nobody waited for would have it replayed at the start.
-        let end = lock(&self.inner.shared.append).end();
-        let checkpointed = self.sync_to(end).and_then(|()| self.checkpoint(source));
-        self.inner.end(Stop::Drain);
-        checkpointed.map(|_| ())
     }
 
     /// Something that reads the store again, step by step, and says what does not verify.
@@ -623,7 +304,7 @@ impl Storage {
     /// Those of the disk.
     pub fn tend_space(&self, is_low: bool) -> Result<(), StorageError> {
         let shared = &self.inner.shared;
-        let path = std::path::Path::new(LOG_DIR);
+        let path = Path::new(LOG_DIR);
         let set = shared.space.pool.set_low(is_low);
         set.map_err(io_error(&*shared.disk, "give back spare segments of", path))?;
         if !is_low {
@@ -682,43 +363,4 @@ fn spawn(
         path: name.into(),
         source,
     })
-}
-
-impl Inner {
-    /// Ends the commit thread and releases the lock; a second call does nothing.
-    fn end(&self, stop: Stop) {
-        self.shared.request_stop(stop);
-        self.shared.space.pool.stop();
-        let committing = std::mem::replace(&mut *lock(&self.committing), Committing::Ended);
-        let is_drained = stop == Stop::Drain;
-        match committing {
-            Committing::Threads(commit, pool) => {
-                for thread in [commit, pool] {
-                    // The last handle may be dropped by the listener, on the commit thread itself.
-                    if thread.thread().id() != std::thread::current().id() {
-                        // A panic in it has aborted the process already.
-                        let _ = thread.join();
-                    }
-                }
-            }
-            Committing::ByHand(mut committer) if is_drained => {
-                while let Ok(true) = Storage::step_by_hand(&mut committer, &self.shared) {}
-            }
-            Committing::ByHand(_) | Committing::Ended => return self.release(),
-        }
-        if is_drained {
-            self.shared.space.pool.put_away();
-        }
-        self.release();
-    }
-
-    fn release(&self) {
-        lock(&self.lock).take();
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.end(Stop::Abandon);
-    }
 }

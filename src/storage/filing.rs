@@ -18,8 +18,9 @@ use super::index::block::{self, Block};
 use super::index::files::Named;
 use super::index::{BLOCK_LEN, rebuild};
 use super::run::FiledRun;
+use super::segment::FIRST_BATCH_OFFSET;
 use super::shared::Shared;
-use super::types::{ImageEntry, QueueId};
+use super::types::{ImageEntry, Move, QueueId};
 use crate::sync::lock;
 
 /// Runs asked for at once: what is written in one go, and copied under the lock of a queue.
@@ -43,10 +44,11 @@ impl Storage {
     }
 
     /// The unsettled messages of a filed run, in ascending seq. Blocks on the disk; any thread may call it. A block
-    /// that is damaged or missing is noted, and the messages are looked up in the log instead.
+    /// that is damaged or missing is noted, and the messages are looked up in the log instead. One that the log does not
+    /// have either gets a place where nothing is, so that it alone is found damaged when it is read.
     ///
     /// # Errors
-    /// See [`ReadError`]: `Damaged` when the log does not have them either.
+    /// See [`ReadError`].
     pub fn read_run(&self, queue: QueueId, run: &FiledRun) -> Result<Vec<ImageEntry>, ReadError> {
         let shared = self.shared();
         let detail = match shared.index.read(queue, run) {
@@ -69,6 +71,55 @@ impl Storage {
         );
         lock(&shared.stats).rebuilt_run_count += 1;
         rebuild::read_run_from_log(&*shared.disk, shared.store, queue, run).map_err(as_read_error)
+    }
+
+    /// Writes the block of a run anew if it is damaged, from what the log says. False when it is whole or no longer relied
+    /// on, and when the log does not have all of its messages either: then the damaged one is the better witness, because
+    /// a segment may come back from a backup. Blocks, like a checkpoint, and never at the same time.
+    ///
+    /// # Errors
+    /// Those of the disk: the run is read from the log as before. `Stopped` when the engine has failed.
+    pub fn rewrite_run(
+        &self,
+        source: &dyn CheckpointSource,
+        queue: QueueId,
+        number: u64,
+    ) -> Result<bool, StorageError> {
+        let _one_at_a_time = self.checkpoint_lock();
+        let shared = self.shared();
+        shared.check_not_failed()?;
+        let image = source.queue(queue);
+        let Some(run) = image.as_ref().and_then(|image| image.run(number)) else {
+            return Ok(false);
+        };
+        if matches!(shared.index.read(queue, run), Ok(Ok(_))) {
+            return Ok(false);
+        }
+        let entries = rebuild::read_run_from_log(&*shared.disk, shared.store, queue, run)?;
+        let is_known = |entry: &ImageEntry| entry.position.lsn.offset() >= FIRST_BATCH_OFFSET;
+        if !entries.iter().all(is_known) {
+            return Ok(false);
+        }
+        let Some((block, rebuilt)) = block::encode(shared.store, queue, &entries) else {
+            return Ok(false);
+        };
+        let rebuilt = FiledRun {
+            content_bytes: run.content_bytes,
+            ..rebuilt
+        };
+        let mut blocks = [(block, rebuilt)];
+        shared.index.write_new(queue, &mut blocks)?;
+        let [(_, rebuilt)] = blocks;
+        source.refile(queue, run, rebuilt);
+        // Of a run that is in memory too, the block is forgotten, and written again with the next ones.
+        let stay = |entry: &ImageEntry| Move {
+            seq: entry.seq,
+            from: entry.position,
+            to: entry.position,
+        };
+        source.relocate(queue, &entries.iter().map(stay).collect::<Vec<Move>>());
+        lock(&shared.stats).rebuilt_run_count += 1;
+        Ok(true)
     }
 }
 

@@ -56,6 +56,21 @@ impl QueueImage {
         self.touch(end);
     }
 
+    /// Applies that a message was copied to the place that `entry` names. Below `known_below` one that is not here was
+    /// settled; any other is here from now on.
+    pub fn apply_copy(&mut self, entry: ImageEntry, known_below: Seq) {
+        if let Some(known) = self.entries.get_mut(entry.seq) {
+            known.position = entry.position;
+        } else if self.is_filed(entry.seq) {
+            if let Some(run) = self.run_mut(FiledRun::number_of(entry.seq)) {
+                run.note_copy(entry.position);
+            }
+        } else if entry.seq >= known_below {
+            self.name_seq(entry.seq);
+            self.entries.insert(entry);
+        }
+    }
+
     /// Applies the settling of runs of messages. Seqs that are not there are legal.
     pub fn apply_settle(
         &mut self,

@@ -8,9 +8,9 @@
 //! ```
 //! The truth is the newest checkpoint plus the log from the place where it begins. Everything that happens is one
 //! record in one log, in the order in which queues changed; one sync makes it durable, whatever the number of
-//! queues. Reading order: `types`, `format`, `record`, `batch`, `append`, `schedule`, `pool`, `commit`, `engine`; then
-//! `image`, `run`, `checkpoint`, `filing`, `index`, `scan`, `survey`, `replay`, `recovery`; for damage `salvage`, `quarantine`,
-//! `scrub`.
+//! queues. Reading order: `types`, `format`, `record`, `batch`, `append`, `schedule`, `pool`, `commit`, `engine`,
+//! `closing`; then `image`, `run`, `checkpoint`, `checkpointing`, `freeing`, `filing`, `index`, `scan`, `survey`, `replay`,
+//! `recovery`; for damage `salvage`, `quarantine`, `scrub`.
 //!
 //! 1. A watermark covers only what an fdatasync that began later than the write has returned for.
 //! 2. No file of an earlier incarnation is ever changed; LSNs and segment numbers are never used twice.
@@ -20,6 +20,8 @@
 mod append;
 pub mod batch;
 pub mod checkpoint;
+mod checkpointing;
+mod closing;
 mod commit;
 mod compaction;
 mod engine;
@@ -27,6 +29,7 @@ mod error;
 mod file;
 mod filing;
 pub mod format;
+mod freeing;
 pub mod fuzz;
 mod gather;
 pub mod image;

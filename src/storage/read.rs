@@ -23,6 +23,7 @@ use super::error::ReadError;
 use super::format::segment_path;
 use super::gather::{self, Source};
 use super::record::{self, Record};
+use super::segment::FIRST_BATCH_OFFSET;
 use super::shared::Shared;
 use super::types::{Lsn, Position, QueueId, SegmentId, Seq};
 use crate::disk::{Disk, DiskFile, OpenMode};
@@ -154,6 +155,9 @@ pub fn check_record(
     seq: Seq,
     position: Position,
 ) -> Result<&[u8], String> {
+    if position.lsn.offset() < FIRST_BATCH_OFFSET {
+        return Err("its index block is lost, and so is the batch that it lies in".into());
+    }
     if record.len() != position.len_bytes as usize {
         return Err(format!(
             "the file ends {} bytes into the record",

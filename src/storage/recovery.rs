@@ -22,7 +22,7 @@ use super::error::StorageError;
 use super::file::{io_error, list_or_empty, room_error, temp_path, write_all};
 use super::format::{
     CHECKPOINT_DIR, INDEX_DIR, LOCK_FILE, LOG_DIR, QUARANTINE_DIR, RESERVE_FILE, SUPERBLOCK_FILES,
-    StoreId, checkpoint_path, index_path, segment_path,
+    StoreId, checkpoint_path, segment_path,
 };
 use super::image::QueueImage;
 use super::index::files::IndexFiles;
@@ -157,6 +157,7 @@ fn read_store(
     on_corruption: OnCorruption,
 ) -> Result<Survey, StorageError> {
     let Some(known) = superblock else {
+        settle_all(disk)?;
         return salvage(disk, None);
     };
     let damage = match survey(disk, known) {
@@ -165,6 +166,7 @@ fn read_store(
         }
         outcome => return outcome,
     };
+    settle_all(disk)?;
     let survey = salvage(disk, Some(known))?;
     // To go on as if nothing were wrong would be to lose something without a word.
     if survey.salvage.is_some() {
@@ -284,25 +286,29 @@ fn settle_superblocks(disk: &dyn Disk) -> Result<(), StorageError> {
 }
 
 /// Settles the checkpoint and every segment that will be read. Older segments were synced before that checkpoint.
-/// Without a superblock everything may be read.
+/// Without a superblock nothing is: a salvage settles everything.
 fn settle_log(disk: &dyn Disk, superblock: Option<&Superblock>) -> Result<(), StorageError> {
     sync_dir(disk, CHECKPOINT_DIR)?;
     sync_dir(disk, LOG_DIR)?;
-    let first = match superblock {
-        Some(superblock) => {
-            settle(disk, &checkpoint_path(superblock.checkpoint_generation))?;
-            superblock.begin.segment()
-        }
-        None => {
-            for name in list_or_empty(disk, Path::new(CHECKPOINT_DIR))? {
-                settle(disk, &Path::new(CHECKPOINT_DIR).join(name))?;
-            }
-            SegmentId(0)
-        }
+    let Some(superblock) = superblock else {
+        return Ok(());
     };
+    settle(disk, &checkpoint_path(superblock.checkpoint_generation))?;
     let segments = segment::list(disk)?;
     segments
-        .range(first..)
+        .range(superblock.begin.segment()..)
+        .try_for_each(|segment| settle(disk, &segment_path(*segment)))
+}
+
+/// Settles what only a salvage reads.
+fn settle_all(disk: &dyn Disk) -> Result<(), StorageError> {
+    for name in list_or_empty(disk, Path::new(CHECKPOINT_DIR))? {
+        settle(disk, &Path::new(CHECKPOINT_DIR).join(name))?;
+    }
+    let mut segments = segment::list(disk)?;
+    segments.extend(segment::list_cold(disk)?);
+    segments
+        .iter()
         .try_for_each(|segment| settle(disk, &segment_path(*segment)))
 }
 
@@ -410,12 +416,13 @@ fn finish(
         is_forgiving: on_corruption == OnCorruption::Quarantine,
     };
     let rebuilt = recovery.run(&mut queues)?;
-    let mut salvage = survey.salvage;
-    for (queue, count) in rebuilt.missing {
-        let detail =
-            format!("{count} messages of queue {queue} are neither in the index nor in the log");
-        let salvage = salvage.get_or_insert_default();
-        salvage.note(index_path(queue), 0, 0, detail);
+    let lost_count: u64 = rebuilt.missing.values().sum();
+    if lost_count > 0 {
+        tracing::error!(
+            messages = lost_count,
+            queues = rebuilt.missing.len(),
+            "messages are neither in an index file nor in the log: they stay in their queues and cannot be read"
+        );
     }
     let report = RecoveryReport {
         found,
@@ -434,7 +441,7 @@ fn finish(
         segment_count,
         read_bytes: survey.read_bytes + rebuilt.read_bytes,
         duration_ms: 0,
-        salvage,
+        salvage: survey.salvage,
     };
     let recovered = Recovered {
         report,

@@ -132,6 +132,37 @@ impl Replay {
         }
     }
 
+    /// The next seq of each queue.
+    #[must_use]
+    pub(crate) fn next_seqs(&self) -> HashMap<QueueId, Seq> {
+        let queues = self.queues.iter();
+        queues.map(|(id, image)| (*id, image.next_seq)).collect()
+    }
+
+    /// Applies a copy of a PUBLISH in a cold segment when the checkpoint that names it is lost. `known`: what the state
+    /// says about messages below these seqs is right.
+    pub(crate) fn restore_copy(
+        &mut self,
+        position: Position,
+        publish: &Publish<'_>,
+        known: &HashMap<QueueId, Seq>,
+    ) {
+        for r in publish.refs.iter() {
+            let image = self.queues.entry(r.queue);
+            let image = image.or_insert_with(|| QueueImage::new(r.queue, Lsn(0)));
+            let entry = ImageEntry {
+                seq: r.seq,
+                position,
+                expires_at_ms: r.expires_at_ms,
+                priority: publish.priority,
+                delivery_count: 0,
+                is_redelivered: false,
+            };
+            let known_below = known.get(&r.queue).copied().unwrap_or(Seq(0));
+            image.apply_copy(entry, known_below);
+        }
+    }
+
     fn apply_effect(&mut self, effect: MetaEffect, end: Lsn) {
         match effect {
             MetaEffect::None => {}

@@ -17,12 +17,15 @@
 
 use smallvec::SmallVec;
 
-use super::types::{SegmentId, Seq, SeqRange};
+use super::types::{Position, SegmentId, Seq, SeqRange};
 
 /// Seqs of one run.
 pub const RUN_SEQS: u64 = 256;
 /// The same, as a length.
 pub const RUN_LEN: usize = 256;
+
+/// A block that no index file has.
+const NO_BLOCK: u32 = u32::MAX;
 
 /// A set of seqs of one run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -214,6 +217,29 @@ impl FiledRun {
             let marks = self.marks.get_or_insert_default();
             marks.redelivered.insert(index);
             marks.set_delivery_count(index, u8::try_from(delivery_count).unwrap_or(u8::MAX));
+        }
+    }
+
+    /// A message of the run has a copy at `position`: its block is given up, and a start builds another one from the
+    /// segments, in which the later of two copies counts.
+    pub fn note_copy(&mut self, position: Position) {
+        self.block = NO_BLOCK;
+        let segment = position.lsn.segment();
+        if self.segments.iter().all(|used| used.segment != segment) {
+            // Copies are read in ascending order, and cold segments are above all others.
+            self.segments.push(RunUse {
+                segment,
+                live_refs: 0,
+                live_bytes: 0,
+            });
+        }
+        if let Some(used) = self
+            .segments
+            .iter_mut()
+            .find(|used| used.segment == segment)
+        {
+            used.live_refs = used.live_refs.saturating_add(1);
+            used.live_bytes += u64::from(position.len_bytes);
         }
     }
 

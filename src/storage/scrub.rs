@@ -1,17 +1,21 @@
 //! Reading everything again that nobody has asked for lately, so that damage is found while there is still a backup.
 //!
 //! ```text
-//!  round:  superblocks -> checkpoint -> S1 [batch][batch].. -> S2 .. (sealed segments only) -> pause, by the owner
+//!  round:  superblocks -> checkpoint -> S1 [batch][batch].. -> S2 .. (sealed segments only) -> index files, queue by
+//!          queue -> pause, by the owner
 //!  step:   reads about as many bytes as it is allowed, then returns what it found
 //! ```
 //! 1. Pages are dropped from the cache before a file is read: what is verified is the medium.
-//! 2. Only files that nobody writes are looked at; what was freed meanwhile is no finding.
-//! 3. Nothing is repaired and nothing changed. Which live messages a damaged place hits is the owner's to find out.
+//! 2. Only files that nobody writes are looked at, and of index files the blocks that a queue relies on; what was freed
+//!    meanwhile is no finding.
+//! 3. Nothing is repaired and nothing changed. Which live messages a damaged place hits is the owner's to find out; a
+//!    damaged block has [`Storage::rewrite_run`](super::Storage::rewrite_run).
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::CheckpointSource;
 use super::batch::Invalid;
 use super::error::StorageError;
 use super::file::{io_error, list_or_empty, read_up_to};
@@ -19,12 +23,13 @@ use super::format::{
     CHECKPOINT_DIR, CHECKPOINT_EXTENSION, SUPERBLOCK_FILES, checkpoint_path, is_crc_right,
     number_in_name, segment_path,
 };
+use super::index::scrub::IndexRound;
 use super::scan::{SegmentScan, survey_remains};
 use super::segment::{self, FIRST_BATCH_OFFSET};
 use super::shared::Shared;
 use super::superblock::{self, Copy};
 use super::survey::opening;
-use super::types::{Lsn, SegmentId};
+use super::types::{Lsn, QueueId, SegmentId};
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::sync::lock;
 
@@ -42,6 +47,8 @@ pub struct Rot {
     pub detail: String,
     /// In the log: the part of it that messages must not lie in.
     pub range: Option<(Lsn, Lsn)>,
+    /// In an index file: the queue, and its run whose block this is.
+    pub run: Option<(QueueId, u64)>,
 }
 
 /// What a step did.
@@ -63,6 +70,7 @@ enum Stage {
     Segments(SegmentId),
     /// Inside a segment, up to the end that its successor names.
     Reading(Box<SegmentScan>, Option<Lsn>),
+    Index(IndexRound),
 }
 
 /// See the module. One per store.
@@ -80,10 +88,15 @@ impl Scrubber {
     }
 
     /// Goes on reading until `budget_bytes` are read or the round is over; a batch or a checkpoint is read whole.
+    /// `source` says which blocks of index files count.
     ///
     /// # Errors
     /// Those of the disk: the round goes on behind the file that cannot be read.
-    pub fn step(&mut self, budget_bytes: u64) -> Result<Step, StorageError> {
+    pub fn step(
+        &mut self,
+        source: &dyn CheckpointSource,
+        budget_bytes: u64,
+    ) -> Result<Step, StorageError> {
         let mut step = Step::default();
         while step.read_bytes < budget_bytes && !step.is_round_over {
             let stage = std::mem::replace(&mut self.stage, Stage::Superblocks);
@@ -100,6 +113,19 @@ impl Scrubber {
                 }
                 Stage::Segments(after) => self.next_segment(after, &mut step)?,
                 Stage::Reading(scan, end) => self.read_on(scan, end, &mut step)?,
+                Stage::Index(mut round) => {
+                    let goes_on = round.step(&self.shared, source, &mut step);
+                    // After an error it goes on with the next queue.
+                    let is_over = matches!(goes_on, Ok(false));
+                    self.stage = if is_over {
+                        Stage::Superblocks
+                    } else {
+                        Stage::Index(round)
+                    };
+                    step.is_round_over = is_over;
+                    goes_on?;
+                    continue;
+                }
             };
         }
         Ok(step)
@@ -122,6 +148,7 @@ impl Scrubber {
                     offset: 0,
                     detail: "this copy of the superblock is not whole; the next checkpoint writes it again".into(),
                     range: None,
+                    run: None,
                 });
             }
         }
@@ -150,6 +177,7 @@ impl Scrubber {
                 detail: "the checkpoint does not match its crc; the next checkpoint replaces it"
                     .into(),
                 range: None,
+                run: None,
             });
         }
         Ok(())
@@ -169,17 +197,12 @@ impl Scrubber {
         let open = lock(&self.shared.append).end().segment();
         let next = {
             let segments = lock(&self.shared.segments);
-            // The newest cold segment may be being filled.
-            let newest = segments.last().copied().filter(|last| last.is_cold());
-            let is_closed = |segment: &&SegmentId| {
-                **segment < open || segment.is_cold() && newest != Some(**segment)
-            };
+            let is_closed = |segment: &&SegmentId| **segment < open || segment.is_cold();
             let mut later = segments.range(SegmentId(after.0 + 1)..);
             later.find(is_closed).copied()
         };
         let Some(segment) = next else {
-            step.is_round_over = true;
-            return Ok(Stage::Superblocks);
+            return Ok(Stage::Index(IndexRound::default()));
         };
         self.stage = Stage::Segments(segment);
         let path = segment_path(segment);
@@ -203,10 +226,18 @@ impl Scrubber {
                 return Ok(Stage::Segments(segment));
             }
         };
+        if segment.is_cold() && header.epoch == self.shared.epoch && self.is_newest(segment) {
+            // It may be being filled.
+            return Ok(Stage::Segments(segment));
+        }
         let mut scan = SegmentScan::new(file, header, FIRST_BATCH_OFFSET).map_err(error)?;
         scan.read_in_chunks_of(CHUNK_BYTES);
         let end = self.end_of(segment)?;
         Ok(Stage::Reading(Box::new(scan), end))
+    }
+
+    fn is_newest(&self, segment: SegmentId) -> bool {
+        lock(&self.shared.segments).last() == Some(&segment)
     }
 
     /// Where the log leaves a segment, if the one it goes on in is still there.
@@ -311,6 +342,7 @@ impl Scrubber {
                 offset: from.offset().into(),
                 detail: detail.to_string(),
                 range: Some((from, upto)),
+                run: None,
             });
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::state::{Locked, QueueState};
 use super::{Queue, QueueHandle, QueueSpec, Turn};
+use crate::broker::arguments::Overflow;
 use crate::storage::image::QueueImage;
 use crate::storage::run::FiledRun;
 use crate::storage::types::{ImageEntry, Move, SegmentId, Seq};
@@ -65,6 +66,13 @@ impl Queue {
     /// Messages of a run in the index file lie elsewhere now.
     pub fn refile(&self, old: &FiledRun, new: FiledRun) {
         lock(&self.state).slots.refile(old, new);
+    }
+
+    /// True when there is more in the queue than its limits allow, and its head is to be dropped: only until the runs
+    /// that it asked for are there.
+    #[must_use]
+    pub fn is_too_long(&self) -> bool {
+        self.spec.settings.overflow == Overflow::DropHead && lock(&self.state).is_too_long(self)
     }
 
     /// Compares the counters with the entries.

@@ -60,7 +60,7 @@ pub use self::image::ImageKind;
 pub use self::lifecycle::{cancel, consume, delete, purge, set_channel_prefetch, timer_due};
 pub use self::paging::{IndexLimits, run_loaded};
 pub use self::publish::{GROUP_QUEUES_MAX, commit, publish, publish_group, reveal};
-pub use self::quarantine::quarantine;
+pub use self::quarantine::{Unreadable, quarantine};
 pub use self::settle::settle;
 pub use self::spill::{Shed, moved, shed, spilled};
 

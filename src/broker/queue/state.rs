@@ -11,7 +11,7 @@ use super::read_ahead::ReadAhead;
 use super::reservation::Reservation;
 use super::seldom::Seldom;
 use super::slots::{Head, Slot, Slots, Status};
-use super::{QueueHandle, QueueShared, Turn};
+use super::{Queue, QueueHandle, QueueShared, Turn};
 use crate::broker::arguments::Overflow;
 use crate::broker::consumer::Consumers;
 use crate::broker::dead_letter::DeathReason;
@@ -210,7 +210,7 @@ impl QueueState {
     }
 
     /// True when the queue has more than its limits allow.
-    pub(super) fn is_too_long(&self, queue: &QueueHandle) -> bool {
+    pub(super) fn is_too_long(&self, queue: &Queue) -> bool {
         let sums = self.slots.sums();
         let settings = &queue.spec.settings;
         let count = sums.ready_count + sums.hidden_count;

@@ -40,7 +40,7 @@ pub struct Messages {
 /// The messages of the queue `image` of the store `store`. `high_counts` is what its runs cannot say.
 ///
 /// # Errors
-/// Those of the disk; `Damaged` when a message is neither in the index nor in the log.
+/// Those of the disk. A message that is neither in the index nor in the log has a place where nothing is.
 pub fn messages(
     disk: &dyn Disk,
     store: StoreId,

@@ -10,12 +10,13 @@
 //! in the [`FiledRun`](super::run::FiledRun), in memory and in the checkpoint.
 //!
 //! Reading order: `block` (the bytes), `files` (which block is free), `rebuild` (from the log), `recover` (at
-//! start), `look` (for the dump tool).
+//! start), `look` (for the dump tool), `scrub` (whether they still are what was written).
 
 pub mod block;
 pub(crate) mod files;
 pub mod look;
 pub mod rebuild;
 pub(crate) mod recover;
+pub(crate) mod scrub;
 
 pub use block::BLOCK_LEN;

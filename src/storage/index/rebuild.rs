@@ -8,7 +8,8 @@
 //! [`FOUND_MAX`] positions they go to their blocks half done.
 //!
 //! Rot costs no more than it hits: a message whose payload is wrong has a place all the same, and behind a batch that
-//! does not verify the search goes on at the next one that does.
+//! does not verify the search goes on at the next one that does. A message that is nowhere stays in its queue, with the
+//! start of a segment of its run for a place: no record lies there, so whoever reads it is told, and the segment stays.
 //!
 //! Of two copies of a message the one in the later segment counts: copies are made in rising segments, and a message
 //! is never moved back.
@@ -17,18 +18,23 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
 
+use super::block;
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::storage::error::StorageError;
-use crate::storage::file::{damaged, io_error};
+use crate::storage::file::io_error;
 use crate::storage::format::{StoreId, segment_path};
 use crate::storage::record::{Publish, Record};
 use crate::storage::run::FiledRun;
 use crate::storage::scan::{SegmentScan, first_signed_header};
 use crate::storage::segment::{self, FIRST_BATCH_OFFSET, SegmentHeader};
-use crate::storage::types::{ImageEntry, Position, QueueId, SegmentId};
+use crate::storage::types::{ImageEntry, Lsn, Position, QueueId, SegmentId};
 
 /// Positions held in memory at once: 24 MiB or so.
 pub(crate) const FOUND_MAX: usize = 1 << 19;
+/// Length of a record that is nowhere, if nothing better is known.
+const VOID_MIN_BYTES: u32 = 64;
+/// The same at most: what an index entry holds.
+const VOID_MAX_BYTES: u32 = 1 << 20;
 
 /// A run whose block is lost.
 #[derive(Clone, Debug)]
@@ -67,7 +73,7 @@ pub(crate) struct Rebuilt {
     pub(crate) read_bytes: u64,
     /// Most positions that were in memory at once.
     pub(crate) found_peak: usize,
-    /// Messages that are nowhere, if that is forgiven.
+    /// Messages that are nowhere, by queue: they have a place where nothing is.
     pub(crate) missing: BTreeMap<QueueId, u64>,
 }
 
@@ -106,7 +112,7 @@ impl<'a> Rebuild<'a> {
         }
     }
 
-    /// Lets messages be missing, and whole segments: they are left out and counted.
+    /// Lets whole segments be missing: their messages are nowhere.
     pub(crate) fn forgive(mut self) -> Self {
         self.is_forgiving = true;
         self
@@ -132,7 +138,7 @@ impl<'a> Rebuild<'a> {
     /// Reads the segments and hands the runs to `sink`.
     ///
     /// # Errors
-    /// Those of the disk and of the sink; `Damaged` when the log does not have all of a run's messages.
+    /// Those of the disk and of the sink.
     pub(crate) fn run(mut self, sink: &mut dyn Sink) -> Result<Rebuilt, StorageError> {
         let segments = std::mem::take(&mut self.segments);
         let mut lens = Vec::with_capacity(segments.len());
@@ -189,6 +195,7 @@ impl<'a> Rebuild<'a> {
     fn read_segment(&mut self, segment: SegmentId) -> Result<u64, StorageError> {
         let path = segment_path(segment);
         let Some(file) = self.open(segment)? else {
+            self.doubts.insert(segment, 0);
             return Ok(0);
         };
         let (disk, store) = (self.disk, self.store);
@@ -251,31 +258,69 @@ impl<'a> Rebuild<'a> {
             .map(|entry| (FiledRun::index_of(entry.seq), entry))
             .collect();
         all.extend(found);
-        let missing: Vec<u8> = run
-            .live
-            .iter()
-            .filter(|index| !all.contains_key(index))
-            .collect();
-        if let Some(first) = missing.first() {
-            if !self.is_forgiving {
-                return Err(self.nowhere(queue, &run, *first));
-            }
-            *self.missing.entry(queue).or_default() += missing.len() as u64;
-        }
+        self.fill_up(queue, &run, &mut all);
         sink.finished(queue, &run, all.into_values().collect())
     }
 
-    /// A message that neither index nor log know.
-    fn nowhere(&self, queue: QueueId, run: &FiledRun, index: u8) -> StorageError {
-        let mut segments = run.segments.iter().map(|used| used.segment);
-        let last = run.segments.last().map(|used| (used.segment, 0));
-        let doubt = segments.find_map(|segment| Some((segment, *self.doubts.get(&segment)?)));
-        let (segment, offset) = doubt.or(last).unwrap_or((SegmentId(0), 0));
-        let seq = run.seq_at(index).0;
-        let detail = format!(
-            "the log has no record of message {seq} of queue {queue}, whose index is lost too"
+    /// Gives the messages of a run that neither index nor log know a place where nothing is.
+    fn fill_up(&mut self, queue: QueueId, run: &FiledRun, all: &mut BTreeMap<u8, ImageEntry>) {
+        let is_missing = |index: &u8| !all.contains_key(index);
+        let missing: Vec<u8> = run.live.iter().filter(is_missing).collect();
+        if missing.is_empty() {
+            return;
+        }
+        *self.missing.entry(queue).or_default() += missing.len() as u64;
+        let mut places = self.void_places(run, all);
+        let mut last = None;
+        for index in &missing {
+            last = places.next().or(last);
+            let entry = last.map(|position| ImageEntry {
+                seq: run.seq_at(*index),
+                position,
+                expires_at_ms: 0,
+                priority: 0,
+                delivery_count: 0,
+                is_redelivered: false,
+            });
+            all.extend(entry.map(|entry| (*index, entry)));
+        }
+        let at = last.map_or(Lsn(0), |position| position.lsn);
+        let path = self.disk.describe(&segment_path(at.segment()));
+        let offset = self.doubts.get(&at.segment()).copied().unwrap_or(0);
+        let (count, first) = (missing.len(), missing.first().copied().unwrap_or(0));
+        tracing::error!(
+            path,
+            offset,
+            %queue,
+            first_seq = run.seq_at(first).0,
+            messages = count,
+            "messages whose index is lost are in a batch that does not verify: they are kept and cannot be read"
         );
-        damaged(self.disk, &segment_path(segment), offset.into(), detail)
+    }
+
+    /// Places for what `found` lacks of a run: as many as each segment should have more, those in doubt first.
+    fn void_places(
+        &self,
+        run: &FiledRun,
+        found: &BTreeMap<u8, ImageEntry>,
+    ) -> impl Iterator<Item = Position> + use<> {
+        let found: Vec<ImageEntry> = found.values().copied().collect();
+        let found = block::uses(&found);
+        let mut places = Vec::new();
+        for used in &run.segments {
+            let there = found.iter().find(|one| one.segment == used.segment);
+            let (refs, bytes) = there.map_or((0, 0), |one| (one.live_refs, one.live_bytes));
+            let count = used.live_refs.saturating_sub(refs);
+            let each_bytes = used.live_bytes.saturating_sub(bytes) / u64::from(count.max(1));
+            let len_bytes = u32::try_from(each_bytes & !7).unwrap_or(VOID_MIN_BYTES);
+            let position = Position {
+                lsn: Lsn::new(used.segment, 0),
+                len_bytes: len_bytes.clamp(VOID_MIN_BYTES, VOID_MAX_BYTES),
+            };
+            places.extend(std::iter::repeat_n(position, count as usize));
+        }
+        places.sort_by_key(|position| !self.doubts.contains_key(&position.lsn.segment()));
+        places.into_iter()
     }
 
     /// Moves the positions found so far out of memory.
@@ -369,7 +414,7 @@ impl Sink for Kept {
         let from = self.0.len();
         self.0.extend(entries);
         for entry in self.0.iter_mut().skip(from) {
-            super::block::mark(entry, FiledRun::index_of(entry.seq), run.marks.as_deref());
+            block::mark(entry, FiledRun::index_of(entry.seq), run.marks.as_deref());
         }
         Ok(())
     }
@@ -382,17 +427,18 @@ impl Sink for Kept {
     fn progress(&mut self, _: usize, _: usize, _: u64, _: u64) {}
 }
 
-/// The unsettled messages of one run, from the log, with the run's marks.
+/// The unsettled messages of one run, from the log, with the run's marks; those that the log does not have either get
+/// a place where nothing is.
 ///
 /// # Errors
-/// Those of the disk; `Damaged` when the log does not have all of them.
+/// Those of the disk.
 pub fn read_run_from_log(
     disk: &dyn Disk,
     store: StoreId,
     queue: QueueId,
     run: &FiledRun,
 ) -> Result<Vec<ImageEntry>, StorageError> {
-    let mut rebuild = Rebuild::new(disk, store, FOUND_MAX);
+    let mut rebuild = Rebuild::new(disk, store, FOUND_MAX).forgive();
     rebuild.add(queue, run);
     rebuild.run_to_list()
 }

@@ -35,7 +35,7 @@ pub(crate) struct IndexReport {
     pub(crate) rebuilt_run_count: u64,
     /// Bytes of the log read for that.
     pub(crate) read_bytes: u64,
-    /// Messages that neither index nor log know, by queue, where that was forgiven: they are gone.
+    /// Messages that neither index nor log know, by queue: they stay and cannot be read.
     pub(crate) missing: BTreeMap<QueueId, u64>,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct IndexRecovery<'a> {
     pub(crate) files: &'a IndexFiles,
     /// What runs cannot say.
     pub(crate) high_counts: &'a HighCounts,
-    /// Messages that are nowhere are left out.
+    /// Whole segments may be missing.
     pub(crate) is_forgiving: bool,
 }
 
@@ -55,7 +55,7 @@ impl IndexRecovery<'_> {
     /// Makes every run of `queues` readable.
     ///
     /// # Errors
-    /// Those of the disk; `Damaged` when neither index nor log know where a message lies.
+    /// Those of the disk.
     pub(crate) fn run(&self, queues: &mut [QueueImage]) -> Result<IndexReport, StorageError> {
         let report = self.rebuild_lost(queues)?;
         for ((queue, seq), delivery_count) in self.high_counts {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::disk::Disk;
+use crate::disk::{Disk, OpenMode};
 use crate::storage::format::{SUPERBLOCK_FILES, segment_path};
 use crate::storage::salvage::Salvage;
 use crate::storage::testing::{as_recovered, numbered_payload};
@@ -234,6 +234,113 @@ fn without_its_checkpoint_the_log_that_is_there_is_replayed() {
     assert_eq!(lost, 0);
     let kept = rig.disk.list(Path::new("quarantine")).unwrap();
     assert!(kept.iter().any(|name| path.ends_with(name)), "{kept:?}");
+}
+
+/// A store whose queue 2 has 12 messages that were moved to a cold segment, their own segments freed; with the checkpoint
+/// before they were moved.
+fn moved(index_min_messages: u64) -> (Rig, LiveStore, (PathBuf, Vec<u8>)) {
+    let rig = Rig::new(Options {
+        index_min_messages,
+        ..options()
+    });
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    store.create_queue(2);
+    for round in 0..12 {
+        store.publish(&[1, 2], &numbered_payload(round, 500), 0);
+        for number in 0..5 {
+            store.publish(&[1], &numbered_payload(number, 12_000), 0);
+            store.commit().unwrap();
+        }
+    }
+    store.settle(1, 1, 72);
+    rig.clock.advance_ms(60);
+    store.commit().unwrap();
+    store.storage.checkpoint(&store).unwrap();
+    let path = checkpoint_file(&rig.disk);
+    let older = (path.clone(), rig.disk.contents(&path).unwrap());
+    let moved = store.storage.compact(&store, false, u64::MAX).unwrap();
+    assert!(moved.moved_count >= 10, "{moved:?}");
+    let freed = store.storage.checkpoint(&store).unwrap().freed;
+    assert!(freed.len() >= 10, "{freed:?}");
+    store.settle(2, 3, 4);
+    store.publish(&[2], &numbered_payload(77, 500), 0);
+    store.commit().unwrap();
+    store.reserve(1, 75);
+    rig.clock.advance_ms(60);
+    store.commit().unwrap();
+    (rig, store, older)
+}
+
+/// What can be read, by seq, of the queues that there are; all of it must be what was published.
+fn readable(store: &LiveStore, published: &Payloads) -> BTreeMap<QueueId, Vec<u64>> {
+    let mut seqs = BTreeMap::<QueueId, Vec<u64>>::new();
+    for image in store.images() {
+        for entry in image.entries.iter() {
+            if let Ok(payload) = store.storage.read(image.id, entry.seq, entry.position) {
+                assert_eq!(Some(&payload), published.get(&(image.id, entry.seq)));
+                seqs.entry(image.id).or_default().push(entry.seq.0);
+            }
+        }
+    }
+    seqs
+}
+
+#[test]
+fn without_any_checkpoint_cold_segments_are_read() {
+    let (mut rig, store, _) = moved(u64::MAX);
+    rig.options.on_corruption = OnCorruption::Quarantine;
+    let salvaged = rig.after_power_loss();
+    let path = checkpoint_file(&salvaged.disk);
+    salvaged.disk.flip_bit(&path, 200, 0).unwrap();
+    let (again, recovered) = salvaged.open();
+    let salvage = recovered.report.salvage.expect("it is noticed");
+    assert_eq!(salvage.checkpoint_replaced_by, Some(0));
+    let found = readable(&again, &store.payloads());
+    // What was settled by a record that is still there stays settled; all others are there.
+    let all: Vec<u64> = (1..=13).filter(|seq| ![3, 4].contains(seq)).collect();
+    assert_eq!(found[&QueueId(2)], all);
+    // The record that settled the copies' other names is still there too.
+    assert!(!found.contains_key(&QueueId(1)), "{found:?}");
+    again.storage.close(&again).unwrap();
+    let mut strict = salvaged.after_power_loss();
+    strict.options.on_corruption = OnCorruption::Refuse;
+    let (last, _) = strict.open();
+    assert_eq!(readable(&last, &store.payloads()), found);
+    // Damage in the cold segment costs what it hits.
+    let salvaged = rig.after_power_loss();
+    salvaged.disk.flip_bit(&path, 200, 0).unwrap();
+    let cold = segment_path(SegmentId::FIRST_COLD);
+    salvaged.disk.flip_bit(&cold, 4096 + 20, 0).unwrap();
+    let (again, recovered) = salvaged.open();
+    let salvage = recovered.report.salvage.expect("it is noticed");
+    assert!(
+        salvage.places.iter().any(|place| place.path == cold),
+        "{salvage:?}"
+    );
+    let _ = readable(&again, &store.payloads());
+}
+
+#[test]
+fn with_an_older_checkpoint_messages_that_moved_since_are_found() {
+    for index_min_messages in [0, u64::MAX] {
+        let (mut rig, store, (older, bytes)) = moved(index_min_messages);
+        rig.options.on_corruption = OnCorruption::Quarantine;
+        let salvaged = rig.after_power_loss();
+        let path = checkpoint_file(&salvaged.disk);
+        salvaged.disk.flip_bit(&path, 200, 0).unwrap();
+        drop(salvaged.disk.open(&older, OpenMode::CreateNew).unwrap());
+        salvaged.disk.write_durably(&older, 0, &bytes).unwrap();
+        salvaged.disk.sync_dir(Path::new("checkpoint")).unwrap();
+        let (again, recovered) = salvaged.open();
+        let salvage = recovered.report.salvage.expect("it is noticed");
+        assert!(salvage.checkpoint_replaced_by > Some(0), "{salvage:?}");
+        let found = readable(&again, &store.payloads());
+        let all: Vec<u64> = (1..=13).filter(|seq| ![3, 4].contains(seq)).collect();
+        assert_eq!(found[&QueueId(2)], all, "{index_min_messages}");
+        // It knows what was settled.
+        assert!(!found.contains_key(&QueueId(1)), "{found:?}");
+    }
 }
 
 #[test]

@@ -4,18 +4,19 @@ use std::path::Path;
 
 use super::*;
 use crate::disk::Disk;
-use crate::storage::ReadError;
-use crate::storage::format::{SUPERBLOCK_FILES, segment_path};
+use crate::storage::format::{SUPERBLOCK_FILES, index_path, segment_path};
+use crate::storage::index::BLOCK_LEN;
 use crate::storage::scrub::Rot;
 use crate::storage::testing::numbered_payload;
-use crate::storage::types::SegmentId;
+use crate::storage::types::{QueueId, SegmentId};
+use crate::storage::{CheckpointSource, ReadError};
 
 /// A round in small steps.
 fn scrub(store: &LiveStore) -> (Vec<Rot>, u64) {
     let mut scrubber = store.storage.scrubber();
     let (mut found, mut read_bytes) = (Vec::new(), 0);
     loop {
-        let step = scrubber.step(1000).unwrap();
+        let step = scrubber.step(store, 1000).unwrap();
         found.extend(step.found);
         read_bytes += step.read_bytes;
         if step.is_round_over {
@@ -106,6 +107,95 @@ fn every_flip_in_a_sealed_segment_is_found_where_it_is() {
         }
     }
     assert!(found_count > 300, "{found_count}");
+}
+
+/// A store whose index files have blocks, some of messages that are in a cold segment now.
+fn filed_store() -> (Rig, LiveStore) {
+    let rig = Rig::new(Options {
+        index_min_messages: 0,
+        segment_size_bytes: Options::SEGMENT_SIZE_MIN_BYTES,
+        ..options()
+    });
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    store.create_queue(2);
+    for number in 0..600_u64 {
+        store.publish(&[1], &numbered_payload(number, 100), 0);
+        if number % 20 == 0 {
+            store.publish(&[2], &numbered_payload(number, 100), 0);
+        }
+    }
+    store.commit().unwrap();
+    store.storage.checkpoint(&store).unwrap();
+    store.settle(1, 1, 500);
+    rig.clock.advance_ms(60);
+    store.commit().unwrap();
+    store.storage.checkpoint(&store).unwrap();
+    let moved = store.storage.compact(&store, false, u64::MAX).unwrap();
+    assert!(moved.moved_count > 10, "{moved:?}");
+    store.storage.checkpoint(&store).unwrap();
+    (rig, store)
+}
+
+#[test]
+fn every_flip_in_a_block_that_counts_is_found_and_made_good() {
+    let (rig, store) = filed_store();
+    assert_eq!(scrub(&store).0, []);
+    let mut found_count = 0;
+    for queue in [1, 2] {
+        let path = index_path(QueueId(queue));
+        let len = rig.disk.contents(&path).unwrap().len();
+        let runs = store.queue(QueueId(queue)).unwrap().runs;
+        for at in (0..len as u64).step_by(211) {
+            let named = runs
+                .iter()
+                .find(|run| u64::from(run.block) == at / BLOCK_LEN as u64);
+            rig.disk.flip_bit(&path, at, 2).unwrap();
+            let (found, _) = scrub(&store);
+            rig.disk.flip_bit(&path, at, 2).unwrap();
+            let Some(run) = named else {
+                assert_eq!(found, [], "a block that no queue relies on, byte {at}");
+                continue;
+            };
+            let [rot] = &found[..] else {
+                panic!("byte {at}: {found:?}");
+            };
+            assert!(rot.path.ends_with(&path.display().to_string()), "{rot:?}");
+            assert_eq!(rot.offset, at / BLOCK_LEN as u64 * BLOCK_LEN as u64);
+            assert_eq!(rot.run, Some((QueueId(queue), run.number)));
+            found_count += 1;
+        }
+    }
+    assert!(found_count > 30, "{found_count}");
+    // What is whole stays; what is not is written again, and the next checkpoint names the new one.
+    let run = store.queue(QueueId(2)).unwrap().runs[0].clone();
+    let rewrite = || store.storage.rewrite_run(&store, QueueId(2), run.number);
+    assert!(!rewrite().unwrap());
+    let path = index_path(QueueId(2));
+    let place = u64::from(run.block) * BLOCK_LEN as u64 + 17;
+    rig.disk.flip_bit(&path, place, 2).unwrap();
+    assert!(rewrite().unwrap());
+    store.storage.checkpoint(&store).unwrap();
+    assert_eq!(scrub(&store).0, []);
+    let (again, recovered) = rig.after_power_loss().open();
+    assert_eq!(recovered.report.rebuilt_run_count, 0);
+    again.check_payloads(&store.payloads());
+}
+
+#[test]
+fn a_cold_segment_is_read_once_nobody_fills_it() {
+    let (rig, store) = filed_store();
+    let path = segment_path(SegmentId::FIRST_COLD);
+    rig.disk.flip_bit(&path, 4096 + 300, 2).unwrap();
+    assert_eq!(scrub(&store).0, [], "it may be being filled");
+    let rig = rig.after_power_loss();
+    let (store, _) = rig.open();
+    let (found, _) = scrub(&store);
+    let [rot] = &found[..] else {
+        panic!("{found:?}");
+    };
+    assert!(rot.path.ends_with(&path.display().to_string()), "{rot:?}");
+    assert!((4096..4096 + 300).contains(&rot.offset), "{rot:?}");
 }
 
 #[test]

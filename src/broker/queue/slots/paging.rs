@@ -177,9 +177,32 @@ impl Slots {
         asked: &FiledRun,
         entries: &[ImageEntry],
     ) -> PagedIn {
-        let Some(index) = self.find_loading(asked) else {
-            return PagedIn::Stale;
+        match self.find_loading(asked) {
+            Some(index) => self.revive_at(index, entries),
+            None => PagedIn::Stale,
+        }
+    }
+
+    /// The block of a run was read that nobody needs to have asked for.
+    pub(in crate::broker::queue) fn page_in_found(
+        &mut self,
+        found: &FiledRun,
+        entries: &[ImageEntry],
+    ) -> PagedIn {
+        let index = self.find_run(found.number).ok();
+        let is_same = |index: &usize| match &self.runs[*index].body {
+            Body::Filed(filed) => {
+                filed.paging != Paging::Lost && Block::of(&filed.run) == Block::of(found)
+            }
+            Body::Resident(_) => false,
         };
+        match index.filter(is_same) {
+            Some(index) => self.revive_at(index, entries),
+            None => PagedIn::Stale,
+        }
+    }
+
+    fn revive_at(&mut self, index: usize, entries: &[ImageEntry]) -> PagedIn {
         let run = &mut self.runs[index];
         let Body::Filed(filed) = &run.body else {
             return PagedIn::Stale;

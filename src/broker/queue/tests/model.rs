@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::index::Pass;
 use super::*;
 use crate::broker::queue::ImageKind;
+use crate::storage::image::Entries;
 use crate::storage::types::ImageEntry;
 
 #[derive(Clone, Debug)]
@@ -25,6 +27,10 @@ enum Step {
     Purge,
     SettleDown,
     Drain,
+    /// The consumer goes; what it holds stays held.
+    Cancel,
+    /// Another one comes, unless one is there.
+    Consume,
     /// A whole filing.
     File,
     /// Its first half; the second comes with some later step, or never.
@@ -36,6 +42,14 @@ enum Step {
     },
     Restart {
         kind: ImageKind,
+    },
+    /// Some records are copied to another segment.
+    Copy {
+        modulus: u64,
+    },
+    /// The queue is told of a copy: not always of the latest.
+    Swap {
+        at: usize,
     },
 }
 
@@ -53,10 +67,12 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Purge),
         3 => Just(Step::SettleDown),
         3 => Just(Step::Drain),
+        1 => Just(Step::Cancel),
+        2 => Just(Step::Consume),
     ]
 }
 
-/// The same, with runs that leave memory and come back.
+/// The same, with runs that leave memory and come back, and records that move.
 fn paging_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         20 => step(),
@@ -66,6 +82,8 @@ fn paging_step() -> impl Strategy<Value = Step> {
         2 => (0usize..8).prop_map(|at| Step::Load { at }),
         1 => prop_oneof![Just(ImageKind::Running), Just(ImageKind::Stopped)]
             .prop_map(|kind| Step::Restart { kind }),
+        2 => (1u64..4).prop_map(|modulus| Step::Copy { modulus }),
+        2 => (0usize..4).prop_map(|at| Step::Swap { at }),
     ]
 }
 
@@ -80,7 +98,7 @@ struct Known {
 struct Pair {
     rig: Rig,
     queue: QueueHandle,
-    consumer: TestConsumer,
+    consumer: Option<TestConsumer>,
     held: Vec<Delivery>,
     model: BTreeMap<Seq, Known>,
     prefetch: u16,
@@ -88,6 +106,8 @@ struct Pair {
     redelivered_below: Seq,
     /// Runs on their way to the index.
     offered: Vec<Vec<ImageEntry>>,
+    /// Copies that the queue was not told of.
+    copied: Vec<Pass>,
 }
 
 impl Pair {
@@ -97,13 +117,29 @@ impl Pair {
         Self {
             rig,
             queue,
-            consumer,
+            consumer: Some(consumer),
             held: Vec::new(),
             model: BTreeMap::new(),
             prefetch,
             redelivered_below: Seq(0),
             offered: Vec::new(),
+            copied: Vec::new(),
         }
+    }
+
+    fn consume(&mut self) {
+        if self.consumer.is_none() {
+            let prefetch = self.prefetch;
+            let consumer = self
+                .rig
+                .consume(&self.queue, |spec| spec.prefetch = prefetch);
+            self.consumer = Some(consumer);
+        }
+    }
+
+    /// Deliveries that nobody has seen.
+    fn arrived(&self) -> Vec<Delivery> {
+        self.consumer.as_ref().map_or_else(Vec::new, deliveries)
     }
 
     fn run(&mut self, step: &Step) {
@@ -148,6 +184,14 @@ impl Pair {
             }
             Step::SettleDown => self.rig.settle_down(),
             Step::Drain => {}
+            Step::Cancel => {
+                self.drain();
+                if let Some(gone) = self.consumer.take() {
+                    let aftermath = self.rig.turn(|turn| cancel(turn, &self.queue, gone.id));
+                    assert_eq!(aftermath, Aftermath::Stays);
+                }
+            }
+            Step::Consume => self.consume(),
             Step::File => {
                 self.rig.file(&self.queue);
             }
@@ -166,6 +210,17 @@ impl Pair {
                 }
             }
             Step::Restart { kind } => self.restart(*kind),
+            Step::Copy { modulus } => {
+                let is_chosen = |seq: Seq| seq.0.is_multiple_of(*modulus);
+                let pass = self.rig.copy_records(&self.queue, is_chosen);
+                self.copied.push(pass);
+            }
+            Step::Swap { at } => {
+                if !self.copied.is_empty() {
+                    let pass = self.copied.remove(at % self.copied.len());
+                    self.rig.swap_records(&self.queue, &pass);
+                }
+            }
         }
         self.drain();
         self.check();
@@ -180,12 +235,14 @@ impl Pair {
     fn restart(&mut self, kind: ImageKind) {
         self.rig.settle_down();
         self.drain();
-        let image = self.queue.image(kind).expect("it is durable");
+        let mut image = self.queue.image(kind).expect("it is durable");
+        image.finish_replay();
         let reserved_upto = image.reserved_upto;
         self.redelivered_below = reserved_upto;
         self.rig.effects = Effects::default();
         self.held.clear();
         self.offered.clear();
+        self.copied.clear();
         let spec = self.queue.spec().clone();
         self.queue = self.rig.turn(|turn| Queue::restore(spec, image, turn));
         self.model.retain(|_, known| known.is_persistent);
@@ -193,10 +250,9 @@ impl Pair {
             known.was_delivered |= *seq < reserved_upto;
             known.is_held = false;
         }
-        let prefetch = self.prefetch;
-        self.consumer = self
-            .rig
-            .consume(&self.queue.clone(), |spec| spec.prefetch = prefetch);
+        if self.consumer.take().is_some() {
+            self.consume();
+        }
     }
 
     fn settle(&mut self, items: &[Delivery], outcome: SettleOutcome) {
@@ -212,14 +268,14 @@ impl Pair {
 
     /// Takes what was delivered and compares it with what should have been.
     fn drain(&mut self) {
-        for delivery in deliveries(&self.consumer) {
+        for delivery in self.arrived() {
             self.receive(delivery);
         }
     }
 
     /// A `get` may let the consumer's deliveries before it, or after it, in the same call.
     fn drain_before(&mut self, got: &Delivery) {
-        let mut all = deliveries(&self.consumer);
+        let mut all = self.arrived();
         all.push(got.clone());
         all.sort_by_key(|delivery| delivery.seq);
         for delivery in all {
@@ -249,7 +305,12 @@ impl Pair {
         assert_eq!(stats.ready_count, (self.model.len() - held) as u64);
         let image = self.queue.image(ImageKind::Running).expect("it is durable");
         let replayed = self.rig.journal.replay(self.queue.id());
-        let entries = self.rig.index.expand(&image);
+        let found = self.rig.index.expand(&image);
+        let moved_back = found.iter().map(|entry| ImageEntry {
+            position: self.rig.journal.original(entry.position),
+            ..*entry
+        });
+        let entries: Entries = moved_back.collect();
         if self.redelivered_below == Seq(0) {
             assert_eq!(entries, replayed.entries, "memory and log agree");
             assert_eq!(image.reserved_upto, replayed.reserved_upto);
@@ -266,6 +327,7 @@ impl Pair {
 
     /// Everything that is left can be taken, in order.
     fn finish(&mut self) {
+        self.consume();
         let all = std::mem::take(&mut self.held);
         self.settle(&all, SettleOutcome::Ack);
         self.drain();

@@ -1,7 +1,10 @@
 //! Deep queues: each operation on a queue whose head is in the index file.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::broker::queue::ImageKind;
+use crate::storage::types::{ImageEntry, SegmentId};
 
 /// A queue of persistent messages `0, 1, ..`, all of it filed, as it comes back from a restart.
 fn filed_queue(rig: &mut Rig, settings: QueueArguments, count: usize) -> QueueHandle {
@@ -45,6 +48,56 @@ fn drain(rig: &mut Rig, queue: &QueueHandle) -> Vec<String> {
     let aftermath = rig.turn(|turn| cancel(turn, queue, consumer.id));
     assert_eq!(aftermath, Aftermath::Stays);
     seen
+}
+
+/// What was found to be unreadable in a filed run is kept aside, that and nothing else, whoever asks for the run when.
+#[test]
+fn unreadable_messages_of_a_filed_run_are_kept_aside() {
+    for is_asked_for in [false, true] {
+        let mut rig = Rig::paging();
+        let queue = filed_queue(&mut rig, QueueArguments::default(), 1000);
+        let (entries, runs) = queue.refs_in(&BTreeSet::from([SegmentId(0)]));
+        assert!(entries.is_empty());
+        let run = runs.into_iter().nth(1).expect("there are four");
+        let of_run = rig.index.read(&run).expect("it is whole");
+        let consumer = is_asked_for.then(|| {
+            // Its answer is on the way and comes late.
+            rig.consume(&queue, |spec| spec.prefetch = 300)
+        });
+        let failure = |entry: &ImageEntry| {
+            let reason = "rot".to_owned();
+            (entry.seq, entry.position, FetchFailure { reason })
+        };
+        let unreadable = Unreadable {
+            messages: of_run[7..9].iter().map(failure).collect(),
+            runs: vec![(run, of_run.clone())],
+        };
+        let count = rig.turn(|turn| quarantine(turn, &queue, unreadable));
+        assert_eq!(count, 2);
+        queue.check_sums();
+        assert_eq!(queue.stats().quarantined_count, 2);
+        assert_eq!(queue.stats().ready_count + queue.stats().unacked_count, 998);
+        let mut seen = Vec::new();
+        if let Some(consumer) = consumer {
+            rig.settle_down();
+            // Whoever leaves is given no more.
+            let aftermath = rig.turn(|turn| cancel(turn, &queue, consumer.id));
+            assert_eq!(aftermath, Aftermath::Stays);
+            let got = deliveries(&consumer);
+            seen.extend(got.iter().map(|delivery| body_of(&delivery.message)));
+            rig.settle(&got, SettleOutcome::Ack);
+        }
+        let bad: Vec<String> = of_run[7..9]
+            .iter()
+            .map(|entry| (entry.seq.0 - 1).to_string())
+            .collect();
+        let mut expected = bodies(0, 1000);
+        expected.retain(|body| !bad.contains(body));
+        seen.extend(drain(&mut rig, &queue));
+        assert!(seen == expected, "{} messages", seen.len());
+        assert_eq!(queue.stats().quarantined_count, 2);
+        queue.check_sums();
+    }
 }
 
 #[test]

@@ -14,124 +14,34 @@
 //! 3. Bytes that are void (behind the end that a successor names, segments nobody continued) stay void.
 //! 4. With a batch lost, deliveries are distrusted: whatever is left may have been delivered, so it is redelivered.
 //! 5. Nothing is written here. The same directory gives the same result each time.
+//! 6. Without the newest checkpoint nothing says which messages of the cold segments are still there. All of them are
+//!    taken for it that no later record settles, so one may come back that was settled, and none is lost.
+
+mod cold;
+mod found;
+mod parts;
+mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
+pub use found::{DamagedPlace, Salvage};
+use parts::{Part, find_parts};
+use start::{guess_superblock, load_checkpoint};
+
 use super::batch::{BatchHeader, Invalid};
-use super::checkpoint::{self, Checkpoint};
+use super::checkpoint::Checkpoint;
 use super::error::StorageError;
-use super::file::{io_error, list_or_empty, read_up_to};
-use super::format::{
-    BLOCK_BYTES, CHECKPOINT_DIR, CHECKPOINT_EXTENSION, FORMAT_VERSION, SUPERBLOCK_FILES,
-    batch_header, checkpoint_path, number_in_name, segment_path,
-};
-use super::scan::{Remains, SegmentScan, first_signed_header, survey_remains};
-use super::segment::{self, FIRST_BATCH_OFFSET, HeaderError, SegmentHeader};
+use super::file::io_error;
+use super::format::{BLOCK_BYTES, FORMAT_VERSION, batch_header, segment_path};
+use super::scan::SegmentScan;
+use super::segment::{self, FIRST_BATCH_OFFSET};
 use super::superblock::Superblock;
-use super::survey::{Discarded, Survey, opening};
+use super::survey::{Discarded, Survey};
 use super::types::{Lsn, SegmentId};
 use crate::disk::{Disk, DiskFile, OpenMode};
-
-/// Damaged places that are listed one by one; more are only counted.
-const LISTED_MAX: usize = 100;
-
-/// Bytes that do not verify although they were proven durable.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DamagedPlace {
-    /// The file, relative to the data directory.
-    pub path: PathBuf,
-    /// First byte.
-    pub offset: u64,
-    /// Number of bytes; 0 when unknown or when the file is missing.
-    pub len_bytes: u64,
-    /// What is wrong.
-    pub detail: String,
-}
-
-/// What was found damaged, and what is lost by it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Salvage {
-    /// The first of them.
-    pub places: Vec<DamagedPlace>,
-    /// Number of all of them.
-    pub place_count: u64,
-    /// Bytes of the log that were skipped.
-    pub lost_bytes: u64,
-    /// Batches among them whose header is whole.
-    pub lost_batch_count: u64,
-    /// Records these announce: publishes, settlements, topology.
-    pub lost_record_count: u64,
-    /// Messages of the replayed part that stay in their queue and cannot be read.
-    pub unreadable_message_count: u64,
-    /// The superblock was put together from the log and the checkpoints.
-    pub is_superblock_guessed: bool,
-    /// The checkpoint that the superblock names could not be used: what was used in its place, 0 for none.
-    pub checkpoint_replaced_by: Option<u64>,
-    /// Copies of the damaged bytes; fewer than places when they could not be written.
-    pub kept_in: Vec<String>,
-}
-
-impl Salvage {
-    pub(crate) fn note(
-        &mut self,
-        path: PathBuf,
-        offset: u64,
-        len_bytes: u64,
-        detail: impl Into<String>,
-    ) {
-        self.place_count += 1;
-        if self.places.len() < LISTED_MAX {
-            let detail = detail.into();
-            self.places.push(DamagedPlace {
-                path,
-                offset,
-                len_bytes,
-                detail,
-            });
-        }
-    }
-
-    /// True when records may be lost, not only payloads.
-    #[must_use]
-    pub fn is_state_incomplete(&self) -> bool {
-        self.lost_bytes > 0 || self.lost_batch_count > 0 || self.checkpoint_replaced_by.is_some()
-    }
-}
-
-impl fmt::Display for Salvage {
-    /// What an operator must know, on one line.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} damaged places: {} bytes of the log lost with {} batches and {} records known of, {} messages unreadable",
-            self.place_count,
-            self.lost_bytes,
-            self.lost_batch_count,
-            self.lost_record_count,
-            self.unreadable_message_count
-        )?;
-        if self.is_superblock_guessed {
-            write!(f, "; no superblock was whole, it was made again")?;
-        }
-        match self.checkpoint_replaced_by {
-            None => {}
-            Some(0) => write!(
-                f,
-                "; the checkpoint is lost: topology and state older than the log that is there are gone, and acked \
-                 messages in it may be back"
-            )?,
-            Some(generation) => write!(
-                f,
-                "; the checkpoint is lost, generation {generation} was used"
-            )?,
-        }
-        Ok(())
-    }
-}
 
 /// Reads all that can be verified of the store that `superblock` describes, or of whichever store the files belong to
 /// when that is not known.
@@ -154,6 +64,9 @@ pub fn salvage(disk: &dyn Disk, superblock: Option<Superblock>) -> Result<Survey
             let detail = "the segment holds live messages of the checkpoint but is missing: they cannot be read";
             salvage.note(segment_path(missing), 0, 0, detail);
         }
+    }
+    if salvage.checkpoint_replaced_by.is_some() {
+        cold::read_all(disk, &mut survey, &mut salvage)?;
     }
     let parts = find_parts(disk, &survey)?;
     survey.synced = parts.values().fold(superblock.synced, |high, part| {
@@ -180,229 +93,9 @@ fn begin(
     survey
 }
 
-/// Generations of the checkpoint files that exist, newest first.
-fn checkpoint_generations(disk: &dyn Disk) -> Result<Vec<u64>, StorageError> {
-    let names = list_or_empty(disk, Path::new(CHECKPOINT_DIR))?;
-    let number = |name: &PathBuf| number_in_name(name, 16, CHECKPOINT_EXTENSION);
-    let mut generations: Vec<u64> = names.iter().filter_map(number).collect();
-    generations.sort_unstable_by(|a, b| b.cmp(a));
-    Ok(generations)
-}
-
-/// The checkpoint that the superblock names, else the newest that is whole. A checkpoint has its name only once the
-/// log was durable up to its end, so every whole one is a state that was.
-fn load_checkpoint(
-    disk: &dyn Disk,
-    mut superblock: Superblock,
-    salvage: &mut Salvage,
-) -> Result<(Option<Checkpoint>, Superblock), StorageError> {
-    let named = superblock.checkpoint_generation;
-    if named == 0 {
-        return Ok((None, superblock));
-    }
-    let mut candidates = checkpoint_generations(disk)?;
-    candidates.retain(|generation| *generation != named);
-    candidates.insert(0, named);
-    for generation in candidates {
-        match checkpoint::read(disk, superblock.store, generation) {
-            Ok(checkpoint) => {
-                if generation != named {
-                    salvage.checkpoint_replaced_by = Some(generation);
-                } else if !salvage.is_superblock_guessed
-                    && checkpoint.header.begin != superblock.begin
-                {
-                    let detail = "superblock and checkpoint name different places to begin at";
-                    salvage.note(PathBuf::from(SUPERBLOCK_FILES[0]), 0, 0, detail);
-                }
-                superblock.begin = checkpoint.header.begin;
-                return Ok((Some(checkpoint), superblock));
-            }
-            Err(StorageError::Damaged { offset, detail, .. }) => {
-                salvage.note(checkpoint_path(generation), offset, 0, detail);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    salvage.checkpoint_replaced_by = Some(0);
-    superblock.begin = Lsn(0);
-    Ok((None, superblock))
-}
-
-/// A superblock from what segments and checkpoints say about themselves.
-fn guess_superblock(disk: &dyn Disk, salvage: &mut Salvage) -> Result<Superblock, StorageError> {
-    let mut newest: Option<SegmentHeader> = None;
-    for segment in segment::list(disk)? {
-        let path = segment_path(segment);
-        let file = open(disk, &path)?;
-        let bytes = read_up_to(&*file, 0, 4096).map_err(io_error(disk, "read a segment", &path))?;
-        if let Some(header) = SegmentHeader::decode_of_any_store(&bytes, segment)
-            && newest.is_none_or(|newest| newest.epoch <= header.epoch)
-        {
-            newest = Some(header);
-        }
-    }
-    let path = Path::new(SUPERBLOCK_FILES[0]);
-    let detail = "neither copy of the superblock is whole";
-    let Some(newest) = newest else {
-        let detail = format!("{detail}, and no segment says which store it belongs to");
-        return Err(super::file::damaged(disk, path, 0, detail));
-    };
-    for name in SUPERBLOCK_FILES {
-        salvage.note(PathBuf::from(name), 0, 0, detail);
-    }
-    salvage.is_superblock_guessed = true;
-    let generation = checkpoint_generations(disk)?.first().copied();
-    Ok(Superblock {
-        store: newest.store,
-        sequence: 0,
-        epoch: newest.epoch,
-        checkpoint_generation: generation.unwrap_or(0),
-        begin: Lsn(0),
-        synced: Lsn(0),
-        created_at_ms: newest.created_at_ms,
-    })
-}
-
 fn open(disk: &dyn Disk, path: &Path) -> Result<Arc<dyn DiskFile>, StorageError> {
     disk.open(path, OpenMode::Read)
         .map_err(io_error(disk, "open a segment", path))
-}
-
-/// A segment at or above the place where replay begins.
-struct Part {
-    /// Its header; put together from a batch when it is not whole.
-    header: Option<SegmentHeader>,
-    is_header_whole: bool,
-    /// What its OPEN names, if that is readable.
-    predecessor_end: Option<Lsn>,
-    /// Everything behind the segment's header.
-    remains: Remains,
-    /// Where its successor says that it ends.
-    end: Option<Lsn>,
-    is_void: bool,
-}
-
-/// Looks at every segment from the begin on, and finds out which are part of the log.
-fn find_parts(disk: &dyn Disk, survey: &Survey) -> Result<BTreeMap<SegmentId, Part>, StorageError> {
-    let mut parts = BTreeMap::new();
-    let first = survey.superblock.begin.segment();
-    for segment in survey.segments.range(first..) {
-        parts.insert(*segment, look(disk, &survey.superblock, *segment)?);
-    }
-    let mut ends: BTreeMap<SegmentId, (u64, SegmentId, Lsn)> = BTreeMap::new();
-    for (segment, part) in &parts {
-        if let (Some(header), Some(end)) = (part.header, part.predecessor_end) {
-            let best = ends
-                .entry(end.segment())
-                .or_insert((header.epoch, *segment, end));
-            if best.0 < header.epoch {
-                *best = (header.epoch, *segment, end);
-            }
-        }
-    }
-    let mut void = BTreeSet::new();
-    let mut last_epoch = None;
-    let segments: Vec<SegmentId> = parts.keys().copied().collect();
-    for segment in segments {
-        let is_proven = parts
-            .get(&segment)
-            .is_some_and(|part| is_proven(part, segment, &survey.superblock, &parts));
-        let Some(part) = parts.get_mut(&segment) else {
-            continue;
-        };
-        let epoch = part.header.map(|header| header.epoch);
-        part.is_void = match part.predecessor_end {
-            _ if segment == first => false,
-            Some(end) => {
-                let best = ends.get(&end.segment()).map(|(_, best, _)| *best);
-                best != Some(segment) || void.contains(&end.segment())
-            }
-            // Its OPEN is lost, or was never written: it counts if something says that it was durable, or if it
-            // holds more of what the incarnation before it wrote.
-            None => !is_proven && (part.remains.batch_count == 0 || epoch != last_epoch),
-        };
-        part.end = ends.get(&segment).map(|(_, _, end)| *end);
-        if part.is_void {
-            void.insert(segment);
-        } else {
-            last_epoch = epoch;
-        }
-    }
-    Ok(parts)
-}
-
-/// True when something says that the segment's beginning had been synced: a header of its incarnation.
-fn is_proven(
-    part: &Part,
-    segment: SegmentId,
-    superblock: &Superblock,
-    parts: &BTreeMap<SegmentId, Part>,
-) -> bool {
-    let Some(header) = part.header else {
-        return false;
-    };
-    let of_epoch = parts
-        .values()
-        .filter(|other| other.header.is_some_and(|h| h.epoch == header.epoch));
-    let in_log = of_epoch.map(|other| other.remains.synced).max();
-    let in_superblock = (superblock.epoch == header.epoch).then_some(superblock.synced);
-    in_log.max(in_superblock) > Some(Lsn::new(segment, FIRST_BATCH_OFFSET))
-}
-
-fn look(
-    disk: &dyn Disk,
-    superblock: &Superblock,
-    segment: SegmentId,
-) -> Result<Part, StorageError> {
-    let path = segment_path(segment);
-    let file = open(disk, &path)?;
-    let error = |source: io::Error| io_error(disk, "read a segment", &path)(source);
-    let whole = match segment::read_header(&*file, superblock.store, segment).map_err(error)? {
-        Ok(header) => Some(header),
-        Err(HeaderError::Newer(found)) => {
-            return Err(StorageError::NewerFormat {
-                path: disk.describe(&path),
-                found,
-                supported: FORMAT_VERSION,
-            });
-        }
-        Err(HeaderError::NotWhole | HeaderError::Foreign) => None,
-    };
-    let header = match whole {
-        Some(header) => Some(header),
-        None => first_signed_header(Arc::clone(&file), superblock.store, segment)
-            .map_err(error)?
-            .map(|batch| SegmentHeader {
-                store: superblock.store,
-                segment,
-                epoch: batch.epoch,
-                created_at_ms: 0,
-                // Unknown; so nothing is made of bytes that are not signed.
-                is_recycled: true,
-            }),
-    };
-    let remains = survey_remains(
-        Arc::clone(&file),
-        superblock.store,
-        segment,
-        FIRST_BATCH_OFFSET,
-    )
-    .map_err(error)?;
-    let mut part = Part {
-        header,
-        is_header_whole: whole.is_some(),
-        predecessor_end: None,
-        remains,
-        end: None,
-        is_void: false,
-    };
-    if let Some(header) = header {
-        let mut scan = SegmentScan::new(file, header, FIRST_BATCH_OFFSET).map_err(error)?;
-        if let Ok(batch) = scan.next_batch().map_err(error)? {
-            part.predecessor_end = opening(&batch, header.epoch);
-        }
-    }
-    Ok(part)
 }
 
 struct Pass<'a> {

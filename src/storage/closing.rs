@@ -1,0 +1,62 @@
+//! The end of the engine: in order, by [`Storage::close`], or at once, when its last handle goes.
+
+use super::CheckpointSource;
+use super::engine::{Committing, Inner, Storage};
+use super::error::StorageError;
+use super::shared::Stop;
+use crate::sync::lock;
+
+impl Storage {
+    /// Commits everything, writes a last checkpoint, stops the commit thread and gives up the lock. Whatever is
+    /// pushed while it runs may or may not be kept.
+    ///
+    /// # Errors
+    /// Those of [`Storage::checkpoint`]; the log is complete up to the last commit all the same.
+    pub fn close(&self, source: &dyn CheckpointSource) -> Result<(), StorageError> {
+        self.inner.shared.set_closing();
+        // First the log: a checkpoint that begins in a batch nobody waited for would have it replayed at the start.
+        let end = lock(&self.inner.shared.append).end();
+        let checkpointed = self.sync_to(end).and_then(|()| self.checkpoint(source));
+        self.inner.end(Stop::Drain);
+        checkpointed.map(|_| ())
+    }
+}
+
+impl Inner {
+    /// Ends the commit thread and releases the lock; a second call does nothing.
+    fn end(&self, stop: Stop) {
+        self.shared.request_stop(stop);
+        self.shared.space.pool.stop();
+        let committing = std::mem::replace(&mut *lock(&self.committing), Committing::Ended);
+        let is_drained = stop == Stop::Drain;
+        match committing {
+            Committing::Threads(commit, pool) => {
+                for thread in [commit, pool] {
+                    // The last handle may be dropped by the listener, on the commit thread itself.
+                    if thread.thread().id() != std::thread::current().id() {
+                        // A panic in it has aborted the process already.
+                        let _ = thread.join();
+                    }
+                }
+            }
+            Committing::ByHand(mut committer) if is_drained => {
+                while let Ok(true) = Storage::step_by_hand(&mut committer, &self.shared) {}
+            }
+            Committing::ByHand(_) | Committing::Ended => return self.release(),
+        }
+        if is_drained {
+            self.shared.space.pool.put_away();
+        }
+        self.release();
+    }
+
+    fn release(&self) {
+        lock(&self.lock).take();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.end(Stop::Abandon);
+    }
+}
