@@ -21,6 +21,9 @@ const NAMES: [(&str, End); 4] = [
     ("rotten", End::Killed),
 ];
 
+/// Tells a story into an empty directory.
+type Teller = fn(&Path);
+
 /// With STRATAMQ_MAKE_FIXTURES=DIR makes the directories in DIR, which must not have them yet. It was run once for
 /// each version of the format; what it made is committed and never made again.
 #[test]
@@ -37,14 +40,20 @@ fn fixtures_are_made_only_on_demand_and_never_twice() {
         );
         make(&root, name, end);
     }
-    let root = target.join("filed");
-    assert!(
-        !root.exists(),
-        "{} exists: a fixture is never made again",
-        root.display()
-    );
-    filed::tell(&root, 0);
-    std::fs::write(root.join("LOCK"), "").expect("written");
+    let filed: [(&str, Teller); 2] = [
+        ("filed", |root| filed::tell(root, 0)),
+        ("short", filed::tell_of_full_runs),
+    ];
+    for (name, tell) in filed {
+        let root = target.join(name);
+        assert!(
+            !root.exists(),
+            "{} exists: a fixture is never made again",
+            root.display()
+        );
+        tell(&root);
+        std::fs::write(root.join("LOCK"), "").expect("written");
+    }
 }
 
 fn make(root: &Path, name: &str, end: End) {
@@ -148,6 +157,23 @@ fn fixture_with_index_files_opens_with_its_state() {
     std::fs::remove_dir_all(copy.path().join("index")).expect("removed");
     let (_, rebuilt) = open(copy.path()).expect("it opens");
     assert_eq!(rebuilt.report.rebuilt_run_count, 4);
+    assert_eq!(rebuilt.queues, whole.queues);
+}
+
+#[test]
+fn fixture_with_full_runs_opens_with_its_state() {
+    let copy = copy_of("short");
+    let (_, whole) = open(copy.path()).expect("it opens");
+    let work = &whole.queues[0];
+    assert_eq!((work.message_count(), work.next_seq.0), (1499, 1611));
+    assert_eq!(
+        (whole.report.filed_run_count, whole.report.rebuilt_run_count),
+        (6, 0)
+    );
+    let copy = copy_of("short");
+    std::fs::remove_dir_all(copy.path().join("index")).expect("removed");
+    let (_, rebuilt) = open(copy.path()).expect("it opens");
+    assert_eq!(rebuilt.report.rebuilt_run_count, 6);
     assert_eq!(rebuilt.queues, whole.queues);
 }
 
