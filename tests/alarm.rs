@@ -7,6 +7,7 @@ use support::TestBroker;
 use support::raw::{Client, Message, transient};
 use support::status::Status;
 
+/// AL-2, AL-3, AL-4: the message itself is not read; logins and consumers go on.
 #[test]
 fn low_disk_stops_publishers_and_nobody_else() {
     // No disk has that much: the alarm is on from the start.

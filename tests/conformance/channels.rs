@@ -1,6 +1,6 @@
 //! Section 5 and 4.5: channels, and what ends the whole connection.
 
-use stratamq::amqp::method::{access, basic, channel, connection, queue, tx};
+use stratamq::amqp::method::{access, basic, channel, connection, exchange, queue, tx};
 
 use super::stage::*;
 use crate::support::raw::{Client, Login, Message, Trouble, text};
@@ -39,6 +39,7 @@ fn misuse_of_channels_ends_the_connection() {
         540,
         "NOT_IMPLEMENTED - requeue=false",
     );
+    // QS-1.
     let qos = basic::Qos {
         prefetch_size: 1,
         ..basic::Qos::default()
@@ -302,4 +303,99 @@ fn an_error_on_one_channel_leaves_the_others_alone() {
     // Requeued before the close was sent.
     assert_eq!(counts(&mut c, "er5"), (1, 0));
     assert!(c.get(1, "er5").expect("requeued").is_redelivered);
+}
+
+/// CH-5: a channel that was closed by the broker may be opened again only after the client has said close-ok.
+#[test]
+fn a_channel_that_awaits_close_ok_cannot_be_opened() {
+    let mut c = client();
+    c.push(1, get("ch5.none"));
+    c.push(
+        1,
+        channel::Open {
+            ..channel::Open::default()
+        },
+    );
+    c.flush().expect("the broker reads");
+    connection_closed(
+        &mut c,
+        504,
+        "CHANNEL_ERROR - second 'channel.open' seen",
+        channel::Open::ID,
+    );
+}
+
+/// CH-8: what one channel publishes to one queue comes out in that order, by whichever exchange it came.
+#[test]
+fn publishes_of_a_channel_keep_their_order() {
+    let mut c = client();
+    c.queue_declare(1, "ch8", q(""));
+    c.bind(1, "ch8", "amq.direct", "ch8.direct");
+    c.bind(1, "ch8", "amq.topic", "ch8.topic.*");
+    let ways = [
+        ("", "ch8"),
+        ("amq.direct", "ch8.direct"),
+        ("amq.topic", "ch8.topic.a"),
+    ];
+    let bodies: Vec<String> = (0..300).map(|number| number.to_string()).collect();
+    for (body, (exchange, key)) in bodies.iter().zip(ways.iter().cycle()) {
+        c.push_publish(1, exchange, key, &Message::plain(body.clone()));
+    }
+    c.flush().expect("the broker reads");
+    settle(&mut c, 1);
+    assert_eq!(drain(&mut c, "ch8"), bodies);
+}
+
+/// ER-1: a text is at most 255 bytes; what is longer ends in dots.
+#[test]
+fn long_texts_are_cut() {
+    let mut c = client();
+    let name = "e".repeat(255);
+    c.send(1, get(&name));
+    let close = match c.try_next(1) {
+        Err(Trouble::ChannelClosed(close)) => close,
+        other => panic!("{other:?}"),
+    };
+    let said = close.reply_text.as_str();
+    assert_eq!((close.reply_code, said.len()), (404, 255));
+    assert!(
+        said.starts_with("NOT_FOUND - no queue 'eee") && said.ends_with("e..."),
+        "{said}"
+    );
+}
+
+/// ER-2, ER-4: what asks for no answer is refused all the same, and the method is named.
+#[test]
+fn methods_without_an_answer_are_refused_aloud() {
+    let mut c = client();
+    let nowait = queue::Bind {
+        nowait: true,
+        ..bind("er4.none", "amq.direct", "")
+    };
+    refused(
+        &mut c,
+        nowait,
+        404,
+        "NOT_FOUND - no queue 'er4.none' in vhost '/'",
+    );
+    let delete = exchange::Delete {
+        nowait: true,
+        ..x_delete("amq.direct")
+    };
+    refused(
+        &mut c,
+        delete,
+        403,
+        "ACCESS_REFUSED - deletion of system exchange 'amq.direct' in vhost '/' not allowed",
+    );
+    let ack = basic::Ack {
+        delivery_tag: 1,
+        multiple: false,
+    };
+    refused(
+        &mut c,
+        ack,
+        406,
+        "PRECONDITION_FAILED - unknown delivery tag 1",
+    );
 }

@@ -1,9 +1,9 @@
 //! Section 11: publisher confirms.
 
-use stratamq::amqp::method::{Method, confirm, tx};
+use stratamq::amqp::method::{Method, basic, confirm, tx};
 
 use super::stage::*;
-use crate::support::raw::{Client, Message, durable};
+use crate::support::raw::{Client, Message, durable, text};
 
 /// Reads confirms until all numbers up to `last` are answered: the nacked ones.
 #[track_caller]
@@ -113,4 +113,59 @@ fn nothing_is_confirmed_after_the_channel_was_closed() {
     c.expect_channel_close(1, 404, text);
     c.open_channel(1);
     silent(&mut c, 1);
+}
+
+/// CF-5, CF-13, CF-14: confirms do not wait for consumers, nor do acks wait for confirms; a nack says requeue, which means
+/// nothing to a publisher.
+#[test]
+fn confirms_and_acks_have_nothing_to_do_with_each_other() {
+    let mut c = client();
+    c.queue_declare(
+        1,
+        "cf13",
+        q_with(
+            "",
+            [
+                ("x-max-length", int(1)),
+                ("x-overflow", string("reject-publish")),
+            ],
+        ),
+    );
+    c.confirm_select(1);
+    c.publish(1, "", "cf13", &Message::plain("kept"));
+    assert_eq!(c.wait_confirm(1).delivery_tag, 1);
+    c.publish(1, "", "cf13", &Message::plain("refused"));
+    let nack: basic::Nack = c.expect(1);
+    assert_eq!((nack.delivery_tag, nack.requeue), (2, true));
+    // The message is not acknowledged; the next publish is confirmed all the same.
+    let held = c.get(1, "cf13").expect("the first one");
+    c.publish(1, "", "cf13", &Message::plain("next"));
+    assert_eq!(c.wait_confirm(1).delivery_tag, 3);
+    c.ack(1, held.tag);
+    assert_eq!(drain(&mut c, "cf13"), ["next"]);
+}
+
+/// CF-10, CT-9: what is purged, expired or deleted before anybody took it counts as confirmed.
+#[test]
+fn what_left_its_queue_is_confirmed() {
+    let mut c = client();
+    c.open_channel(2);
+    c.confirm_select(2);
+    for name in ["cf10.purged", "cf10.deleted"] {
+        c.queue_declare(1, name, durable());
+        for _ in 0..20 {
+            c.push_publish(2, "", name, &Message::persistent("m"));
+        }
+        c.flush().expect("the broker reads");
+    }
+    let dead = Message::with("m", |properties| {
+        properties
+            .set_delivery_mode(Some(2))
+            .set_expiration(Some(text("0")));
+    });
+    c.publish(2, "", "cf10.purged", &dead);
+    c.try_purge(1, "cf10.purged").expect("purge-ok");
+    c.queue_delete(1, "cf10.deleted");
+    c.wait_confirms_upto(2, 41);
+    c.queue_delete(1, "cf10.purged");
 }

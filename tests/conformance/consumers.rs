@@ -302,3 +302,70 @@ fn deliveries_name_exchange_and_key_of_the_publish() {
         ("", "co11")
     );
 }
+
+/// CO-4: a consumer gets what its own connection published, whatever it asked for.
+#[test]
+fn no_local_means_nothing() {
+    let mut c = client();
+    c.queue_declare(1, "co4", q(""));
+    c.call::<basic::ConsumeOk>(
+        1,
+        basic::Consume {
+            no_local: true,
+            ..consume("co4", "t")
+        },
+    );
+    c.publish(1, "", "co4", &Message::plain("own"));
+    assert_eq!(c.next_delivery(1).message.body_text(), "own");
+}
+
+/// CO-7: a channel may have many consumers, several of them on one queue.
+#[test]
+fn a_channel_has_as_many_consumers_as_it_likes() {
+    let mut c = client();
+    c.queue_declare(1, "co7", q(""));
+    c.queue_declare(1, "co7.other", q(""));
+    for number in 0..60 {
+        c.consume(1, "co7", &format!("t{number}"));
+    }
+    c.consume(1, "co7.other", "other");
+    assert_eq!(counts(&mut c, "co7"), (0, 60));
+    fill(&mut c, "co7.other", &["x"]);
+    assert_eq!(c.next_delivery(1).consumer_tag, "other");
+}
+
+/// CO-9: a consumer of a lower priority gets what all higher ones have no room for.
+#[test]
+fn lower_priorities_get_what_higher_ones_cannot_take() {
+    let mut c = client();
+    c.queue_declare(1, "co9", q(""));
+    let mut start = |channel: u16, tag: &str, priority: i32, limit: u16| {
+        if channel != 1 {
+            c.open_channel(channel);
+        }
+        prefetch(&mut c, channel, limit, false);
+        c.call::<basic::ConsumeOk>(
+            channel,
+            basic::Consume {
+                arguments: table([("x-priority", int(priority))]),
+                ..consume("co9", tag)
+            },
+        );
+    };
+    start(1, "low", -1, 0);
+    start(2, "high", 10, 2);
+    start(3, "higher", 20, 1);
+    fill(&mut c, "co9", &["a", "b", "c", "d"]);
+    let bodies = |seen: Vec<(String, String, u64)>| -> Vec<String> {
+        seen.into_iter().map(|(_, body, _)| body).collect()
+    };
+    let higher = delivered(&mut c, 3);
+    assert_eq!(higher[0].1, "a");
+    let tag = higher[0].2;
+    assert_eq!(bodies(higher), ["a"]);
+    assert_eq!(bodies(delivered(&mut c, 2)), ["b", "c"]);
+    assert_eq!(bodies(delivered(&mut c, 1)), ["d"]);
+    c.ack(3, tag);
+    fill(&mut c, "co9", &["e"]);
+    assert_eq!(bodies(delivered(&mut c, 3)), ["e"]);
+}

@@ -81,3 +81,16 @@ fn requeue_keeps_the_first_expiry() {
     assert!(c.get(1, "tt9").is_none());
     assert_eq!(counts(&mut c, "tt9").0, 0);
 }
+
+/// TT-12: without a dead-letter exchange what expires is just gone.
+#[test]
+fn expired_without_a_dead_letter_exchange_is_gone() {
+    let mut c = client();
+    c.queue_declare(1, "tt12", q(""));
+    let message = Message::with("m", |properties| {
+        properties.set_expiration(Some(text("20")));
+    });
+    c.publish(1, "", "tt12", &message);
+    wait_ready(&mut c, "tt12", 0);
+    assert!(c.get(1, "tt12").is_none());
+}

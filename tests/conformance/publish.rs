@@ -6,9 +6,9 @@ use stratamq::amqp::method::basic;
 use stratamq::amqp::properties::PropertiesBuilder;
 
 use super::stage::*;
-use crate::support::raw::{Message, text};
+use crate::support::raw::{Message, durable, text};
 
-/// Section 10.1 and the publish rows of 4.4.
+/// PB-1, CC-6, TT-2 and the publish rows of 4.4.
 #[test]
 fn bad_publishes_close_the_channel() {
     let mut c = client();
@@ -247,4 +247,19 @@ fn empty_body_frames_are_skipped() {
     }
     settle(&mut c, 1);
     assert_eq!(drain(&mut c, "fr6"), ["abcd"]);
+}
+
+/// PB-9, PB-1: a publish has no answer of its own, and a consumer may have the message before its publisher is told.
+#[test]
+fn consumers_do_not_wait_for_confirms() {
+    let mut c = client();
+    c.queue_declare(1, "pb9", durable());
+    c.consume(1, "pb9", "t");
+    c.open_channel(2);
+    c.confirm_select(2);
+    c.publish(2, "", "pb9", &Message::persistent("m"));
+    // In whichever order they come, both come.
+    assert_eq!(c.next_delivery(1).message.body_text(), "m");
+    assert_eq!(c.wait_confirm(2).delivery_tag, 1);
+    c.queue_delete(1, "pb9");
 }

@@ -542,3 +542,75 @@ fn consumers_of_a_deleted_queue_are_told_if_they_can_hear_it() {
     c.queue_declare(2, "co18", q(""));
     c.consume(2, "co18", "t");
 }
+
+/// QU-4: any text of at most 255 bytes names a queue.
+#[test]
+fn names_may_be_long_and_of_any_letters() {
+    let mut c = client();
+    let long = "q".repeat(255);
+    for name in [
+        long.as_str(),
+        "qu4 \u{1f407} with spaces/and:signs",
+        "qu4.'\"<>",
+    ] {
+        assert_eq!(c.queue_declare(1, name, q("")).queue.as_str(), name);
+        fill(&mut c, name, &["m"]);
+        assert_eq!(drain(&mut c, name), ["m"]);
+        c.queue_delete(1, name);
+    }
+}
+
+/// QU-6, VD-5: a queue that is neither durable nor exclusive is fine, and others may use it.
+#[test]
+fn transient_queues_may_be_shared() {
+    let (mut c, mut other) = (client(), client());
+    c.queue_declare(1, "qu6", q(""));
+    fill(&mut other, "qu6", &["m"]);
+    assert_eq!(drain(&mut other, "qu6"), ["m"]);
+    drop(c);
+    assert_eq!(counts(&mut other, "qu6"), (0, 0));
+}
+
+/// QU-9: on this baseline the argument is one that nobody knows.
+#[test]
+fn a_name_prefix_is_ignored() {
+    let mut c = client();
+    let with = queue::Declare {
+        exclusive: true,
+        ..q_with("", [("x-name-prefix", string("mine"))])
+    };
+    let declared: queue::DeclareOk = c.call(1, with);
+    assert!(declared.queue.as_str().starts_with("amq.gen-"));
+}
+
+/// QU-22, QU-26: exclusive and auto-delete: whichever ends first; what was in it is gone, not dead-lettered.
+#[test]
+fn the_first_of_two_ends_counts() {
+    let mut c = client();
+    c.queue_declare(1, "qu22.dead", q(""));
+    let both = || queue::Declare {
+        exclusive: true,
+        auto_delete: true,
+        ..q_with(
+            "qu22",
+            [
+                ("x-dead-letter-exchange", string("")),
+                ("x-dead-letter-routing-key", string("qu22.dead")),
+            ],
+        )
+    };
+    // Its last consumer goes.
+    c.call::<queue::DeclareOk>(1, both());
+    c.consume(1, "qu22", "t");
+    fill(&mut c, "qu22", &["unacked"]);
+    c.next_delivery(1);
+    c.try_cancel(1, "t").expect("cancel-ok");
+    refused(&mut c, passive_q("qu22"), 404, &missing("qu22"));
+    // Its connection goes, though it never had a consumer.
+    let mut owner = client();
+    owner.call::<queue::DeclareOk>(1, both());
+    fill(&mut owner, "qu22", &["ready"]);
+    owner.close();
+    refused(&mut c, passive_q("qu22"), 404, &missing("qu22"));
+    assert_eq!(counts(&mut c, "qu22.dead"), (0, 0));
+}

@@ -1,7 +1,7 @@
 //! Sections 8 and 9: which bindings let a message through.
 
 use stratamq::amqp::field_table::{FieldTable, FieldValue};
-use stratamq::amqp::method::exchange;
+use stratamq::amqp::method::{Method, exchange, queue};
 
 use super::stage::*;
 use crate::support::raw::{Client, Message, exclusive};
@@ -250,7 +250,7 @@ fn alternate_exchanges_take_what_found_no_destination() {
     assert!(drain(&mut c, "rt3.qc").is_empty());
 }
 
-/// BI-2, PB-8: once to each queue, whatever leads there; CC and BCC are keys, and BCC is hidden (PP-5).
+/// BI-2, PB-8, CC-1, CC-3, CC-4: once to each queue, whatever leads there; CC and BCC are keys, and BCC is hidden (PP-5).
 #[test]
 fn a_queue_gets_a_message_once_whatever_the_keys() {
     let mut c = client();
@@ -285,4 +285,118 @@ fn a_queue_gets_a_message_once_whatever_the_keys() {
         406,
         "PRECONDITION_FAILED - invalid message: {unacceptable_type_in_header,\"CC\",longstr}",
     );
+}
+
+/// CC-2, PB-5, CC-3: keys of CC that lead nowhere do not matter; when none leads anywhere the message comes back, without BCC.
+#[test]
+fn one_key_that_routes_is_enough() {
+    let mut c = client();
+    c.queue_declare(1, "cc2", q(""));
+    let keys = |keys: &[&str]| FieldValue::Array(keys.iter().map(|key| string(key)).collect());
+    let with = |cc: &[&str]| {
+        let cc = keys(cc);
+        Message::with("m", |properties| {
+            // What is no text among the keys is passed over.
+            properties.set_header("CC", cc);
+            properties.set_header("BCC", FieldValue::Array(vec![int(5), string("cc2.no")]));
+        })
+    };
+    send(
+        &mut c,
+        1,
+        mandatory("amq.direct", "cc2.nowhere"),
+        &with(&["cc2.neither"]),
+    );
+    let Method::BasicReturn(returned) = c.next(1).method else {
+        panic!("nothing routes it");
+    };
+    assert_eq!(
+        (returned.reply_code, returned.reply_text.as_str()),
+        (312, "NO_ROUTE")
+    );
+    c.bind(1, "cc2", "amq.direct", "cc2.key");
+    send(
+        &mut c,
+        1,
+        mandatory("amq.direct", "cc2.nowhere"),
+        &with(&["cc2.neither", "cc2.key"]),
+    );
+    settle(&mut c, 1);
+    assert_eq!(drain(&mut c, "cc2"), ["m"]);
+}
+
+/// RT-12: keys are bytes, upper and lower case differ, and may be as long as a short string.
+#[test]
+fn topic_keys_are_compared_byte_by_byte() {
+    let mut c = client();
+    c.queue_declare(1, "rt12", q(""));
+    let long = format!("{}.end", "w".repeat(251));
+    for key in ["Rt12.Case", "rt12.\u{e9}", &long] {
+        c.bind(1, "rt12", "amq.topic", key);
+    }
+    for (key, body) in [
+        ("rt12.case", "other case"),
+        ("Rt12.Case", "same case"),
+        ("rt12.e\u{301}", "another way to write it"),
+        ("rt12.\u{e9}", "the same bytes"),
+        (&long, "long"),
+    ] {
+        c.publish(1, "amq.topic", key, &Message::plain(body.to_owned()));
+    }
+    settle(&mut c, 1);
+    assert_eq!(
+        drain(&mut c, "rt12"),
+        ["same case", "the same bytes", "long"]
+    );
+}
+
+/// RT-13, VD-16: a binding key of many `#` is taken, and its price does not explode.
+#[test]
+fn many_wildcards_cost_no_more_than_their_number() {
+    let mut c = client();
+    c.queue_declare(1, "rt13", q(""));
+    let pattern = format!("rt13.{}end", "#.a.".repeat(30));
+    c.bind(1, "rt13", "amq.topic", &pattern);
+    for body in ["1", "2", "3"] {
+        let key = format!("rt13.{}nd", "a.".repeat(120));
+        c.publish(1, "amq.topic", &key, &Message::plain(body));
+    }
+    let key = format!("rt13.{}end", "a.".repeat(120));
+    c.publish(1, "amq.topic", &key, &Message::plain("matches"));
+    settle(&mut c, 1);
+    assert_eq!(drain(&mut c, "rt13"), ["matches"]);
+}
+
+/// RT-5: the default exchange has no bindings to look at: only a queue of that very name gets the message.
+#[test]
+fn the_default_exchange_knows_queues_by_their_names_only() {
+    let mut c = client();
+    c.queue_declare(1, "rt5", q(""));
+    c.bind(1, "rt5", "amq.direct", "rt5.other");
+    for key in ["rt5.other", "RT5", "rt5"] {
+        c.publish(1, "", key, &Message::plain(key.to_owned()));
+    }
+    settle(&mut c, 1);
+    assert_eq!(drain(&mut c, "rt5"), ["rt5"]);
+}
+
+/// RT-21: a headers exchange looks at no key.
+#[test]
+fn a_headers_exchange_ignores_keys() {
+    let mut c = client();
+    c.queue_declare(1, "rt21", q(""));
+    let arguments = table([("rt21", int(1))]);
+    c.call::<queue::BindOk>(
+        1,
+        queue::Bind {
+            arguments,
+            ..bind("rt21", "amq.headers", "a key")
+        },
+    );
+    let message = Message::with("m", |properties| {
+        properties.set_header("rt21", int(1));
+    });
+    c.publish(1, "amq.headers", "another key", &message);
+    settle(&mut c, 1);
+    assert_eq!(drain(&mut c, "rt21"), ["m"]);
 }

@@ -255,3 +255,17 @@ fn what_was_committed_is_there_when_the_answer_is() {
     }
     c.queue_delete(1, "tx4.c");
 }
+
+/// TX-14: time to live counts from the commit.
+#[test]
+fn time_to_live_begins_with_the_commit() {
+    let mut c = client();
+    c.open_channel(2);
+    c.tx_select(2);
+    c.queue_declare(1, "tx14", q_with("", [("x-message-ttl", int(400))]));
+    c.publish(2, "", "tx14", &Message::plain("m"));
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    c.tx_commit(2);
+    assert_eq!(counts(&mut c, "tx14").0, 1, "it has just arrived");
+    wait_ready(&mut c, "tx14", 0);
+}
