@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 /// Where the directories of all format versions are, below the repository.
 const FIXTURES: &str = "tests/fixtures";
 /// Those of format version 2; all others are of version 1.
-const OF_VERSION_2: [&str; 1] = ["filed"];
+const OF_VERSION_2: [&str; 2] = ["filed", "moved"];
 
 /// Runs the tool in the repository's root.
 pub(crate) fn strata_dump(words: &[&str]) -> Output {

@@ -10,6 +10,7 @@ use stratamq::storage::{Found, QueueImage, Recovered, StorageError};
 
 use crate::command::copy_of;
 use crate::filed;
+use crate::moved;
 use crate::script::{End, tell};
 use crate::scripted::Scripted;
 
@@ -19,6 +20,12 @@ const NAMES: [(&str, End); 4] = [
     ("torn", End::Killed),
     ("damaged", End::Killed),
     ("rotten", End::Killed),
+];
+
+/// Those that came with version 2 of the format.
+const OF_VERSION_2: [(&str, fn(&Path)); 2] = [
+    ("filed", |root| filed::tell(root, 0)),
+    ("moved", moved::tell),
 ];
 
 /// With STRATAMQ_MAKE_FIXTURES=DIR makes the directories in DIR, which must not have them yet. It was run once for
@@ -37,14 +44,16 @@ fn fixtures_are_made_only_on_demand_and_never_twice() {
         );
         make(&root, name, end);
     }
-    let root = target.join("filed");
-    assert!(
-        !root.exists(),
-        "{} exists: a fixture is never made again",
-        root.display()
-    );
-    filed::tell(&root, 0);
-    std::fs::write(root.join("LOCK"), "").expect("written");
+    for (name, tell) in OF_VERSION_2 {
+        let root = target.join(name);
+        assert!(
+            !root.exists(),
+            "{} exists: a fixture is never made again",
+            root.display()
+        );
+        tell(&root);
+        std::fs::write(root.join("LOCK"), "").expect("written");
+    }
 }
 
 fn make(root: &Path, name: &str, end: End) {
@@ -149,6 +158,21 @@ fn fixture_with_index_files_opens_with_its_state() {
     let (_, rebuilt) = open(copy.path()).expect("it opens");
     assert_eq!(rebuilt.report.rebuilt_run_count, 4);
     assert_eq!(rebuilt.queues, whole.queues);
+}
+
+#[test]
+fn fixture_whose_files_were_used_again_opens_with_its_state() {
+    let expected = [(1, 547, 0, 543, 1), (2, 15, 2, 14, 1), (3, 71, 0, 0, 0)];
+    check_opens("moved", |found| *found == Found::Replayed, &expected);
+    let copy = copy_of("moved");
+    let (_, recovered) = open(copy.path()).expect("it opens");
+    let is_cold = |queue: &QueueImage| {
+        let entries = queue.entries.iter();
+        entries
+            .filter(|entry| entry.position.lsn.segment().is_cold())
+            .count()
+    };
+    assert!(is_cold(&recovered.queues[1]) > 4);
 }
 
 #[test]

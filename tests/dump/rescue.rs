@@ -9,8 +9,13 @@ use serde_json::Value;
 use crate::command::{copy_dir, in_repository, strata_dump};
 use crate::fixtures::files_of;
 
-/// Directories whose files are damaged: with packed positions, and with index files.
-const DIRECTORIES: [&str; 2] = ["tests/fixtures/v1/clean", "tests/fixtures/v2/filed"];
+/// Directories whose files are damaged: with packed positions, with index files, and with cold segments and files used
+/// again.
+const DIRECTORIES: [&str; 3] = [
+    "tests/fixtures/v1/clean",
+    "tests/fixtures/v2/filed",
+    "tests/fixtures/v2/moved",
+];
 
 /// Queue id and seq.
 type Name = (u64, u64);

@@ -82,8 +82,9 @@ fn first_difference<'t>(expected: &'t str, found: &'t str) -> Option<(usize, (&'
 fn check_all(fixture_name: &str) {
     let before = files_of(&in_repository(&fixture(fixture_name)));
     for (name, words) in COMMANDS {
-        // The story of the newer version has no such queue or place.
-        if fixture_name != "filed" || !name.starts_with("records-of") {
+        // The stories of the newer version have no such queue or place.
+        let is_newer = ["filed", "moved"].contains(&fixture_name);
+        if !is_newer || !name.starts_with("records-of") {
             check(fixture_name, name, words);
         }
     }
@@ -117,12 +118,18 @@ fn directory_with_index_files_is_shown_as_expected() {
 }
 
 #[test]
+fn directory_whose_files_were_used_again_is_shown_as_expected() {
+    check_all("moved");
+}
+
+#[test]
 fn exit_codes_tell_what_was_found() {
     let clean = fixture("clean");
-    let cases: [(&[&str], i32); 13] = [
+    let cases: [(&[&str], i32); 14] = [
         (&["verify", &clean], 0),
         (&["verify", &fixture("torn")], 0),
         (&["verify", &fixture("filed")], 0),
+        (&["verify", &fixture("moved")], 0),
         (&["verify", &fixture("damaged")], 3),
         (&["verify", &fixture("rotten")], 3),
         (&["queues", &fixture("damaged")], 3),
