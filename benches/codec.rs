@@ -10,7 +10,8 @@ use std::hint::black_box;
 use bytes::{Bytes, BytesMut};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use stratamq::amqp::content::{
-    Content, ContentHeader, DeliverHead, FrameSink, Lane, encode_content, encode_deliver,
+    Content, ContentHeader, DeliverHead, FrameSink, Lane, RawContent, encode_content,
+    encode_deliver,
 };
 use stratamq::amqp::field_table::FieldTable;
 use stratamq::amqp::frame::{self, FrameKind};
@@ -120,11 +121,16 @@ fn encode_delivery(criterion: &mut Criterion) {
                             consumer_tag: &consumer_tag,
                             delivery_tag,
                             is_redelivered: false,
-                            exchange: &exchange,
-                            routing_key: &routing_key,
+                            exchange: exchange.as_bytes(),
+                            routing_key: routing_key.as_bytes(),
                         };
                         let lane = Lane::new(1, FRAME_MAX_DEFAULT);
-                        encode_deliver(&mut sink, lane, black_box(&head), &content);
+                        encode_deliver(
+                            &mut sink,
+                            lane,
+                            black_box(&head),
+                            &RawContent::from(&content),
+                        );
                     }
                     black_box(sink.buffer.len())
                 });

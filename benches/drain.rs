@@ -11,6 +11,8 @@
 //!   broker    a new broker, one consumer over AMQP, acks; broker and consumer share the machine's processors
 //! ```
 //! Every line is a share of the first one, which reads the same bytes in the same run: the fastest of three such loops.
+//! The last one also says how many messages a second of processor time brought, of the broker's process and of the
+//! consumer's.
 
 #![allow(
     clippy::print_stdout,
@@ -80,10 +82,14 @@ fn main() {
         ("pread", bare),
         ("map", map),
         ("engine", engine),
-        ("broker", broker),
+        ("broker", broker.took),
     ] {
         print_line(name, count, bytes, took, bare);
     }
+    println!(
+        "processor time: {:.0} messages per second of the broker's, {:.0} per second of the consumer's",
+        broker.per_broker_cpu_sec, broker.per_consumer_cpu_sec
+    );
 }
 
 fn print_line(name: &str, count: u64, bytes: u64, took: Duration, bare: Duration) {
@@ -135,18 +141,32 @@ fn write_backlog(directory: &Path, count: u64) {
     assert!(broker.terminate().success(), "the broker stops cleanly");
 }
 
-fn drain_broker(directory: &Path, count: u64) -> Duration {
+/// What draining by a whole broker came to.
+struct Drained {
+    took: Duration,
+    per_broker_cpu_sec: f64,
+    per_consumer_cpu_sec: f64,
+}
+
+fn drain_broker(directory: &Path, count: u64) -> Drained {
     let mut broker = start_broker(directory);
     drop_caches(directory);
-    let report = run_generator(&broker, &["--publishers", "0", "--prefetch", "2000"]);
-    let rate = report["consumed_per_sec"].as_f64().expect("a rate");
+    let pid = broker.pid().to_string();
+    let flags = ["--publishers", "0", "--prefetch", "2000", "--pid", &pid];
+    let report = run_generator(&broker, &flags);
+    let figure = |name: &str| report[name].as_f64().expect("a figure");
     assert_eq!(
         report["consumed_count"].as_u64(),
         Some(count),
         "all came back"
     );
     broker.kill();
-    Duration::from_secs_f64(f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / rate)
+    let count = f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    Drained {
+        took: Duration::from_secs_f64(count / figure("consumed_per_sec")),
+        per_broker_cpu_sec: figure("messages_per_broker_cpu_sec"),
+        per_consumer_cpu_sec: count / figure("generator_cpu_secs"),
+    }
 }
 
 /// Messages that are read together, as the broker does.

@@ -2,22 +2,10 @@
 
 mod support;
 
-use std::process::Command;
-
 use stratamq::amqp::method::connection;
 use support::TestBroker;
 use support::raw::{Client, Message, transient};
-
-fn alarms(broker: &TestBroker) -> serde_json::Value {
-    let output = Command::new(support::broker_binary())
-        .arg("--data-dir")
-        .arg(broker.data_dir())
-        .args(["status", "--json"])
-        .output()
-        .expect("status runs");
-    let status: serde_json::Value = serde_json::from_slice(&output.stdout).expect("status is JSON");
-    status["alarms"].clone()
-}
+use support::status::Status;
 
 #[test]
 fn low_disk_stops_publishers_and_nobody_else() {
@@ -26,7 +14,7 @@ fn low_disk_stops_publishers_and_nobody_else() {
         .arg("--disk-free-limit")
         .arg("1000000GiB")
         .start();
-    assert_eq!(alarms(&broker), serde_json::json!(["low on disk"]));
+    assert_eq!(Status::of(&broker).alarms(), ["low on disk"]);
     let mut publisher = Client::connect(broker.address());
     publisher.open_channel(1);
     publisher.queue_declare(1, "q", transient());
@@ -47,5 +35,5 @@ fn a_limit_of_zero_means_no_alarm() {
         .arg("--disk-free-limit")
         .arg("0")
         .start();
-    assert_eq!(alarms(&broker), serde_json::json!([]));
+    assert!(Status::of(&broker).alarms().is_empty());
 }

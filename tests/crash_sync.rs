@@ -52,6 +52,13 @@ fn the_names_of_new_files_are_synced_too() {
     check(proofs::directories_are_synced(TestBroker::builder()));
 }
 
+/// Proves I3, I25.
+#[test]
+fn segments_and_superblocks_follow_what_they_rest_on() {
+    check(proofs::segments_follow_syncs(TestBroker::builder()));
+    check(proofs::superblocks_follow_checkpoints(TestBroker::builder()));
+}
+
 #[test]
 fn a_flipped_byte_is_never_delivered() {
     check(proofs::a_flipped_byte_is_never_delivered(

@@ -409,6 +409,7 @@ fn publishers_are_told_when_memory_is_low_and_when_it_is_not() {
     );
 }
 
+/// Proves I41.
 #[test]
 fn spilled_messages_do_not_reappear_after_a_kill() {
     let mut broker = TestBroker::builder()
@@ -441,6 +442,93 @@ fn spilled_messages_do_not_reappear_after_a_kill() {
     assert_eq!(declared.message_count, 1);
     assert_eq!(client.get(1, "q").expect("it").message.body_text(), "kept");
     assert_eq!(Status::of(&broker).counter("/memory/spill_file_bytes"), 0);
+}
+
+/// Proves I41.
+#[test]
+fn spilled_messages_hold_no_segment_of_the_log() {
+    const ROUNDS: u64 = 24;
+    let broker = TestBroker::builder()
+        .arg("--memory-limit")
+        .arg("64MiB")
+        .arg("--segment-size=1MiB")
+        .start();
+    let mut client = Client::connect(broker.address());
+    client.open_channel(1);
+    client.queue_declare(1, "q", durable());
+    client.queue_declare(1, "crowd", durable());
+    let flood = Flood::start(
+        client,
+        "q",
+        Load {
+            body_bytes: 16 * 1024,
+            is_persistent: false,
+        },
+    );
+    wait_for(&broker, "messages are spilled", |status| {
+        status.counter("/memory/spilled_bytes") > 0
+    });
+    flood.stop();
+    let mut client = Client::connect(broker.address());
+    client.open_channel(1);
+    client.confirm_select(1);
+    // Each round is a segment, and a transient message comes between its messages.
+    for round in 0..ROUNDS {
+        for _ in 0..10 {
+            let message = raw::Message::persistent(vec![b'x'; 100_000]);
+            client.push_publish(1, "", "crowd", &message);
+            client.push_publish(1, "", "q", &raw::Message::plain("between"));
+        }
+        client.flush().expect("the broker reads");
+        client.wait_confirms_upto_from(1, 20 * round, 20 * (round + 1));
+        client.try_purge(1, "crowd").expect("purged");
+    }
+    wait_for(&broker, "the segments are freed", |status| {
+        status.counter("/log/segments") < ROUNDS / 2
+    });
+    let status = Status::of(&broker);
+    assert_eq!(
+        status.counter("/log/compacted_bytes"),
+        0,
+        "nothing had to move"
+    );
+    assert!(status.counter("/memory/spill_file_bytes") > 0);
+}
+
+/// Proves I40: the publisher is stopped, not what it sent is kept.
+#[test]
+fn what_is_not_durable_is_bounded_when_the_disk_is_slow() {
+    // An eighth of the memory limit; above that what had been read from the socket when it was reached.
+    const MOST_BYTES: u64 = (8 << 20) + (2 << 20);
+    let slow = "strace -f -qq --seccomp-bpf -o /dev/null -e trace=fdatasync -e inject=fdatasync:delay_exit=1000000";
+    let words: Vec<&str> = slow.split(' ').collect();
+    let broker = TestBroker::builder()
+        .arg("--memory-limit")
+        .arg("64MiB")
+        .wrapper(&words)
+        .start();
+    let mut client = Client::connect(broker.address());
+    client.open_channel(1);
+    client.queue_declare(1, "q", durable());
+    let flood = Flood::start(
+        client,
+        "q",
+        Load {
+            body_bytes: 16 * 1024,
+            is_persistent: true,
+        },
+    );
+    let mut most_bytes = 0;
+    while flood.sent_bytes() < 2 * MOST_BYTES {
+        let bytes = Status::of(&broker).counter("/log/undurable_bytes");
+        assert!(bytes <= MOST_BYTES, "{bytes} bytes are not durable");
+        most_bytes = most_bytes.max(bytes);
+    }
+    flood.stop();
+    assert!(
+        most_bytes > MOST_BYTES / 2,
+        "the publisher was never stopped: {most_bytes}"
+    );
 }
 
 #[test]

@@ -95,3 +95,15 @@ fn a_build_that_does_not_check_checksums_is_noticed() {
         "delivered",
     );
 }
+
+#[test]
+fn a_build_that_swaps_orders_is_noticed() {
+    let segments = |make: &dyn Fn() -> Builder| proofs::segments_follow_syncs(make());
+    check("swap-segments", segments, "was synced");
+    let superblocks = |make: &dyn Fn() -> Builder| proofs::superblocks_follow_checkpoints(make());
+    check(
+        "swap-superblock",
+        superblocks,
+        "the superblock names a checkpoint",
+    );
+}

@@ -125,21 +125,16 @@ impl ContentHeader {
 
     /// Appends the header as a frame of `channel`.
     pub fn encode(&self, out: &mut BytesMut, channel: u16) {
-        put_header_frame(out, channel, self.body_size_bytes, &self.properties);
+        put_header_frame(out, channel, self.body_size_bytes, self.properties.raw());
     }
 }
 
-fn put_header_frame(
-    out: &mut BytesMut,
-    channel: u16,
-    body_size_bytes: u64,
-    properties: &Properties,
-) {
+fn put_header_frame(out: &mut BytesMut, channel: u16, body_size_bytes: u64, properties: &[u8]) {
     frame::encode(out, FrameKind::Header, channel, |out| {
         out.put_u16(basic::CLASS_ID);
         out.put_u16(0);
         out.put_u64(body_size_bytes);
-        out.put_slice(properties.raw());
+        out.put_slice(properties);
     });
 }
 
@@ -176,10 +171,10 @@ pub struct DeliverHead<'a> {
     pub delivery_tag: u64,
     /// It may have been delivered before.
     pub is_redelivered: bool,
-    /// Exchange it was published to.
-    pub exchange: &'a ShortString,
-    /// Routing key it was published with.
-    pub routing_key: &'a ShortString,
+    /// Exchange it was published to: the bytes of a [`ShortString`].
+    pub exchange: &'a [u8],
+    /// Routing key it was published with, likewise.
+    pub routing_key: &'a [u8],
 }
 
 /// What `basic.get-ok` says of a message.
@@ -219,21 +214,42 @@ pub struct Content<'a> {
     pub body: &'a [Bytes],
 }
 
+/// The same as it is stored: nothing has to be taken apart to be delivered.
+#[derive(Clone, Copy, Debug)]
+pub struct RawContent<'a> {
+    /// Its properties, as on the wire: those of a [`Properties`].
+    pub properties: &'a [u8],
+    /// Its body, in parts of any size.
+    pub body: &'a [Bytes],
+    /// Bytes at the start of the first part that are not of the body.
+    pub skip_bytes: usize,
+}
+
+impl<'a> From<&Content<'a>> for RawContent<'a> {
+    fn from(content: &Content<'a>) -> Self {
+        Self {
+            properties: content.properties.raw(),
+            body: content.body,
+            skip_bytes: 0,
+        }
+    }
+}
+
 /// Appends `basic.deliver` with its content.
 pub fn encode_deliver(
     sink: &mut impl FrameSink,
     lane: Lane,
     head: &DeliverHead<'_>,
-    content: &Content<'_>,
+    content: &RawContent<'_>,
 ) {
     put_method(sink, lane, basic::Deliver::ID, |writer| {
         writer.put(head.consumer_tag);
         writer.put(&head.delivery_tag);
         writer.put(&head.is_redelivered);
-        writer.put(head.exchange);
-        writer.put(head.routing_key);
+        writer.put_short(head.exchange);
+        writer.put_short(head.routing_key);
     });
-    encode_content(sink, lane, content);
+    put_content(sink, lane, content);
 }
 
 /// Appends `basic.get-ok` with its content.
@@ -283,7 +299,12 @@ fn put_method(
 
 /// Appends header and body frames; the method frame must be there.
 pub fn encode_content(sink: &mut impl FrameSink, lane: Lane, content: &Content<'_>) {
-    let body_bytes: usize = content.body.iter().map(Bytes::len).sum();
+    put_content(sink, lane, &content.into());
+}
+
+fn put_content(sink: &mut impl FrameSink, lane: Lane, content: &RawContent<'_>) {
+    let parts_bytes: usize = content.body.iter().map(Bytes::len).sum();
+    let body_bytes = parts_bytes.saturating_sub(content.skip_bytes);
     // Lossless: usize has at most 64 bits on every platform.
     let body_size_bytes = u64::try_from(body_bytes).unwrap_or(u64::MAX);
     put_header_frame(
@@ -292,15 +313,21 @@ pub fn encode_content(sink: &mut impl FrameSink, lane: Lane, content: &Content<'
         body_size_bytes,
         content.properties,
     );
-    put_body_frames(sink, lane, content.body, body_bytes);
+    put_body_frames(sink, lane, content, body_bytes);
 }
 
 /// Cuts a body into frames. A frame may take from several parts, and a part may fill several frames.
-fn put_body_frames(sink: &mut impl FrameSink, lane: Lane, body: &[Bytes], body_bytes: usize) {
+fn put_body_frames(
+    sink: &mut impl FrameSink,
+    lane: Lane,
+    content: &RawContent<'_>,
+    body_bytes: usize,
+) {
     let mut body_left = body_bytes;
     let mut frame_left = 0;
-    for part in body {
-        let mut taken = 0;
+    let mut skip_bytes = content.skip_bytes;
+    for part in content.body {
+        let mut taken = std::mem::take(&mut skip_bytes);
         while taken < part.len() {
             if frame_left == 0 {
                 frame_left = body_left.min(lane.body_frame_max_bytes);

@@ -102,6 +102,42 @@ struct Digest {
     user_id: Span,
 }
 
+/// What checking a property section has found; nothing without the bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Checked(Digest);
+
+impl Checked {
+    /// Checks a property section, which must fill `raw`.
+    ///
+    /// # Errors
+    /// As [`Properties::decode`].
+    pub fn of(raw: &[u8]) -> Result<Self, DecodeError> {
+        Digest::of(raw).map(Self)
+    }
+
+    /// True for delivery mode 2.
+    #[must_use]
+    pub fn is_persistent(&self) -> bool {
+        let has_mode = self.0.flags & flag::DELIVERY_MODE != 0;
+        has_mode && self.0.delivery_mode == DELIVERY_MODE_PERSISTENT
+    }
+
+    /// Time to live as text, unchecked, in the bytes that were checked.
+    #[must_use]
+    pub fn expiration<'a>(&self, raw: &'a [u8]) -> Option<&'a [u8]> {
+        self.0.find_in(raw, flag::EXPIRATION, self.0.expiration)
+    }
+
+    /// The section itself: `raw` holds the bytes that were checked.
+    #[must_use]
+    pub fn over(&self, raw: Bytes) -> Properties {
+        Properties {
+            raw,
+            digest: self.0,
+        }
+    }
+}
+
 /// The property section of a content header (flags and values, as on the wire), checked.
 ///
 /// Cheap to clone; the bytes are shared.
@@ -177,12 +213,13 @@ impl Properties {
 
     /// A remembered value.
     fn at(&self, flag: u16, span: Span) -> Option<&[u8]> {
-        if !self.has(flag) {
-            return None;
-        }
-        let start = usize::try_from(span.start).ok()?;
-        let length = usize::try_from(span.length).ok()?;
-        self.raw.get(start..)?.get(..length)
+        self.digest.find_in(&self.raw, flag, span)
+    }
+
+    /// What the check has found.
+    #[must_use]
+    pub fn checked(&self) -> Checked {
+        Checked(self.digest)
     }
 
     /// A value found by walking.
@@ -333,6 +370,16 @@ impl Properties {
 }
 
 impl Digest {
+    /// A remembered value in the bytes it was found in.
+    fn find_in<'a>(&self, raw: &'a [u8], flag: u16, span: Span) -> Option<&'a [u8]> {
+        if self.flags & flag == 0 {
+            return None;
+        }
+        let start = usize::try_from(span.start).ok()?;
+        let length = usize::try_from(span.length).ok()?;
+        raw.get(start..)?.get(..length)
+    }
+
     /// Checks a property section and remembers what is needed of it. Allocates nothing.
     fn of(raw: &[u8]) -> Result<Self, DecodeError> {
         // Spans are 32-bit; a property section comes in one frame and is far shorter.

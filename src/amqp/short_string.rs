@@ -18,9 +18,14 @@ impl ShortString {
     /// Checks length and encoding; `None` when either is violated.
     #[must_use]
     pub fn new(bytes: Bytes) -> Option<Self> {
+        Self::is_valid(&bytes).then_some(Self(bytes))
+    }
+    /// True when [`new`](Self::new) would take them.
+    #[must_use]
+    pub fn is_valid(bytes: &[u8]) -> bool {
         // Nearly all names are ASCII, which is found out faster.
-        let is_text = bytes.is_ascii() || std::str::from_utf8(&bytes).is_ok();
-        (bytes.len() <= SHORT_STRING_MAX_BYTES && is_text).then_some(Self(bytes))
+        let is_text = bytes.is_ascii() || std::str::from_utf8(bytes).is_ok();
+        bytes.len() <= SHORT_STRING_MAX_BYTES && is_text
     }
     /// From text known to be short; `None` when longer than 255 bytes.
     #[must_use]

@@ -176,6 +176,11 @@ impl<'a> ArgumentWriter<'a> {
         argument.put(self);
     }
 
+    /// Appends a short string; at most 255 bytes of UTF-8.
+    pub(super) fn put_short(&mut self, text: &[u8]) {
+        put_short(self.octets(), text);
+    }
+
     fn put_bit(&mut self, bit: bool) {
         if self.bit_count == 0 || self.bit_count == 8 {
             self.out.put_u8(0);

@@ -7,17 +7,31 @@ use super::queue::QueueHandle;
 use crate::storage::run::FiledRun;
 use crate::storage::types::{Lsn, Position, Seq};
 
-/// A message body that must be read from disk before its queue can go on.
+/// Bodies read and answered together: few reads of the disk, and their queue is locked once for all of them.
+const FETCH_MAX_COUNT: usize = 1024;
+/// Bytes of their records, unless a single one is longer; more would only be waited for longer.
+const FETCH_MAX_BYTES: u64 = 1024 * 1024;
+
+/// Message bodies that must be read from disk before their queue can go on.
 #[derive(Clone, Debug)]
 pub struct Fetch {
-    /// Queue that waits; the result goes to `Broker::fetched`.
+    /// Queue that waits; the results go to `Broker::fetched`.
     pub queue: QueueHandle,
-    /// The message.
-    pub seq: Seq,
-    /// Where it lies.
-    pub position: Position,
-    /// It lies in a spill file, not in the log.
+    /// They lie in spill files, not in the log.
     pub is_spilled: bool,
+    /// The messages, and where they lie: not more than are worth being read together.
+    pub wanted: Vec<(Seq, Position)>,
+    /// Bytes of their records.
+    pub len_bytes: u64,
+}
+
+impl Fetch {
+    fn takes(&self, queue: &QueueHandle, position: Position, is_spilled: bool) -> bool {
+        Arc::ptr_eq(&self.queue, queue)
+            && self.is_spilled == is_spilled
+            && self.wanted.len() < FETCH_MAX_COUNT
+            && self.len_bytes + u64::from(position.len_bytes) <= FETCH_MAX_BYTES
+    }
 }
 
 /// Runs of a queue whose entries must be read from its index file before it can go on.
@@ -64,4 +78,30 @@ pub struct Effects {
     pub after_durable: Vec<(Lsn, AfterDurable)>,
     /// Timers to arm.
     pub timers: Vec<Timer>,
+}
+
+impl Effects {
+    /// Asks for a body: together with the last ones, if they are of the same queue.
+    pub(super) fn fetch(
+        &mut self,
+        queue: &QueueHandle,
+        seq: Seq,
+        position: Position,
+        is_spilled: bool,
+    ) {
+        let len_bytes = u64::from(position.len_bytes);
+        let last = self.fetches.last_mut();
+        match last.filter(|last| last.takes(queue, position, is_spilled)) {
+            Some(last) => {
+                last.wanted.push((seq, position));
+                last.len_bytes += len_bytes;
+            }
+            None => self.fetches.push(Fetch {
+                queue: Arc::clone(queue),
+                is_spilled,
+                wanted: vec![(seq, position)],
+                len_bytes,
+            }),
+        }
+    }
 }

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! 1. The head is written once, when the message is built; all other parts are slices of it. A small body is
-//!    copied into it, so a small message does not keep a large read buffer alive.
+//!    copied into it, so a small message does not keep a large read buffer alive. A message that was read back knows
+//!    where its parts lie; slices are made of them when somebody asks, which delivering it does not.
 //! 2. Keys of the `BCC` header are kept beside the properties, since that header is removed before delivery
 //!    but dead-lettering still routes by it.
 //! 3. Flag bit 0 says that the `x-death` header was written by a broker. Without it, it came from a client
@@ -17,9 +18,14 @@
 //! 4. Flag bit 1 says that a dead-letter routing key took the place of all keys it was published with: its
 //!    `CC` header is only shown from then on.
 
+mod layout;
+
+use std::sync::OnceLock;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
+use self::layout::{HeadSlices, Layout, Slices};
 use crate::amqp::properties::Properties;
 use crate::amqp::short_string::ShortString;
 
@@ -37,19 +43,13 @@ const UNKNOWN_FLAGS: u8 = !(FLAG_HAS_DEATHS | FLAG_IS_REKEYED);
 /// An immutable message, shared by all queues and consumers that hold it.
 #[derive(Debug)]
 pub struct Message {
-    exchange: ShortString,
-    routing_key: ShortString,
-    bcc: SmallVec<[ShortString; 0]>,
-    properties: Properties,
-    /// The body when it stands in the head; else empty and the body is `parts[1..]`.
-    small_body: Bytes,
     /// The payload: head, then the parts of a large body.
     parts: SmallVec<[Bytes; 1]>,
+    layout: Layout,
+    slices: OnceLock<HeadSlices>,
     body_bytes: usize,
     /// Of messages that will go to the log; computed before a queue's lock is taken.
     payload_crc: Option<u32>,
-    /// See (3) and (4).
-    flags: u8,
     is_persistent: bool,
     ttl_ms: Option<u64>,
 }
@@ -139,7 +139,16 @@ impl Message {
         rest.at += 2;
         let bcc = names.bcc.iter().map(|key| rest.name(key)).collect();
         rest.at += 4;
+        let properties_at = rest.at;
         let properties = properties.relocated(rest.take(properties.raw().len()));
+        let layout = Layout {
+            flags,
+            exchange_len: name_len(&exchange),
+            routing_key_len: name_len(&routing_key),
+            properties_at,
+            body_at: rest.at,
+            properties: properties.checked(),
+        };
         let small_body = head.slice(rest.at..);
         let is_persistent = properties.is_persistent();
         let mut parts = SmallVec::new();
@@ -148,16 +157,18 @@ impl Message {
             parts.extend(body.iter().cloned());
         }
         Self {
-            exchange,
-            routing_key,
-            bcc,
-            small_body,
+            layout,
             body_bytes,
             payload_crc: is_persistent.then(|| crc_of(&parts)),
-            flags,
             is_persistent,
             ttl_ms: properties.expiration().and_then(parse_expiration),
-            properties,
+            slices: OnceLock::from(HeadSlices {
+                exchange,
+                routing_key,
+                bcc,
+                properties,
+                small_body,
+            }),
             parts,
         }
     }
@@ -167,66 +178,71 @@ impl Message {
     /// # Errors
     /// [`PayloadError`]: the bytes were not written by [`Message::payload_parts`].
     pub fn decode_payload(payload: Bytes) -> Result<Self, PayloadError> {
-        Self::from_payload(SmallVec::from_buf([payload]))
+        Self::from_payload(payload)
     }
 
-    /// The message whose payload is `parts`, with its names and properties as slices of the first part.
-    fn from_payload(parts: SmallVec<[Bytes; 1]>) -> Result<Self, PayloadError> {
-        let head = parts.first().cloned().unwrap_or_default();
-        let mut reader = Reader { bytes: head };
-        let flags = reader.u8()?;
-        if flags & UNKNOWN_FLAGS != 0 {
-            return Err(PayloadError::UnknownFlags { flags });
-        }
-        let exchange = reader.name("exchange")?;
-        let routing_key = reader.name("routing key")?;
-        let bcc_count = reader.u16()?;
-        let mut bcc = SmallVec::new();
-        for _ in 0..bcc_count {
-            bcc.push(reader.name("bcc")?);
-        }
-        let properties_len = reader.u32()?;
-        let raw = reader.take(usize::try_from(properties_len).unwrap_or(usize::MAX))?;
-        let properties = Properties::decode(raw).map_err(|_| PayloadError::Malformed {
-            field: "properties",
-        })?;
-        let small_body = reader.bytes;
-        let body_bytes = small_body.len() + parts[1..].iter().map(Bytes::len).sum::<usize>();
+    /// The message whose payload is `head`.
+    fn from_payload(head: Bytes) -> Result<Self, PayloadError> {
+        let layout = Layout::of(&head)?;
+        let raw = head.get(layout.properties_at..layout.body_at);
+        let expiration = layout.properties.expiration(raw.unwrap_or_default());
         Ok(Self {
-            is_persistent: properties.is_persistent(),
-            ttl_ms: properties.expiration().and_then(parse_expiration),
-            exchange,
-            routing_key,
-            bcc,
-            properties,
-            small_body,
-            body_bytes,
+            is_persistent: layout.properties.is_persistent(),
+            ttl_ms: expiration.and_then(parse_expiration),
+            body_bytes: head.len() - layout.body_at,
+            layout,
+            slices: OnceLock::new(),
             // It is in the log already; what is written again is built anew.
             payload_crc: None,
-            flags,
-            parts,
+            parts: SmallVec::from_buf([head]),
         })
+    }
+
+    fn head(&self) -> &Bytes {
+        &self.parts[0]
+    }
+
+    fn slices(&self) -> &HeadSlices {
+        self.slices
+            .get_or_init(|| HeadSlices::of(self.head(), &self.layout))
     }
 
     /// Exchange it was published to.
     #[must_use]
     pub fn exchange(&self) -> &ShortString {
-        &self.exchange
+        &self.slices().exchange
+    }
+    /// Its bytes.
+    #[must_use]
+    pub fn raw_exchange(&self) -> &[u8] {
+        let start = Layout::EXCHANGE_AT;
+        &self.head()[start..start + usize::from(self.layout.exchange_len)]
     }
     /// Routing key it was published with.
     #[must_use]
     pub fn routing_key(&self) -> &ShortString {
-        &self.routing_key
+        &self.slices().routing_key
+    }
+    /// Its bytes.
+    #[must_use]
+    pub fn raw_routing_key(&self) -> &[u8] {
+        let start = self.layout.routing_key_at();
+        &self.head()[start..start + usize::from(self.layout.routing_key_len)]
     }
     /// Further routing keys of its `BCC` header.
     #[must_use]
     pub fn bcc(&self) -> &[ShortString] {
-        &self.bcc
+        &self.slices().bcc
     }
     /// Its properties.
     #[must_use]
     pub fn properties(&self) -> &Properties {
-        &self.properties
+        &self.slices().properties
+    }
+    /// Their bytes.
+    #[must_use]
+    pub fn raw_properties(&self) -> &[u8] {
+        &self.head()[self.layout.properties_at..self.layout.body_at]
     }
     /// Its body, in parts.
     #[must_use]
@@ -234,7 +250,16 @@ impl Message {
         if self.parts.len() > 1 {
             &self.parts[1..]
         } else {
-            std::slice::from_ref(&self.small_body)
+            std::slice::from_ref(&self.slices().small_body)
+        }
+    }
+    /// Its body as it is stored: in parts, and the bytes to skip at the start of the first one.
+    #[must_use]
+    pub fn stored_body(&self) -> (&[Bytes], usize) {
+        if self.parts.len() > 1 {
+            (&self.parts[1..], 0)
+        } else {
+            (&self.parts, self.layout.body_at)
         }
     }
     /// Bytes of the body.
@@ -275,12 +300,12 @@ impl Message {
     /// Its `x-death` header was written by a broker.
     #[must_use]
     pub fn has_deaths(&self) -> bool {
-        self.flags & FLAG_HAS_DEATHS != 0
+        self.layout.flags & FLAG_HAS_DEATHS != 0
     }
     /// Its routing key is its only one, whatever its `CC` header says.
     #[must_use]
     pub fn is_rekeyed(&self) -> bool {
-        self.flags & FLAG_IS_REKEYED != 0
+        self.layout.flags & FLAG_IS_REKEYED != 0
     }
 }
 
@@ -313,12 +338,12 @@ fn encode_head(
     copied_body: &[Bytes],
     flags: u8,
 ) -> Bytes {
-    let name_len = |name: &ShortString| 1 + name.len();
+    let name_bytes = |name: &ShortString| 1 + name.len();
     let raw = properties.raw();
     let capacity = 7
-        + name_len(names.exchange)
-        + name_len(names.routing_key)
-        + names.bcc.iter().map(name_len).sum::<usize>()
+        + name_bytes(names.exchange)
+        + name_bytes(names.routing_key)
+        + names.bcc.iter().map(name_bytes).sum::<usize>()
         + raw.len()
         + copied_body.iter().map(Bytes::len).sum::<usize>();
     let mut head = BytesMut::with_capacity(capacity);
@@ -337,22 +362,8 @@ fn encode_head(
     head.freeze()
 }
 
-/// Takes slices off a head that was just written.
-struct Slices<'a> {
-    head: &'a Bytes,
-    at: usize,
-}
-
-impl Slices<'_> {
-    fn take(&mut self, len: usize) -> Bytes {
-        let from = self.at;
-        self.at += len;
-        self.head.slice(from..self.at)
-    }
-    fn name(&mut self, original: &ShortString) -> ShortString {
-        self.at += 1;
-        original.relocated(self.take(original.len()))
-    }
+fn name_len(name: &ShortString) -> u8 {
+    u8::try_from(name.len()).expect("a short string is at most 255 bytes")
 }
 
 fn crc_of(parts: &[Bytes]) -> u32 {
@@ -364,45 +375,8 @@ fn crc_of(parts: &[Bytes]) -> u32 {
 }
 
 fn put_name(head: &mut BytesMut, name: &ShortString) {
-    head.put_u8(u8::try_from(name.as_bytes().len()).expect("a short string is at most 255 bytes"));
+    head.put_u8(name_len(name));
     head.put_slice(name.as_bytes());
-}
-
-/// Takes values off the front of a payload.
-struct Reader {
-    bytes: Bytes,
-}
-
-impl Reader {
-    fn take(&mut self, len: usize) -> Result<Bytes, PayloadError> {
-        if len > self.bytes.len() {
-            return Err(PayloadError::Truncated);
-        }
-        Ok(self.bytes.split_to(len))
-    }
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], PayloadError> {
-        let (value, _) = self
-            .bytes
-            .split_first_chunk::<N>()
-            .ok_or(PayloadError::Truncated)?;
-        let value = *value;
-        bytes::Buf::advance(&mut self.bytes, N);
-        Ok(value)
-    }
-    fn u8(&mut self) -> Result<u8, PayloadError> {
-        Ok(u8::from_le_bytes(self.array()?))
-    }
-    fn u16(&mut self) -> Result<u16, PayloadError> {
-        Ok(u16::from_le_bytes(self.array()?))
-    }
-    fn u32(&mut self) -> Result<u32, PayloadError> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-    fn name(&mut self, field: &'static str) -> Result<ShortString, PayloadError> {
-        let len = self.u8()?;
-        let bytes = self.take(usize::from(len))?;
-        ShortString::new(bytes).ok_or(PayloadError::Malformed { field })
-    }
 }
 
 #[cfg(test)]
@@ -437,6 +411,13 @@ mod tests {
         assert_eq!(back.properties(), message.properties());
         assert_eq!(back.body().concat(), message.body().concat());
         assert_eq!(back.body_len(), message.body_len());
+        for message in [&message, &back] {
+            assert_eq!(message.raw_exchange(), message.exchange().as_bytes());
+            assert_eq!(message.raw_routing_key(), message.routing_key().as_bytes());
+            assert_eq!(message.raw_properties(), message.properties().raw());
+            let (parts, skip_bytes) = message.stored_body();
+            assert_eq!(parts.concat()[skip_bytes..], message.body().concat());
+        }
         assert!(back.has_deaths() && back.is_rekeyed() && back.is_persistent());
     }
 

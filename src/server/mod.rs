@@ -76,6 +76,8 @@ pub fn run(config: &Config) -> Result<(), StartError> {
     let mut checkpointer = Checkpointer::spawn(&hub, config.scrub_rate_bytes)
         .map_err(|error| StartError::Failed(format!("cannot start a thread: {error}")))?;
     let outcome = runtime.block_on(serve(config, &hub, socket));
+    // A checkpoint may be waiting for room.
+    hub.storage.stop_waiting_for_room();
     checkpointer.stop();
     hub.stop_threads();
     for thread in threads {

@@ -20,10 +20,6 @@ use crate::sync::{lock, wait};
 
 /// Reader threads; cold reads wait for the device, not for the processor.
 pub(super) const READER_THREADS: usize = 2;
-/// Reads made and answered together: few reads of the disk, and the queue is locked once for all of them.
-const RUN_MAX_COUNT: usize = 1024;
-/// Bytes of records of such a run, unless a single one is longer; more would only be waited for longer.
-const RUN_MAX_BYTES: u64 = 1024 * 1024;
 /// How often reads of a run are tried again that the system refuses.
 const READ_ATTEMPTS: u32 = 10;
 /// Pause between the attempts.
@@ -37,31 +33,10 @@ struct State {
     is_stopping: bool,
 }
 
-impl State {
-    /// Moves the reads of one queue at the front into `run`, as many as are made together.
-    fn take_run(&mut self, run: &mut Vec<Fetch>) {
-        let mut sum_bytes = 0;
-        while let Some(next) = self.fetches.front() {
-            sum_bytes += u64::from(next.position.len_bytes);
-            let fits = run.first().is_none_or(|first| {
-                Arc::ptr_eq(&first.queue, &next.queue)
-                    && first.is_spilled == next.is_spilled
-                    && sum_bytes <= RUN_MAX_BYTES
-                    && run.len() < RUN_MAX_COUNT
-            });
-            if !fits {
-                return;
-            }
-            run.extend(self.fetches.pop_front());
-        }
-    }
-}
-
 /// What a reader thread does next.
 enum Work {
     Load(RunLoad),
-    /// Of one queue.
-    Bodies(Vec<Fetch>),
+    Bodies(Fetch),
 }
 
 /// What is to be read; filled by all threads.
@@ -96,10 +71,8 @@ impl ReadQueue {
             if let Some(load) = state.loads.pop_front() {
                 return Some(Work::Load(load));
             }
-            let mut run = Vec::new();
-            state.take_run(&mut run);
-            if !run.is_empty() {
-                return Some(Work::Bodies(run));
+            if let Some(fetch) = state.fetches.pop_front() {
+                return Some(Work::Bodies(fetch));
             }
             state = wait(&self.wakes, state);
         }
@@ -113,7 +86,7 @@ pub(super) fn run(hub: &Arc<Hub>) {
     while let Some(work) = hub.read_queue().next() {
         match work {
             Work::Load(load) => load_runs(hub, load, &mut effects),
-            Work::Bodies(run) => read_bodies(hub, &run, &mut buffer, &mut effects),
+            Work::Bodies(fetch) => read_bodies(hub, &fetch, &mut buffer, &mut effects),
         }
         hub.carry_out(&mut effects);
     }
@@ -155,18 +128,9 @@ fn read_run(
 }
 
 /// Reads bodies and gives them to their queue.
-fn read_bodies(hub: &Hub, run: &[Fetch], buffer: &mut ReadBuffer, effects: &mut Effects) {
-    let Some(Fetch {
-        queue, is_spilled, ..
-    }) = run.first()
-    else {
-        return;
-    };
-    let wanted: Vec<(Seq, Position)> = run
-        .iter()
-        .map(|fetch| (fetch.seq, fetch.position))
-        .collect();
-    let results = read_all(hub, queue.id(), *is_spilled, &wanted, buffer);
+fn read_bodies(hub: &Hub, fetch: &Fetch, buffer: &mut ReadBuffer, effects: &mut Effects) {
+    let queue = &fetch.queue;
+    let results = read_all(hub, queue.id(), fetch.is_spilled, &fetch.wanted, buffer);
     hub.broker.fetched(queue, results, hub.now_ms(), effects);
 }
 

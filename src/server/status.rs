@@ -120,7 +120,7 @@ pub struct LogStatus {
     /// Bytes of segment files.
     pub segment_bytes: u64,
     /// Bytes in them that belong to unsettled messages, as the newest checkpoint since the start counts them; a message
-    /// in two queues counts twice.
+    /// in many queues counts as often, unless compaction had to know better.
     pub live_bytes: u64,
     /// The rest of them: settled messages, acknowledgements, space that is not used yet.
     pub dead_bytes: u64,

@@ -5,7 +5,7 @@ use super::channel::{Awaiting, Channel, ChannelState};
 use super::event::Event;
 use super::fitting::shortened;
 use super::{Session, Work};
-use crate::amqp::content::{self, Content, DeliverHead, GetOkHead, Lane, ReturnHead};
+use crate::amqp::content::{self, Content, DeliverHead, GetOkHead, Lane, RawContent, ReturnHead};
 use crate::amqp::method::basic;
 use crate::amqp::properties::Properties;
 use crate::amqp::reply_code::{NO_ROUTE, NO_ROUTE_TEXT};
@@ -68,11 +68,18 @@ impl Session {
                 consumer_tag: &consumer_tag,
                 delivery_tag,
                 is_redelivered: delivery.is_redelivered,
-                exchange: delivery.message.exchange(),
-                routing_key: delivery.message.routing_key(),
+                exchange: delivery.message.raw_exchange(),
+                routing_key: delivery.message.raw_routing_key(),
             };
             let shorter = shortened(&delivery.message, self.frame_max_bytes);
-            let content = content_of(&delivery.message, shorter.as_ref());
+            let (body, skip_bytes) = delivery.message.stored_body();
+            let content = RawContent {
+                properties: shorter
+                    .as_ref()
+                    .map_or(delivery.message.raw_properties(), |shorter| shorter.raw()),
+                body,
+                skip_bytes,
+            };
             content::encode_deliver(&mut self.output, lane, &head, &content);
         }
     }

@@ -21,7 +21,7 @@ const FRAME_OVERHEAD_BYTES: usize = 8 + 2 + 2 + 8;
 /// The message's properties with a shorter history, when they do not fit a frame with it; 0 for no limit.
 pub(super) fn shortened(message: &Message, frame_max_bytes: u32) -> Option<Properties> {
     let frame_max_bytes = usize::try_from(frame_max_bytes).unwrap_or(usize::MAX);
-    let frame_bytes = message.properties().raw().len() + FRAME_OVERHEAD_BYTES;
+    let frame_bytes = message.raw_properties().len() + FRAME_OVERHEAD_BYTES;
     let excess_bytes = frame_bytes.saturating_sub(frame_max_bytes);
     if excess_bytes == 0 || frame_max_bytes == 0 || !message.has_deaths() {
         return None;

@@ -22,6 +22,7 @@ use super::format::{
     section_header, section_kind, segment_entry, wide_entry,
 };
 use super::image::{Entries, QueueImage};
+use super::occupancy::{Fullest, note_fullest};
 use super::run::FiledRun;
 use super::run_codec;
 use super::scan::Window;
@@ -83,6 +84,7 @@ pub(crate) struct Writer {
     written_bytes: u64,
     crc: crc32fast::Hasher,
     segments: SegmentTable,
+    fullest: Fullest,
     queue_count: u64,
     entry_count: u64,
     last_queue: Option<QueueId>,
@@ -95,6 +97,7 @@ pub(crate) struct Written {
     pub(crate) queue_count: u64,
     pub(crate) entry_count: u64,
     pub(crate) segments: SegmentTable,
+    pub(crate) fullest: Fullest,
 }
 
 impl Writer {
@@ -117,6 +120,7 @@ impl Writer {
             written_bytes: 0,
             crc: crc32fast::Hasher::new(),
             segments: SegmentTable::new(),
+            fullest: Fullest::default(),
             queue_count: 0,
             entry_count: 0,
             last_queue: None,
@@ -172,6 +176,7 @@ impl Writer {
                 self.buffer.extend_from_slice(&(count as u64).to_le_bytes());
             }
         }
+        let mut own = SegmentTable::new();
         for entry in image.entries.iter() {
             // What is written must be readable: the log that could replace it is about to be freed.
             assert!(
@@ -179,7 +184,7 @@ impl Writer {
                 "the tail of a queue is above its messages"
             );
             self.buffer.extend_from_slice(&encode_entry(entry)[..size]);
-            count_entry(&mut self.segments, entry);
+            count_entry(&mut own, entry);
             self.flush_if_full()?;
         }
         for run in &image.runs {
@@ -188,9 +193,11 @@ impl Writer {
                 "what a run has in each segment is all that is unsettled of it"
             );
             run_codec::encode(run, &mut self.buffer);
-            count_run(&mut self.segments, run);
+            count_run(&mut own, run);
             self.flush_if_full()?;
         }
+        note_fullest(&mut self.fullest, &own);
+        add(&mut self.segments, own);
         self.queue_count += 1;
         self.entry_count += image.message_count();
         Ok(())
@@ -230,6 +237,7 @@ impl Writer {
             queue_count: self.queue_count,
             entry_count: self.entry_count,
             segments: self.segments,
+            fullest: self.fullest,
         })
     }
 
@@ -260,6 +268,15 @@ impl Writer {
         self.written_bytes += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
+    }
+}
+
+/// Adds what one queue has to what all have.
+fn add(all: &mut SegmentTable, own: SegmentTable) {
+    for (id, used) in own {
+        let segment = all.entry(id).or_default();
+        segment.live_refs += used.live_refs;
+        segment.live_bytes = segment.live_bytes.saturating_add(used.live_bytes);
     }
 }
 

@@ -25,8 +25,8 @@ const CHECKPOINT_BYTES_MIN: u64 = 64 << 20;
 const CHECKPOINT_BYTES_MAX: u64 = 256 << 20;
 /// With small segments, so many of them: they are freed, and compacted, by checkpoints.
 const CHECKPOINT_SEGMENTS_MIN: u64 = 8;
-/// When messages were moved, one is due after this time, or this many times as long as the last one took: it frees
-/// what they left.
+/// When messages were moved, or anything happened while the disk is full, one is due after this time, or this many times
+/// as long as the last one took: it frees what messages left.
 const MOVED_AFTER_MS: u64 = 2_000;
 /// See [`MOVED_AFTER_MS`].
 const MOVED_COST_FACTOR: u64 = 10;
@@ -124,8 +124,11 @@ impl Storage {
         let at_ms = self.inner.since.at_ms.load(Ordering::Relaxed);
         let age_ms = self.inner.shared.clock.unix_ms().saturating_sub(at_ms);
         let moved_ms = MOVED_AFTER_MS.max(last_ms.saturating_mul(MOVED_COST_FACTOR));
-        let is_moved_due = self.inner.since.has_moved.load(Ordering::Relaxed) && age_ms >= moved_ms;
-        replay_bytes >= bytes_due || (replay_bytes > 0 && age_ms >= after_ms) || is_moved_due
+        let may_free = self.inner.since.has_moved.load(Ordering::Relaxed)
+            || (replay_bytes > 0 && self.is_short_of_space());
+        replay_bytes >= bytes_due
+            || (replay_bytes > 0 && age_ms >= after_ms)
+            || (may_free && age_ms >= moved_ms)
     }
 
     pub(super) fn replay_bytes(&self) -> u64 {
@@ -197,7 +200,7 @@ impl Storage {
         let since = &self.inner.since;
         since.checkpointed(pushed_bytes, header.created_at_ms);
         let compactor = &mut checkpoints.compactor;
-        compactor.checkpointed(&written.segments, begin.segment());
+        compactor.checkpointed(&written, begin.segment());
         let (live_bytes, filling) = (compactor.live_bytes(), compactor.open_segment());
         let freed = self.free(begin.segment(), filling, &written, header.generation)?;
         shared.index.checkpointed(named)?;

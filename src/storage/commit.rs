@@ -84,6 +84,8 @@ pub(crate) struct Committer {
     has_rest: bool,
     /// The disk was full.
     stall: Option<Stall>,
+    /// It was, when the engine was being closed: nothing is written any more.
+    has_given_up: bool,
     /// Header CRC of the last batch.
     previous_crc: u32,
     /// End of what was written.
@@ -126,6 +128,7 @@ impl Committer {
             written_count: 0,
             has_rest: false,
             stall: None,
+            has_given_up: false,
             previous_crc: header.crc,
             written_end: end,
             recorded: header.synced,
@@ -180,7 +183,7 @@ impl Committer {
     /// Any error is fatal: the caller must call [`Committer::fail`] and never step again.
     pub(crate) fn step(&mut self) -> Result<Next, StorageError> {
         let stop = self.shared.stop();
-        if stop == Some(Stop::Abandon) {
+        if stop == Some(Stop::Abandon) || self.has_given_up {
             return Ok(Next::Stop);
         }
         self.shared.space.pool.check()?;
@@ -266,17 +269,17 @@ impl Committer {
     }
 
     /// The disk is full and there is no reserve left: the batches stay as they are and are written again later.
+    /// Nor does anybody wait when the engine is being closed: then they stay unconfirmed, and the log ends before them.
     fn begin_stall(&mut self, is_sync: bool) -> Result<(), StorageError> {
-        if self.shared.is_closing() {
-            let path = segment_path(self.segment.segment);
-            return Err(StorageError::Full {
-                operation: "write the log, before it is closed, to",
-                path: self.shared.disk.describe(&path),
-            });
-        }
         if self.stall.is_none() {
             self.shared.set_stalled(true);
             tracing::error!("the disk is full and the reserve is used up; commits wait for room");
+        }
+        if self.shared.is_closing() {
+            let path = segment_path(self.segment.segment);
+            self.has_given_up = true;
+            self.sync()?;
+            self.shared.give_up(self.shared.disk.describe(&path));
         }
         let now_ns = self.shared.clock.monotonic_ns();
         self.stall = Some(Stall {

@@ -12,6 +12,8 @@
 //! No record says that a message moved. It would have to be durable before the old segment goes, and so has the
 //! checkpoint, which says the same: nothing between two checkpoints depends on where a message lies.
 //!
+//! Which segments that pays for is `occupancy`'s to say: bytes count, and a message in many queues has them once.
+//!
 //! 1. A record is copied only if it verifies as for a delivery. A damaged one stays where it is and keeps its segment.
 //! 2. A position is swapped only if it still is the old one, under the lock of its queue.
 //! 3. A reader on its way to the old place finds it there until the next checkpoint; then it is told `Freed`.
@@ -19,42 +21,40 @@
 //!    place in the chain; replay never reads them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::IoSlice;
-use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::CheckpointSource;
-use super::batch::{BatchBody, BatchHeader};
-use super::checkpoint::SegmentTable;
+use super::checkpoint::Written;
+use super::cold::Cold;
 use super::engine::Storage;
 use super::error::StorageError;
-use super::file::{io_error, room_error, write_all};
-use super::format::{LOG_DIR, SEGMENT_END_MAX, segment_path};
 use super::index::block;
+use super::occupancy::{Bounds, Occupancy, Places};
 use super::read::check_record;
 use super::record::{Entry, Record, decode};
-use super::reserve::with_room;
 use super::run::FiledRun;
-use super::segment::{FIRST_BATCH_OFFSET, SegmentHeader};
 use super::shared::Shared;
 use super::types::{ImageEntry, Lsn, Move, Position, QueueId, Ref, Request, SegmentId, Seq};
-use crate::disk::DiskFile;
 use crate::sync::lock;
 
 /// A segment with no more than this part of it alive is a candidate.
 const LIVE_PERCENT_MAX: u64 = 25;
 /// The same while the disk is low.
 const LIVE_PERCENT_MAX_LOW: u64 = 50;
-/// A batch of a cold segment is closed once it is as long.
-const BATCH_BYTES: u64 = 1 << 20;
+/// What a count may exceed that part by, so that it holds until as much has been settled; else a segment that stands
+/// just above would be counted again after every checkpoint.
+const COUNTED_SLACK_PERCENT: u64 = 2;
+/// Segments are counted together up to this sum of their lengths: it bounds the memory that takes, 4 MiB.
+const COUNT_TOGETHER_BYTES: u64 = 1 << 30;
 
 /// What a pass did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Compacted {
     /// Segments whose messages were looked for.
     pub segment_count: u64,
+    /// Segments whose refs were all looked up, only to see how much is alive.
+    pub counted_count: u64,
     /// Messages that have a new place; one in two queues counts twice.
     pub moved_count: u64,
     /// Bytes of records copied.
@@ -66,8 +66,8 @@ pub struct Compacted {
 /// What compaction knows between its passes. Guarded by the lock of checkpoints.
 #[derive(Default)]
 pub(crate) struct Compactor {
-    /// Live refs by segment, of the newest checkpoint.
-    table: SegmentTable,
+    /// What is alive in each segment.
+    occupancy: Occupancy,
     /// Where its replay begins: older segments are closed.
     begin: SegmentId,
     /// Segments looked at since that checkpoint.
@@ -78,54 +78,71 @@ pub(crate) struct Compactor {
 
 impl Compactor {
     /// A checkpoint is durable.
-    pub(crate) fn checkpointed(&mut self, table: &SegmentTable, begin: SegmentId) {
-        self.table.clone_from(table);
+    pub(crate) fn checkpointed(&mut self, written: &Written, begin: SegmentId) {
+        self.occupancy
+            .checkpointed(&written.segments, &written.fullest);
         self.begin = begin;
         self.tried.clear();
     }
 
     /// The cold segment that is not to be freed, because more will be written to it.
     pub(crate) fn open_segment(&self) -> Option<SegmentId> {
-        self.cold.as_ref().map(|cold| cold.header.segment)
+        self.cold.as_ref().map(Cold::segment)
     }
 
-    /// Bytes of live records, as the newest checkpoint counts them.
+    /// Bytes of live records, see [`Occupancy::live_bytes`].
     pub(crate) fn live_bytes(&self) -> u64 {
-        self.table.values().map(|used| used.live_bytes).sum()
+        self.occupancy.live_bytes()
     }
 
-    /// Segments to empty, the emptiest first; together they hold about `max_bytes` of live records.
-    fn candidates(&self, shared: &Shared, is_low: bool, max_bytes: u64) -> BTreeSet<SegmentId> {
-        let percent_max = if is_low {
-            LIVE_PERCENT_MAX_LOW
-        } else {
-            LIVE_PERCENT_MAX
-        };
+    /// Segments that are closed, not tried yet, and may be nearly empty.
+    fn closed(&self, shared: &Shared, percent_max: u64) -> Vec<Closed> {
         let existing = lock(&shared.segments).clone();
         let is_closed = |segment: &SegmentId| {
             let is_open = self.open_segment() == Some(*segment);
             (segment.is_cold() && !is_open) || *segment < self.begin
         };
-        let mut found: Vec<(u64, SegmentId)> = existing
+        let found = existing
             .into_iter()
             .filter(|segment| is_closed(segment) && !self.tried.contains(segment))
             .filter_map(|segment| {
-                let live_bytes = self.table.get(&segment)?.live_bytes;
+                let bounds = self.occupancy.bounds(segment)?;
                 let len_bytes = shared.files.get(segment).and_then(|file| file.len()).ok()?;
-                let is_nearly_empty =
-                    live_bytes.saturating_mul(100) <= len_bytes.saturating_mul(percent_max);
-                is_nearly_empty.then_some((live_bytes, segment))
-            })
-            .collect();
-        found.sort_unstable();
-        let mut sum_bytes = 0;
-        let fitting = found.into_iter().take_while(|(live_bytes, _)| {
-            let is_first = sum_bytes == 0;
-            sum_bytes += live_bytes;
-            is_first || sum_bytes <= max_bytes
-        });
-        fitting.map(|(_, segment)| segment).collect()
+                Some(Closed {
+                    segment,
+                    bounds,
+                    len_bytes,
+                })
+            });
+        found
+            .filter(|closed| closed.is_within(closed.bounds.least_bytes, percent_max))
+            .collect()
     }
+}
+
+/// A segment that nothing is added to.
+struct Closed {
+    segment: SegmentId,
+    bounds: Bounds,
+    len_bytes: u64,
+}
+
+impl Closed {
+    fn is_within(&self, live_bytes: u64, percent_max: u64) -> bool {
+        live_bytes.saturating_mul(100) <= self.len_bytes.saturating_mul(percent_max)
+    }
+}
+
+/// The first of `segments`, the emptiest first, that together hold about `max_bytes` of live records.
+fn fitting(mut segments: Vec<(u64, SegmentId)>, max_bytes: u64) -> BTreeSet<SegmentId> {
+    segments.sort_unstable();
+    let mut sum_bytes = 0;
+    let fitting = segments.into_iter().take_while(|(live_bytes, _)| {
+        let is_first = sum_bytes == 0;
+        sum_bytes += live_bytes;
+        is_first || sum_bytes <= max_bytes
+    });
+    fitting.map(|(_, segment)| segment).collect()
 }
 
 /// A record to be copied, and who refers to it.
@@ -139,6 +156,21 @@ struct WantedRun {
     queue: QueueId,
     run: FiledRun,
     entries: Vec<ImageEntry>,
+}
+
+/// Refs of one queue.
+enum Refs {
+    InMemory(Vec<ImageEntry>),
+    /// All live ones of a run.
+    Filed(FiledRun, Vec<ImageEntry>),
+}
+
+impl Refs {
+    fn entries(&self) -> &[ImageEntry] {
+        match self {
+            Self::InMemory(entries) | Self::Filed(_, entries) => entries,
+        }
+    }
 }
 
 /// All that is to be moved.
@@ -166,11 +198,9 @@ impl Storage {
         let shared = self.shared();
         shared.check_not_failed()?;
         let compactor = &mut checkpoints.compactor;
-        let segments = compactor.candidates(shared, is_low, max_bytes);
-        let mut done = Compacted {
-            segment_count: segments.len() as u64,
-            ..Compacted::default()
-        };
+        let mut done = Compacted::default();
+        let segments = self.candidates(compactor, source, is_low, max_bytes, &mut done);
+        done.segment_count = segments.len() as u64;
         if segments.is_empty() {
             return Ok(done);
         }
@@ -192,40 +222,113 @@ impl Storage {
         Ok(done)
     }
 
+    /// Segments to empty. Those whose bounds leave a doubt are counted, some at a time, the least full first.
+    fn candidates(
+        &self,
+        compactor: &mut Compactor,
+        source: &dyn CheckpointSource,
+        is_low: bool,
+        max_bytes: u64,
+        done: &mut Compacted,
+    ) -> BTreeSet<SegmentId> {
+        let percent_max = if is_low {
+            LIVE_PERCENT_MAX_LOW
+        } else {
+            LIVE_PERCENT_MAX
+        };
+        let closed = compactor.closed(self.shared(), percent_max);
+        let (certain, mut doubtful): (Vec<Closed>, Vec<Closed>) = closed
+            .into_iter()
+            .partition(|closed| closed.is_within(closed.bounds.most_bytes, percent_max));
+        let mut found: Vec<(u64, SegmentId)> = certain
+            .iter()
+            .map(|closed| (closed.bounds.most_bytes, closed.segment))
+            .collect();
+        doubtful.sort_by_key(|closed| closed.bounds.least_bytes);
+        let mut sum_bytes = 0;
+        doubtful.retain(|closed| {
+            let is_first = sum_bytes == 0;
+            sum_bytes += closed.len_bytes;
+            is_first || sum_bytes <= COUNT_TOGETHER_BYTES
+        });
+        if !doubtful.is_empty() {
+            let segments = doubtful.iter().map(|closed| closed.segment).collect();
+            let counts = self.count(source, &segments);
+            done.counted_count = doubtful.len() as u64;
+            for closed in doubtful {
+                let places = counts.get(&closed.segment);
+                let live_bytes = places.map_or(0, Places::bytes);
+                compactor.occupancy.note_counted(closed.segment, live_bytes);
+                if closed.is_within(live_bytes, percent_max + COUNTED_SLACK_PERCENT) {
+                    found.push((live_bytes, closed.segment));
+                }
+            }
+        }
+        fitting(found, max_bytes)
+    }
+
+    /// Live bytes of these segments, each record counted once.
+    fn count(
+        &self,
+        source: &dyn CheckpointSource,
+        segments: &BTreeSet<SegmentId>,
+    ) -> BTreeMap<SegmentId, Places> {
+        let mut counts: BTreeMap<SegmentId, Places> = BTreeMap::new();
+        self.for_refs(source, segments, |_, refs| {
+            for position in refs.entries().iter().map(|entry| entry.position) {
+                let segment = position.lsn.segment();
+                if segments.contains(&segment) {
+                    counts.entry(segment).or_default().note(position);
+                }
+            }
+        });
+        counts
+    }
+
     fn find(&self, source: &dyn CheckpointSource, segments: &BTreeSet<SegmentId>) -> Found {
         let mut found = Found::default();
-        let mut note = |queue: QueueId, entry: &ImageEntry| {
-            let position = entry.position;
-            if segments.contains(&position.lsn.segment()) {
-                let named = (queue, entry.seq);
-                let wanted = Wanted { position, named };
-                found.records.entry(position.lsn).or_insert(wanted);
+        self.for_refs(source, segments, |queue, refs| {
+            for entry in refs.entries() {
+                let position = entry.position;
+                if segments.contains(&position.lsn.segment()) {
+                    let named = (queue, entry.seq);
+                    let wanted = Wanted { position, named };
+                    found.records.entry(position.lsn).or_insert(wanted);
+                }
             }
-        };
+            match refs {
+                Refs::InMemory(entries) => drop(found.entries.insert(queue, entries)),
+                Refs::Filed(run, entries) => found.runs.push(WantedRun {
+                    queue,
+                    run,
+                    entries,
+                }),
+            }
+        });
+        found
+    }
+
+    /// Looks up all refs into these segments, queue by queue; some into others are among them.
+    fn for_refs(
+        &self,
+        source: &dyn CheckpointSource,
+        segments: &BTreeSet<SegmentId>,
+        mut act: impl FnMut(QueueId, Refs),
+    ) {
         for queue in source.queue_ids() {
             let (entries, runs) = source.refs_in(queue, segments);
-            entries.iter().for_each(|entry| note(queue, entry));
             if !entries.is_empty() {
-                found.entries.insert(queue, entries);
+                act(queue, Refs::InMemory(entries));
             }
             for run in runs {
                 match self.read_run(queue, &run) {
-                    Ok(entries) => {
-                        entries.iter().for_each(|entry| note(queue, entry));
-                        let wanted = WantedRun {
-                            queue,
-                            run,
-                            entries,
-                        };
-                        found.runs.push(wanted);
-                    }
+                    Ok(entries) => act(queue, Refs::Filed(run, entries)),
                     Err(error) => {
-                        tracing::warn!(%error, %queue, "cannot move the messages of a run");
+                        tracing::warn!(%error, %queue, "cannot look up the messages of a run");
                     }
                 }
             }
         }
-        found
     }
 
     /// Tells the owner of the new places.
@@ -350,128 +453,4 @@ fn read_record(shared: &Shared, wanted: &Wanted) -> Option<Vec<u8>> {
         tracing::error!(%queue, seq = seq.0, %lsn, reason, "a damaged message cannot be moved; it keeps its segment");
     }
     verified.is_ok().then_some(record)
-}
-
-/// A cold segment being filled.
-struct Cold {
-    header: SegmentHeader,
-    file: Arc<dyn DiskFile>,
-    body: BatchBody,
-    previous_crc: u32,
-    /// Its name is not durable yet.
-    is_new: bool,
-    is_dirty: bool,
-}
-
-impl Cold {
-    fn create(shared: &Shared) -> Result<Self, StorageError> {
-        let last = lock(&shared.segments)
-            .last()
-            .copied()
-            .filter(|segment| segment.is_cold());
-        let header = SegmentHeader {
-            store: shared.store,
-            segment: last.map_or(SegmentId::FIRST_COLD, |last| SegmentId(last.0 + 1)),
-            epoch: shared.epoch,
-            created_at_ms: shared.clock.unix_ms(),
-            is_recycled: false,
-        };
-        let path = segment_path(header.segment);
-        let file = with_room(&shared.space, || {
-            super::pool::create(&*shared.disk, &path).map_err(room_error(
-                &*shared.disk,
-                "create a cold segment",
-                &path,
-            ))
-        })?;
-        with_room(&shared.space, || {
-            write_all(&*file, &header.encode(), 0).map_err(room_error(
-                &*shared.disk,
-                "write a segment header",
-                &path,
-            ))
-        })?;
-        lock(&shared.segments).insert(header.segment);
-        let mut body = BatchBody::new(header.first_batch());
-        body.push(&Entry::Open {
-            predecessor_end: Lsn(0),
-            epoch: header.epoch,
-        });
-        Ok(Self {
-            header,
-            file,
-            body,
-            previous_crc: 0,
-            is_new: true,
-            is_dirty: true,
-        })
-    }
-
-    /// False when the record belongs into the next one. One that is larger than a segment makes a longer one.
-    fn has_room(&self, shared: &Shared, entry: &Entry<'_>) -> bool {
-        let limit = shared.options.segment_size_bytes.min(SEGMENT_END_MAX);
-        let end = u64::from(self.body.base.offset()) + self.body.len_bytes + entry.len_bytes();
-        end <= limit || self.body.base.offset() == FIRST_BATCH_OFFSET
-    }
-
-    fn push(&mut self, shared: &Shared, entry: &Entry<'_>) -> Result<Position, StorageError> {
-        if self.body.len_bytes >= BATCH_BYTES || !self.body.has_room_for_externals(1) {
-            self.write(shared)?;
-        }
-        Ok(self.body.push(entry))
-    }
-
-    fn write(&mut self, shared: &Shared) -> Result<(), StorageError> {
-        if self.body.is_empty() {
-            return Ok(());
-        }
-        let seed = self.header.seed();
-        let mut header = BatchHeader {
-            len_bytes: u32::try_from(self.body.len_bytes)
-                .expect("a batch is shorter than a segment"),
-            record_count: self.body.record_count,
-            lsn: self.body.base,
-            epoch: self.header.epoch,
-            synced: Lsn(0),
-            previous_crc: self.previous_crc,
-            records_crc: self.body.records_crc(seed),
-            crc: 0,
-        };
-        let header_bytes = header.encode(seed);
-        let pieces: Vec<IoSlice<'_>> = std::iter::once(&header_bytes[..])
-            .chain(self.body.pieces())
-            .filter(|piece| !piece.is_empty())
-            .map(IoSlice::new)
-            .collect();
-        let path = segment_path(self.header.segment);
-        let offset = u64::from(self.body.base.offset());
-        with_room(&shared.space, || {
-            self.file.write_at(&pieces, offset).map_err(room_error(
-                &*shared.disk,
-                "write a cold segment",
-                &path,
-            ))
-        })?;
-        self.previous_crc = header.crc;
-        self.is_dirty = true;
-        let end = self.body.end();
-        self.body.reset(end);
-        Ok(())
-    }
-
-    /// Makes everything so far durable.
-    fn finish(&mut self, shared: &Shared) -> Result<(), StorageError> {
-        self.write(shared)?;
-        let path = segment_path(self.header.segment);
-        if std::mem::take(&mut self.is_dirty) {
-            let synced = self.file.sync_all();
-            synced.map_err(io_error(&*shared.disk, "sync a cold segment", &path))?;
-        }
-        if std::mem::take(&mut self.is_new) {
-            let dir = Path::new(LOG_DIR);
-            let synced = shared.disk.sync_dir(dir);
-            synced.map_err(io_error(&*shared.disk, "sync the directory", dir))?;
-        }
-        Ok(())
-    }
 }

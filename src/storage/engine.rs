@@ -281,6 +281,9 @@ impl Storage {
         if let Committing::ByHand(committer) = &mut *lock(&self.inner.committing) {
             while shared.synced_lsn() < lsn {
                 if !Self::step_by_hand(committer, shared)? && shared.is_stalled() {
+                    if shared.is_closing() {
+                        break;
+                    }
                     return Err(StorageError::Full {
                         operation: "write the log, which a checkpoint needs, to",
                         path: shared.disk.describe(Path::new(LOG_DIR)),

@@ -65,6 +65,16 @@ pub enum StorageError {
         /// On which file.
         path: String,
     },
+    /// The engine was closed while the log waited for room. Nothing is wrong with the directory: it opens as after a
+    /// crash, with the disk still full, too.
+    #[error(
+        "stopped while the disk was full: there was no room to go on writing {path}; what was confirmed is kept, \
+         publishes and acks that were not committed are not"
+    )]
+    ClosedFull {
+        /// The segment file.
+        path: String,
+    },
     /// The engine stopped after an earlier error; nothing is committed any more. Restart and recover.
     #[error("the storage engine has stopped: {reason}")]
     Stopped {

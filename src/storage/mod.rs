@@ -9,7 +9,8 @@
 //! The truth is the newest checkpoint plus the log from the place where it begins. Everything that happens is one
 //! record in one log, in the order in which queues changed; one sync makes it durable, whatever the number of
 //! queues. Reading order: `types`, `format`, `record`, `batch`, `append`, `schedule`, `pool`, `commit`, `engine`,
-//! `closing`; then `image`, `run`, `checkpoint`, `checkpointing`, `freeing`, `filing`, `index`, `scan`, `survey`, `replay`,
+//! `closing`; then `image`, `run`, `checkpoint`, `checkpointing`, `freeing`, `occupancy`,
+//! `compaction`, `cold`, `filing`, `index`, `scan`, `survey`, `replay`,
 //! `recovery`; for damage `salvage`, `quarantine`, `scrub`.
 //!
 //! 1. A watermark covers only what an fdatasync that began later than the write has returned for.
@@ -22,6 +23,7 @@ pub mod batch;
 pub mod checkpoint;
 mod checkpointing;
 mod closing;
+mod cold;
 mod commit;
 mod compaction;
 mod engine;
@@ -34,6 +36,7 @@ pub mod fuzz;
 mod gather;
 pub mod image;
 pub mod index;
+mod occupancy;
 mod options;
 pub mod pool;
 mod quarantine;

@@ -109,6 +109,12 @@ fn wrong_bytes(shared: &Shared, position: Position, detail: String) -> ReadError
     if !lock(&shared.segments).contains(&lsn.segment()) {
         return ReadError::Freed { lsn };
     }
+    // No record of a segment lies there (in a spill file it may): that is what a run says that could not be rebuilt.
+    let detail = if lsn.offset() < FIRST_BATCH_OFFSET {
+        "its index block is lost, and so is the batch that it lies in".into()
+    } else {
+        detail
+    };
     ReadError::Damaged {
         path: shared.disk.describe(&segment_path(lsn.segment())),
         offset: u64::from(lsn.offset()),
@@ -155,9 +161,6 @@ pub fn check_record(
     seq: Seq,
     position: Position,
 ) -> Result<&[u8], String> {
-    if position.lsn.offset() < FIRST_BATCH_OFFSET {
-        return Err("its index block is lost, and so is the batch that it lies in".into());
-    }
     if record.len() != position.len_bytes as usize {
         return Err(format!(
             "the file ends {} bytes into the record",

@@ -292,4 +292,52 @@ mod tests {
         assert!(set.iter().eq(model));
         assert_eq!(RunSet::from_words(set.words()), set);
     }
+
+    /// A run whose messages are all alive, in one segment, with marks on two of them.
+    fn marked() -> FiledRun {
+        let mut run = FiledRun {
+            number: 3,
+            block: 0,
+            crc: 0,
+            expiry_base_ms: 0,
+            live: RunSet::from_words([u64::MAX; 4]),
+            marks: None,
+            segments: SmallVec::from_iter([RunUse {
+                segment: SegmentId(1),
+                live_refs: 256,
+                live_bytes: 25_600,
+            }]),
+            content_bytes: 1000,
+        };
+        run.requeue(10, 2);
+        run.requeue(20, 300);
+        run
+    }
+
+    #[test]
+    fn settling_forgets_marks_and_sizes_of_what_left() {
+        let mut run = marked();
+        assert!(!run.is_touched());
+        run.settle(0, 10);
+        assert!(run.is_touched());
+        assert_eq!(run.live.len(), 245);
+        assert_eq!(run.content_bytes, 0, "the sum is not known any more");
+        let marks = run.marks.as_deref().expect("one is left");
+        assert!(!marks.redelivered.contains(10));
+        assert_eq!(marks.delivery_count(10), 0);
+        assert!(marks.redelivered.contains(20));
+        assert_eq!(marks.delivery_count(20), 255);
+        run.settle(20, 20);
+        assert_eq!(run.marks, None, "nothing is known");
+        // What is gone cannot come back.
+        run.requeue(5, 1);
+        assert_eq!(run.marks, None);
+        let before = marked();
+        let mut same = before.clone();
+        same.settle(0, 255);
+        let mut emptied = same.clone();
+        emptied.settle(0, 255);
+        assert_eq!(same, emptied);
+        assert!(same.live.is_empty());
+    }
 }

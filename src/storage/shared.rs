@@ -46,6 +46,8 @@ struct Control {
     failure: Option<String>,
     /// Nobody waits for room on a full disk any more.
     is_closing: bool,
+    /// The file that had no room when closing: the log ends before what is still pending.
+    gave_up_at: Option<String>,
 }
 
 /// Files that recovery found or made.
@@ -302,6 +304,9 @@ impl Shared {
         let mut control = lock(&self.control);
         while Lsn(self.synced_lsn.load(Ordering::SeqCst)) < lsn {
             Self::check_running(&control)?;
+            if let Some(path) = &control.gave_up_at {
+                return Err(StorageError::ClosedFull { path: path.clone() });
+            }
             control = wait(&self.control_changed, control);
         }
         Ok(())
@@ -337,7 +342,7 @@ impl Shared {
         self.unpark();
     }
 
-    /// The owner wants to end: a full disk is an error from now on, no matter of patience.
+    /// The owner wants to end: nobody waits for room on a full disk any more.
     pub(crate) fn set_closing(&self) {
         lock(&self.control).is_closing = true;
         self.unpark();
@@ -345,6 +350,12 @@ impl Shared {
 
     pub(crate) fn is_closing(&self) -> bool {
         lock(&self.control).is_closing
+    }
+
+    /// There was no room for what is pending, and it is closing time: it stays unconfirmed, and is not kept.
+    pub(crate) fn give_up(&self, path: String) {
+        lock(&self.control).gave_up_at.get_or_insert(path);
+        self.control_changed.notify_all();
     }
 
     pub(crate) fn stop(&self) -> Option<Stop> {

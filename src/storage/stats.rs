@@ -122,8 +122,8 @@ pub struct Stats {
     pub prepared_segment_count: u64,
     /// Those of them that are freed files used again.
     pub recycled_segment_count: u64,
-    /// Record bytes of unsettled messages, as the newest checkpoint since start counts them; one in two queues counts
-    /// twice.
+    /// Record bytes of unsettled messages, as the newest checkpoint since start counts them; one in many queues counts as
+    /// often, unless compaction counted its segment.
     pub live_bytes: u64,
     /// Bytes of segment files, cold ones among them.
     pub segment_bytes: u64,

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::syscalls::{
-    Call, Trace, check_confirms_follow_syncs, check_nothing_follows_a_failed_sync,
+    Call, Change, Trace, check_confirms_follow_syncs, check_nothing_follows_a_failed_sync,
+    check_segments_follow_syncs, check_superblocks_follow_checkpoints,
 };
 use crate::support::raw::{Client, Message, Trouble, durable, now};
 use crate::support::{Builder, TestBroker};
@@ -16,6 +17,8 @@ const DELAY: Duration = Duration::from_millis(300);
 const BODIES_BYTES: [usize; 6] = [0, 10, 4096, 5000, 131_072, 200_000];
 /// The first sync of a thread that fails, counted from 1: late enough for the broker to start and to confirm some messages.
 const FIRST_FAILING_SYNC: u32 = 12;
+/// Messages of 100 kB that fill three segments of 1 MiB.
+const FILLING: usize = 32;
 /// A broker that has not ended after so many publishes does not care about its disk.
 const PUBLISHES_MAX: usize = 100;
 
@@ -196,6 +199,43 @@ pub(crate) fn directories_are_synced(builder: Builder) -> Result<(), String> {
     let before = calls.iter().take_while(|call| **call != Call::Confirm);
     match before.filter(|call| **call == Call::DirectorySync).count() {
         0 => Err("no directory was synced before the first confirm".into()),
+        _ => Ok(()),
+    }
+}
+
+/// A broker that fills some small segments and ends cleanly, with a checkpoint; what it did to its files.
+fn changes_of_a_short_life(builder: Builder) -> Vec<Change> {
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let trace = Trace::new(directory.path());
+    let mut broker = builder
+        .arg("--segment-size=1MiB")
+        .wrapper(&trace.wrapper(""))
+        .start();
+    let mut client = open(&broker);
+    for number in 0..FILLING {
+        let message = Message::persistent(body(number, 100_000));
+        client.push_publish(CHANNEL, "", QUEUE, &message);
+        client.flush().expect("the broker reads");
+        client.wait_confirm(CHANNEL);
+    }
+    assert!(broker.terminate().success());
+    trace.changes()
+}
+
+/// A segment is written only when the one before it is on the medium.
+pub(crate) fn segments_follow_syncs(builder: Builder) -> Result<(), String> {
+    let changes = changes_of_a_short_life(builder);
+    match check_segments_follow_syncs(&changes)? {
+        0 | 1 => Err("fewer than three segments".into()),
+        _ => Ok(()),
+    }
+}
+
+/// A superblock is written only when the checkpoint it names is on the medium, under its name.
+pub(crate) fn superblocks_follow_checkpoints(builder: Builder) -> Result<(), String> {
+    let changes = changes_of_a_short_life(builder);
+    match check_superblocks_follow_checkpoints(&changes)? {
+        0 => Err("no superblock was written behind a checkpoint".into()),
         _ => Ok(()),
     }
 }

@@ -163,10 +163,17 @@ fn the_fast_encoders_write_what_the_method_table_says() {
         consumer_tag: &name("c-1"),
         delivery_tag: 77,
         is_redelivered: true,
-        exchange: &exchange,
-        routing_key: &routing_key,
+        exchange: exchange.as_bytes(),
+        routing_key: routing_key.as_bytes(),
     };
-    encode_deliver(&mut sink, lane, &head, &content);
+    // As it is stored, behind something else.
+    let stored = [Bytes::from_static(b"head"), Bytes::from_static(b"hi")].concat();
+    let raw = RawContent {
+        body: &[Bytes::from(stored)],
+        skip_bytes: 4,
+        ..RawContent::from(&content)
+    };
+    encode_deliver(&mut sink, lane, &head, &raw);
     let expected = basic::Deliver {
         consumer_tag: name("c-1"),
         delivery_tag: 77,

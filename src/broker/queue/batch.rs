@@ -29,6 +29,12 @@ struct Settlement {
     ranges: SmallVec<[SeqRange; 2]>,
 }
 
+/// What one outbox gets, up to where another one gets something.
+struct Handout {
+    outbox: Arc<Outbox>,
+    items: SmallVec<[OutboxItem; 1]>,
+}
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct Batch {
@@ -37,7 +43,7 @@ pub(super) struct Batch {
     refs: Vec<Ref>,
     settlements: SmallVec<[Settlement; 1]>,
     requeues: Vec<(QueueId, Seq, u32)>,
-    handouts: Vec<(Arc<Outbox>, OutboxItem)>,
+    handouts: Vec<Handout>,
     is_waited: bool,
     is_atomic: bool,
 }
@@ -54,7 +60,7 @@ impl Batch {
     }
 
     pub(super) fn reserve(&mut self, queue: QueueId, ask: Ask) {
-        self.is_waited |= ask.is_waited;
+        self.is_waited |= ask.is_urgent;
         self.reservations.push((queue, ask));
     }
 
@@ -128,7 +134,14 @@ impl Batch {
     }
 
     pub(super) fn hand_out(&mut self, outbox: &Arc<Outbox>, item: OutboxItem) {
-        self.handouts.push((Arc::clone(outbox), item));
+        let last = self.handouts.last_mut();
+        match last.filter(|last| Arc::ptr_eq(&last.outbox, outbox)) {
+            Some(last) => last.items.push(item),
+            None => self.handouts.push(Handout {
+                outbox: Arc::clone(outbox),
+                items: SmallVec::from_buf([item]),
+            }),
+        }
     }
 
     /// Pushes and hands out, under the locks of all queues named.
@@ -235,14 +248,8 @@ impl Batch {
 
     /// Runs of items for one outbox are handed over under one lock of it.
     fn deliver(&mut self, turn: &mut Turn<'_>) {
-        let mut handouts = std::mem::take(&mut self.handouts).into_iter().peekable();
-        while let Some((outbox, first)) = handouts.next() {
-            let rest = std::iter::from_fn(|| {
-                handouts
-                    .next_if(|(next, _)| Arc::ptr_eq(next, &outbox))
-                    .map(|(_, item)| item)
-            });
-            if outbox.push_all(std::iter::once(first).chain(rest)) {
+        for Handout { outbox, items } in std::mem::take(&mut self.handouts) {
+            if outbox.push_all(items.into_iter()) {
                 turn.effects.wakes.push(outbox);
             }
         }

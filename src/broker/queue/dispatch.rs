@@ -225,26 +225,22 @@ impl QueueState {
         queue: &QueueHandle,
         turn: &mut Turn<'_>,
         seq: Seq,
-        result: Result<Bytes, FetchFailure>,
+        result: Result<Arc<Message>, FetchFailure>,
     ) {
-        let Some(slot) = self.slots.get(seq).filter(|slot| slot.is_fetching).cloned() else {
+        let Some(slot) = self.slots.get(seq).filter(|slot| slot.is_fetching) else {
             return;
         };
-        self.forget_fetch(&slot);
-        self.slots.update(seq, |slot| slot.is_fetching = false);
-        let decoded = result.and_then(|payload| {
-            Message::decode_payload(payload).map_err(|error| FetchFailure {
-                reason: error.to_string(),
-            })
+        let has_failed = slot.has_failed;
+        let len_bytes = u64::from(slot.position().len_bytes);
+        self.fetching_bytes = self.fetching_bytes.saturating_sub(len_bytes);
+        self.slots.update(seq, |slot| {
+            slot.is_fetching = false;
+            slot.has_failed = result.is_err();
         });
-        match decoded {
-            Ok(message) => {
-                self.slots.set_message(seq, Some(Arc::new(message)));
-                self.slots.update(seq, |slot| slot.has_failed = false);
-            }
-            Err(failure) if slot.has_failed => self.keep_aside(queue, turn, seq, &failure),
+        match result {
+            Ok(message) => self.slots.set_message(seq, Some(message)),
+            Err(failure) if has_failed => self.keep_aside(queue, turn, seq, &failure),
             Err(_) => {
-                self.slots.update(seq, |slot| slot.has_failed = true);
                 self.fetch(queue, turn, seq);
             }
         }
@@ -303,15 +299,25 @@ pub fn fetched(
     queue: &QueueHandle,
     results: Vec<(Seq, Result<Bytes, FetchFailure>)>,
 ) {
+    // Before the lock: nobody waits meanwhile.
+    let decode = |(seq, result): (Seq, Result<Bytes, FetchFailure>)| (seq, decode(result));
+    let messages: Vec<_> = results.into_iter().map(decode).collect();
     let mut locked = Locked::one(queue);
     let mut batch = Batch::default();
     let (_, state) = locked.first();
-    for (seq, result) in results {
-        state.take_fetched(queue, turn, seq, result);
+    for (seq, message) in messages {
+        state.take_fetched(queue, turn, seq, message);
     }
     state.dispatch(queue, turn, &mut batch, None);
     locked.conclude(turn, batch);
     turn.finish();
+}
+
+fn decode(result: Result<Bytes, FetchFailure>) -> Result<Arc<Message>, FetchFailure> {
+    let message = Message::decode_payload(result?).map_err(|error| FetchFailure {
+        reason: error.to_string(),
+    })?;
+    Ok(Arc::new(message))
 }
 
 /// Takes one message for `basic.get`.

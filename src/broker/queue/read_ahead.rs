@@ -15,11 +15,9 @@
 //!    one, while messages take more memory than they may.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use super::state::QueueState;
 use super::{QueueHandle, Turn};
-use crate::broker::effects::Fetch;
 use crate::storage::types::Seq;
 
 /// Chunks between the consumers and the frontier: one that is delivered, and one for each reader thread.
@@ -115,12 +113,7 @@ impl QueueState {
         let (position, is_spilled) = (slot.position(), slot.is_spilled());
         self.slots.update(seq, |slot| slot.is_fetching = true);
         self.fetching_bytes += u64::from(position.len_bytes);
-        turn.effects.fetches.push(Fetch {
-            queue: Arc::clone(queue),
-            seq,
-            position,
-            is_spilled,
-        });
+        turn.effects.fetch(queue, seq, position, is_spilled);
         u64::from(position.len_bytes)
     }
 }

@@ -11,7 +11,8 @@
 //!
 //! A step that is too small makes a draining backlog wait for commits; one that is too large flags too many
 //! messages in vain after a crash. So steps double while a backlog drains, and start small again once the
-//! queue has been empty.
+//! queue has been empty. The next one is asked for when half of the last is delivered; in haste when the backlog goes on
+//! beyond it, since lazy traffic reaches the disk later than such a backlog the end of a step.
 
 use crate::storage::types::{Lsn, Seq};
 
@@ -38,6 +39,8 @@ pub(super) struct Ask {
     pub(super) upto: Seq,
     /// Somebody waits for it.
     pub(super) is_waited: bool,
+    /// Somebody will, soon.
+    pub(super) is_urgent: bool,
 }
 
 impl Reservation {
@@ -102,7 +105,8 @@ impl Reservation {
         if !is_near || self.pending.is_some() || next_seq.0 <= self.pushed_upto {
             return None;
         }
-        let ask = self.push(self.pushed_upto.max(seq.0) + self.step, false);
+        let mut ask = self.push(self.pushed_upto.max(seq.0) + self.step, false);
+        ask.is_urgent = next_seq > ask.upto;
         self.grow();
         Some(ask)
     }
@@ -115,6 +119,7 @@ impl Reservation {
         Ask {
             upto: Seq(self.pushed_upto),
             is_waited,
+            is_urgent: is_waited,
         }
     }
 
@@ -203,13 +208,25 @@ mod tests {
     fn early_reservation_is_hurried_once_somebody_waits() {
         let mut reservation = Reservation::new(Seq(100));
         let early = reservation
-            .ask_early(Seq(90), Seq(5000))
+            .ask_early(Seq(90), Seq(228))
             .expect("the end is near");
-        assert!(!early.is_waited);
+        assert!(!early.is_waited && !early.is_urgent);
         reservation.set_pending(Lsn(7));
         assert_eq!(reservation.ask_early(Seq(95), Seq(5000)), None);
         let hurry = reservation.ask_blocked(Seq(100)).expect("lazy so far");
         assert!(hurry.is_waited);
         assert_eq!(hurry.upto, early.upto);
+    }
+
+    #[test]
+    fn early_reservation_of_a_long_backlog_is_urgent_before_somebody_waits() {
+        let mut reservation = Reservation::new(Seq(100));
+        let early = reservation
+            .ask_early(Seq(90), Seq(5000))
+            .expect("the end is near");
+        assert!(early.is_urgent && !early.is_waited);
+        reservation.set_pending(Lsn(7));
+        let hurry = reservation.ask_blocked(Seq(100)).expect("nobody is called");
+        assert!(hurry.is_waited && hurry.is_urgent);
     }
 }

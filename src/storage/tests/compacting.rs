@@ -1,6 +1,7 @@
 //! Nearly empty segments give way: their last messages move.
 
 use super::*;
+use crate::storage::Compacted;
 use crate::storage::testing::{as_recovered, numbered_payload};
 use crate::storage::types::SegmentId;
 
@@ -159,4 +160,108 @@ fn cold_segments_are_compacted_and_freed_like_others() {
     assert_eq!(place.lsn.segment(), SegmentId(SegmentId::FIRST_COLD.0 + 1));
     let again = rig.after_power_loss();
     assert_eq!(again.open().1.report.message_count, 1);
+}
+
+/// Queues that hold each straggler.
+const FAN_OUT: u64 = 20;
+
+/// Twelve segments; queues 2 to 21 hold `straggler_count` messages of each, and nothing else is alive.
+fn fanned_out(rig: &Rig, straggler_count: u64) -> LiveStore {
+    let (store, _) = rig.open();
+    let queues: Vec<u64> = (2..2 + FAN_OUT).collect();
+    for queue in 1..2 + FAN_OUT {
+        store.create_queue(queue);
+    }
+    for _ in 0..12 {
+        for number in 0..straggler_count {
+            store.publish(&queues, &numbered_payload(number, 4_000), 0);
+        }
+        for number in straggler_count..14 {
+            store.publish(&[1], &numbered_payload(number, 4_000), 0);
+        }
+        store.commit().unwrap();
+    }
+    store.settle(1, 1, 200);
+    rig.clock.advance_ms(60);
+    store.commit().unwrap();
+    store.storage.checkpoint(&store).unwrap();
+    store
+}
+
+/// Bytes of live records, each counted once however many queues have it.
+fn unique_bytes(store: &LiveStore) -> u64 {
+    let images = store.images();
+    let entries = images.iter().flat_map(|image| image.entries.iter());
+    let records: std::collections::BTreeMap<_, _> = entries
+        .map(|entry| (entry.position.lsn, u64::from(entry.position.len_bytes)))
+        .collect();
+    records.values().sum()
+}
+
+/// Proves I29.
+#[test]
+fn a_message_in_twenty_queues_holds_no_more_disk_than_one() {
+    let rig = Rig::new(options());
+    let store = fanned_out(&rig, 1);
+    let unique = unique_bytes(&store);
+    let segment_bytes = rig.options.segment_size_bytes;
+    // By refs every segment is more than a quarter alive.
+    let before = store.storage.stats();
+    assert!(before.live_bytes > before.segment_bytes, "{before:?}");
+    assert!(
+        before.segment_bytes > 4 * unique + 4 * segment_bytes,
+        "{before:?}, {unique}"
+    );
+    let done = store.storage.compact(&store, false, u64::MAX).unwrap();
+    assert!(done.moved_count >= 10 * FAN_OUT, "{done:?}");
+    assert!(done.copied_bytes <= unique, "{done:?}");
+    store.storage.checkpoint(&store).unwrap();
+    let after = store.storage.stats();
+    assert_eq!(unique_bytes(&store), unique);
+    assert!(
+        after.segment_bytes <= 4 * unique + 4 * segment_bytes,
+        "{after:?}, {unique}"
+    );
+    store.check_payloads(&store.payloads());
+    let (again, recovered) = rig.after_power_loss().open();
+    assert_eq!(recovered.report.message_count, 12 * FAN_OUT);
+    again.check_payloads(&store.payloads());
+}
+
+#[test]
+fn what_is_full_of_messages_of_many_queues_stays_and_is_counted_when_that_may_change() {
+    let rig = Rig::new(options());
+    let store = fanned_out(&rig, 8);
+    let pass = |is_low| store.storage.compact(&store, is_low, u64::MAX).unwrap();
+    // One queue alone fills them so far that nothing needs counting.
+    assert_eq!(pass(false), Compacted::default());
+    // Each queue keeps other messages: more than a quarter is alive, less than that by any one queue.
+    for queue in 2..2 + FAN_OUT {
+        let kept = [[2, 4, 6], [1, 3, 5]][usize::from(queue % 2 == 1)];
+        for seq in (1..=96).filter(|seq| !kept.contains(&(seq % 8))) {
+            store.settle(queue, seq, seq);
+        }
+    }
+    let checkpoint = || {
+        rig.clock.advance_ms(60);
+        store.commit().unwrap();
+        store.storage.checkpoint(&store).unwrap()
+    };
+    checkpoint();
+    let first = pass(false);
+    assert!(first.counted_count > 10, "{first:?}");
+    assert_eq!(
+        (first.segment_count, first.moved_count),
+        (0, 0),
+        "{first:?}"
+    );
+    // Counted is counted, also after a checkpoint, as long as nothing goes.
+    assert_eq!(pass(false), Compacted::default());
+    checkpoint();
+    assert_eq!(pass(false), Compacted::default());
+    // While the disk is low half a segment is worth moving.
+    let low = pass(true);
+    assert!(low.moved_count > 0, "{low:?}");
+    assert_eq!(low.counted_count, 0, "{low:?}");
+    store.check_payloads(&store.payloads());
 }

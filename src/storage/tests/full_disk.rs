@@ -141,13 +141,75 @@ fn a_store_starts_acks_purges_and_deletes_at_zero_bytes_free() {
 }
 
 #[test]
-fn closing_does_not_wait_for_room() {
+fn closing_does_not_wait_for_room_and_fails_nobody() {
     let rig = Rig::new(options());
     let store = busy(&rig);
     leave(&rig, 0);
     exhaust(&store);
+    let confirmed = store.storage.confirm_lsn();
     let closed = store.storage.close(&store);
-    assert!(closed.is_err(), "{closed:?}");
+    assert!(
+        matches!(closed, Err(StorageError::ClosedFull { .. })),
+        "{closed:?}"
+    );
+    assert!(store.heard.failures.lock().unwrap().is_empty());
+    // With the disk as full as it was, once and once more.
+    for _ in 0..2 {
+        let (again, recovered) = rig.open();
+        assert!(recovered.report.replayed_to >= confirmed);
+        again.check_payloads(&store.payloads());
+    }
+}
+
+/// Looks until it is so.
+fn wait_until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        std::thread::yield_now();
+    }
+}
+
+/// ```text
+/// t1 a commit syncs, t2 more is pushed, t3 a checkpoint waits for that, t4 the disk fills up, t5 the commit goes on
+/// ```
+#[test]
+fn a_checkpoint_that_waits_for_room_ends_with_the_engine() {
+    let rig = Rig::new(options());
+    rig.disk.set_capacity(Some(PLENTY));
+    let (store, _) = LiveStore::open(
+        Arc::new(rig.disk.clone()),
+        Arc::new(rig.clock.clone()),
+        rig.options.clone(),
+    )
+    .unwrap();
+    store.create_queue(1);
+    rig.disk.hold_syncs();
+    store.storage.wake();
+    rig.disk.wait_for_held_sync();
+    for number in 0..40 {
+        store.publish(&[1], &numbered_payload(number, 12_000), 0);
+    }
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| store.storage.checkpoint(&store));
+        wait_until(|| store.storage.shared().is_forced());
+        let available_bytes = rig.disk.free_space().unwrap().available_bytes;
+        rig.disk.set_capacity(Some(PLENTY - available_bytes));
+        rig.disk.release_syncs();
+        wait_until(|| store.storage.is_stalled());
+        store.storage.stop_waiting_for_room();
+        let ended = waiting.join().unwrap();
+        assert!(
+            matches!(ended, Err(StorageError::ClosedFull { .. })),
+            "{ended:?}"
+        );
+    });
+    let closed = store.storage.close(&store);
+    assert!(
+        matches!(closed, Err(StorageError::ClosedFull { .. })),
+        "{closed:?}"
+    );
+    assert!(store.heard.failures.lock().unwrap().is_empty());
+    let said = closed.unwrap_err().to_string();
+    assert!(said.contains("what was confirmed is kept"), "{said}");
 }
 
 #[test]

@@ -396,8 +396,10 @@ fn dead_letters_of_a_large_backlog_wait_for_the_disk_instead_of_filling_memory()
             break;
         }
         for fetch in fetches {
-            let body = rig.journal.read(fetch.position).expect("it was published");
-            rig.turn(|turn| super::fetched(turn, &fetch.queue, vec![(fetch.seq, Ok(body))]));
+            for &(seq, position) in &fetch.wanted {
+                let body = rig.journal.read(position).expect("it was published");
+                rig.turn(|turn| super::fetched(turn, &fetch.queue, vec![(seq, Ok(body))]));
+            }
         }
     }
     let buried = dead.stats().ready_count;

@@ -249,14 +249,15 @@ impl Rig {
                 }
             }
             for fetch in fetches {
-                let result = if fetch.is_spilled {
-                    self.spill_files.read(fetch.position)
-                } else {
-                    self.read(fetch.position)
-                };
-                self.turn(|turn| {
-                    super::fetched(turn, &fetch.queue, vec![(fetch.seq, result)]);
-                });
+                // One by one: as many critical sections as there can be.
+                for &(seq, position) in &fetch.wanted {
+                    let result = if fetch.is_spilled {
+                        self.spill_files.read(position)
+                    } else {
+                        self.read(position)
+                    };
+                    self.turn(|turn| super::fetched(turn, &fetch.queue, vec![(seq, result)]));
+                }
             }
         }
     }

@@ -181,6 +181,44 @@ fn runs_are_loaded_before_the_head_is_drained() {
     assert_eq!(stalled_count, 0);
 }
 
+/// Proves I40.
+#[test]
+fn reads_for_consumers_that_take_everything_are_bounded() {
+    const COUNT: usize = 30_000;
+    let mut rig = Rig::paging();
+    let queue = filed_queue(&mut rig, QueueArguments::default(), COUNT);
+    let consumers: Vec<TestConsumer> = (0..5).map(|_| rig.consume(&queue, |_| {})).collect();
+    rig.journal.make_durable();
+    let mut seen = 0;
+    while seen < COUNT {
+        for load in std::mem::take(&mut rig.effects.run_loads) {
+            rig.answer(load);
+        }
+        for (_, what) in std::mem::take(&mut rig.effects.after_durable) {
+            if let AfterDurable::Redispatch(queue) = what {
+                rig.turn(|turn| super::super::dispatch(turn, &queue));
+            }
+        }
+        // Nobody answers for a while. A chunk is being delivered, three are ahead of it.
+        let asked = rig.effects.fetches.len();
+        assert!(asked <= 4 * 1024, "{asked} bodies are on their way");
+        let fetches: Vec<_> = rig.effects.fetches.drain(..asked.min(100)).collect();
+        for fetch in fetches {
+            let result = rig.read(fetch.position);
+            rig.turn(|turn| fetched(turn, &fetch.queue, vec![(fetch.seq, result)]));
+        }
+        for got in consumers.iter().map(deliveries) {
+            seen += got.len();
+            rig.settle(&got, SettleOutcome::Ack);
+        }
+        rig.journal.make_durable();
+        // Of what is not taken yet, a window is in memory.
+        let bytes = rig.shared.entries_bytes();
+        assert!(bytes <= 48 * 256 * 40, "{bytes} bytes of entries");
+    }
+    queue.check_sums();
+}
+
 #[test]
 fn short_queues_are_filed_only_when_entries_take_too_much_memory() {
     let mut rig = Rig::new();

@@ -1,0 +1,157 @@
+//! Where the parts of a head lie, and slices of them.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::{PayloadError, UNKNOWN_FLAGS};
+use crate::amqp::properties::{Checked, Properties};
+use crate::amqp::short_string::ShortString;
+
+/// Where the parts of a head lie.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout {
+    /// See (3) and (4) of the message.
+    pub(super) flags: u8,
+    pub(super) exchange_len: u8,
+    pub(super) routing_key_len: u8,
+    pub(super) properties_at: usize,
+    /// Where the properties end and the body begins, if it stands in the head.
+    pub(super) body_at: usize,
+    pub(super) properties: Checked,
+}
+
+/// The parts of a head, each as a slice of it.
+#[derive(Debug)]
+pub(super) struct HeadSlices {
+    pub(super) exchange: ShortString,
+    pub(super) routing_key: ShortString,
+    pub(super) bcc: SmallVec<[ShortString; 0]>,
+    pub(super) properties: Properties,
+    /// The body when it stands in the head; else empty and the body is `parts[1..]`.
+    pub(super) small_body: Bytes,
+}
+
+impl Layout {
+    /// The exchange's name stands behind the flags and its length.
+    pub(super) const EXCHANGE_AT: usize = 2;
+
+    /// Checks a head; what is behind it is the body.
+    pub(super) fn of(head: &[u8]) -> Result<Self, PayloadError> {
+        let mut reader = Reader { bytes: head };
+        let flags = reader.u8()?;
+        if flags & UNKNOWN_FLAGS != 0 {
+            return Err(PayloadError::UnknownFlags { flags });
+        }
+        let exchange_len = reader.name("exchange")?;
+        let routing_key_len = reader.name("routing key")?;
+        for _ in 0..reader.u16()? {
+            reader.name("bcc")?;
+        }
+        let properties_len = reader.u32()?;
+        let properties_at = head.len() - reader.bytes.len();
+        let raw = reader.take(usize::try_from(properties_len).unwrap_or(usize::MAX))?;
+        let properties = Checked::of(raw).map_err(|_| PayloadError::Malformed {
+            field: "properties",
+        })?;
+        Ok(Self {
+            flags,
+            exchange_len,
+            routing_key_len,
+            properties_at,
+            body_at: properties_at + raw.len(),
+            properties,
+        })
+    }
+
+    pub(super) fn routing_key_at(&self) -> usize {
+        Self::EXCHANGE_AT + usize::from(self.exchange_len) + 1
+    }
+}
+
+impl HeadSlices {
+    /// The slices of a head that was checked.
+    pub(super) fn of(head: &Bytes, layout: &Layout) -> Self {
+        let mut rest = Slices { head, at: 1 };
+        let exchange = rest.next_name();
+        let routing_key = rest.next_name();
+        let bcc_count = head[rest.at..]
+            .first_chunk()
+            .map_or(0, |count| u16::from_le_bytes(*count));
+        rest.at += 2;
+        let bcc = (0..bcc_count).map(|_| rest.next_name()).collect();
+        let raw = head.slice(layout.properties_at..layout.body_at);
+        Self {
+            exchange,
+            routing_key,
+            bcc,
+            properties: layout.properties.over(raw),
+            small_body: head.slice(layout.body_at..),
+        }
+    }
+}
+
+/// Takes slices off a head that was just written, or checked.
+pub(super) struct Slices<'a> {
+    pub(super) head: &'a Bytes,
+    pub(super) at: usize,
+}
+
+impl Slices<'_> {
+    pub(super) fn take(&mut self, len: usize) -> Bytes {
+        let from = self.at;
+        self.at += len;
+        self.head.slice(from..self.at)
+    }
+    pub(super) fn name(&mut self, original: &ShortString) -> ShortString {
+        self.at += 1;
+        original.relocated(self.take(original.len()))
+    }
+    /// The next name of a head that was checked.
+    fn next_name(&mut self) -> ShortString {
+        let len = usize::from(self.head[self.at]);
+        self.at += 1;
+        ShortString::new(self.take(len)).unwrap_or_default()
+    }
+}
+
+/// Takes values off the front of a payload.
+struct Reader<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], PayloadError> {
+        let (taken, rest) = self
+            .bytes
+            .split_at_checked(len)
+            .ok_or(PayloadError::Truncated)?;
+        self.bytes = rest;
+        Ok(taken)
+    }
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], PayloadError> {
+        let (value, rest) = self
+            .bytes
+            .split_first_chunk::<N>()
+            .ok_or(PayloadError::Truncated)?;
+        self.bytes = rest;
+        Ok(*value)
+    }
+    fn u8(&mut self) -> Result<u8, PayloadError> {
+        Ok(u8::from_le_bytes(self.array()?))
+    }
+    fn u16(&mut self) -> Result<u16, PayloadError> {
+        Ok(u16::from_le_bytes(self.array()?))
+    }
+    fn u32(&mut self) -> Result<u32, PayloadError> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+    /// Checks a name; its length.
+    fn name(&mut self, field: &'static str) -> Result<u8, PayloadError> {
+        let len = self.u8()?;
+        let bytes = self.take(usize::from(len))?;
+        if !ShortString::is_valid(bytes) {
+            return Err(PayloadError::Malformed { field });
+        }
+        Ok(len)
+    }
+}

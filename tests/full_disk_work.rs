@@ -1,0 +1,343 @@
+//! Work that goes on while there is not a free byte: dead-lettering, expiry, deletion, compaction, transient messages, and
+//! the end of the broker.
+//!
+//! All of it is on a small tmpfs of its own, see [`SmallDisk`]. What is written then comes out of the reserve.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use stratamq::amqp::field_table::FieldTable;
+use stratamq::amqp::method::queue;
+use support::TestBroker;
+use support::raw::{Client, Message, durable, passive, transient};
+use support::small_disk::SmallDisk;
+use support::status::Status;
+
+const CHANNEL: u16 = 1;
+/// Most that is waited for something that happens by itself.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(100);
+/// Length of all bodies.
+const BODY_LEN: usize = 10_000;
+
+fn start(disk: &SmallDisk) -> TestBroker {
+    TestBroker::builder()
+        .data_dir(disk.data_dir())
+        .arg("--segment-size=1MiB")
+        .arg("--disk-free-limit=0")
+        .start()
+}
+
+fn connect(broker: &TestBroker) -> Client {
+    let mut client = Client::connect(broker.address());
+    client.open_channel(CHANNEL);
+    client
+}
+
+/// A durable queue whose dead letters go to another one.
+fn with_dead_letters_to(target: &str) -> queue::Declare {
+    queue::Declare {
+        arguments: FieldTable::new()
+            .with("x-dead-letter-exchange", "")
+            .with("x-dead-letter-routing-key", target),
+        ..durable()
+    }
+}
+
+fn body(number: usize) -> Vec<u8> {
+    let mut bytes = format!("{number:08}").into_bytes();
+    bytes.resize(BODY_LEN, b'.');
+    bytes
+}
+
+fn name_of(body: &[u8]) -> String {
+    String::from_utf8_lossy(body.get(..8).unwrap_or_default()).into_owned()
+}
+
+fn push(client: &mut Client, queue: &str, numbers: std::ops::Range<usize>) {
+    for number in numbers {
+        client.push_publish(CHANNEL, "", queue, &Message::persistent(body(number)));
+    }
+    client.flush().expect("the broker reads");
+}
+
+/// Publishes messages 0 to `count` and waits for their confirms.
+fn publish(broker: &TestBroker, queue: &str, count: usize) {
+    let mut client = connect(broker);
+    client.confirm_select(CHANNEL);
+    push(&mut client, queue, 0..count);
+    client.wait_confirms_upto(CHANNEL, u64::try_from(count).expect("a count"));
+}
+
+/// Looks again and again, until it is so.
+#[track_caller]
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let mut waited = Duration::ZERO;
+    while !is_so() {
+        assert!(waited < PATIENCE, "never: {what}");
+        std::thread::sleep(PAUSE);
+        waited += PAUSE;
+    }
+}
+
+fn has_alarm(broker: &TestBroker) -> bool {
+    !Status::of(broker).alarms().is_empty()
+}
+
+/// Somebody publishes until he is stopped: the broker knows now that the disk is full. How many he had confirmed.
+fn publish_until_stopped(broker: &TestBroker, queue: &str) -> u64 {
+    let mut client = connect(broker);
+    client.queue_declare(CHANNEL, queue, durable());
+    client.confirm_select(CHANNEL);
+    let mut next = 0;
+    wait_until("the publisher is stopped", || {
+        push(&mut client, queue, next..next + 20);
+        next += 20;
+        has_alarm(broker)
+    });
+    let mut confirmed = 0;
+    while let Ok(ack) = client.try_next_confirm_within(CHANNEL, Duration::from_secs(1)) {
+        confirmed = ack.delivery_tag;
+    }
+    confirmed
+}
+
+fn message_count(client: &mut Client, queue: &str) -> u32 {
+    client
+        .queue_declare(CHANNEL, queue, passive())
+        .message_count
+}
+
+/// How often each message is in the queue; it is empty then.
+fn drain(broker: &TestBroker, queue: &str) -> BTreeMap<String, usize> {
+    let mut client = connect(broker);
+    let mut found = BTreeMap::new();
+    while let Some(got) = client.get(CHANNEL, queue) {
+        assert_eq!(got.message.body.len(), BODY_LEN);
+        *found.entry(name_of(&got.message.body)).or_default() += 1;
+        client.ack(CHANNEL, got.tag);
+    }
+    found
+}
+
+/// Each of messages 0 to `count` is in exactly one of the queues, once.
+#[track_caller]
+fn check_each_once(broker: &TestBroker, queues: &[&str], count: usize) {
+    let mut found: BTreeMap<String, usize> = BTreeMap::new();
+    for queue in queues {
+        for (name, times) in drain(broker, queue) {
+            *found.entry(name).or_default() += times;
+        }
+    }
+    let expected = (0..count).map(|number| (format!("{number:08}"), 1));
+    assert_eq!(found, expected.collect());
+}
+
+#[test]
+fn rejected_messages_become_dead_letters_at_zero_bytes_free() {
+    let Some(disk) = SmallDisk::mount("64m") else {
+        return;
+    };
+    let mut broker = start(&disk);
+    let mut client = connect(&broker);
+    client.queue_declare(CHANNEL, "dead", durable());
+    client.queue_declare(CHANNEL, "work", with_dead_letters_to("dead"));
+    publish(&broker, "work", 200);
+    disk.fill();
+    client.consume(CHANNEL, "work", "c");
+    for number in 0..200 {
+        let delivered = client.next_delivery(CHANNEL);
+        assert_eq!(name_of(&delivered.message.body), format!("{number:08}"));
+        if number < 100 {
+            client.nack(CHANNEL, delivered.tag, false);
+        }
+    }
+    let mut other = connect(&broker);
+    wait_until("they are dead letters", || {
+        message_count(&mut other, "dead") == 100
+    });
+    // In whatever state that is on disk: no message is lost, and none is in both.
+    broker.kill();
+    broker.restart();
+    disk.fill();
+    check_each_once(&broker, &["work", "dead"], 200);
+}
+
+#[test]
+fn messages_expire_at_zero_bytes_free() {
+    let Some(disk) = SmallDisk::mount("64m") else {
+        return;
+    };
+    let mut broker = start(&disk);
+    let mut client = connect(&broker);
+    let brief = |options: queue::Declare| queue::Declare {
+        arguments: options.arguments.with("x-message-ttl", 3_000),
+        ..options
+    };
+    client.queue_declare(CHANNEL, "dead", durable());
+    client.queue_declare(CHANNEL, "kept", brief(with_dead_letters_to("dead")));
+    client.queue_declare(CHANNEL, "gone", brief(durable()));
+    publish(&broker, "kept", 100);
+    publish(&broker, "gone", 100);
+    disk.fill();
+    wait_until("they are dead letters", || {
+        message_count(&mut client, "dead") == 100
+    });
+    wait_until("the others are gone", || {
+        message_count(&mut client, "gone") == 0
+    });
+    broker.kill();
+    broker.restart();
+    disk.fill();
+    // Those whose end was not committed expire again.
+    let mut client = connect(&broker);
+    wait_until("they are dead letters again", || {
+        message_count(&mut client, "dead") == 100
+    });
+    check_each_once(&broker, &["kept", "dead"], 100);
+    assert!(drain(&broker, "gone").is_empty());
+}
+
+#[test]
+fn a_deleted_queue_gives_the_disk_back_and_publishers_go_on() {
+    let Some(disk) = SmallDisk::mount("64m") else {
+        return;
+    };
+    let broker = start(&disk);
+    let mut client = connect(&broker);
+    client.queue_declare(CHANNEL, "big", durable());
+    publish(&broker, "big", 1_500);
+    disk.fill();
+    let confirmed = publish_until_stopped(&broker, "small");
+    assert_eq!(client.queue_delete(CHANNEL, "big"), 1_500);
+    wait_until("there is room again", || !has_alarm(&broker));
+    let found = drain(&broker, "small");
+    assert!(found.len() as u64 >= confirmed, "{found:?}");
+    client.queue_declare(CHANNEL, "after", durable());
+    publish(&broker, "after", 10);
+    check_each_once(&broker, &["after"], 10);
+}
+
+/// Bytes of all files of the log.
+fn log_bytes(data_dir: &Path) -> u64 {
+    let entries = fs::read_dir(data_dir.join("log")).expect("the log is a directory");
+    entries
+        .filter_map(|entry| entry.ok()?.metadata().ok())
+        .map(|metadata| metadata.len())
+        .sum()
+}
+
+/// A message of a long-lived queue is left in each segment, so that none is freed: room comes from moving them, and what
+/// that takes comes from the reserve.
+#[test]
+fn compaction_gives_a_full_disk_back() {
+    let Some(disk) = SmallDisk::mount("64m") else {
+        return;
+    };
+    let mut broker = start(&disk);
+    let mut client = connect(&broker);
+    client.queue_declare(CHANNEL, "stragglers", durable());
+    client.queue_declare(CHANNEL, "crowd", durable());
+    client.confirm_select(CHANNEL);
+    let mut last = 0;
+    for round in 0..30 {
+        push(&mut client, "stragglers", round..round + 1);
+        push(&mut client, "crowd", 0..99);
+        last += 100;
+        client.wait_confirms_upto_from(CHANNEL, last - 100, last);
+    }
+    disk.fill();
+    let confirmed = publish_until_stopped(&broker, "late");
+    let before = Status::of(&broker);
+    assert_eq!(before.counter("/log/compacted_bytes"), 0, "{before:?}");
+    assert!(log_bytes(broker.data_dir()) > 28 << 20);
+    assert_eq!(client.try_purge(CHANNEL, "crowd").expect("purged"), 2_970);
+    wait_until("there is room again", || !has_alarm(&broker));
+    let after = Status::of(&broker);
+    assert!(after.counter("/log/compacted_bytes") > 0, "{after:?}");
+    wait_until("the disk is given back", || {
+        log_bytes(broker.data_dir()) < 16 << 20
+    });
+    broker.kill();
+    broker.restart();
+    check_each_once(&broker, &["stragglers"], 30);
+    assert!(drain(&broker, "late").len() as u64 >= confirmed);
+}
+
+#[test]
+fn transient_messages_need_no_disk() {
+    let Some(disk) = SmallDisk::mount("48m") else {
+        return;
+    };
+    let broker = start(&disk);
+    let mut client = connect(&broker);
+    client.queue_declare(CHANNEL, "t", transient());
+    disk.fill();
+    client.confirm_select(CHANNEL);
+    for number in 0..200 {
+        client.push_publish(CHANNEL, "", "t", &Message::plain(body(number)));
+    }
+    client.flush().expect("the broker reads");
+    client.wait_confirms_upto(CHANNEL, 200);
+    check_each_once(&broker, &["t"], 200);
+    assert!(!has_alarm(&broker));
+}
+
+#[test]
+fn a_broker_whose_commits_wait_for_room_can_be_stopped_and_started() {
+    let Some(disk) = SmallDisk::mount("48m") else {
+        return;
+    };
+    let mut broker = start(&disk);
+    let mut client = connect(&broker);
+    client.queue_declare(CHANNEL, "q", durable());
+    publish(&broker, "q", 300);
+    disk.fill();
+    // More than the reserve holds, in one go: the broker reads it before it knows that the disk is full.
+    let mut publisher = connect(&broker);
+    publisher.confirm_select(CHANNEL);
+    for number in 300..900 {
+        publisher.push_publish(CHANNEL, "", "q", &Message::persistent(body(number)));
+    }
+    // It may stop reading in the middle.
+    let _ = publisher.flush();
+    broker.wait_for_line("commits wait for room");
+    let mut confirmed = 300;
+    while let Ok(ack) = publisher.try_next_confirm_within(CHANNEL, PAUSE) {
+        confirmed = 300 + ack.delivery_tag;
+    }
+    let status = broker.terminate();
+    assert_eq!(status.code(), Some(1), "{}", broker.log());
+    let log = broker.log();
+    let said = log.lines().last().unwrap_or_default();
+    assert!(
+        said.starts_with("stratamq: stopped while the disk was full"),
+        "{log}"
+    );
+    // Again and again, on the disk as it is.
+    for _ in 0..3 {
+        broker.restart();
+        let mut client = connect(&broker);
+        assert!(u64::from(message_count(&mut client, "q")) >= confirmed);
+        drop(client);
+        let status = broker.terminate();
+        assert!(status.code().is_some(), "{status:?}\n{}", broker.log());
+    }
+    disk.give_back();
+    broker.restart();
+    let found = drain(&broker, "q");
+    assert!(found.values().all(|times| *times == 1), "{found:?}");
+    let first: Vec<&String> = found
+        .keys()
+        .take(usize::try_from(confirmed).expect("a count"))
+        .collect();
+    let expected: Vec<String> = (0..first.len())
+        .map(|number| format!("{number:08}"))
+        .collect();
+    assert_eq!(first, expected.iter().collect::<Vec<_>>());
+    assert!(first.len() as u64 >= confirmed);
+}
