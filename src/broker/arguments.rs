@@ -1,5 +1,7 @@
 //! Queue arguments, parsed once.
 
+use std::sync::{Arc, LazyLock};
+
 use super::message::TTL_MAX_MS;
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::short_string::ShortString;
@@ -71,6 +73,16 @@ const OF_OTHER_TYPES: [&str; 14] = [
 ];
 
 impl QueueArguments {
+    /// The same behind a pointer. Most queues have no arguments, and one place in memory for them all.
+    #[must_use]
+    pub fn shared(self) -> Arc<Self> {
+        static NONE: LazyLock<Arc<QueueArguments>> = LazyLock::new(Arc::default);
+        if self == **NONE {
+            return Arc::clone(&NONE);
+        }
+        Arc::new(self)
+    }
+
     /// Checks and understands the arguments of `queue.declare` for a classic queue.
     ///
     /// # Errors

@@ -213,13 +213,9 @@ impl Connection {
         self.channels.entry(channel).or_default()
     }
 
-    /// Queues this connection consumes from, each once.
-    pub(super) fn consumed_queues(&self) -> Vec<&QueueHandle> {
-        let mut queues: Vec<&QueueHandle> =
-            self.consumers.values().map(|(_, queue)| queue).collect();
-        queues.sort_unstable_by_key(|queue| queue.id());
-        queues.dedup_by_key(|queue| queue.id());
-        queues
+    /// Where its deliveries are handed over.
+    pub(super) fn outbox(&self) -> &Arc<Outbox> {
+        &self.outbox
     }
 
     /// Remembers a queue that goes with the connection.

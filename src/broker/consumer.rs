@@ -9,6 +9,8 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
+use smallvec::{SmallVec, smallvec};
+
 use super::command::ConsumerId;
 use super::outbox::Outbox;
 use super::queue::{Queue, QueueHandle};
@@ -120,15 +122,17 @@ impl ChannelCredit {
 pub(super) struct Consumer {
     pub(super) spec: ConsumerSpec,
     unacked_count: u32,
+    /// Its outbox has a note of the queue.
+    is_noted: bool,
 }
 
 impl Consumer {
-    fn can_take(&self, queue: &QueueHandle) -> bool {
+    fn can_take(&mut self, queue: &QueueHandle) -> bool {
         let spec = &self.spec;
         let has_credit = spec.is_no_ack
             || ((spec.prefetch == 0 || self.unacked_count < u32::from(spec.prefetch))
                 && spec.channel_credit.check_room(queue));
-        has_credit && !spec.outbox.check_full()
+        has_credit && !spec.outbox.check_full(queue, &mut self.is_noted)
     }
 }
 
@@ -136,8 +140,8 @@ impl Consumer {
 #[derive(Debug)]
 struct Group {
     priority: i64,
-    /// In the order they came.
-    members: Vec<Consumer>,
+    /// In the order they came. Most queues have one, which costs no further place in memory.
+    members: SmallVec<[Consumer; 1]>,
     /// Whose turn it is.
     next: usize,
 }
@@ -151,20 +155,30 @@ pub(super) struct ConsumerIndex {
 
 /// The consumers of one queue.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(super) struct Consumers {
     /// Highest priority first.
     groups: Vec<Group>,
-    /// Cancelled ones that still hold unacked messages: their channel's credit comes back through them.
-    departed: Vec<Consumer>,
-    /// The only one that is served, where a queue wants just one.
-    active: Option<ConsumerId>,
     /// Nobody could take a message when last asked, and nothing that could change it has happened.
     is_exhausted: bool,
+    /// The only one that is served, where a queue wants just one.
+    active: Option<ConsumerId>,
+    /// Cancelled ones that still hold unacked messages: their channel's credit comes back through them.
+    departed: Vec<Consumer>,
 }
 
 impl Consumers {
     pub(super) fn count(&self) -> usize {
         self.groups.iter().map(|group| group.members.len()).sum()
+    }
+
+    /// Reads a word of the consumer whose turn it is.
+    pub(super) fn warm(&self) -> u32 {
+        let consumer = self
+            .groups
+            .first()
+            .and_then(|group| group.members.get(group.next));
+        consumer.map_or(0, |consumer| consumer.unacked_count)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -184,26 +198,40 @@ impl Consumers {
         self.is_exhausted = false;
     }
 
+    /// `outbox` has room, and has given back its note of the queue.
+    pub(super) fn refresh_after(&mut self, outbox: &Arc<Outbox>) {
+        self.refresh();
+        let all = self.groups.iter_mut().flat_map(|group| &mut group.members);
+        for consumer in all.filter(|consumer| consumer.is_noted) {
+            consumer.is_noted = !Arc::ptr_eq(&consumer.spec.outbox, outbox);
+        }
+    }
+
     pub(super) fn add(&mut self, spec: ConsumerSpec) {
         self.refresh();
         let priority = spec.priority;
         let consumer = Consumer {
             spec,
             unacked_count: 0,
+            is_noted: false,
         };
         match self
             .groups
             .binary_search_by(|group| priority.cmp(&group.priority))
         {
             Ok(at) => self.groups[at].members.push(consumer),
-            Err(at) => self.groups.insert(
-                at,
-                Group {
-                    priority,
-                    members: vec![consumer],
-                    next: 0,
-                },
-            ),
+            Err(at) => {
+                // Nearly always the only group.
+                self.groups.reserve_exact(1);
+                self.groups.insert(
+                    at,
+                    Group {
+                        priority,
+                        members: smallvec![consumer],
+                        next: 0,
+                    },
+                );
+            }
         }
     }
 
@@ -272,12 +300,13 @@ impl Consumers {
         picked
     }
 
-    fn pick_in_turn(&self, queue: &QueueHandle) -> Option<ConsumerIndex> {
-        for (at, group) in self.groups.iter().enumerate() {
-            let count = group.members.len();
-            let found = (0..count)
-                .map(|step| (group.next + step) % count)
-                .find(|&member| group.members[member].can_take(queue));
+    fn pick_in_turn(&mut self, queue: &QueueHandle) -> Option<ConsumerIndex> {
+        for (at, group) in self.groups.iter_mut().enumerate() {
+            let (before, from_next) = group.members.split_at_mut(group.next);
+            let in_turn = (group.next..).zip(from_next).chain((0..).zip(before));
+            let found = in_turn
+                .into_iter()
+                .find_map(|(member, consumer)| consumer.can_take(queue).then_some(member));
             if let Some(member) = found {
                 return Some(ConsumerIndex { group: at, member });
             }

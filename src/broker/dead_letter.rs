@@ -13,7 +13,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 
@@ -79,8 +79,8 @@ pub(super) struct Warned {
     /// The exchange was missing at the last look. Read and written without order: at worst a line is
     /// written twice.
     is_exchange_missing: AtomicBool,
-    /// Queues that letters were kept from because they would have gone round.
-    cycles: Mutex<BTreeSet<QueueId>>,
+    /// Queues that letters were kept from because they would have gone round. Most queues never have any.
+    cycles: OnceLock<Box<Mutex<BTreeSet<QueueId>>>>,
 }
 
 impl Warned {
@@ -103,7 +103,7 @@ impl Warned {
     }
 
     fn cycle(&self, source: &QueueSpec, target: &QueueHandle) {
-        let mut cycles = crate::sync::lock(&self.cycles);
+        let mut cycles = crate::sync::lock(self.cycles.get_or_init(Box::default));
         let is_new = cycles.len() < WARNED_CYCLES_MAX && cycles.insert(target.id());
         drop(cycles);
         if is_new {

@@ -198,7 +198,7 @@ impl Connection {
             exclusive_owner: declare.is_exclusive.then_some(self.id),
             is_auto_delete: declare.is_auto_delete,
             arguments: declare.arguments.detached(),
-            settings,
+            settings: settings.shared(),
         };
         let is_durable = spec.is_durable;
         let change = is_durable.then(|| Change::QueueDeclared(records::queue(&spec)));

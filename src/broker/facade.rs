@@ -245,11 +245,10 @@ impl Broker {
         &self.shared.queues
     }
 
-    /// The outbox of `connection`, which was full, has been emptied.
+    /// The outbox of `connection`, which was full, has been emptied: serves the queues that it turned away.
     pub fn outbox_drained(&self, connection: &Connection, now_ms: u64, effects: &mut Effects) {
-        for queue in connection.consumed_queues() {
-            queue::dispatch(&mut self.shared.turn(now_ms, effects), queue);
-        }
+        let turn = &mut self.shared.turn(now_ms, effects);
+        queue::outbox_drained(turn, connection.outbox());
     }
 
     /// Messages that could not be read since the start; they are kept aside, never delivered.

@@ -2,13 +2,16 @@
 //!
 //! Filled under queue locks by whoever causes a delivery, emptied by the connection's own task, which
 //! assigns delivery tags and encodes. Lock order: queue, then outbox. A consumer whose outbox is full is
-//! skipped; the connection calls `Broker::outbox_drained` after it emptied a box that was full.
+//! skipped, and its queue noted in the box; the connection calls `Broker::outbox_drained` after it emptied a
+//! box that turned queues away, which serves those queues and no other, however many the connection consumes
+//! from.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use super::command::{ConsumerId, Delivery};
 use super::message::Message;
+use super::queue::{Queue, QueueHandle};
 use crate::sync::lock;
 
 /// Deliveries a connection may have outstanding in its outbox, in bytes of payload plus overhead each.
@@ -94,7 +97,10 @@ pub struct Outbox {
     items: Mutex<Items>,
     /// Bytes of the deliveries in the box and of those that were promised a place in it.
     size_bytes: AtomicUsize,
+    /// Somebody was turned away; set behind the note in `waiting`.
     was_full: AtomicBool,
+    /// Queues that were turned away, the one that waits longest first.
+    waiting: Mutex<Vec<Weak<Queue>>>,
     limit: Arc<OutboxLimit>,
     waker: Box<dyn Wake>,
 }
@@ -126,22 +132,47 @@ impl Outbox {
             items: Mutex::default(),
             size_bytes: AtomicUsize::new(0),
             was_full: AtomicBool::new(false),
+            waiting: Mutex::default(),
             limit,
             waker,
         }
     }
 
-    /// True when no further delivery should be put in; remembers that somebody was turned away.
-    pub fn check_full(&self) -> bool {
-        let max_bytes = self.limit.max_bytes();
-        let is_full = self.size_bytes.load(Ordering::Relaxed) >= max_bytes;
-        if is_full {
-            self.was_full.store(true, Ordering::SeqCst);
-            // The connection may have emptied the box between the two lines: look again, so that
-            // either we see it empty or it sees the mark.
-            return self.size_bytes.load(Ordering::SeqCst) >= max_bytes;
+    /// True when no further delivery should be put in.
+    pub(super) fn is_full(&self) -> bool {
+        self.size_bytes.load(Ordering::SeqCst) >= self.limit.max_bytes()
+    }
+
+    /// True when no further delivery should be put in. Then `queue` is noted, unless `is_noted` says that it is:
+    /// that is the caller's to keep, and to clear when [`Outbox::take_waiting`] gave the queue back.
+    pub(super) fn check_full(&self, queue: &QueueHandle, is_noted: &mut bool) -> bool {
+        if !self.is_full() {
+            return false;
         }
-        false
+        if !std::mem::replace(is_noted, true) {
+            lock(&self.waiting).push(Arc::downgrade(queue));
+        }
+        self.was_full.store(true, Ordering::SeqCst);
+        // The connection may have emptied the box between the first line and the last: look again, so that
+        // either we see it empty or it sees the note.
+        self.is_full()
+    }
+
+    /// The queues that were turned away, the one that waits longest first.
+    pub(super) fn take_waiting(&self) -> Vec<Weak<Queue>> {
+        std::mem::take(&mut *lock(&self.waiting))
+    }
+
+    /// Puts back queues that the box had no room for again: before those that were noted since, which have been
+    /// served.
+    pub(super) fn wait_again(&self, mut queues: Vec<Weak<Queue>>) {
+        if queues.is_empty() {
+            return;
+        }
+        let mut waiting = lock(&self.waiting);
+        queues.append(&mut waiting);
+        *waiting = queues;
+        self.was_full.store(true, Ordering::SeqCst);
     }
 
     /// Promises a place for a delivery that [`Outbox::push_all`] brings later.

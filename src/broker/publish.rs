@@ -50,16 +50,19 @@ pub(super) struct RouteCache {
     /// Exchange, then routing key. An exchange that is here has passed the checks.
     exchanges: HashMap<ShortString, HashMap<ShortString, SharedTargets>>,
     routes_count: usize,
-    /// Copies of some of these routes, each in the one place its key leads to: found without hashing.
+    /// Copies of some of these routes, each in one of the two places its key leads to: found without hashing.
     recent: Vec<Option<RecentRoute>>,
 }
 
+/// One line of the processor's cache, for keys of usual length.
 #[derive(Debug, Clone)]
 struct RecentRoute {
-    exchange: ShortString,
-    key: ShortString,
+    exchange: Box<[u8]>,
+    key: SmallVec<[u8; 23]>,
     targets: SharedTargets,
 }
+
+const _: () = assert!(size_of::<Option<RecentRoute>>() == 64);
 
 /// Where a key stands among so many places (a power of two): by its last bytes, in which an application's keys differ.
 fn recent_place(key: &ShortString, places_count: usize) -> usize {
@@ -99,8 +102,12 @@ impl RouteCache {
             return None;
         }
         let place = recent_place(key, self.recent.len());
-        let route = self.recent.get(place)?.as_ref()?;
-        (route.key == *key && route.exchange == *exchange).then_some(&route.targets)
+        [place, place ^ 1].into_iter().find_map(|place| {
+            let route = self.recent.get(place)?.as_ref()?;
+            let is_it = route.key[..] == key.as_bytes()[..]
+                && route.exchange[..] == exchange.as_bytes()[..];
+            is_it.then_some(&route.targets)
+        })
     }
 
     fn get(&mut self, exchange: &ShortString, key: &ShortString) -> Option<&SharedTargets> {
@@ -114,9 +121,11 @@ impl RouteCache {
             self.recent.resize(places_count, None);
         }
         let place = recent_place(key, self.recent.len());
+        // Whoever stood here is found in the other place: two keys that lead to one do not drive each other out.
+        self.recent.swap(place, place ^ 1);
         self.recent[place] = Some(RecentRoute {
-            exchange: exchange.clone(),
-            key: key.clone(),
+            exchange: exchange.as_bytes()[..].into(),
+            key: SmallVec::from_slice(key.as_bytes()),
             targets: Arc::clone(targets),
         });
         Some(targets)

@@ -346,7 +346,7 @@ fn queue_spec(vhost: &Vhost, record: &QueueV1) -> Result<QueueSpec, RestoreError
         exclusive_owner: None,
         is_auto_delete: record.is_auto_delete,
         arguments,
-        settings,
+        settings: settings.shared(),
     })
 }
 

@@ -11,9 +11,10 @@
 //! 2. A chunk that has no entry is dropped, so one that is never acknowledged costs 64 places, not all behind it.
 //! 3. A holder is known while it has entries; some that have none are remembered, because they will come back.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::number_map::NumberMap;
 use crate::broker::command::{ConsumerId, Seq, Unacked};
 use crate::broker::queue::QueueHandle;
 
@@ -21,8 +22,8 @@ use crate::broker::queue::QueueHandle;
 const CHUNK_TAGS: u64 = 64;
 /// The same, as a length.
 const CHUNK_LEN: usize = 64;
-/// Holders without deliveries that are remembered.
-const IDLE_HOLDERS_MAX: usize = 16;
+/// Holders without deliveries that are remembered at least; of many, three quarters may be idle.
+const IDLE_HOLDERS_MIN: usize = 16;
 
 /// Which deliveries an acknowledgement speaks of (AMQP 0-9-1 section 1.8.3.13).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -277,7 +278,7 @@ fn key_of(queue: &QueueHandle, consumer: Option<ConsumerId>) -> HolderKey {
 #[derive(Debug, Default)]
 struct Holders {
     known: Vec<Option<Holder>>,
-    by_key: HashMap<HolderKey, HolderNumber>,
+    by_key: NumberMap<HolderKey, HolderNumber>,
     free: Vec<HolderNumber>,
     /// The one that was added to last.
     newest: HolderNumber,
@@ -355,7 +356,9 @@ impl Holders {
         };
         if holder.count == 0 {
             self.idle_count += 1;
-            if self.idle_count > IDLE_HOLDERS_MAX {
+            // In proportion to those there are: a consumer of a thousand queues holds something of each now and then.
+            let idle_max = (self.known.len() - self.known.len() / 4).max(IDLE_HOLDERS_MIN);
+            if self.idle_count > idle_max {
                 self.forget_idle();
             }
         }
@@ -470,7 +473,8 @@ mod tests {
                 prop_assert_eq!(tags.holders.by_key.len(), tags.holders.known.iter().flatten().count());
                 let idle = tags.holders.known.iter().flatten().filter(|holder| holder.count == 0);
                 prop_assert_eq!(idle.count(), tags.holders.idle_count);
-                prop_assert!(tags.holders.idle_count <= IDLE_HOLDERS_MAX);
+                let idle_max = IDLE_HOLDERS_MIN.max(tags.holders.known.len() * 3 / 4 + 1);
+                prop_assert!(tags.holders.idle_count <= idle_max);
             }
             let all = tags.take_all();
             for unacked in &all {

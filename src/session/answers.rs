@@ -40,7 +40,7 @@ impl Session {
     fn absorb(&mut self, id: u16, body: ReplyBody) {
         if let (ReplyBody::Got { delivery, .. }, Some(channel)) = (body, self.channels.get_mut(&id))
         {
-            next_tag(channel, &delivery);
+            next_tag(&mut channel.tags, &delivery);
         }
     }
 

@@ -17,6 +17,7 @@ use super::acks::{DeliveryTags, Outstanding};
 use super::close::CloseReason;
 use super::confirms::Confirms;
 use super::content::Content;
+use super::number_map::NumberMap;
 use crate::amqp::frame::Frame;
 use crate::amqp::method::{Method, MethodId};
 use crate::amqp::reply_code::ChannelReplyCode;
@@ -171,7 +172,7 @@ pub(super) struct Transaction {
 #[derive(Debug, Default)]
 pub(super) struct Consumers {
     by_tag: BTreeMap<ShortString, ConsumerId>,
-    by_id: BTreeMap<ConsumerId, ShortString>,
+    by_id: NumberMap<ConsumerId, ShortString>,
 }
 
 impl Consumers {

@@ -1,6 +1,7 @@
 //! What the broker has for the client: deliveries get their tags here and are encoded straight into the
 //! output.
 
+use super::acks::DeliveryTags;
 use super::channel::{Awaiting, Channel, ChannelState};
 use super::event::Event;
 use super::fitting::shortened;
@@ -55,17 +56,18 @@ impl Session {
         let Some(channel) = self.channels.get_mut(&delivery.channel) else {
             return self.give_back(delivery);
         };
+        let is_live = channel.is_live();
         let consumer_tag = match delivery.consumer {
-            Some(consumer) if !channel.is_collected => channel.consumers.tag(consumer).cloned(),
+            Some(consumer) if !channel.is_collected => channel.consumers.tag(consumer),
             _ => None,
         };
         let Some(consumer_tag) = consumer_tag else {
             return self.give_back(delivery);
         };
-        let delivery_tag = next_tag(channel, delivery);
-        if channel.is_live() {
+        let delivery_tag = next_tag(&mut channel.tags, delivery);
+        if is_live {
             let head = DeliverHead {
-                consumer_tag: &consumer_tag,
+                consumer_tag,
                 delivery_tag,
                 is_redelivered: delivery.is_redelivered,
                 exchange: delivery.message.raw_exchange(),
@@ -149,7 +151,7 @@ impl Session {
                 self.replay_held(id);
             }
             (Some(channel), Some((delivery, _))) if !channel.is_collected => {
-                next_tag(channel, delivery);
+                next_tag(&mut channel.tags, delivery);
             }
             (_, Some((delivery, _))) => self.give_back(delivery),
             (_, None) => {}
@@ -161,7 +163,7 @@ impl Session {
             return;
         };
         let head = GetOkHead {
-            delivery_tag: next_tag(channel, delivery),
+            delivery_tag: next_tag(&mut channel.tags, delivery),
             is_redelivered: delivery.is_redelivered,
             exchange: delivery.message.exchange(),
             routing_key: delivery.message.routing_key(),
@@ -204,11 +206,9 @@ fn content_of<'a>(message: &'a Message, shorter: Option<&'a Properties>) -> Cont
 }
 
 /// The delivery's tag; it is outstanding from here on unless it was taken without acknowledgement.
-pub(super) fn next_tag(channel: &mut Channel, delivery: &Delivery) -> u64 {
+pub(super) fn next_tag(tags: &mut DeliveryTags, delivery: &Delivery) -> u64 {
     match delivery.is_settled {
-        true => channel.tags.next_settled(),
-        false => channel
-            .tags
-            .next(&delivery.queue, delivery.seq, delivery.consumer),
+        true => tags.next_settled(),
+        false => tags.next(&delivery.queue, delivery.seq, delivery.consumer),
     }
 }

@@ -56,6 +56,7 @@ mod handshake;
 mod heartbeat;
 mod lifecycle;
 mod modes;
+mod number_map;
 pub mod options;
 pub mod output;
 mod sasl;

@@ -10,12 +10,13 @@ use crate::clock::{Clock, secs};
 use crate::connection::{Connection, check_harmless};
 use crate::error::BenchError;
 use crate::input::Event;
-use crate::message::{STAMP_BYTES, Stamp, Template};
+use crate::message::{ContentFrames, STAMP_BYTES, Stamp, Template};
 use crate::raw::RawDisk;
 use crate::report::rate;
 use crate::restart;
 use crate::table::{Grid, Table, mebibytes};
 use serde::Serialize;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 use stratamq::amqp::method::{Method, basic, confirm, exchange, queue};
@@ -230,9 +231,9 @@ impl Churn {
         let properties = properties.build();
         let exchange = ShortString::from_static(EXCHANGES[0].0);
         let frame_max = self.connection.frame_max;
+        let content = Arc::new(ContentFrames::new(&properties, STAMP_BYTES, frame_max));
         for index in 0..self.queues {
-            let template =
-                Template::new(&exchange, &name(index), &properties, STAMP_BYTES, frame_max);
+            let template = Template::new(&exchange, &name(index), &content);
             let stamp = Stamp {
                 run: 0,
                 publisher: 0,

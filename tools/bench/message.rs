@@ -8,6 +8,7 @@
 //! ```
 
 use bytes::BytesMut;
+use std::sync::Arc;
 use stratamq::amqp::content::ContentHeader;
 use stratamq::amqp::frame::{self, FrameKind};
 use stratamq::amqp::limits::{FRAME_HEADER_BYTES, FRAME_MAX_DEFAULT, FRAME_OVERHEAD_BYTES};
@@ -56,8 +57,17 @@ impl Stamp {
     }
 }
 
-/// All frames of a message to one queue; publishing is a copy and a stamp.
+/// All frames of a message to one queue; publishing is two copies and a stamp.
+///
+/// The frames behind the method are the same for all queues and stand in memory once: with a copy for each of a thousand
+/// queues the generator would wait for its own memory, and more queues would look slow that are not.
 pub(crate) struct Template {
+    method: Box<[u8]>,
+    content: Arc<ContentFrames>,
+}
+
+/// Header and body of a message.
+pub(crate) struct ContentFrames {
     frames: BytesMut,
     stamp_at: usize,
 }
@@ -66,17 +76,38 @@ impl Template {
     pub(crate) fn new(
         exchange: &ShortString,
         queue: &ShortString,
-        properties: &Properties,
-        body_size: usize,
-        frame_max: u32,
+        content: &Arc<ContentFrames>,
     ) -> Self {
-        let mut frames = BytesMut::new();
+        let mut method = BytesMut::new();
         let publish = basic::Publish {
             exchange: exchange.clone(),
             routing_key: queue.clone(),
             ..basic::Publish::default()
         };
-        Method::from(publish).encode(&mut frames, 1);
+        Method::from(publish).encode(&mut method, 1);
+        Self {
+            method: method.to_vec().into(),
+            content: Arc::clone(content),
+        }
+    }
+
+    /// Bytes of one message with all its frames.
+    pub(crate) fn len(&self) -> usize {
+        self.method.len() + self.content.frames.len()
+    }
+
+    /// Appends a message.
+    pub(crate) fn put(&self, out: &mut BytesMut, stamp: Stamp) {
+        out.extend_from_slice(&self.method);
+        let start = out.len() + self.content.stamp_at;
+        out.extend_from_slice(&self.content.frames);
+        out[start..start + STAMP_BYTES].copy_from_slice(&stamp.encode());
+    }
+}
+
+impl ContentFrames {
+    pub(crate) fn new(properties: &Properties, body_size: usize, frame_max: u32) -> Self {
+        let mut frames = BytesMut::new();
         let header = ContentHeader {
             body_size_bytes: body_size as u64,
             properties: properties.clone(),
@@ -98,17 +129,5 @@ impl Template {
             left -= part;
         }
         Self { frames, stamp_at }
-    }
-
-    /// Bytes of one message with all its frames.
-    pub(crate) fn len(&self) -> usize {
-        self.frames.len()
-    }
-
-    /// Appends a message.
-    pub(crate) fn put(&self, out: &mut BytesMut, stamp: Stamp) {
-        let start = out.len() + self.stamp_at;
-        out.extend_from_slice(&self.frames);
-        out[start..start + STAMP_BYTES].copy_from_slice(&stamp.encode());
     }
 }

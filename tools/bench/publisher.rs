@@ -6,9 +6,10 @@ use crate::connection::{Connection, check_harmless};
 use crate::error::BenchError;
 use crate::histogram::Histogram;
 use crate::input::Event;
-use crate::message::{Stamp, Template};
+use crate::message::{ContentFrames, Stamp, Template};
 use std::collections::VecDeque;
 use std::mem;
+use std::sync::Arc;
 use stratamq::amqp::method::{Method, confirm};
 use stratamq::amqp::properties::{Properties, PropertiesBuilder};
 use stratamq::amqp::short_string::ShortString;
@@ -122,10 +123,11 @@ impl Publisher {
         }
         let properties = properties(args.is_persistent());
         let frame_max = connection.frame_max;
+        let content = Arc::new(ContentFrames::new(&properties, args.body_size, frame_max));
         let exchange = ShortString::from_text_cut(args.exchange_name());
         let template = |queue| {
             let name = ShortString::from_text_cut(&args.queue_name(queue));
-            Template::new(&exchange, &name, &properties, args.body_size, frame_max)
+            Template::new(&exchange, &name, &content)
         };
         // With fan-out the routing key means nothing.
         let key_count = args.queues / args.copies();

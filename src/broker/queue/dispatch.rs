@@ -1,12 +1,12 @@
 //! Handing ready messages to whoever may take them, and reading bodies ahead from disk.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
 use super::batch::Batch;
 use super::slots::{Head, Status};
-use super::state::{Locked, PendingGet, QueueState, is_expired};
+use super::state::{Locked, PendingGet, QueueState, is_expired, lock_queues};
 use super::{FetchFailure, GetOutcome, QueueHandle, Turn};
 use crate::broker::command::Delivery;
 use crate::broker::consumer::ConsumerIndex;
@@ -14,6 +14,9 @@ use crate::broker::dead_letter::DeathReason;
 use crate::broker::message::Message;
 use crate::broker::outbox::{Outbox, OutboxItem};
 use crate::storage::types::{Seq, SettleCause};
+
+/// Queues that one critical section serves after an outbox was drained.
+const DRAIN_GROUP: usize = 16;
 
 pub(super) enum Taker {
     Get,
@@ -68,7 +71,7 @@ impl QueueState {
         if !self.gets.is_empty() {
             return Some(Taker::Get);
         }
-        let is_single_active = queue.spec.settings.is_single_active_consumer;
+        let is_single_active = queue.traits.is_single_active;
         self.consumers
             .pick(queue, is_single_active)
             .map(Taker::Consumer)
@@ -210,7 +213,7 @@ impl QueueState {
             return;
         }
         self.read_ahead(queue, turn, seq);
-        if !queue.spec.is_durable {
+        if !queue.traits.is_durable {
             return;
         }
         if let Some(ask) = self.reservation.ask_early(seq, self.slots.next_seq()) {
@@ -268,7 +271,7 @@ impl QueueState {
 
     /// Tells everybody who waits for a message that there is none.
     pub(super) fn answer_gets_empty(&mut self, batch: &mut Batch) {
-        for get in self.gets.drain(..) {
+        for get in self.gets.take() {
             let item = OutboxItem::GetReady {
                 channel: get.channel,
                 got: None,
@@ -291,6 +294,53 @@ pub(super) fn dispatch_one(turn: &mut Turn<'_>, queue: &QueueHandle) {
     state.consumers.refresh();
     state.dispatch(queue, turn, &mut batch, None);
     locked.conclude(turn, batch);
+}
+
+/// Serves the queues that `outbox` turned away while it was full, in the order in which they came, until it is full
+/// again. The rest waits on, before those that had something now: so none is passed over for good.
+pub fn outbox_drained(turn: &mut Turn<'_>, outbox: &Arc<Outbox>) {
+    let mut waiting = outbox.take_waiting();
+    let mut done = 0;
+    while !outbox.is_full() {
+        let group = waiting.iter().skip(done).take(DRAIN_GROUP);
+        // Of a deleted queue nothing is left to serve.
+        let group: Vec<Option<QueueHandle>> = group.map(Weak::upgrade).collect();
+        if group.is_empty() {
+            break;
+        }
+        done += dispatch_group(turn, outbox, &group);
+    }
+    waiting.drain(..done.min(waiting.len()));
+    outbox.wait_again(waiting);
+    turn.finish();
+}
+
+/// Dispatches some queues, in the given order, in one critical section; how many of them had their turn before the box
+/// was full.
+fn dispatch_group(
+    turn: &mut Turn<'_>,
+    outbox: &Arc<Outbox>,
+    queues: &[Option<QueueHandle>],
+) -> usize {
+    let mut by_id: Vec<&QueueHandle> = queues.iter().flatten().collect();
+    by_id.sort_unstable_by_key(|queue| queue.id());
+    by_id.dedup_by_key(|queue| queue.id());
+    let mut locked = lock_queues(by_id);
+    let mut batch = Batch::default();
+    let mut done = 0;
+    for queue in queues {
+        if outbox.is_full() {
+            break;
+        }
+        done += 1;
+        if let Some(queue) = queue {
+            let (queue, state) = locked.entry_of(queue.id());
+            state.consumers.refresh_after(outbox);
+            state.dispatch(queue, turn, &mut batch, None);
+        }
+    }
+    locked.conclude(turn, batch);
+    done
 }
 
 /// Bodies that `Effects::fetches` asked for, in any order.

@@ -2,13 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
 
 use super::state::{Locked, QueueState};
 use super::{Queue, QueueHandle, QueueSpec, Turn};
 use crate::broker::arguments::Overflow;
-use crate::broker::dead_letter::Warned;
 use crate::storage::image::QueueImage;
 use crate::storage::run::FiledRun;
 use crate::storage::types::{ImageEntry, Move, SegmentId, Seq};
@@ -98,12 +95,7 @@ impl Queue {
         state
             .slots
             .restore(image.entries, image.runs, image.reserved_upto);
-        let queue = Arc::new(Self {
-            spec,
-            is_deleted: AtomicBool::new(false),
-            state: Mutex::new(state),
-            warned: Warned::default(),
-        });
+        let queue = Arc::new(Self::with_state(spec, state));
         let mut locked = Locked::one(&queue);
         let mut batch = super::batch::Batch::default();
         let (_, state) = locked.first();

@@ -81,7 +81,7 @@ pub fn purge(turn: &mut Turn<'_>, queue: &QueueHandle) -> Purged {
         batch.settle_range(queue.id(), SettleCause::Purged, range);
     }
     state.fetching_bytes = state.fetching_bytes.saturating_sub(purged.fetching_bytes);
-    state.released.extend(&purged.spilled);
+    state.released.extend(purged.spilled.iter().copied());
     let receipt = locked.conclude(turn, batch);
     turn.finish();
     Purged {

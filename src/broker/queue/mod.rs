@@ -32,6 +32,7 @@ mod publish;
 mod quarantine;
 mod read_ahead;
 mod reservation;
+mod seldom;
 mod settle;
 mod slots;
 mod spill;
@@ -43,7 +44,7 @@ use std::sync::{Arc, Mutex};
 use self::batch::Batch;
 use self::paging::EntriesGauge;
 use self::state::{Locked, QueueState};
-use super::arguments::QueueArguments;
+use super::arguments::{Overflow, QueueArguments};
 use super::command::{ConfirmAt, Delivery};
 use super::dead_letter::{DeadLetterRouter, Warned};
 use super::effects::Effects;
@@ -54,7 +55,7 @@ use crate::amqp::short_string::ShortString;
 use crate::storage::types::{Lsn, QueueId, Seq};
 use crate::sync::lock;
 
-pub use self::dispatch::{abandon_get, dispatch, fetched, get};
+pub use self::dispatch::{abandon_get, dispatch, fetched, get, outbox_drained};
 pub use self::image::ImageKind;
 pub use self::lifecycle::{cancel, consume, delete, purge, set_channel_prefetch, timer_due};
 pub use self::paging::{IndexLimits, run_loaded};
@@ -84,18 +85,53 @@ pub struct QueueSpec {
     pub is_auto_delete: bool,
     /// The arguments as declared, for equivalence and listings.
     pub arguments: FieldTable,
-    /// The arguments as understood.
-    pub settings: QueueArguments,
+    /// The arguments as understood; queues without any share them.
+    pub settings: Arc<QueueArguments>,
 }
 
 /// A queue. State behind one short mutex.
+///
+/// With a thousand queues a message finds the one it goes to in no cache near the processor, and waits for every line of
+/// 64 bytes it touches. So what every message needs stands together, in this order, and the rest behind it.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Queue {
-    spec: QueueSpec,
+    id: QueueId,
+    traits: Traits,
     is_deleted: AtomicBool,
     state: Mutex<QueueState>,
     /// What operators have been told of its dead letters.
     warned: Warned,
+    spec: QueueSpec,
+}
+
+/// With the two counts before it, a queue fits the allocator's class of 640 bytes.
+const _: () = assert!(size_of::<Queue>() <= 624);
+
+/// What every message asks of the spec of its queue.
+#[derive(Clone, Copy, Debug)]
+struct Traits {
+    is_durable: bool,
+    has_length_limit: bool,
+    /// A message that would make it too long is refused.
+    refuses: bool,
+    has_ttl: bool,
+    has_lease: bool,
+    is_single_active: bool,
+}
+
+impl Traits {
+    fn of(spec: &QueueSpec) -> Self {
+        let settings = &spec.settings;
+        Self {
+            is_durable: spec.is_durable,
+            has_length_limit: settings.max_length.is_some() || settings.max_length_bytes.is_some(),
+            refuses: settings.overflow != Overflow::DropHead,
+            has_ttl: settings.message_ttl_ms.is_some(),
+            has_lease: settings.expires_ms.is_some(),
+            is_single_active: settings.is_single_active_consumer,
+        }
+    }
 }
 
 /// A shared handle to a queue.
@@ -331,12 +367,21 @@ impl Queue {
     /// A new, empty queue. `created_at` is the end of its META record when it is durable.
     #[must_use]
     pub fn new(spec: QueueSpec, created_at: Lsn, now_ms: u64) -> QueueHandle {
-        Arc::new(Self {
+        Arc::new(Self::with_state(
             spec,
+            QueueState::new(Seq(1), Seq(0), created_at, now_ms),
+        ))
+    }
+
+    fn with_state(spec: QueueSpec, state: QueueState) -> Self {
+        Self {
+            id: spec.id,
+            traits: Traits::of(&spec),
             is_deleted: AtomicBool::new(false),
-            state: Mutex::new(QueueState::new(Seq(1), Seq(0), created_at, now_ms)),
+            state: Mutex::new(state),
             warned: Warned::default(),
-        })
+            spec,
+        }
     }
 
     /// What it was declared as.
@@ -348,7 +393,7 @@ impl Queue {
     /// Its id.
     #[must_use]
     pub fn id(&self) -> QueueId {
-        self.spec.id
+        self.id
     }
 
     /// True once [`delete`] has happened.
@@ -362,7 +407,7 @@ impl Queue {
     }
 
     fn has_length_limit(&self) -> bool {
-        self.spec.settings.max_length.is_some() || self.spec.settings.max_length_bytes.is_some()
+        self.traits.has_length_limit
     }
 
     /// Its counts.

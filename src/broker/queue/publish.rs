@@ -11,7 +11,7 @@ use super::{Committed, GroupTooLarge, QueueHandle, RoutedPublish, TargetDeleted,
 use crate::broker::command::{ConfirmAt, SettleOutcome, Unacked};
 use crate::broker::effects::AfterDurable;
 use crate::broker::message::Message;
-use crate::storage::types::{Lsn, Receipt, Seq};
+use crate::storage::types::{Lsn, QueueId, Receipt, Seq};
 
 /// Stands in a `Durable` outcome until the run is pushed.
 const NOT_PUSHED: Receipt = Receipt { end: Lsn(0) };
@@ -82,10 +82,16 @@ fn publish_unlimited(
     out: &mut Vec<ConfirmAt>,
 ) -> Result<(), TargetDeleted> {
     let targets = publishes.iter().flat_map(|(_, targets)| targets.iter());
-    let mut queues: SmallVec<[&QueueHandle; GROUP_QUEUES_MAX]> = targets.collect();
-    queues.sort_unstable_by_key(|queue| queue.id());
-    queues.dedup_by_key(|queue| queue.id());
-    let mut locked = lock_queues(queues);
+    // The ids stand in the list: each queue is looked at once, independently of the others, so that the processor
+    // fetches many of them at a time.
+    let mut queues: SmallVec<[(QueueId, &QueueHandle); GROUP_QUEUES_MAX]> =
+        targets.map(|queue| (queue.id(), queue)).collect();
+    if !queues.is_sorted_by_key(|(id, _)| id) {
+        queues.sort_unstable_by_key(|(id, _)| *id);
+    }
+    queues.dedup_by_key(|(id, _)| *id);
+    let mut locked = lock_queues(queues.into_iter().map(|(_, queue)| queue));
+    locked.warm();
     if locked.has_deleted() {
         return Err(TargetDeleted);
     }

@@ -14,8 +14,7 @@
 //! 2. So at most [`CHUNKS_AHEAD`] chunks of a queue are in memory on behalf of its consumers; a single one, a small
 //!    one, while messages take more memory than they may.
 
-use std::collections::VecDeque;
-
+use super::seldom::Seldom;
 use super::state::QueueState;
 use super::{QueueHandle, Turn};
 use crate::storage::types::Seq;
@@ -33,7 +32,7 @@ const SCARCE_CHUNK_MAX_BYTES: u64 = 64 * 1024;
 #[derive(Debug, Default)]
 pub(super) struct ReadAhead {
     /// Where chunks begin that no delivery has reached, ascending.
-    starts: VecDeque<u64>,
+    starts: Seldom<u64>,
     /// Above the last entry that was looked at.
     frontier: u64,
 }

@@ -45,6 +45,7 @@ fn settle_group(turn: &mut Turn<'_>, items: &[Unacked], outcome: SettleOutcome) 
     let of_queue = items.chunk_by(|a, b| Arc::ptr_eq(&a.queue, &b.queue));
     let queues = of_queue.filter_map(|items| items.first().map(|item| &item.queue));
     let mut locked = lock_queues(queues);
+    locked.warm();
     let mut batch = Batch::default();
     settle_in(turn, &mut locked, &mut batch, items, outcome);
     for (queue, state) in locked.iter_mut() {

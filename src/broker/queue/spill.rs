@@ -85,7 +85,7 @@ pub fn spilled(turn: &mut Turn<'_>, queue: &QueueHandle, places: &[(Seq, Positio
             state.slots.set_message(seq, None);
             state.has_spilled = true;
         } else {
-            state.released.push(position);
+            state.released.push_back(position);
         }
     }
     locked.conclude(turn, Batch::default());
@@ -105,7 +105,7 @@ pub fn moved(turn: &mut Turn<'_>, queue: &QueueHandle, moves: &[(Seq, Position, 
         if is_there {
             state.slots.set_position(seq, to);
         }
-        state.released.push(if is_there { from } else { to });
+        state.released.push_back(if is_there { from } else { to });
     }
     locked.conclude(turn, Batch::default());
     turn.finish();

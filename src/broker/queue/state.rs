@@ -1,6 +1,5 @@
 //! What a queue's mutex guards, and the changes that more than one operation makes.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::MutexGuard;
 
@@ -10,6 +9,7 @@ use super::batch::Batch;
 use super::paging::LOAD_WINDOW_MIN;
 use super::read_ahead::ReadAhead;
 use super::reservation::Reservation;
+use super::seldom::Seldom;
 use super::slots::{Head, Slot, Slots, Status};
 use super::{Queue, QueueHandle, QueueShared, Turn};
 use crate::broker::arguments::Overflow;
@@ -33,53 +33,54 @@ pub(super) struct PendingGet {
     pub(super) is_no_ack: bool,
 }
 
-/// See the module.
+/// See the module. In the order of [`Queue`](super::Queue): what every message needs first.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct QueueState {
     pub(super) slots: Slots,
-    pub(super) consumers: Consumers,
-    pub(super) reservation: Reservation,
-    /// Served before consumers.
-    pub(super) gets: VecDeque<PendingGet>,
-    /// Entries with status `Leaving` whose dead letter has not been written, in order.
-    pub(super) leaving: VecDeque<(Seq, DeathReason)>,
-    /// A thread is writing dead letters of this queue: others leave it to that one, to keep the order.
-    pub(super) is_dead_lettering: bool,
-    /// Bytes of dead letters written since it was last known that all of them are durable, and the end of the
-    /// last one in the log.
-    pub(super) letters_bytes: u64,
-    pub(super) letters_end: Lsn,
-    /// They are too many; the queue is called when `letters_end` is durable.
-    pub(super) awaits_letters: bool,
-    /// Publishes of transactions, with the LSN from which they are visible.
-    pub(super) hidden: VecDeque<(Lsn, Vec<Seq>)>,
-    /// Above every seq that was ever delivered.
-    pub(super) delivered_upto: u64,
-    /// End of the last record that names this queue.
-    pub(super) last_lsn: Lsn,
-    /// Bytes of the reads that are on their way.
-    pub(super) fetching_bytes: u64,
-    /// Places in spill files that are not wanted any more, until the critical section ends.
-    pub(super) released: Vec<Position>,
-    /// Something was written to a spill file since the start.
-    pub(super) has_spilled: bool,
-    /// Runs below this number have been looked at for loading.
-    pub(super) loads_upto: u64,
-    /// Runs to load ahead of who takes messages.
-    pub(super) load_window: usize,
-    /// How far bodies have been asked for ahead of the consumers.
-    pub(super) read_ahead: ReadAhead,
-    /// When the earliest armed timer is due; 0 for none.
-    pub(super) armed_at_ms: u64,
-    /// Since when the queue counts as unused.
-    pub(super) lease_from_ms: u64,
-    pub(super) had_consumer: bool,
     /// What the shared sum of bytes in memory knows of this queue.
     pub(super) reported_bytes: u64,
     /// The same for slots in memory and for filed runs.
     pub(super) reported_slots: u64,
     pub(super) reported_filed: u64,
+    /// End of the last record that names this queue.
+    pub(super) last_lsn: Lsn,
     pub(super) is_deleted: bool,
+    /// A thread is writing dead letters of this queue: others leave it to that one, to keep the order.
+    pub(super) is_dead_lettering: bool,
+    /// They are too many; the queue is called when `letters_end` is durable.
+    pub(super) awaits_letters: bool,
+    /// Something was written to a spill file since the start.
+    pub(super) has_spilled: bool,
+    pub(super) had_consumer: bool,
+    /// Served before consumers.
+    pub(super) gets: Seldom<PendingGet>,
+    /// Entries with status `Leaving` whose dead letter has not been written, in order.
+    pub(super) leaving: Seldom<(Seq, DeathReason)>,
+    /// Places in spill files that are not wanted any more, until the critical section ends.
+    pub(super) released: Seldom<Position>,
+    pub(super) consumers: Consumers,
+    pub(super) reservation: Reservation,
+    /// Above every seq that was ever delivered.
+    pub(super) delivered_upto: u64,
+    /// How far bodies have been asked for ahead of the consumers.
+    pub(super) read_ahead: ReadAhead,
+    /// Bytes of dead letters written since it was last known that all of them are durable, and the end of the
+    /// last one in the log.
+    pub(super) letters_bytes: u64,
+    pub(super) letters_end: Lsn,
+    /// Publishes of transactions, with the LSN from which they are visible.
+    pub(super) hidden: Seldom<(Lsn, Vec<Seq>)>,
+    /// Bytes of the reads that are on their way.
+    pub(super) fetching_bytes: u64,
+    /// Runs below this number have been looked at for loading.
+    pub(super) loads_upto: u64,
+    /// Runs to load ahead of who takes messages.
+    pub(super) load_window: usize,
+    /// When the earliest armed timer is due; 0 for none.
+    pub(super) armed_at_ms: u64,
+    /// Since when the queue counts as unused.
+    pub(super) lease_from_ms: u64,
 }
 
 impl QueueState {
@@ -88,17 +89,17 @@ impl QueueState {
             slots: Slots::new(next_seq),
             consumers: Consumers::default(),
             reservation: Reservation::new(reserved_upto),
-            gets: VecDeque::new(),
-            leaving: VecDeque::new(),
+            gets: Seldom::default(),
+            leaving: Seldom::default(),
             is_dead_lettering: false,
             letters_bytes: 0,
             letters_end: Lsn::default(),
             awaits_letters: false,
-            hidden: VecDeque::new(),
+            hidden: Seldom::default(),
             delivered_upto: 0,
             last_lsn,
             fetching_bytes: 0,
-            released: Vec::new(),
+            released: Seldom::default(),
             has_spilled: false,
             loads_upto: 0,
             load_window: LOAD_WINDOW_MIN,
@@ -111,6 +112,12 @@ impl QueueState {
             reported_filed: 0,
             is_deleted: false,
         }
+    }
+
+    /// Reads a word of each part that a message or an acknowledgement changes.
+    fn warm(&self) -> u64 {
+        let own = self.reported_bytes ^ self.delivered_upto;
+        own ^ self.slots.warm() ^ u64::from(self.consumers.warm())
     }
 
     /// Adds a message, offers it to consumers and enforces the limits; false when the queue refuses it.
@@ -126,7 +133,9 @@ impl QueueState {
             return false;
         };
         self.dispatch(queue, turn, batch, Some(seq));
-        if message.ttl_ms() == Some(0) || queue.spec.settings.message_ttl_ms == Some(0) {
+        if message.ttl_ms() == Some(0)
+            || (queue.traits.has_ttl && queue.spec.settings.message_ttl_ms == Some(0))
+        {
             self.expire_heads(queue, turn.now_ms, batch);
         }
         self.enforce_limits(queue, batch);
@@ -142,21 +151,25 @@ impl QueueState {
         message: &Arc<Message>,
         status: Status,
     ) -> Option<Seq> {
-        let settings = &queue.spec.settings;
-        if settings.overflow != Overflow::DropHead && self.would_overflow(queue, message) {
+        if queue.traits.refuses && self.would_overflow(queue, message) {
+            let settings = &queue.spec.settings;
             if settings.overflow == Overflow::RejectPublishDlx && settings.dead_letter.is_some() {
                 turn.refused.push((Arc::clone(queue), Arc::clone(message)));
             }
             return None;
         }
-        let ttl_ms = match (settings.message_ttl_ms, message.ttl_ms()) {
+        let queue_ttl_ms = match queue.traits.has_ttl {
+            true => queue.spec.settings.message_ttl_ms,
+            false => None,
+        };
+        let ttl_ms = match (queue_ttl_ms, message.ttl_ms()) {
             (Some(queue_ttl_ms), Some(own_ttl_ms)) => Some(queue_ttl_ms.min(own_ttl_ms)),
             (queue_ttl_ms, own_ttl_ms) => queue_ttl_ms.or(own_ttl_ms),
         };
         let expires_at_ms = ttl_ms.map_or(0, |ttl_ms| turn.now_ms.saturating_add(ttl_ms).max(1));
         let seq = self.slots.next_seq();
         let mut slot = Slot::arrived(status, Arc::clone(message), expires_at_ms);
-        if queue.spec.is_durable && message.is_persistent() {
+        if queue.traits.is_durable && message.is_persistent() {
             slot.is_logged = true;
             let is_wanted = status == Status::Ready
                 && self.slots.sums().ready_count == 0
@@ -184,10 +197,7 @@ impl QueueState {
 
     /// Drops from the head while the queue is too long (`drop-head` only).
     pub(super) fn enforce_limits(&mut self, queue: &QueueHandle, batch: &mut Batch) {
-        let settings = &queue.spec.settings;
-        if settings.overflow != Overflow::DropHead
-            || (settings.max_length.is_none() && settings.max_length_bytes.is_none())
-        {
+        if queue.traits.refuses || !queue.traits.has_length_limit {
             return;
         }
         while self.is_too_long(queue) {
@@ -211,6 +221,9 @@ impl QueueState {
 
     /// Removes expired messages from the head (TT-5: only there).
     pub(super) fn expire_heads(&mut self, queue: &QueueHandle, now_ms: u64, batch: &mut Batch) {
+        if !self.slots.may_expire() {
+            return;
+        }
         while let Some(seq) = self.slots.first_ready().entry() {
             let is_due = self
                 .slots
@@ -264,7 +277,7 @@ impl QueueState {
     pub(super) fn forget(&mut self, slot: &Slot) {
         self.forget_fetch(slot);
         if slot.is_spilled() {
-            self.released.push(slot.position());
+            self.released.push_back(slot.position());
         }
     }
 
@@ -292,7 +305,7 @@ impl QueueState {
     fn conclude(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>) {
         self.report_memory(turn.shared);
         if !self.released.is_empty() {
-            turn.effects.released.append(&mut self.released);
+            turn.effects.released.extend(self.released.take());
         }
         self.want_head(queue, turn);
         if self.slots.sums().total_count() == 0 {
@@ -323,6 +336,9 @@ impl QueueState {
         if self.is_deleted {
             return;
         }
+        if !queue.traits.has_lease && !self.slots.may_expire() {
+            return;
+        }
         let head_ms = match self.slots.first_ready() {
             Head::None => 0,
             Head::Entry(seq) => self.slots.get(seq).map_or(0, |slot| slot.expires_at_ms),
@@ -349,6 +365,9 @@ impl QueueState {
 
     /// When the lease of `x-expires` runs out; `None` without one or while the queue is used.
     pub(super) fn lease_due_at_ms(&self, queue: &QueueHandle) -> Option<u64> {
+        if !queue.traits.has_lease {
+            return None;
+        }
         let expires_ms = queue.spec.settings.expires_ms?;
         (self.consumers.is_empty() && self.gets.is_empty())
             .then(|| self.lease_from_ms.saturating_add(expires_ms).max(1))
@@ -362,59 +381,74 @@ pub(super) fn is_expired(slot: &Slot, now_ms: u64) -> bool {
 
 /// The locks of the queues that one critical section changes (invariant 1).
 pub(super) struct Locked<'a> {
-    entries: SmallVec<[(&'a QueueHandle, MutexGuard<'a, QueueState>); 2]>,
+    entries: SmallVec<[Entry<'a>; 2]>,
+    /// The one that was looked up last: the next one is the same, or the one behind it.
+    newest: usize,
 }
+
+/// The id stands here too: looked for in one place, not in a line of each queue.
+type Entry<'a> = (QueueId, &'a QueueHandle, MutexGuard<'a, QueueState>);
 
 /// Locks queues in the order of their ids, the one order of this broker. `queues` is ascending, distinct.
 pub(super) fn lock_queues<'a>(queues: impl IntoIterator<Item = &'a QueueHandle>) -> Locked<'a> {
+    let queues = queues.into_iter();
+    let mut entries = SmallVec::with_capacity(queues.size_hint().0);
     let mut last = None;
-    let entries = queues.into_iter().map(|queue| {
+    for queue in queues {
+        let id = queue.id();
         assert!(
-            last < Some(queue.id()),
+            last < Some(id),
             "queues are locked in ascending id, each once"
         );
-        last = Some(queue.id());
-        (queue, lock(&queue.state))
-    });
-    Locked {
-        entries: entries.collect(),
+        last = Some(id);
+        entries.push((id, queue, lock(&queue.state)));
     }
+    Locked { entries, newest: 0 }
 }
 
 impl<'a> Locked<'a> {
     /// Locks one queue.
     pub(super) fn one(queue: &'a QueueHandle) -> Self {
         let mut entries = SmallVec::new();
-        entries.push((queue, lock(&queue.state)));
-        Self { entries }
+        entries.push((queue.id(), queue, lock(&queue.state)));
+        Self { entries, newest: 0 }
+    }
+
+    /// Looks at the state of all queues once, where there are several. What is not in the processor's cache it fetches
+    /// for many queues at a time then; the work that follows, queue by queue, would wait for each line by itself.
+    pub(super) fn warm(&self) {
+        if self.entries.len() > 1 {
+            let seen = self.entries.iter().map(|(.., state)| state.warm());
+            std::hint::black_box(seen.fold(0, u64::wrapping_add));
+        }
     }
 
     pub(super) fn has_deleted(&self) -> bool {
-        self.entries.iter().any(|(_, state)| state.is_deleted)
+        self.entries.iter().any(|(.., state)| state.is_deleted)
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&'a QueueHandle, &mut QueueState)> {
         self.entries
             .iter_mut()
-            .map(|(queue, state)| (*queue, &mut **state))
+            .map(|(_, queue, state)| (*queue, &mut **state))
     }
 
     /// The first (often the only) queue.
     pub(super) fn first(&mut self) -> (&'a QueueHandle, &mut QueueState) {
-        let (queue, state) = &mut self.entries[0];
+        let (_, queue, state) = &mut self.entries[0];
         (queue, state)
     }
 
     pub(super) fn entry_of(&mut self, id: QueueId) -> (&'a QueueHandle, &mut QueueState) {
-        let at = if self.entries.len() == 1 {
-            0
-        } else {
+        let is_at = |at: &usize| self.entries.get(*at).is_some_and(|entry| entry.0 == id);
+        let near = [self.newest, self.newest + 1];
+        let at = near.into_iter().find(is_at).unwrap_or_else(|| {
             self.entries
-                .binary_search_by_key(&id, |(queue, _)| queue.id())
+                .binary_search_by_key(&id, |entry| entry.0)
                 .expect("a critical section names only queues it has locked")
-        };
-        let (queue, state) = &mut self.entries[at];
-        debug_assert_eq!(queue.id(), id, "a critical section names only its queues");
+        });
+        self.newest = at;
+        let (_, queue, state) = &mut self.entries[at];
         (queue, state)
     }
 

@@ -54,7 +54,7 @@ pub(in crate::session) fn queue() -> QueueHandle {
         exclusive_owner: None,
         is_auto_delete: false,
         arguments: Default::default(),
-        settings: QueueArguments::default(),
+        settings: QueueArguments::default().shared(),
     };
     Queue::new(spec, Lsn(0), 0)
 }

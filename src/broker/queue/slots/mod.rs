@@ -55,25 +55,28 @@ impl Head {
     }
 }
 
-/// See the module.
+/// See the module. In the order of [`Queue`](crate::broker::queue::Queue).
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Slots {
-    /// Ascending by number, not necessarily dense.
-    runs: VecDeque<Run>,
-    /// The slots of a run that ended, for the next one.
-    spare: Option<Vec<Slot>>,
     next_seq: u64,
     /// No entry below this is ready.
     ready_from: u64,
+    /// Ascending by number, not necessarily dense.
+    runs: VecDeque<Run>,
+    sums: Sums,
     /// Entries in memory whose content is not.
     absent_count: u64,
     /// Slots of the runs in memory, used or not.
     slot_count: u64,
     /// Runs that are in the index file only.
     filed_count: u64,
+    /// An entry had a time to live since the queue was last empty.
+    may_expire: bool,
     /// What is below may have been delivered before the start.
     redelivered_below: u64,
-    sums: Sums,
+    /// The slots of a run that ended, for the next one.
+    spare: Option<Vec<Slot>>,
 }
 
 impl Slots {
@@ -86,9 +89,23 @@ impl Slots {
             absent_count: 0,
             slot_count: 0,
             filed_count: 0,
+            may_expire: false,
             redelivered_below: 0,
             sums: Sums::default(),
         }
+    }
+
+    /// Reads a word of each part that an entry at the end, and one near the head, is changed in.
+    pub(super) fn warm(&self) -> u64 {
+        let last = self.runs.back().and_then(Run::resident);
+        let slot = last.and_then(|resident| resident.slots.last());
+        let seen = slot.map_or(0, |slot| u64::from(slot.body_bytes));
+        seen ^ self.sums.resident_bytes ^ self.slot_count
+    }
+
+    /// False when no entry has a time to live.
+    pub(super) fn may_expire(&self) -> bool {
+        self.may_expire
     }
 
     /// False when every entry in memory has its content in memory: there is nothing to read ahead.
@@ -129,6 +146,7 @@ impl Slots {
         self.sums.add(slot.status, slot.body_bytes);
         self.sums.resident_bytes += slot.resident_bytes();
         self.absent_count += u64::from(slot.message.is_none());
+        self.may_expire |= slot.expires_at_ms != 0;
         let resident = run
             .resident_mut()
             .expect("a run with a block gets no more entries: next_seq is above it");
@@ -306,6 +324,7 @@ impl Slots {
     /// The queue is empty: an idle queue costs little memory.
     fn rest(&mut self) {
         self.spare = None;
+        self.may_expire = false;
         if self.runs.capacity() > IDLE_MAX_SLOTS {
             self.runs.shrink_to(1);
         }

@@ -103,9 +103,11 @@ impl Slots {
     fn restore_run(&mut self, mut run: FiledRun) {
         // Some of them may have been settled since the sum was taken.
         run.content_bytes = 0;
+        let has_expiry = run.expiry_base_ms != 0;
         let run = Run::filed(run);
         self.sums.ready_count += u64::from(run.ready_count);
         self.filed_count += 1;
+        self.may_expire |= has_expiry;
         self.runs.push_back(run);
     }
 

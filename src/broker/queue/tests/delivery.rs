@@ -132,6 +132,48 @@ fn consumer_with_a_full_outbox_is_passed_over_until_it_is_drained() {
 }
 
 #[test]
+fn queues_turned_away_by_a_full_outbox_are_served_in_turn_and_no_others_are_touched() {
+    let mut rig = Rig::new();
+    let outbox = testing::outbox();
+    let queues: Vec<QueueHandle> = (0..40).map(|at| rig.queue(&format!("q{at}"))).collect();
+    for queue in &queues {
+        rig.consume(queue, |spec| spec.outbox = Arc::clone(&outbox));
+    }
+    // Two of these fill the outbox.
+    let big = "x".repeat(300 * 1024);
+    let backlog = |rig: &mut Rig, at: usize, count: usize| {
+        for _ in 0..count {
+            rig.publish(&queues[at], transient(&big));
+        }
+    };
+    let served = |rig: &mut Rig| {
+        let items = testing::drain(&outbox);
+        rig.turn(|turn| super::outbox_drained(turn, &outbox));
+        let queue_of = |item| match item {
+            OutboxItem::Deliver(delivery) => delivery.queue.id(),
+            other => panic!("a delivery, not {other:?}"),
+        };
+        let ids = items.into_iter().map(queue_of);
+        ids.map(|id| queues.iter().position(|queue| queue.id() == id).unwrap())
+            .collect::<Vec<_>>()
+    };
+    backlog(&mut rig, 7, 5);
+    backlog(&mut rig, 3, 4);
+    backlog(&mut rig, 30, 1);
+    // Each box is filled by the one that waits longest; whoever had something waits behind the others.
+    assert_eq!(served(&mut rig), [7, 7]);
+    assert_eq!(served(&mut rig), [7, 7]);
+    assert_eq!(served(&mut rig), [3, 3]);
+    assert_eq!(served(&mut rig), [30, 7]);
+    assert_eq!(served(&mut rig), [3, 3]);
+    assert!(served(&mut rig).is_empty());
+    assert!(outbox.take_waiting().is_empty(), "nobody waits any more");
+    // Who was served may be turned away again.
+    backlog(&mut rig, 3, 3);
+    assert_eq!(outbox.take_waiting().len(), 1);
+}
+
+#[test]
 fn cancelled_consumer_gets_no_more_and_its_messages_stay_unacked() {
     let mut rig = Rig::new();
     let queue = rig.queue("q");

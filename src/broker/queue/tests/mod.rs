@@ -124,7 +124,7 @@ impl Rig {
             exclusive_owner: None,
             is_auto_delete: false,
             arguments: FieldTable::default(),
-            settings,
+            settings: settings.shared(),
         }
     }
 
