@@ -142,8 +142,10 @@ fn flags_causes_and_effects_are_those_of_the_code() {
     for (name, value) in [
         ("RECYCLED", format::segment_flag::RECYCLED),
         ("WIDE_ENTRIES", format::queue_flag::WIDE_ENTRIES),
+        ("LONG_RUNS", format::queue_flag::LONG_RUNS),
         ("RUNS", format::queue_flag::RUNS),
         ("MARKS", u32::from(format::run_flag::MARKS)),
+        ("PARTIAL", u32::from(format::run_flag::PARTIAL)),
         ("REDELIVERED", u32::from(format::entry_flag::REDELIVERED)),
         ("HAS_DEATHS", u32::from(FLAG_HAS_DEATHS)),
         ("IS_REKEYED", u32::from(FLAG_IS_REKEYED)),

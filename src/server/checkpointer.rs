@@ -83,13 +83,16 @@ impl Checkpointer {
 }
 
 fn run(hub: &Hub, stop: &Stop) {
+    let pause_ms = |pause: Duration| u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+    let mut asked_at_ms = hub.now_ms();
     let mut pause = POLL;
-    while !stop.is_raised_within(FILING_POLL.min(pause)) {
-        pause = pause.saturating_sub(FILING_POLL);
+    while !stop.is_raised_within(FILING_POLL) {
         file_runs(hub);
-        if !pause.is_zero() {
+        // By the clock: filing takes its time just when the log grows fastest.
+        if hub.now_ms().saturating_sub(asked_at_ms) < pause_ms(pause) {
             continue;
         }
+        asked_at_ms = hub.now_ms();
         pause = POLL;
         compact(hub);
         if !hub.storage.checkpoint_due() {
@@ -119,11 +122,11 @@ fn compact(hub: &Hub) {
     }
 }
 
-/// Makes room in memory, when entries of queues take too much of it.
-fn file_runs(hub: &Hub) {
+/// Makes room in memory, when entries of queues take too much of it; false when they do not.
+pub(super) fn file_runs(hub: &Hub) -> bool {
     let queues = hub.broker.queues();
     if !queues.wants_filing() {
-        return;
+        return false;
     }
     match hub.storage.file_runs(&hub.broker) {
         Ok(runs) => tracing::debug!(runs, "filed runs of deep queues"),
@@ -131,4 +134,5 @@ fn file_runs(hub: &Hub) {
         Err(error) => tracing::warn!(%error, "cannot write index files"),
     }
     queues.note_filing();
+    true
 }

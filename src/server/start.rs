@@ -6,12 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::alarms::Alarms;
+use super::checkpointer;
 use super::hub::{Hub, Machine};
 use super::journal::StorageJournal;
 use super::memory;
 use super::readers::load_runs;
 use super::signals::Signals;
 use super::worker::WorkerQueue;
+use crate::allocator;
 use crate::broker::effects::Effects;
 use crate::broker::queue::IndexLimits;
 use crate::broker::{Broker, BrokerOptions, RestoreError};
@@ -160,6 +162,10 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         // What was salvaged must not depend on damaged bytes any longer: the next start begins behind them.
         hub.storage.checkpoint(&hub.broker)?;
     }
+    // What was replayed is in memory, entry by entry, until it is in index files.
+    checkpointer::file_runs(&hub);
+    // Nobody uses what recovery took any more, and a broker that rests would keep it.
+    allocator::give_back();
     Ok(hub)
 }
 

@@ -23,13 +23,13 @@ use super::types::{QueueId, SegmentId};
 
 /// Version of the format this program writes.
 ///
-/// 1: the log, packed checkpoints. 2: index files, and the runs in checkpoints that name them.
-pub const FORMAT_VERSION: u32 = 2;
+/// 1: the log, packed checkpoints. 2: index files, and the runs in checkpoints that name them. 3: shorter runs.
+pub const FORMAT_VERSION: u32 = 3;
 /// Oldest reader that understands the superblocks and segments that this program writes. A file that names a later
 /// one is refused.
 pub const MIN_READER_VERSION: u32 = 1;
 /// The same for checkpoints: whether one has runs is known only when all of it is written.
-pub const CHECKPOINT_MIN_READER_VERSION: u32 = 2;
+pub const CHECKPOINT_MIN_READER_VERSION: u32 = 3;
 
 /// Everything is written in whole blocks of this size.
 pub const BLOCK_BYTES: u64 = 4096;
@@ -405,10 +405,12 @@ pub mod section_kind {
 pub mod queue_flag {
     /// Entries are [`wide_entry`](super::wide_entry).
     pub const WIDE_ENTRIES: u32 = 1;
-    /// [`run_counts`](super::run_counts) follow the head, and runs the entries.
-    pub const RUNS: u32 = 2;
+    /// [`run_counts`](super::run_counts) follow the head, and [`long_run`](super::long_run)s the entries: version 2.
+    pub const LONG_RUNS: u32 = 2;
+    /// The same with [`run`](super::run)s, never together with it.
+    pub const RUNS: u32 = 4;
     /// All bits that have a meaning.
-    pub const KNOWN: u32 = WIDE_ENTRIES | RUNS;
+    pub const KNOWN: u32 = WIDE_ENTRIES | LONG_RUNS | RUNS;
 }
 
 layout!(
@@ -474,9 +476,9 @@ layout!(
 });
 
 layout!(
-    /// A run whose positions are in the index file. Its [`run_use`](super::run_use)s and, if flagged, its
-    /// [`run_marks`](super::run_marks) follow.
-    run, 72, {
+    /// A run whose positions are in the index file. Its [`run_use`](super::run_use)s, its [`live_set`](super::live_set)
+    /// and its [`run_marks`](super::run_marks) follow, as far as there are any.
+    run, 40, {
     /// Seq of its messages / 256. Ascending.
     NUMBER 0 + 8 "number"
     /// Its block in the index file of the queue.
@@ -486,26 +488,64 @@ layout!(
     /// Unix milliseconds from which the block counts expiry; 0 when no message of it expires.
     EXPIRY_BASE 16 + 8 "expiry base"
     /// Sum of the live messages' sizes as the owner counts them; 0 when unknown.
-    CONTENT_BYTES 24 + 8 "content bytes"
-    /// Bit set of the unsettled messages, lowest seq first. Never empty.
-    LIVE 32 + 32 "live"
-    SEGMENT_COUNT 64 + 2 "segment count"
+    CONTENT_BYTES 24 + 5 "content bytes"
+    /// The first segment it has unsettled messages in: all that the run uses do not name.
+    SEGMENT 29 + 5 "segment"
+    /// Length of their records there / 8.
+    LIVE_WORDS 34 + 4 "live words"
+    /// Run uses that follow: one for every further segment.
+    MORE_SEGMENTS 38 + 1 "more segments"
     /// Bits of [`run_flag`](super::run_flag).
-    FLAGS 66 + 1 "flags"
-    RESERVED 67 + 5 "reserved"
+    FLAGS 39 + 1 "flags"
 });
 
 /// Bits of a run's flags.
 pub mod run_flag {
     /// [`run_marks`](super::run_marks) follow.
     pub const MARKS: u8 = 1;
+    /// A [`live_set`](super::live_set) follows; else every message is unsettled.
+    pub const PARTIAL: u8 = 2;
     /// All bits that have a meaning.
-    pub const KNOWN: u8 = MARKS;
+    pub const KNOWN: u8 = MARKS | PARTIAL;
 }
 
 layout!(
-    /// What a run has in one segment. Ascending by segment.
-    run_use, 24, {
+    /// What a run has in a further segment. Ascending by segment.
+    run_use, 16, {
+    SEGMENT 0 + 8 "segment"
+    /// Length of the records there / 8.
+    LIVE_WORDS 8 + 4 "live words"
+    /// Unsettled messages of the run in it.
+    LIVE_REFS 12 + 4 "live refs"
+});
+
+layout!(
+    /// Which messages of a run are unsettled.
+    live_set, 32, {
+    /// Bit set, lowest seq first.
+    LIVE 0 + 32 "live"
+});
+
+layout!(
+    /// A run as version 2 wrote it. Its [`long_run_use`](super::long_run_use)s and, if flagged, its
+    /// [`run_marks`](super::run_marks) follow.
+    long_run, 72, {
+    NUMBER 0 + 8 "number"
+    BLOCK 8 + 4 "block"
+    CRC 12 + 4 "crc"
+    EXPIRY_BASE 16 + 8 "expiry base"
+    CONTENT_BYTES 24 + 8 "content bytes"
+    /// Bit set of the unsettled messages, lowest seq first. Never empty.
+    LIVE 32 + 32 "live"
+    SEGMENT_COUNT 64 + 2 "segment count"
+    /// [`run_flag::MARKS`](super::run_flag::MARKS) or 0.
+    FLAGS 66 + 1 "flags"
+    RESERVED 67 + 5 "reserved"
+});
+
+layout!(
+    /// What a [`long_run`](super::long_run) has in one segment. Ascending by segment.
+    long_run_use, 24, {
     SEGMENT 0 + 8 "segment"
     /// Unsettled messages of the run in it.
     LIVE_REFS 8 + 4 "live refs"
@@ -591,6 +631,9 @@ pub const STRUCTURES: &[(&str, usize, &[(&str, Field)])] = &[
     ("run counts", run_counts::SIZE, run_counts::FIELDS),
     ("run", run::SIZE, run::FIELDS),
     ("run use", run_use::SIZE, run_use::FIELDS),
+    ("live set", live_set::SIZE, live_set::FIELDS),
+    ("long run", long_run::SIZE, long_run::FIELDS),
+    ("long run use", long_run_use::SIZE, long_run_use::FIELDS),
     ("run marks", run_marks::SIZE, run_marks::FIELDS),
     ("index entry", index_entry::SIZE, index_entry::FIELDS),
     ("segment entry", segment_entry::SIZE, segment_entry::FIELDS),

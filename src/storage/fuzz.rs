@@ -144,7 +144,7 @@ pub fn fuzz_index_block(data: &[u8]) {
         block: 0,
         crc: index::block::crc(&block, STORE, QUEUE, number),
         expiry_base_ms: word(5),
-        live: RunSet::from_words([word(0), word(1), word(2), word(3)]),
+        live: RunSet::from_words([word(0), word(1), word(2), word(3)]).into(),
         marks: None,
         segments: smallvec::SmallVec::new(),
         content_bytes: 0,

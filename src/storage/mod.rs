@@ -36,6 +36,7 @@ pub mod fuzz;
 mod gather;
 pub mod image;
 pub mod index;
+mod long_run_codec;
 mod occupancy;
 mod options;
 pub mod pool;

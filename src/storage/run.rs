@@ -14,6 +14,8 @@
 //!    durable.
 //! 2. `live` and `marks` stand in the checkpoint, never in the block: settling writes no index file.
 //! 3. `segments` is the sum over the live messages alone.
+//! 4. A hundred million messages are 390,625 runs: one with all its messages in one segment takes no memory beyond the
+//!    struct itself.
 
 use smallvec::SmallVec;
 
@@ -77,9 +79,92 @@ impl RunSet {
         self.0 == [0; RUN_LEN / 64]
     }
 
+    /// The lowest index.
+    #[must_use]
+    pub fn first(&self) -> Option<u8> {
+        let word = self.0.iter().position(|bits| *bits != 0)?;
+        index_of_bit(word, self.0.get(word)?.trailing_zeros())
+    }
+
+    /// The highest index.
+    #[must_use]
+    pub fn last(&self) -> Option<u8> {
+        let word = self.0.iter().rposition(|bits| *bits != 0)?;
+        index_of_bit(word, 63 - self.0.get(word)?.leading_zeros())
+    }
+
     /// Its seqs' indexes, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = u8> + '_ {
-        (0..=u8::MAX).filter(|index| self.contains(*index))
+    pub fn iter(&self) -> impl Iterator<Item = u8> + use<> {
+        let set = *self;
+        (0..=u8::MAX).filter(move |index| set.contains(*index))
+    }
+}
+
+fn index_of_bit(word: usize, bit: u32) -> Option<u8> {
+    u8::try_from(u32::try_from(word).ok()? * 64 + bit).ok()
+}
+
+/// The unsettled messages of a run: of a backlog nearly always all of them, which takes no memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveSet(Option<Box<RunSet>>);
+
+/// Every seq of a run.
+const ALL: RunSet = RunSet([u64::MAX; RUN_LEN / 64]);
+
+impl From<RunSet> for LiveSet {
+    fn from(set: RunSet) -> Self {
+        Self((set != ALL).then(|| Box::new(set)))
+    }
+}
+
+impl LiveSet {
+    /// Every message of a run.
+    pub const ALL: Self = Self(None);
+
+    /// As a set.
+    #[must_use]
+    pub fn set(&self) -> RunSet {
+        self.0.as_deref().copied().unwrap_or(ALL)
+    }
+
+    /// True when every message of the run is unsettled.
+    #[must_use]
+    pub const fn is_all(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// See [`RunSet::contains`].
+    #[must_use]
+    pub fn contains(&self, index: u8) -> bool {
+        self.0.as_ref().is_none_or(|set| set.contains(index))
+    }
+
+    /// See [`RunSet::len`].
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.set().len()
+    }
+
+    /// See [`RunSet::is_empty`].
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.as_ref().is_some_and(|set| set.is_empty())
+    }
+
+    /// See [`RunSet::iter`].
+    pub fn iter(&self) -> impl Iterator<Item = u8> + use<> {
+        self.set().iter()
+    }
+
+    /// Removes every seq from `first` to `last` of the run; true when there was one.
+    pub fn remove_range(&mut self, first: u8, last: u8) -> bool {
+        if first > last {
+            return false;
+        }
+        let set = self.0.get_or_insert_with(|| Box::new(ALL));
+        let before = **set;
+        set.remove_range(first, last);
+        **set != before
     }
 }
 
@@ -90,8 +175,40 @@ pub struct RunUse {
     pub segment: SegmentId,
     /// Unsettled messages of the run in it.
     pub live_refs: u32,
-    /// Record bytes of those.
-    pub live_bytes: u64,
+    /// Length of their records / 8: 256 records that are shorter than 128 MiB.
+    pub live_words: u32,
+}
+
+impl RunUse {
+    /// Record bytes of its unsettled messages.
+    #[must_use]
+    pub fn live_bytes(&self) -> u64 {
+        u64::from(self.live_words) * 8
+    }
+}
+
+/// What one run has in each segment, ascending. Most runs lie in one.
+pub type RunUses = SmallVec<[RunUse; 1]>;
+
+/// Counts the record of an unsettled message.
+pub fn count_use(uses: &mut RunUses, position: Position) {
+    let segment = position.lsn.segment();
+    let words = position.len_bytes / 8;
+    let at = uses.partition_point(|one| one.segment < segment);
+    match uses.get_mut(at) {
+        Some(one) if one.segment == segment => {
+            one.live_refs = one.live_refs.saturating_add(1);
+            one.live_words = one.live_words.saturating_add(words);
+        }
+        _ => uses.insert(
+            at,
+            RunUse {
+                segment,
+                live_refs: 1,
+                live_words: words,
+            },
+        ),
+    }
 }
 
 /// What is known about deliveries of a run's messages; most runs have none.
@@ -143,11 +260,11 @@ pub struct FiledRun {
     /// What the expiry fields of the block count from, Unix milliseconds.
     pub expiry_base_ms: u64,
     /// Unsettled messages. Never empty: a run without any is forgotten.
-    pub live: RunSet,
+    pub live: LiveSet,
     /// See [`RunMarks`].
     pub marks: Option<Box<RunMarks>>,
     /// Ascending by segment.
-    pub segments: SmallVec<[RunUse; 2]>,
+    pub segments: RunUses,
     /// Sum of the live messages' sizes as the owner counts them; 0 when unknown. Opaque here.
     pub content_bytes: u64,
 }
@@ -189,11 +306,19 @@ impl FiledRun {
         self.live.iter().map(|index| self.seq_at(index))
     }
 
+    /// The first and the last of them.
+    #[must_use]
+    pub fn live_range(&self) -> Option<SeqRange> {
+        let set = self.live.set();
+        Some(SeqRange {
+            first: self.seq_at(set.first()?),
+            last: self.seq_at(set.last()?),
+        })
+    }
+
     /// Forgets the messages at `first` to `last` of the run; `segments` is no longer right then.
     pub fn settle(&mut self, first: u8, last: u8) {
-        let before = self.live;
-        self.live.remove_range(first, last);
-        if self.live != before {
+        if self.live.remove_range(first, last) {
             // Sizes are not known here.
             self.content_bytes = 0;
             self.drop_marks(first, last);
@@ -224,23 +349,7 @@ impl FiledRun {
     /// segments, in which the later of two copies counts.
     pub fn note_copy(&mut self, position: Position) {
         self.block = NO_BLOCK;
-        let segment = position.lsn.segment();
-        if self.segments.iter().all(|used| used.segment != segment) {
-            // Copies are read in ascending order, and cold segments are above all others.
-            self.segments.push(RunUse {
-                segment,
-                live_refs: 0,
-                live_bytes: 0,
-            });
-        }
-        if let Some(used) = self
-            .segments
-            .iter_mut()
-            .find(|used| used.segment == segment)
-        {
-            used.live_refs = used.live_refs.saturating_add(1);
-            used.live_bytes += u64::from(position.len_bytes);
-        }
+        count_use(&mut self.segments, position);
     }
 
     /// True when messages were settled since `segments` was counted.
@@ -257,7 +366,7 @@ impl FiledRun {
     /// Record bytes of its unsettled messages.
     #[must_use]
     pub fn live_bytes(&self) -> u64 {
-        self.segments.iter().map(|used| used.live_bytes).sum()
+        self.segments.iter().map(RunUse::live_bytes).sum()
     }
 
     /// True when the block holds an expiry.
@@ -266,6 +375,9 @@ impl FiledRun {
         self.expiry_base_ms != 0
     }
 }
+
+/// See invariant 4.
+const _: () = assert!(size_of::<FiledRun>() <= 72);
 
 #[cfg(test)]
 mod tests {
@@ -288,9 +400,34 @@ mod tests {
             assert_eq!(set.contains(index), model.contains(&index));
             assert_eq!(set.len() as usize, model.len());
             assert_eq!(set.is_empty(), model.is_empty());
+            assert_eq!(set.first(), model.first().copied());
+            assert_eq!(set.last(), model.last().copied());
         }
         assert!(set.iter().eq(model));
         assert_eq!(RunSet::from_words(set.words()), set);
+    }
+
+    #[test]
+    fn live_set_is_the_set_it_was_made_of() {
+        let part = RunSet::from_words([1, 0, 6, 1 << 63]);
+        for set in [RunSet::default(), part, ALL] {
+            let live = LiveSet::from(set);
+            assert_eq!(live.set(), set);
+            assert_eq!(live.len(), set.len());
+            assert_eq!(live.is_empty(), set.is_empty());
+            assert_eq!(live.is_all(), set == ALL);
+            assert!(live.iter().eq(set.iter()));
+            assert!((0..=u8::MAX).all(|index| live.contains(index) == set.contains(index)));
+        }
+        let mut live = LiveSet::from(ALL);
+        assert!(live.remove_range(3, 4));
+        assert!(!live.remove_range(3, 4));
+        assert_eq!(
+            (live.len(), live.contains(3), live.contains(5)),
+            (254, false, true)
+        );
+        assert!(live.remove_range(0, u8::MAX));
+        assert!(live.is_empty());
     }
 
     /// A run whose messages are all alive, in one segment, with marks on two of them.
@@ -300,12 +437,12 @@ mod tests {
             block: 0,
             crc: 0,
             expiry_base_ms: 0,
-            live: RunSet::from_words([u64::MAX; 4]),
+            live: LiveSet::ALL,
             marks: None,
             segments: SmallVec::from_iter([RunUse {
                 segment: SegmentId(1),
                 live_refs: 256,
-                live_bytes: 25_600,
+                live_words: 3_200,
             }]),
             content_bytes: 1000,
         };

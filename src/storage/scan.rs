@@ -285,6 +285,11 @@ pub fn survey_remains(
         let len = (window.file_len() - at).min(STRETCH_BYTES);
         let bytes = window.get(at, len + batch_header::SIZE as u64)?;
         let len = bytes.len().min(index(len));
+        if is_blank(bytes) && len > 0 {
+            // Most of what lies behind the end was only allocated.
+            at += len as u64;
+            continue;
+        }
         let stretch = bytes.get(..len).unwrap_or_default();
         if is_blank_behind && let Some(last) = stretch.iter().rposition(|byte| *byte != 0) {
             remains.len_bytes = remains.len_bytes.max(at - from + last as u64 + 1);
@@ -308,6 +313,12 @@ pub fn survey_remains(
         .min(window.file_len().saturating_sub(from));
     remains.read_bytes = window.read_bytes;
     Ok(remains)
+}
+
+/// True when there are only zeros. Block by block, without a look at single bytes: a start looks at whole segments.
+fn is_blank(bytes: &[u8]) -> bool {
+    let mut blocks = bytes.chunks(4096);
+    blocks.all(|block| block.iter().fold(0, |sum, byte| sum | byte) == 0)
 }
 
 /// The first header in a segment that this store signed.

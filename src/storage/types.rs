@@ -13,6 +13,8 @@ pub struct SegmentId(pub u64);
 impl SegmentId {
     /// The first cold segment: its number is above all that the log can have. See `compaction`.
     pub const FIRST_COLD: Self = Self(1 << 33);
+    /// The last one that an LSN has bits for.
+    pub const MAX: Self = Self(u64::MAX >> Lsn::OFFSET_BITS);
 
     /// True for a segment of messages that were moved out of the log.
     #[must_use]

@@ -5,8 +5,8 @@ use std::process::{Command, Output};
 
 /// Where the directories of all format versions are, below the repository.
 const FIXTURES: &str = "tests/fixtures";
-/// Those of format version 2; all others are of version 1.
-const OF_VERSION_2: [&str; 2] = ["filed", "moved"];
+/// The version of the format of those that are not of version 1.
+const VERSIONS: [(&str, u32); 3] = [("filed", 2), ("moved", 2), ("short", 3)];
 
 /// Runs the tool in the repository's root.
 pub(crate) fn strata_dump(words: &[&str]) -> Output {
@@ -45,7 +45,8 @@ pub(crate) fn expected_dir(name: &str) -> PathBuf {
 }
 
 fn version_dir(name: &str) -> String {
-    let version = if OF_VERSION_2.contains(&name) { 2 } else { 1 };
+    let known = VERSIONS.iter().find(|(known, _)| *known == name);
+    let version = known.map_or(1, |(_, version)| *version);
     format!("{FIXTURES}/v{version}")
 }
 

@@ -55,6 +55,32 @@ pub(crate) fn tell(root: &Path, index_min_messages: u64) {
     store.commit();
 }
 
+/// A long queue whose runs are full, shared between segments, settled in part and delivered; a checkpoint, a change of
+/// a full one, and a kill.
+pub(crate) fn tell_of_full_runs(root: &Path) {
+    let clock = Arc::new(SimClock::new(START_MS));
+    let (store, _) = Scripted::by_hand_with(root, clock, &options()).expect("the store opens");
+    store.change(Change::VhostAdded(VhostV1 { name: "/".into() }));
+    for (id, name) in [(1, "work"), (2, "audit")] {
+        store.change(Change::QueueDeclared(QueueV1 {
+            id,
+            vhost: "/".into(),
+            name: name.into(),
+            is_auto_delete: false,
+            arguments: arguments(&FieldTable::default()),
+        }));
+    }
+    publish(&store, 1..=1600);
+    store.settle(1, SettleCause::Acked, &[(1, 100)]);
+    store.requeue(1, 900, 1);
+    store.reserve(1, 120);
+    store.commit();
+    store.storage.checkpoint(&store).expect("a checkpoint");
+    store.settle(1, SettleCause::Acked, &[(101, 110), (600, 600)]);
+    publish(&store, 1601..=1610);
+    store.commit();
+}
+
 fn publish(store: &Scripted, numbers: std::ops::RangeInclusive<u64>) {
     for number in numbers {
         let order = message("", "work", format!("order {number:06}"));

@@ -22,11 +22,8 @@ const NAMES: [(&str, End); 4] = [
     ("rotten", End::Killed),
 ];
 
-/// Those that came with version 2 of the format.
-const OF_VERSION_2: [(&str, fn(&Path)); 2] = [
-    ("filed", |root| filed::tell(root, 0)),
-    ("moved", moved::tell),
-];
+/// Tells a story into an empty directory.
+type Teller = fn(&Path);
 
 /// With STRATAMQ_MAKE_FIXTURES=DIR makes the directories in DIR, which must not have them yet. It was run once for
 /// each version of the format; what it made is committed and never made again.
@@ -44,7 +41,12 @@ fn fixtures_are_made_only_on_demand_and_never_twice() {
         );
         make(&root, name, end);
     }
-    for (name, tell) in OF_VERSION_2 {
+    let filed: [(&str, Teller); 3] = [
+        ("filed", |root| filed::tell(root, 0)),
+        ("moved", moved::tell),
+        ("short", filed::tell_of_full_runs),
+    ];
+    for (name, tell) in filed {
         let root = target.join(name);
         assert!(
             !root.exists(),
@@ -173,6 +175,23 @@ fn fixture_whose_files_were_used_again_opens_with_its_state() {
             .count()
     };
     assert!(is_cold(&recovered.queues[1]) > 4);
+}
+
+#[test]
+fn fixture_with_full_runs_opens_with_its_state() {
+    let copy = copy_of("short");
+    let (_, whole) = open(copy.path()).expect("it opens");
+    let work = &whole.queues[0];
+    assert_eq!((work.message_count(), work.next_seq.0), (1499, 1611));
+    assert_eq!(
+        (whole.report.filed_run_count, whole.report.rebuilt_run_count),
+        (6, 0)
+    );
+    let copy = copy_of("short");
+    std::fs::remove_dir_all(copy.path().join("index")).expect("removed");
+    let (_, rebuilt) = open(copy.path()).expect("it opens");
+    assert_eq!(rebuilt.report.rebuilt_run_count, 6);
+    assert_eq!(rebuilt.queues, whole.queues);
 }
 
 #[test]

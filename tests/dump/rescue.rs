@@ -11,10 +11,11 @@ use crate::fixtures::files_of;
 
 /// Directories whose files are damaged: with packed positions, with index files, and with cold segments and files used
 /// again.
-const DIRECTORIES: [&str; 3] = [
+const DIRECTORIES: [&str; 4] = [
     "tests/fixtures/v1/clean",
     "tests/fixtures/v2/filed",
     "tests/fixtures/v2/moved",
+    "tests/fixtures/v3/short",
 ];
 
 /// Queue id and seq.

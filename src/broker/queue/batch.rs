@@ -219,7 +219,7 @@ impl Batch {
                 let state = locked.state_of(reference.queue);
                 state.last_lsn = receipt.end;
                 state.slots.set_position(reference.seq, position);
-                if turn.shared.is_over_budget() {
+                if state.is_content_unwanted(turn.shared) {
                     state.evict(reference.seq);
                 }
             }

@@ -137,6 +137,10 @@ impl Traits {
 /// A shared handle to a queue.
 pub type QueueHandle = Arc<Queue>;
 
+/// Contents in memory beyond which a queue that nobody takes from keeps none of what is in the log: it is a backlog, and
+/// a backlog is read from the log. Below that, a consumer that was away for a moment finds everything in memory.
+const BACKLOG_RESIDENT_MAX_BYTES: u64 = 16 << 20;
+
 /// What all queues of a broker share.
 pub struct QueueShared {
     journal: Arc<dyn Journal>,
@@ -342,6 +346,11 @@ impl QueueShared {
     #[must_use]
     pub fn quarantined_count(&self) -> u64 {
         self.quarantined_count.load(Ordering::Relaxed)
+    }
+
+    /// True when a queue that nobody takes from should not keep contents in memory.
+    fn is_over_backlog_budget(&self) -> bool {
+        self.resident_bytes() > self.resident_max_bytes.min(BACKLOG_RESIDENT_MAX_BYTES)
     }
 
     fn is_over_budget(&self) -> bool {

@@ -217,7 +217,7 @@ impl QueueState {
 
     fn hot_runs(&mut self, queue: &Queue, shared: &QueueShared) -> usize {
         let gauge = shared.entries();
-        let is_taken_from = !self.consumers.is_empty() || !self.gets.is_empty();
+        let is_taken_from = self.is_taken_from();
         let drops = queue.has_length_limit() && queue.spec.settings.overflow == Overflow::DropHead;
         if is_taken_from && !gauge.is_filling() && !shared.is_over_budget() {
             return usize::MAX;

@@ -6,10 +6,8 @@
 //! A block has no header: its CRC stands in the checkpoint and in memory, seeded with store, queue and run, so a
 //! block in the wrong place never validates.
 
-use smallvec::SmallVec;
-
 use crate::storage::format::{BLOCK_BYTES, StoreId, index_entry as at, is_crc_right};
-use crate::storage::run::{FiledRun, RUN_LEN, RunMarks, RunSet, RunUse};
+use crate::storage::run::{FiledRun, RUN_LEN, RunMarks, RunSet, RunUses, count_use};
 use crate::storage::types::{ImageEntry, Lsn, Position, QueueId};
 
 /// Length of a block in bytes.
@@ -172,7 +170,7 @@ pub fn encode(store: StoreId, queue: QueueId, entries: &[ImageEntry]) -> Option<
         block: 0,
         crc: block.crc(store, queue, number),
         expiry_base_ms,
-        live,
+        live: live.into(),
         marks: (!marks.is_empty()).then(|| Box::new(marks)),
         segments: uses(entries),
         content_bytes: 0,
@@ -216,26 +214,10 @@ pub fn decode(
 
 /// What messages have in each segment, ascending.
 #[must_use]
-pub fn uses(entries: &[ImageEntry]) -> SmallVec<[RunUse; 2]> {
-    let mut uses: SmallVec<[RunUse; 2]> = SmallVec::new();
+pub fn uses(entries: &[ImageEntry]) -> RunUses {
+    let mut uses = RunUses::new();
     for entry in entries {
-        let segment = entry.position.lsn.segment();
-        let place = match uses.binary_search_by_key(&segment, |known| known.segment) {
-            Ok(place) => place,
-            Err(place) => {
-                let none = RunUse {
-                    segment,
-                    live_refs: 0,
-                    live_bytes: 0,
-                };
-                uses.insert(place, none);
-                place
-            }
-        };
-        if let Some(known) = uses.get_mut(place) {
-            known.live_refs += 1;
-            known.live_bytes += u64::from(entry.position.len_bytes);
-        }
+        count_use(&mut uses, entry.position);
     }
     uses
 }
@@ -354,7 +336,9 @@ mod tests {
         }
         assert!(decode(bytes()[..4095].to_vec(), STORE, QUEUE, &run).is_err());
         let mut more = run.clone();
-        more.live.insert(7);
+        let mut live = run.live.set();
+        live.insert(7);
+        more.live = live.into();
         assert!(
             decode(bytes(), STORE, QUEUE, &more).is_err(),
             "a live message has an entry"

@@ -309,9 +309,9 @@ impl<'a> Rebuild<'a> {
         let mut places = Vec::new();
         for used in &run.segments {
             let there = found.iter().find(|one| one.segment == used.segment);
-            let (refs, bytes) = there.map_or((0, 0), |one| (one.live_refs, one.live_bytes));
+            let (refs, bytes) = there.map_or((0, 0), |one| (one.live_refs, one.live_bytes()));
             let count = used.live_refs.saturating_sub(refs);
-            let each_bytes = used.live_bytes.saturating_sub(bytes) / u64::from(count.max(1));
+            let each_bytes = used.live_bytes().saturating_sub(bytes) / u64::from(count.max(1));
             let len_bytes = u32::try_from(each_bytes & !7).unwrap_or(VOID_MIN_BYTES);
             let position = Position {
                 lsn: Lsn::new(used.segment, 0),

@@ -258,7 +258,7 @@ impl Sink for Builder<'_> {
             None => {
                 // Emptied: forgotten at the end.
                 if let Some(place) = image.run_mut(run.number) {
-                    place.live = RunSet::default();
+                    place.live = RunSet::default().into();
                 }
                 entries
                     .into_iter()

@@ -133,6 +133,10 @@ impl Slots {
     fn append(&mut self, seq: u64, slot: Slot) {
         let number = seq / RUN_SEQS;
         if self.runs.back().is_none_or(|run| run.number != number) {
+            if self.runs.capacity() == 0 {
+                // Most queues never have a second one.
+                self.runs.reserve_exact(1);
+            }
             let slots = self.fresh_slots();
             self.runs.push_back(Run::new(seq, slots));
         }
@@ -325,7 +329,7 @@ impl Slots {
     fn rest(&mut self) {
         self.spare = None;
         self.may_expire = false;
-        if self.runs.capacity() > IDLE_MAX_SLOTS {
+        if self.runs.capacity() > 1 {
             self.runs.shrink_to(1);
         }
         for resident in self.runs.iter_mut().filter_map(Run::resident_mut) {

@@ -80,6 +80,7 @@ impl Slots {
         redelivered_below: Seq,
     ) {
         self.redelivered_below = redelivered_below.0;
+        self.runs.reserve(runs.len());
         let mut runs = runs.into_iter().peekable();
         for entry in entries {
             let number = FiledRun::number_of(entry.seq);
@@ -328,10 +329,10 @@ impl Slots {
         }
         let resident = run.resident().filter(|resident| resident.can_leave())?;
         let described = resident.describe(self.redelivered_below, false)?;
-        let filed = Body::Filed(Box::new(Filed {
+        let filed = Body::Filed(Filed {
             run: described,
             paging: Paging::Idle,
-        }));
+        });
         let Body::Resident(resident) = std::mem::replace(&mut run.body, filed) else {
             return None;
         };
@@ -450,10 +451,8 @@ impl PurgedRuns {
 
     fn extend_run(&mut self, run: &FiledRun) {
         self.count += u64::from(run.live.len());
-        let first = run.live_seqs().next();
-        let last = run.live_seqs().last();
-        if let (Some(first), Some(last)) = (first, last) {
-            self.extend(SeqRange { first, last });
+        if let Some(range) = run.live_range() {
+            self.extend(range);
         }
     }
 

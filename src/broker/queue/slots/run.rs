@@ -11,11 +11,9 @@
 //!    the `FiledRun` once they left.
 //! 3. A filed run has logged, ready messages only.
 
-use smallvec::SmallVec;
-
 use super::slot::{Slot, Status};
-use crate::storage::run::{FiledRun, RUN_LEN, RunMarks, RunSet, RunUse};
-use crate::storage::types::{ImageEntry, Position, Seq};
+use crate::storage::run::{FiledRun, RUN_LEN, RunMarks, RunSet, RunUses, count_use};
+use crate::storage::types::{ImageEntry, Seq, SeqRange};
 
 /// Entry fields count expiry in 32 bits of milliseconds from the earliest one.
 const EXPIRY_SPREAD_MAX_MS: u64 = u32::MAX as u64 - 1;
@@ -36,7 +34,7 @@ pub(super) struct Run {
 #[derive(Debug)]
 pub(super) enum Body {
     Resident(Box<Resident>),
-    Filed(Box<Filed>),
+    Filed(Filed),
 }
 
 /// The entries of a run, in memory.
@@ -88,6 +86,9 @@ pub(super) struct Filed {
     pub(super) paging: Paging,
 }
 
+/// A filed run has this, and no more unless messages of it were settled or delivered.
+const _: () = assert!(size_of::<Run>() <= 96);
+
 impl Run {
     /// A run that begins with an entry at `first`.
     pub(super) fn new(first: u64, slots: Vec<Slot>) -> Self {
@@ -111,10 +112,10 @@ impl Run {
             number: run.number,
             live_count: count,
             ready_count: count,
-            body: Body::Filed(Box::new(Filed {
+            body: Body::Filed(Filed {
                 run,
                 paging: Paging::Idle,
-            })),
+            }),
         }
     }
 
@@ -198,33 +199,36 @@ impl Resident {
     /// `redelivered_below`: what is below counts as redelivered anyway. `marks_unacked`: so does what is unacked.
     pub(super) fn describe(&self, redelivered_below: u64, marks_unacked: bool) -> Option<FiledRun> {
         let block = self.block?;
-        let mut described = FiledRun {
-            number: FiledRun::number_of(Seq(self.first)),
-            block: block.number,
-            crc: block.crc,
-            expiry_base_ms: block.expiry_base_ms,
-            live: RunSet::default(),
-            marks: None,
-            segments: SmallVec::new(),
-            content_bytes: 0,
-        };
+        let mut live = RunSet::default();
+        let mut marks: Option<Box<RunMarks>> = None;
+        let mut segments = RunUses::new();
+        let mut content_bytes = 0;
         for (seq, slot) in self.iter() {
             let index = FiledRun::index_of(seq);
-            described.live.insert(index);
-            described.content_bytes += u64::from(slot.body_bytes);
-            add_use(&mut described.segments, slot.position());
+            live.insert(index);
+            content_bytes += u64::from(slot.body_bytes);
+            count_use(&mut segments, slot.position());
             let count = u8::try_from(slot.delivery_count).ok()?;
             let is_redelivered = (slot.is_redelivered && seq.0 >= redelivered_below)
                 || (marks_unacked && slot.status == Status::Unacked);
             if count > 0 || is_redelivered {
-                let marks = described.marks.get_or_insert_with(no_marks);
+                let marks = marks.get_or_insert_with(no_marks);
                 marks.delivery_counts[usize::from(index)] = count;
                 if is_redelivered {
                     marks.redelivered.insert(index);
                 }
             }
         }
-        Some(described)
+        Some(FiledRun {
+            number: FiledRun::number_of(Seq(self.first)),
+            block: block.number,
+            crc: block.crc,
+            expiry_base_ms: block.expiry_base_ms,
+            live: live.into(),
+            marks,
+            segments,
+            content_bytes,
+        })
     }
 }
 
@@ -235,26 +239,6 @@ fn no_marks() -> Box<RunMarks> {
     })
 }
 
-fn add_use(segments: &mut SmallVec<[RunUse; 2]>, position: Position) {
-    let segment = position.lsn.segment();
-    let bytes = u64::from(position.len_bytes);
-    let at = segments.partition_point(|one| one.segment < segment);
-    match segments.get_mut(at) {
-        Some(one) if one.segment == segment => {
-            one.live_refs += 1;
-            one.live_bytes += bytes;
-        }
-        _ => segments.insert(
-            at,
-            RunUse {
-                segment,
-                live_refs: 1,
-                live_bytes: bytes,
-            },
-        ),
-    }
-}
-
 /// The entries of a filed run, from its block. `None` when the block lacks one of them.
 ///
 /// `redelivered_below` as for [`Resident::describe`].
@@ -263,7 +247,7 @@ pub(super) fn revive(
     entries: &[ImageEntry],
     redelivered_below: u64,
 ) -> Option<Resident> {
-    let first = filed.live_seqs().next()?;
+    let SeqRange { first, last } = filed.live_range()?;
     let mut revived = Resident {
         first: first.0,
         block: Some(Block::of(filed)),
@@ -271,7 +255,6 @@ pub(super) fn revive(
     };
     let mut shares = Shares::new(filed.content_bytes, filed.live.len());
     let mut entries = entries.iter();
-    let last = filed.live_seqs().last()?;
     let len = usize::try_from(last.0 - first.0 + 1).ok()?;
     revived.slots.reserve_exact(len);
     for seq in filed.live_seqs() {

@@ -2,12 +2,10 @@
 
 use std::collections::HashMap;
 
-use smallvec::SmallVec;
-
 use super::*;
 use crate::broker::effects::RunLoad;
 use crate::storage::image::Entries;
-use crate::storage::run::{FiledRun, RunMarks, RunSet, RunUse};
+use crate::storage::run::{FiledRun, RunMarks, RunSet, RunUses, count_use};
 use crate::storage::types::{ImageEntry, Move, SegmentId};
 
 /// Blocks by number; never reused.
@@ -36,7 +34,7 @@ impl TestIndex {
             block,
             crc: block ^ 0xffff,
             expiry_base_ms: expiring.filter(|ms| *ms != 0).min().unwrap_or(0),
-            live,
+            live: live.into(),
             marks: (!marks.is_empty()).then(|| Box::new(marks)),
             segments: segments(entries.iter()),
             content_bytes: 0,
@@ -93,23 +91,11 @@ impl TestIndex {
     }
 }
 
-fn segments<'a>(entries: impl Iterator<Item = &'a ImageEntry>) -> SmallVec<[RunUse; 2]> {
-    let mut uses: SmallVec<[RunUse; 2]> = SmallVec::new();
+fn segments<'a>(entries: impl Iterator<Item = &'a ImageEntry>) -> RunUses {
+    let mut uses = RunUses::new();
     for entry in entries {
-        let segment = entry.position.lsn.segment();
-        let known = uses.iter_mut().find(|one| one.segment == segment);
-        let Some(one) = known else {
-            uses.push(RunUse {
-                segment,
-                live_refs: 1,
-                live_bytes: u64::from(entry.position.len_bytes),
-            });
-            continue;
-        };
-        one.live_refs += 1;
-        one.live_bytes += u64::from(entry.position.len_bytes);
+        count_use(&mut uses, entry.position);
     }
-    uses.sort_unstable_by_key(|one| one.segment);
     uses
 }
 

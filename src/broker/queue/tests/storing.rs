@@ -191,6 +191,32 @@ fn messages_over_the_memory_budget_come_back_from_the_log() {
 }
 
 #[test]
+fn backlog_keeps_a_small_part_of_its_messages_in_memory() {
+    const BUDGET_BYTES: u64 = 16 << 20;
+    let mut rig = Rig::with_memory(1 << 30);
+    let backlog = rig.queue("backlog");
+    let wanted = rig.queue("wanted");
+    let consumer = rig.consume(&wanted, |spec| spec.prefetch = 1);
+    let body = "x".repeat(100 * 1024);
+    let messages = || (0..400).map(|_| persistent(&body)).collect::<Vec<_>>();
+    for message in messages() {
+        rig.publish(&backlog, message);
+    }
+    let resident = rig.shared.resident_bytes();
+    assert!(resident > BUDGET_BYTES / 2, "a small backlog stays");
+    assert!(resident < BUDGET_BYTES + (1 << 20), "{resident} bytes stay");
+    for message in messages() {
+        rig.publish(&wanted, message);
+    }
+    assert!(
+        wanted.resident_bytes() > 2 * BUDGET_BYTES,
+        "somebody takes from it"
+    );
+    assert_eq!(deliveries(&consumer).len(), 1);
+    assert_eq!(rig.take_all(&backlog), vec![body; 400]);
+}
+
+#[test]
 fn unacked_messages_over_the_memory_budget_stay_on_disk_only() {
     let mut rig = Rig::with_memory(64 * 1024);
     let queue = rig.queue("q");
