@@ -99,6 +99,7 @@ impl Storage {
             options.spare_count_max,
         ));
         let opened = recovery::open(&disk, &*clock, new_store, options.on_corruption, &space)?;
+        space.set_started();
         let (fresh, superblock) = (opened.fresh, opened.superblock);
         let base = fresh.open_header.end();
         let append = Append::new(

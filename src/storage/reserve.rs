@@ -12,8 +12,9 @@
 //!
 //! 1. Only an operation that may be repeated is: a write of the same bytes at the same place, the creation of a
 //!    file, the whole of a file that nobody has seen. A sync is none of these.
-//! 2. Commits leave the last quarter of the reserve alone: it belongs to the next start, to checkpoints and to
-//!    compaction. So a broker that died while it waited for room starts again, and can free some.
+//! 2. Commits leave the last quarter of the reserve alone: it belongs to checkpoints and to compaction. These leave its
+//!    last sixteenth alone: it belongs to the next start. So a broker that died while it waited for room, or while it
+//!    made some, starts again, and can free some.
 //! 3. A store that never filled half a segment has a small reserve, so that an idle directory stays small.
 
 use std::io;
@@ -36,6 +37,8 @@ const SEGMENT_COUNT: u64 = 2;
 const STEP_BYTES_MIN: u64 = 16 << 10;
 /// Part of the goal that is not for commits.
 const VITAL_SHARE: u64 = 4;
+/// Part of the goal that is for starts alone, and at least a step.
+const START_SHARE: u64 = 16;
 /// Part of the disk that the reserve takes at most: on a small one, two segments would be all of it.
 const DISK_SHARE: u64 = 16;
 /// Part of the goal that is given at once.
@@ -64,6 +67,8 @@ pub(crate) struct Space {
     disk: Arc<dyn Disk>,
     segment_size_bytes: u64,
     reserve: Mutex<State>,
+    /// The start is over: what is left for the next one is not touched any more.
+    is_started: AtomicBool,
     /// The disk refused something, and the reserve is not whole again since.
     is_short: AtomicBool,
     /// The reserve is to be made whole; by the thread that prepares segments, or a step by hand.
@@ -103,6 +108,7 @@ impl Space {
                 len_bytes: 0,
                 goal_bytes: 0,
             }),
+            is_started: AtomicBool::new(false),
             is_short: AtomicBool::new(false),
             is_refill_wanted: AtomicBool::new(false),
         }
@@ -164,6 +170,11 @@ impl Space {
         }
     }
 
+    /// Recovery is over, keeps (2).
+    pub(crate) fn set_started(&self) {
+        self.is_started.store(true, Ordering::SeqCst);
+    }
+
     /// True since the disk refused something, until the reserve is whole again.
     pub(crate) fn is_short(&self) -> bool {
         self.is_short.load(Ordering::SeqCst)
@@ -191,15 +202,21 @@ impl Space {
 
     fn shrink(&self, need: Need) -> bool {
         let mut state = lock(&self.reserve);
+        let is_started = self.is_started.load(Ordering::SeqCst);
         let floor_bytes = match need {
             Need::Commit => state.goal_bytes / VITAL_SHARE,
+            Need::Vital if is_started => (state.goal_bytes / START_SHARE).max(STEP_BYTES_MIN),
             Need::Vital => 0,
         };
         let has_some = state.len_bytes > floor_bytes;
         let Some(file) = state.file.clone().filter(|_| has_some) else {
             return false;
         };
-        let step_bytes = (state.goal_bytes / STEP_SHARE).max(STEP_BYTES_MIN);
+        let step_bytes = if is_started {
+            (state.goal_bytes / STEP_SHARE).max(STEP_BYTES_MIN)
+        } else {
+            STEP_BYTES_MIN
+        };
         let left_bytes = state.len_bytes.saturating_sub(step_bytes).max(floor_bytes);
         if let Err(error) = file.set_len(left_bytes) {
             tracing::warn!(%error, "cannot shrink the reserve");

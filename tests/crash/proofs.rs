@@ -17,8 +17,8 @@ const DELAY: Duration = Duration::from_millis(300);
 const BODIES_BYTES: [usize; 6] = [0, 10, 4096, 5000, 131_072, 200_000];
 /// The first sync of a thread that fails, counted from 1: late enough for the broker to start and to confirm some messages.
 const FIRST_FAILING_SYNC: u32 = 12;
-/// Messages of 100 kB that fill three segments of 1 MiB.
-const FILLING: usize = 32;
+/// Messages of 100 kB that fill some segments of 1 MiB.
+const FILLING: usize = 60;
 /// A broker that has not ended after so many publishes does not care about its disk.
 const PUBLISHES_MAX: usize = 100;
 
@@ -212,12 +212,14 @@ fn changes_of_a_short_life(builder: Builder) -> Vec<Change> {
         .wrapper(&trace.wrapper(""))
         .start();
     let mut client = open(&broker);
+    // All at once: a commit that ends in another segment than it began in is what is looked for.
     for number in 0..FILLING {
         let message = Message::persistent(body(number, 100_000));
         client.push_publish(CHANNEL, "", QUEUE, &message);
-        client.flush().expect("the broker reads");
-        client.wait_confirm(CHANNEL);
     }
+    client.flush().expect("the broker reads");
+    let count = u64::try_from(FILLING).unwrap_or(0);
+    client.wait_confirms_upto(CHANNEL, count);
     assert!(broker.terminate().success());
     trace.changes()
 }

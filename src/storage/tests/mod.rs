@@ -7,6 +7,7 @@ mod damage;
 mod every_byte;
 mod filing;
 mod full_disk;
+mod full_disk_crashes;
 mod gathering;
 mod invariants;
 mod lifecycle;
