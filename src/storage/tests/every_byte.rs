@@ -2,10 +2,11 @@
 //! depends on it, and no message is ever delivered wrong.
 //!
 //! Bytes that should mean nothing are flipped many at a time: if one of them counted, it would show. The usual run takes a
-//! slice: every n-th flip, beginning elsewhere each time. All of it, half an hour:
+//! slice: every n-th flip, beginning elsewhere each time. All of it, 57,510 flips in 19 s on two cores (built without
+//! optimisation it takes 20 minutes):
 //!
 //! ```text
-//! STRATAMQ_EVERY_BYTE=1 cargo test --lib every_byte -- --nocapture
+//! STRATAMQ_EVERY_BYTE=1 cargo test --profile sim --lib every_byte -- --nocapture
 //! ```
 //! `STRATAMQ_EVERY_BYTE_PHASE=N` repeats the slice that begins at byte N.
 
@@ -19,7 +20,8 @@ use std::time::SystemTime;
 use super::*;
 use crate::disk::{Disk, OpenMode};
 use crate::storage::format::{
-    CHECKPOINT_DIR, INDEX_DIR, LOCK_FILE, RESERVE_FILE, SUPERBLOCK_FILES, segment_path,
+    CHECKPOINT_DIR, INDEX_DIR, LOCK_FILE, RESERVE_FILE, SEGMENT_EXTENSION, SUPERBLOCK_FILES,
+    number_in_name, segment_path,
 };
 use crate::storage::index::BLOCK_LEN;
 use crate::storage::scan::SegmentScan;
@@ -219,13 +221,17 @@ impl Whole {
             return (!is_named).then_some("a block that no queue relies on");
         }
         let layout = self.segments.get(path)?;
+        let next = number_in_name(path, 12, SEGMENT_EXTENSION).map(|number| SegmentId(number + 1));
+        let has_next = next.is_some_and(|next| self.segments.contains_key(&segment_path(next)));
         let last = layout.batches.last().copied();
         let (last, end, is_live) = last.unwrap_or((4096, 4096, false));
         if (80..4096).contains(&at) {
             Some("the rest of the block of a segment's header")
         } else if at >= end {
             Some("behind the end of a segment")
-        } else if (last..last + 64).contains(&at) && !is_live && !layout.is_newest {
+        } else if (last..last + 64).contains(&at) && !is_live && !layout.is_newest && !has_next {
+            // Only OPEN in the segment behind it says that there was a batch, and that segment is freed here; what is
+            // replayed begins far behind. A live message in it would have told the scrubber.
             Some(
                 "the header of the last batch of a segment, if no message in it is live and the next file does not name its end",
             )
@@ -404,7 +410,9 @@ fn a_flipped_byte_is_found_where_it_is_or_nothing_depends_on_it() {
             .any(|path| path.to_string_lossy().ends_with(kind));
         assert!(is_there, "no {kind} in {files:?}");
     }
-    let (flips, how) = chosen(all_flips(&whole));
+    let all = all_flips(&whole);
+    let all_count = all.len();
+    let (flips, how) = chosen(all);
     let next = AtomicUsize::new(0);
     let verdicts = Mutex::new(BTreeMap::new());
     let failures = Mutex::new(Vec::new());
@@ -433,7 +441,7 @@ fn a_flipped_byte_is_found_where_it_is_or_nothing_depends_on_it() {
     let failures = failures.into_inner().unwrap();
     assert!(failures.is_empty(), "{how}: {failures:?}");
     let verdicts = verdicts.into_inner().unwrap();
-    println!("{how}: {} flips: {verdicts:?}", flips.len());
+    println!("{how}: {} of {all_count} flips: {verdicts:?}", flips.len());
     for (kind, verdict) in [
         ("segment", Verdict::Refused),
         ("segment", Verdict::Quarantined),
