@@ -18,6 +18,7 @@ use fs2::FileExt as _;
 use rustix::fs::{Advice, FallocateFlags};
 
 use super::fault::{self, Fault};
+use super::syncing::FileSystem;
 use super::{Clock, DirectoryLock, Disk, DiskFile, FreeSpace, OpenMode};
 
 /// Most buffers one `pwritev` takes on Linux (`UIO_MAXIOV`).
@@ -37,6 +38,7 @@ const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 pub struct RealDisk {
     /// Absolute path of the data directory; every path of the trait is below it.
     root: PathBuf,
+    file_system: Arc<FileSystem>,
 }
 
 impl RealDisk {
@@ -47,7 +49,7 @@ impl RealDisk {
     pub fn new(root: PathBuf) -> io::Result<Self> {
         let root = std::path::absolute(&root).map_err(|e| named(&root, "use", &e))?;
         create_dirs_durably(&root)?;
-        Ok(Self { root })
+        Self::at(root)
     }
 
     /// Opens the data directory `root` as it is: nothing is created, for those who only look.
@@ -58,7 +60,15 @@ impl RealDisk {
     pub fn open_existing(root: PathBuf) -> io::Result<Self> {
         let root = std::path::absolute(&root).map_err(|e| named(&root, "use", &e))?;
         check_is_directory(&root)?;
-        Ok(Self { root })
+        Self::at(root)
+    }
+
+    fn at(root: PathBuf) -> io::Result<Self> {
+        let file_system = FileSystem::of(&root).map_err(|e| named(&root, "open", &e))?;
+        Ok(Self {
+            root,
+            file_system: Arc::new(file_system),
+        })
     }
 
     /// True while another process holds the lock on `path`. Leaves the lock and the file as they are; a file
@@ -214,6 +224,15 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         sync_directory(&self.resolve(path)?)
+    }
+
+    fn sync_files(&self, paths: &[PathBuf]) -> io::Result<()> {
+        if fault::is_active(Fault::SkipSync) {
+            return Ok(());
+        }
+        paths.iter().try_for_each(|path| check_relative(path))?;
+        let sync = |path: &Path| self.open(path, OpenMode::Read)?.sync_data();
+        self.file_system.sync(paths, sync)
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DirectoryLock>> {
