@@ -109,7 +109,7 @@ fn make_directory(path: &Path) {
 
 /// Nobody may read the file. False where that stops nobody, as with root.
 fn lock_away(path: &Path) -> bool {
-    std::fs::set_permissions(path, PermissionsExt::from_mode(0)).expect("it is ours");
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o000)).expect("it is ours");
     std::fs::read(path).is_err()
 }
 

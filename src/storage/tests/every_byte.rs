@@ -15,10 +15,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::SystemTime;
 
 use super::*;
-use crate::disk::{Disk, OpenMode};
+use crate::disk::{Clock, Disk, OpenMode, RealClock};
 use crate::storage::format::{
     CHECKPOINT_DIR, INDEX_DIR, LOCK_FILE, RESERVE_FILE, SEGMENT_EXTENSION, SUPERBLOCK_FILES,
     number_in_name, segment_path,
@@ -382,10 +381,9 @@ fn chosen(all: Vec<Flip>) -> (Vec<Flip>, String) {
     }
     let stride = all.len().div_ceil(SLICE_COUNT);
     let given = std::env::var("STRATAMQ_EVERY_BYTE_PHASE").ok();
-    let phase = given.and_then(|text| text.parse().ok()).unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        now.map_or(0, |time| time.subsec_nanos() as usize)
-    });
+    let phase = given
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| usize::try_from(RealClock::new().unix_ms() % 1_000_000).unwrap());
     let phase = phase % stride;
     let slice = all.into_iter().skip(phase).step_by(stride).collect();
     (slice, format!("STRATAMQ_EVERY_BYTE_PHASE={phase}"))
