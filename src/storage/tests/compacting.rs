@@ -234,13 +234,13 @@ fn while_the_disk_is_low_the_log_takes_twice_what_is_alive() {
     let rig = Rig::new(options());
     let (store, _) = rig.open();
     store.create_queue(1);
-    // Fifteen messages fill a segment, and five of them stay: a third is alive, which otherwise is enough.
+    // Fifteen messages fill a segment, and six of them stay, which otherwise is enough.
     for number in 0..15 * 60 {
         store.publish(&[1], &numbered_payload(number % 200, 4_000), 0);
         store.commit().unwrap();
     }
     for first in (1..).step_by(15).take(60) {
-        store.settle(1, first + 5, first + 14);
+        store.settle(1, first + 6, first + 14);
     }
     let checkpoint = || {
         rig.clock.advance_ms(60);
