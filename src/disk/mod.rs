@@ -11,10 +11,10 @@
 #[cfg(test)]
 mod conformance;
 pub mod fault;
+mod file_system;
 pub mod machine;
 mod real;
 pub mod sim;
-mod syncing;
 
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};

@@ -18,7 +18,7 @@ use fs2::FileExt as _;
 use rustix::fs::{Advice, FallocateFlags};
 
 use super::fault::{self, Fault};
-use super::syncing::FileSystem;
+use super::file_system::{self, FileSystem};
 use super::{Clock, DirectoryLock, Disk, DiskFile, FreeSpace, OpenMode};
 
 /// Most buffers one `pwritev` takes on Linux (`UIO_MAXIOV`).
@@ -267,14 +267,16 @@ impl Disk for RealDisk {
 
     fn free_space(&self) -> io::Result<FreeSpace> {
         let stats = fs2::statvfs(&self.root).map_err(|e| named(&self.root, "measure", &e))?;
-        Ok(FreeSpace {
+        Ok(self.file_system.told(FreeSpace {
             available_bytes: stats.available_space(),
             total_bytes: stats.total_space(),
-        })
+        }))
     }
 
     fn temp_file(&self) -> io::Result<Arc<dyn DiskFile>> {
-        let file = tempfile::tempfile_in(&self.root)
+        let file = self
+            .file_system
+            .temp_file(&self.root, file_system::open_unnamed)
             .map_err(|e| named(&self.root, "create a temporary file in", &e))?;
         Ok(Arc::new(RealFile {
             file,

@@ -326,6 +326,53 @@ fn a_message_in_twenty_queues_holds_no_more_disk_than_one() {
     again.check_payloads(&store.payloads());
 }
 
+/// Proves I29.
+#[test]
+fn while_the_disk_is_low_the_log_takes_twice_what_is_alive() {
+    let rig = Rig::new(options());
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    // Fifteen messages fill a segment, and six of them stay, which otherwise is enough.
+    for number in 0..15 * 60 {
+        store.publish(&[1], &numbered_payload(number % 200, 4_000), 0);
+        store.commit().unwrap();
+    }
+    for first in (1..).step_by(15).take(60) {
+        store.settle(1, first + 6, first + 14);
+    }
+    let checkpoint = || {
+        rig.clock.advance_ms(60);
+        store.commit().unwrap();
+        store.storage.checkpoint(&store).unwrap();
+    };
+    checkpoint();
+    let unique = unique_bytes(&store);
+    let constant = 4 * rig.options.segment_size_bytes;
+    let used_bytes = || {
+        let stats = store.storage.stats();
+        stats.segment_bytes + stats.spare_count * rig.options.segment_size_bytes
+    };
+    let plenty = store.storage.compact(&store, false, u64::MAX).unwrap();
+    assert_eq!(plenty.moved_count, 0, "{plenty:?}");
+    assert!(used_bytes() <= 4 * unique + constant);
+    assert!(used_bytes() > 2 * unique + constant, "{unique}");
+    store.storage.tend_space(true).unwrap();
+    let low = store.storage.compact(&store, true, u64::MAX).unwrap();
+    assert!(low.moved_count > 0, "{low:?}");
+    checkpoint();
+    assert_eq!(unique_bytes(&store), unique);
+    assert!(
+        used_bytes() <= 2 * unique + constant,
+        "{} of {unique}",
+        used_bytes()
+    );
+    store.check_payloads(&store.payloads());
+    rig.after_power_loss()
+        .open()
+        .0
+        .check_payloads(&store.payloads());
+}
+
 #[test]
 fn what_is_full_of_messages_of_many_queues_stays_and_is_counted_when_that_may_change() {
     let rig = Rig::new(options());

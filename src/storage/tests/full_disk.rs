@@ -288,3 +288,25 @@ fn without_allocation_the_reserve_is_written() {
     store.storage.checkpoint(&store).unwrap();
     assert!(!store.storage.is_stalled());
 }
+
+#[test]
+fn a_disk_that_does_not_say_its_size_may_get_full_and_have_room_again() {
+    let rig = Rig::new(options());
+    rig.disk.set_size_unknown(true);
+    let store = busy(&rig);
+    assert!(!store.storage.is_short_of_space());
+    rig.disk.set_size_unknown(false);
+    leave(&rig, 0);
+    rig.disk.set_size_unknown(true);
+    exhaust(&store);
+    assert!(store.storage.is_short_of_space());
+    rig.disk.set_capacity(None);
+    store.commit().unwrap();
+    store.storage.tend_space(false).unwrap();
+    store.commit().unwrap();
+    assert!(!store.storage.is_short_of_space());
+    let stats = store.storage.stats();
+    assert_eq!(stats.reserve_bytes, 2 * rig.options.segment_size_bytes);
+    let again = rig.after_power_loss();
+    again.open().0.check_payloads(&store.payloads());
+}

@@ -1,5 +1,7 @@
-//! Many files made durable at once.
+//! What not every file system can, and what is done where it cannot: many files made durable at once, files without a
+//! name, the free space.
 //!
+//! # Many files
 //! A checkpoint of a thousand long queues has written a thousand index files. Synced one after the other, each pays for
 //! a commit of the file system's journal and a flush of the device, and whatever else the disk is doing waits in
 //! between. So many files go by one `syncfs`, and a few threads do it where that cannot be relied on:
@@ -17,14 +19,23 @@
 //!    changed. Hence the one after it.
 //! 4. `syncfs` writes what other programs have not synced yet, too. Measured beside one that writes as fast as it can,
 //!    it was still four times as fast as the files one by one.
+//!
+//! # The rest
+//! Without `O_TMPFILE` a file gets a name that is removed at once. A file system of 0 blocks does not say how full it is: its
+//! free space is unknown. Each of the two is said once.
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::FreeSpace;
 use crate::sync::lock;
 
 /// From so many files on it is worth more than one sync after the other.
@@ -42,6 +53,8 @@ pub(super) struct FileSystem {
     /// `syncfs` goes here; open from the start, rule 1.
     root: File,
     is_trusted: bool,
+    has_said_size: AtomicBool,
+    has_said_unnamed: AtomicBool,
 }
 
 impl FileSystem {
@@ -52,7 +65,50 @@ impl FileSystem {
     pub(super) fn of(root: &Path) -> io::Result<Self> {
         let root = File::open(root)?;
         let is_trusted = is_trusted_type(&root) && is_reporting(&release());
-        Ok(Self { root, is_trusted })
+        Ok(Self {
+            root,
+            is_trusted,
+            has_said_size: AtomicBool::new(false),
+            has_said_unnamed: AtomicBool::new(false),
+        })
+    }
+
+    /// What the system says of its space; that it says nothing is said once.
+    pub(super) fn told(&self, free: FreeSpace) -> FreeSpace {
+        if free.total_bytes == 0 && !self.has_said_size.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "this file system does not say how much space is free; there is no alarm before it is full"
+            );
+        }
+        free
+    }
+
+    /// A file in `root` that is gone when it is closed. `open` makes one that never had a name, where that is possible.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub(super) fn temp_file(
+        &self,
+        root: &Path,
+        open: impl FnOnce(&Path) -> Result<OwnedFd, Errno>,
+    ) -> io::Result<File> {
+        match open(root) {
+            // So say a file system that does not know of it, a kernel that does not, and FUSE.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::NOSYS | Errno::INVAL) => {
+                if !self.has_said_unnamed.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        "this file system has no files without a name; a power cut may leave some called .stratamq-*"
+                    );
+                }
+                let named = tempfile::Builder::new()
+                    .prefix(".stratamq-")
+                    .tempfile_in(root)?;
+                let (file, path) = named.into_parts();
+                path.close()?;
+                Ok(file)
+            }
+            opened => Ok(opened?.into()),
+        }
     }
 
     /// Makes data and size of all files durable; `sync` is fdatasync of one. No sync is repeated.
@@ -73,6 +129,12 @@ impl FileSystem {
             _ => files.iter().try_for_each(|file| sync(file)),
         }
     }
+}
+
+/// A file that never has a name.
+pub(super) fn open_unnamed(root: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, root, flags, Mode::RUSR | Mode::WUSR)
 }
 
 fn sync_on_threads(
@@ -178,6 +240,74 @@ mod tests {
             assert!(error.to_string().parse::<usize>().is_ok(), "{error}");
             assert!(calls.into_inner() <= count);
         }
+    }
+
+    #[test]
+    fn without_unnamed_files_a_name_is_removed_at_once_and_that_is_said_once() {
+        use std::io::{Read, Seek, Write};
+        let logs = Logs::default();
+        let (place, file_system) = file_system(false);
+        let root = place.path();
+        tracing::subscriber::with_default(logs.clone(), || {
+            for refusal in [Errno::OPNOTSUPP, Errno::ISDIR] {
+                let mut file = file_system
+                    .temp_file(root, |_| Err(refusal))
+                    .expect("a file");
+                file.write_all(b"spilled").expect("written");
+                file.rewind().expect("rewound");
+                let mut text = String::new();
+                file.read_to_string(&mut text).expect("read");
+                assert_eq!(text, "spilled");
+                assert_eq!(std::fs::read_dir(root).expect("listed").count(), 0);
+                assert_eq!(logs.count(), 1);
+            }
+            let full = file_system.temp_file(root, |_| Err(Errno::NOSPC));
+            assert_eq!(full.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        });
+    }
+
+    #[test]
+    fn a_file_system_that_does_not_say_its_size_is_mentioned_once() {
+        let logs = Logs::default();
+        let (_place, file_system) = file_system(false);
+        let told = |total_bytes| {
+            file_system.told(FreeSpace {
+                available_bytes: 0,
+                total_bytes,
+            })
+        };
+        tracing::subscriber::with_default(logs.clone(), || {
+            assert_eq!(told(100).total_bytes, 100);
+            assert_eq!(logs.count(), 0);
+            assert_eq!((told(0).total_bytes, told(0).total_bytes), (0, 0));
+            assert_eq!(logs.count(), 1);
+        });
+    }
+
+    /// Counts what is logged.
+    #[derive(Clone, Default)]
+    struct Logs(std::sync::Arc<AtomicUsize>);
+
+    impl Logs {
+        fn count(&self) -> usize {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    impl tracing::Subscriber for Logs {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, _: &tracing::Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
     }
 
     #[test]
