@@ -222,6 +222,31 @@ fn space_is_told(disk: &dyn Disk) {
     assert!(space.available_bytes > 0 && space.total_bytes >= space.available_bytes);
 }
 
+fn many_files_are_synced_at_once(disk: &dyn Disk) {
+    disk.sync_files(&[]).expect("nothing to do");
+    disk.create_dir(path("index")).expect("create");
+    let paths: Vec<PathBuf> = (0..100)
+        .map(|n| PathBuf::from(format!("index/{n}")))
+        .collect();
+    for (n, path) in paths.iter().enumerate() {
+        create(disk, &path.display().to_string(), &[1; 100]);
+        if n == 0 || n == 40 {
+            disk.sync_files(&paths[..=n]).expect("some");
+        }
+    }
+    disk.sync_files(&paths).expect("all, and all again");
+    disk.sync_files(&paths).expect("all, and all again");
+    assert_eq!(contents(disk, "index/99"), [1; 100]);
+    check_kind(
+        disk.sync_files(&[PathBuf::from("none")]),
+        ErrorKind::NotFound,
+    );
+    check_kind(
+        disk.sync_files(&[PathBuf::from("../up")]),
+        ErrorKind::InvalidInput,
+    );
+}
+
 fn paths_stay_below_the_root(disk: &dyn Disk) {
     for bad in ["../up", "/etc/hosts", "a/../../b", "./x"] {
         check_kind(
@@ -268,6 +293,10 @@ const CLAIMS: &[Claim] = &[
     ("the lock has one holder", the_lock_has_one_holder),
     ("temporary files have no name", temporary_files_have_no_name),
     ("sealed files can be mapped", sealed_files_can_be_mapped),
+    (
+        "many files are synced at once",
+        many_files_are_synced_at_once,
+    ),
     ("space is told", space_is_told),
     ("paths stay below the root", paths_stay_below_the_root),
 ];

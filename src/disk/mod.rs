@@ -11,6 +11,7 @@
 #[cfg(test)]
 mod conformance;
 pub mod fault;
+mod file_system;
 pub mod machine;
 mod real;
 pub mod sim;
@@ -59,6 +60,9 @@ pub trait Disk: Send + Sync + 'static {
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     /// Makes creations, renames and removals in `path` durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// As [`DiskFile::sync_data`] of each of these files, all at once where the system can. They all exist. After an
+    /// error nothing is known about any of them since the last success; it must never be retried.
+    fn sync_files(&self, paths: &[PathBuf]) -> io::Result<()>;
     /// Takes the exclusive lock on `path` (created when missing). `WouldBlock` when another process holds it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DirectoryLock>>;
     /// Space left for the data directory.

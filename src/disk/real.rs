@@ -18,6 +18,7 @@ use fs2::FileExt as _;
 use rustix::fs::{Advice, FallocateFlags};
 
 use super::fault::{self, Fault};
+use super::file_system::{self, FileSystem};
 use super::{Clock, DirectoryLock, Disk, DiskFile, FreeSpace, OpenMode};
 
 /// Most buffers one `pwritev` takes on Linux (`UIO_MAXIOV`).
@@ -37,6 +38,7 @@ const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 pub struct RealDisk {
     /// Absolute path of the data directory; every path of the trait is below it.
     root: PathBuf,
+    file_system: Arc<FileSystem>,
 }
 
 impl RealDisk {
@@ -47,7 +49,7 @@ impl RealDisk {
     pub fn new(root: PathBuf) -> io::Result<Self> {
         let root = std::path::absolute(&root).map_err(|e| named(&root, "use", &e))?;
         create_dirs_durably(&root)?;
-        Ok(Self { root })
+        Self::at(root)
     }
 
     /// Opens the data directory `root` as it is: nothing is created, for those who only look.
@@ -58,7 +60,15 @@ impl RealDisk {
     pub fn open_existing(root: PathBuf) -> io::Result<Self> {
         let root = std::path::absolute(&root).map_err(|e| named(&root, "use", &e))?;
         check_is_directory(&root)?;
-        Ok(Self { root })
+        Self::at(root)
+    }
+
+    fn at(root: PathBuf) -> io::Result<Self> {
+        let file_system = FileSystem::of(&root).map_err(|e| named(&root, "open", &e))?;
+        Ok(Self {
+            root,
+            file_system: Arc::new(file_system),
+        })
     }
 
     /// True while another process holds the lock on `path`. Leaves the lock and the file as they are; a file
@@ -216,6 +226,15 @@ impl Disk for RealDisk {
         sync_directory(&self.resolve(path)?)
     }
 
+    fn sync_files(&self, paths: &[PathBuf]) -> io::Result<()> {
+        if fault::is_active(Fault::SkipSync) {
+            return Ok(());
+        }
+        paths.iter().try_for_each(|path| check_relative(path))?;
+        let sync = |path: &Path| self.open(path, OpenMode::Read)?.sync_data();
+        self.file_system.sync(paths, sync)
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DirectoryLock>> {
         let path = self.resolve(path)?;
         let mut options = OpenOptions::new();
@@ -248,14 +267,16 @@ impl Disk for RealDisk {
 
     fn free_space(&self) -> io::Result<FreeSpace> {
         let stats = fs2::statvfs(&self.root).map_err(|e| named(&self.root, "measure", &e))?;
-        Ok(FreeSpace {
+        Ok(self.file_system.told(FreeSpace {
             available_bytes: stats.available_space(),
             total_bytes: stats.total_space(),
-        })
+        }))
     }
 
     fn temp_file(&self) -> io::Result<Arc<dyn DiskFile>> {
-        let file = tempfile::tempfile_in(&self.root)
+        let file = self
+            .file_system
+            .temp_file(&self.root, file_system::open_unnamed)
             .map_err(|e| named(&self.root, "create a temporary file in", &e))?;
         Ok(Arc::new(RealFile {
             file,

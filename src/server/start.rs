@@ -1,5 +1,6 @@
 //! From a configuration to a broker that is ready to listen.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -54,9 +55,22 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Storage(StorageError::Damaged { .. }) | Self::Restore { .. } => 3,
+            Self::Storage(StorageError::Io {
+                operation, source, ..
+            }) if is_unreadable(operation, source.kind()) => 3,
             Self::Storage(_) | Self::Failed(_) => 1,
         }
     }
+}
+
+/// True when a file of the data directory is there and cannot be read: it has another owner, or is no file.
+fn is_unreadable(operation: &str, kind: ErrorKind) -> bool {
+    let is_read = operation.starts_with("open") || operation.starts_with("read");
+    let is_of_the_file = matches!(
+        kind,
+        ErrorKind::PermissionDenied | ErrorKind::IsADirectory | ErrorKind::NotADirectory
+    );
+    is_read && is_of_the_file
 }
 
 fn storage_options(config: &Config, memory_limit_bytes: u64) -> Options {

@@ -11,6 +11,7 @@
 //! 3. Nothing is repaired and nothing changed. Which live messages a damaged place hits is the owner's to find out; a
 //!    damaged block has [`Storage::rewrite_run`](super::Storage::rewrite_run).
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -112,7 +113,7 @@ impl Scrubber {
                     Stage::Segments(SegmentId(0))
                 }
                 Stage::Segments(after) => self.next_segment(after, &mut step)?,
-                Stage::Reading(scan, end) => self.read_on(scan, end, &mut step)?,
+                Stage::Reading(scan, end) => self.read_on(source, scan, end, &mut step)?,
                 Stage::Index(mut round) => {
                     let goes_on = round.step(&self.shared, source, &mut step);
                     // After an error it goes on with the next queue.
@@ -267,6 +268,7 @@ impl Scrubber {
     /// Verifies the next batch.
     fn read_on(
         &mut self,
+        source: &dyn CheckpointSource,
         mut scan: Box<SegmentScan>,
         end: Option<Lsn>,
         step: &mut Step,
@@ -283,7 +285,7 @@ impl Scrubber {
         let goes_on = match invalid {
             None => true,
             Some(invalid) => self
-                .look_at(&mut scan, end, place, &invalid, step)
+                .look_at(source, &mut scan, end, place, &invalid, step)
                 .map_err(error)?,
         };
         step.read_bytes += scan.read_bytes() - before;
@@ -297,6 +299,7 @@ impl Scrubber {
     /// No valid batch at `place`: the end of the segment, or damage. True when there is more behind it.
     fn look_at(
         &self,
+        source: &dyn CheckpointSource,
         scan: &mut SegmentScan,
         end: Option<Lsn>,
         place: Lsn,
@@ -307,13 +310,21 @@ impl Scrubber {
         let behind = match end {
             Some(end) => end,
             None => {
-                // Without the successor's word: something signed behind this place says that the log went on there.
+                // Without the successor's word: something signed behind this place says that the log went on there, and
+                // so does a message.
                 let remains =
                     survey_remains(scan.file(), self.shared.store, segment, place.offset())?;
-                if remains.batch_count == 0 {
+                let is_blank = remains.len_bytes == 0 && !scan.header().is_recycled;
+                let last = if remains.batch_count > 0 || is_blank {
+                    None
+                } else {
+                    self.last_live(source, place)
+                };
+                if remains.batch_count == 0 && last.is_none() {
                     return Ok(false);
                 }
-                Lsn(place.0 + remains.len_bytes)
+                let len_bytes = remains.len_bytes.max(last.unwrap_or(place).0 - place.0);
+                Lsn(place.0 + len_bytes)
             }
         };
         let is_found = scan.skip_batch()?.is_some()
@@ -325,6 +336,28 @@ impl Scrubber {
         };
         self.report(segment, from, upto, invalid, step);
         Ok(is_found)
+    }
+
+    /// The end of the last live message that lies at `place` or behind it in its segment.
+    fn last_live(&self, source: &dyn CheckpointSource, place: Lsn) -> Option<Lsn> {
+        let segments = BTreeSet::from([place.segment()]);
+        let mut last = None;
+        for queue in source.queue_ids() {
+            let (mut entries, runs) = source.refs_in(queue, &segments);
+            for run in runs {
+                // A damaged block is found when its turn comes.
+                if let Ok(Ok(block)) = self.shared.index.read(queue, &run) {
+                    entries.extend(block.live_entries(&run).unwrap_or_default());
+                }
+            }
+            let positions = entries.iter().map(|entry| entry.position);
+            let behind = positions.filter(|position| {
+                position.lsn.segment() == place.segment() && position.lsn >= place
+            });
+            let ends = behind.map(|position| Lsn(position.lsn.0 + u64::from(position.len_bytes)));
+            last = last.max(ends.max());
+        }
+        last
     }
 
     fn report(

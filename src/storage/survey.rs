@@ -361,7 +361,11 @@ impl Pass<'_> {
     fn damage(&self, invalid: &Invalid, proven: Lsn) -> StorageError {
         // With nothing left in its own segment, the beginning of the next one is what is missing.
         let at = match self.survey.discarded.first() {
-            Some(first) if *invalid == Invalid::Absent => Lsn::new(first.segment, first.from),
+            Some(first) if *invalid == Invalid::Absent => {
+                let file = self.open(first.segment).ok();
+                let header = file.and_then(|file| self.header(&*file, first.segment).ok()?);
+                Lsn::new(first.segment, header.map_or(0, |_| first.from))
+            }
             _ => self.survey.end,
         };
         let path = segment_path(at.segment());

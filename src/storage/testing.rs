@@ -473,14 +473,17 @@ impl CheckpointSource for LiveStore {
         segments: &BTreeSet<SegmentId>,
     ) -> (Vec<ImageEntry>, Vec<FiledRun>) {
         let live = lock(&self.live);
-        let entries = live.queues.get(&id).map(|image| {
-            let there = image
-                .entries
-                .iter()
-                .filter(|entry| segments.contains(&entry.position.lsn.segment()));
-            there.copied().collect()
-        });
-        (entries.unwrap_or_default(), Vec::new())
+        let image = live.queues.get(&id);
+        image.map_or_else(Default::default, |image| {
+            live.filer.refs_in(image, segments)
+        })
+    }
+    fn refile(&self, id: QueueId, old: &FiledRun, new: FiledRun) {
+        let mut live = lock(&self.live);
+        let Live { queues, filer, .. } = &mut *live;
+        if let Some(image) = queues.get_mut(&id) {
+            filer.refile(&self.storage, image, old, new);
+        }
     }
     fn relocate(&self, id: QueueId, moves: &[Move]) {
         let mut live = lock(&self.live);

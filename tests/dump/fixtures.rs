@@ -10,6 +10,7 @@ use stratamq::storage::{Found, QueueImage, Recovered, StorageError};
 
 use crate::command::copy_of;
 use crate::filed;
+use crate::moved;
 use crate::script::{End, tell};
 use crate::scripted::Scripted;
 
@@ -40,8 +41,9 @@ fn fixtures_are_made_only_on_demand_and_never_twice() {
         );
         make(&root, name, end);
     }
-    let filed: [(&str, Teller); 2] = [
+    let filed: [(&str, Teller); 3] = [
         ("filed", |root| filed::tell(root, 0)),
+        ("moved", moved::tell),
         ("short", filed::tell_of_full_runs),
     ];
     for (name, tell) in filed {
@@ -158,6 +160,21 @@ fn fixture_with_index_files_opens_with_its_state() {
     let (_, rebuilt) = open(copy.path()).expect("it opens");
     assert_eq!(rebuilt.report.rebuilt_run_count, 4);
     assert_eq!(rebuilt.queues, whole.queues);
+}
+
+#[test]
+fn fixture_whose_files_were_used_again_opens_with_its_state() {
+    let expected = [(1, 547, 0, 543, 1), (2, 15, 2, 14, 0), (3, 71, 0, 0, 0)];
+    check_opens("moved", |found| *found == Found::Replayed, &expected);
+    let copy = copy_of("moved");
+    let (_, recovered) = open(copy.path()).expect("it opens");
+    let is_cold = |queue: &QueueImage| {
+        let entries = queue.entries.iter();
+        entries
+            .filter(|entry| entry.position.lsn.segment().is_cold())
+            .count()
+    };
+    assert!(is_cold(&recovered.queues[1]) > 4);
 }
 
 #[test]

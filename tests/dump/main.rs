@@ -12,6 +12,7 @@ mod damage;
 mod filed;
 mod fixtures;
 mod load;
+mod moved;
 mod rescue;
 mod script;
 mod scripted;

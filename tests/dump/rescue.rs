@@ -9,10 +9,12 @@ use serde_json::Value;
 use crate::command::{copy_dir, in_repository, strata_dump};
 use crate::fixtures::files_of;
 
-/// Directories whose files are damaged: with packed positions, and with index files.
-const DIRECTORIES: [&str; 3] = [
+/// Directories whose files are damaged: with packed positions, with index files, and with cold segments and files used
+/// again.
+const DIRECTORIES: [&str; 4] = [
     "tests/fixtures/v1/clean",
     "tests/fixtures/v2/filed",
+    "tests/fixtures/v2/moved",
     "tests/fixtures/v3/short",
 ];
 

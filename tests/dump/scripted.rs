@@ -1,7 +1,7 @@
 //! A store whose topology is the broker's own and whose live state is kept beside it, for scripts that need exact
 //! control over batches: what the broker would do for a client, without one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -16,8 +16,8 @@ use stratamq::storage::format::StoreId;
 use stratamq::storage::run::FiledRun;
 use stratamq::storage::testing::filer::{Filer, unfile};
 use stratamq::storage::types::{
-    ImageEntry, Lsn, MetaEffect, Position, QueueId, Receipt, Ref, Request, Seq, SeqRange,
-    SettleCause, Urgency,
+    ImageEntry, Lsn, MetaEffect, Move, Position, QueueId, Receipt, Ref, Request, SegmentId, Seq,
+    SeqRange, SettleCause, Urgency,
 };
 use stratamq::storage::{
     CheckpointSource, CommitListener, Options, QueueImage, Recovered, Storage, StorageError,
@@ -287,6 +287,29 @@ impl CheckpointSource for Scripted {
         let live = self.live.lock().expect("no panic");
         let image = live.queues.get(&id);
         image.map_or_else(Vec::new, |image| live.filer.unfiled(image, max_count))
+    }
+    fn refs_in(
+        &self,
+        id: QueueId,
+        segments: &BTreeSet<SegmentId>,
+    ) -> (Vec<ImageEntry>, Vec<FiledRun>) {
+        let live = self.live.lock().expect("no panic");
+        let image = live.queues.get(&id);
+        let entries = image.into_iter().flat_map(|image| image.entries.iter());
+        let there = entries.filter(|entry| segments.contains(&entry.position.lsn.segment()));
+        (there.copied().collect(), Vec::new())
+    }
+    fn relocate(&self, id: QueueId, moves: &[Move]) {
+        let mut live = self.live.lock().expect("no panic");
+        let Live { queues, filer, .. } = &mut *live;
+        for moved in moves {
+            let image = queues.get_mut(&id);
+            let entry = image.and_then(|image| image.entries.get_mut(moved.seq));
+            if let Some(entry) = entry.filter(|entry| entry.position == moved.from) {
+                entry.position = moved.to;
+                filer.forget(id, FiledRun::number_of(moved.seq));
+            }
+        }
     }
     fn filed(&self, id: QueueId, runs: Vec<FiledRun>) {
         let mut live = self.live.lock().expect("no panic");

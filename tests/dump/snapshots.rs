@@ -83,7 +83,8 @@ fn check_all(fixture_name: &str) {
     let before = files_of(&in_repository(&fixture(fixture_name)));
     for (name, words) in COMMANDS {
         // The stories of newer versions have no such queue or place.
-        if !["filed", "short"].contains(&fixture_name) || !name.starts_with("records-of") {
+        let is_newer = ["filed", "moved", "short"].contains(&fixture_name);
+        if !is_newer || !name.starts_with("records-of") {
             check(fixture_name, name, words);
         }
     }
@@ -117,6 +118,11 @@ fn directory_with_index_files_is_shown_as_expected() {
 }
 
 #[test]
+fn directory_whose_files_were_used_again_is_shown_as_expected() {
+    check_all("moved");
+}
+
+#[test]
 fn directory_with_full_runs_is_shown_as_expected() {
     check_all("short");
 }
@@ -124,10 +130,11 @@ fn directory_with_full_runs_is_shown_as_expected() {
 #[test]
 fn exit_codes_tell_what_was_found() {
     let clean = fixture("clean");
-    let cases: [(&[&str], i32); 14] = [
+    let cases: [(&[&str], i32); 15] = [
         (&["verify", &clean], 0),
         (&["verify", &fixture("torn")], 0),
         (&["verify", &fixture("filed")], 0),
+        (&["verify", &fixture("moved")], 0),
         (&["verify", &fixture("short")], 0),
         (&["verify", &fixture("damaged")], 3),
         (&["verify", &fixture("rotten")], 3),

@@ -523,12 +523,19 @@ impl CheckpointSource for Source<'_> {
     ) -> (Vec<ImageEntry>, Vec<FiledRun>) {
         self.happen();
         let live = self.world.live();
-        let entries = live.queues.get(&id).map(|queue| {
-            let entries = queue.image.entries.iter();
-            let there = entries.filter(|entry| segments.contains(&entry.position.lsn.segment()));
-            there.copied().collect()
-        });
-        (entries.unwrap_or_default(), Vec::new())
+        let queue = live.queues.get(&id);
+        queue.map_or_else(Default::default, |queue| {
+            live.filer.refs_in(&queue.image, segments)
+        })
+    }
+
+    fn refile(&self, id: QueueId, old: &FiledRun, new: FiledRun) {
+        self.happen();
+        let mut live = self.world.live();
+        let Live { queues, filer, .. } = &mut *live;
+        if let Some(queue) = queues.get_mut(&id) {
+            filer.refile(&self.world.storage, &mut queue.image, old, new);
+        }
     }
 
     fn relocate(&self, id: QueueId, moves: &[Move]) {

@@ -3,6 +3,7 @@
 use crate::churn::ChurnArgs;
 use crate::flatness::FlatnessArgs;
 use crate::message::STAMP_BYTES;
+use crate::recycle::RecycleArgs;
 use crate::restart::RestartArgs;
 use crate::url::Url;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -41,6 +42,8 @@ pub(crate) enum Command {
     Restart(RestartArgs),
     /// Measures durable confirmed throughput, syncs and bytes written against the number of queues.
     Queues(FlatnessArgs),
+    /// Measures what an fdatasync costs in segments that are used again, against fresh ones; on the engine alone.
+    Recycle(RecycleArgs),
     /// Declares, binds, uses and deletes many queues, again and again, and looks for what does not come back.
     Churn(ChurnArgs),
 }

@@ -38,6 +38,7 @@ mod message;
 mod process;
 mod publisher;
 mod raw;
+mod recycle;
 mod report;
 mod restart;
 mod run;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         None => load(&cli.load),
         Some(Command::Restart(args)) => show(restart::run(&args), args.own.json),
         Some(Command::Queues(args)) => show(flatness::run(&args), args.own.json),
+        Some(Command::Recycle(args)) => show(recycle::run(&args), args.json),
         Some(Command::Churn(args)) => show(churn::run(&args), args.own.json),
     }
 }

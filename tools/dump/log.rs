@@ -77,7 +77,7 @@ impl Log {
             files.insert(segment, SegmentFile::read(store, superblock, segment)?);
         }
         let mut log = Self { files };
-        log.find_order();
+        log.find_order(superblock.begin.segment());
         for segment in segment::list_cold(&store.view)? {
             let mut file = SegmentFile::read(store, superblock, segment)?;
             // No part of the chain: what is valid in it counts.
@@ -96,7 +96,10 @@ impl Log {
     }
 
     /// Decides which segment follows which. Numbers rise along the log, so one pass upwards does.
-    fn find_order(&mut self) {
+    ///
+    /// One whose first batch is damaged does not say what it follows. It is part of the log all the same when the
+    /// checkpoint begins in it, or when another segment follows it: then it was synced, and is no remainder of a crash.
+    fn find_order(&mut self, begin: SegmentId) {
         let mut successors: BTreeMap<SegmentId, (u64, SegmentId, Lsn)> = BTreeMap::new();
         for file in self.files.values() {
             let (Ok(header), Some(end)) = (file.header, file.predecessor_end) else {
@@ -112,9 +115,13 @@ impl Log {
         let mut void = Vec::new();
         for file in self.files.values_mut() {
             let predecessor = file.predecessor_end.map(Lsn::segment);
-            let is_successor = predecessor
-                .and_then(|predecessor| successors.get(&predecessor))
-                .is_some_and(|(_, best, _)| *best == file.segment);
+            let is_known = file.segment == begin || successors.contains_key(&file.segment);
+            let is_successor = match predecessor {
+                None => file.header.is_ok() && is_known,
+                Some(predecessor) => successors
+                    .get(&predecessor)
+                    .is_some_and(|(_, best, _)| *best == file.segment),
+            };
             file.is_void =
                 !is_successor || predecessor.is_some_and(|predecessor| void.contains(&predecessor));
             if file.is_void {
@@ -122,6 +129,13 @@ impl Log {
             } else {
                 file.end = successors.get(&file.segment).map(|(_, _, end)| *end);
             }
+        }
+    }
+
+    /// Notes that there are messages in a segment up to here.
+    pub(crate) fn prove(&mut self, end: Lsn) {
+        if let Some(file) = self.files.get_mut(&end.segment()) {
+            file.proven = file.proven.max(Some(end));
         }
     }
 

@@ -47,6 +47,8 @@ pub(crate) struct Live {
     pub(crate) refs: u64,
     /// Bytes of the records these refs name, each record counted once.
     pub(crate) record_bytes: u64,
+    /// Behind the last of these records.
+    pub(crate) end: Lsn,
 }
 
 impl Snapshot {
@@ -140,6 +142,7 @@ impl Snapshot {
         for (lsn, len_bytes) in positions {
             let of_segment = live.entry(lsn.segment()).or_default();
             of_segment.refs += 1;
+            of_segment.end = of_segment.end.max(Lsn(lsn.0 + u64::from(len_bytes)));
             if previous != Some(lsn) {
                 of_segment.record_bytes += u64::from(len_bytes);
             }

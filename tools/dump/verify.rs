@@ -199,8 +199,8 @@ fn check(
     if let Some(snapshot) = &snapshot {
         describe_state(snapshot, report);
     }
-    let log = Log::read(store, &superblock)?;
-    let ends = kept::check(store, &log, &superblock, snapshot.as_ref(), report)?;
+    let mut log = Log::read(store, &superblock)?;
+    let ends = kept::check(store, &mut log, &superblock, snapshot.as_ref(), report)?;
     match &snapshot {
         Some(snapshot) => {
             index::check(store, snapshot, &ends, report)?;

@@ -100,6 +100,9 @@ impl Disk for View {
     fn sync_dir(&self, _: &Path) -> io::Result<()> {
         refused()
     }
+    fn sync_files(&self, _: &[PathBuf]) -> io::Result<()> {
+        refused()
+    }
     fn lock(&self, _: &Path) -> io::Result<Box<dyn DirectoryLock>> {
         refused()
     }

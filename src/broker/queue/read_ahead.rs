@@ -11,15 +11,15 @@
 //!
 //! 1. Every ready entry between the one being delivered and the frontier is in memory or on its way, unless it came
 //!    back or was dropped from memory since; whoever finds one missing begins anew from there.
-//! 2. So at most [`CHUNKS_AHEAD`] chunks of a queue are in memory on behalf of its consumers; a single one, a small
-//!    one, while messages take more memory than they may.
+//! 2. So at most [`CHUNKS_AHEAD`] chunks of a queue, and the one that deliveries have reached, are in memory or on their
+//!    way on behalf of its consumers; only one ahead, a small one, while messages take more memory than they may.
 
 use super::seldom::Seldom;
 use super::state::QueueState;
 use super::{QueueHandle, Turn};
 use crate::storage::types::Seq;
 
-/// Chunks between the consumers and the frontier: one that is delivered, and one for each reader thread.
+/// Chunks that no delivery has reached.
 const CHUNKS_AHEAD: usize = 3;
 /// Entries of one chunk.
 const CHUNK_MAX_COUNT: u32 = 1024;

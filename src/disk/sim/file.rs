@@ -86,6 +86,17 @@ impl Disk for SimDisk {
         state.note(number, outcome).map_err(|e| named(path, e))
     }
 
+    /// One operation a file, in an order that nobody may rely on.
+    fn sync_files(&self, paths: &[PathBuf]) -> io::Result<()> {
+        let mut left: Vec<&PathBuf> = paths.iter().collect();
+        while !left.is_empty() {
+            let next = self.shared.state().random.index(left.len());
+            self.open(left.swap_remove(next), OpenMode::Read)?
+                .sync_data()?;
+        }
+        Ok(())
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DirectoryLock>> {
         check_relative(path)?;
         let mut state = self.shared.state();

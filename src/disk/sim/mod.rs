@@ -235,6 +235,11 @@ impl SimDisk {
         self.shared.state().is_allocate_supported = is_supported;
     }
 
+    /// Whether the disk says how large it is and how full; some file systems report 0 of 0 blocks.
+    pub fn set_size_unknown(&self, is_unknown: bool) {
+        self.shared.state().is_size_unknown = is_unknown;
+    }
+
     /// From now on every sync, of files and directories, reports success and does nothing.
     pub fn set_lying(&self, is_lying: bool) {
         self.shared.state().is_lying = is_lying;

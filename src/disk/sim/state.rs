@@ -98,6 +98,8 @@ pub(super) struct State {
     /// `None` means that the disk is never full.
     pub(super) capacity_bytes: Option<u64>,
     pub(super) is_allocate_supported: bool,
+    /// 0 of 0 bytes is all that is said about space.
+    pub(super) is_size_unknown: bool,
     pub(super) is_lying: bool,
     pub(super) locks: BTreeSet<PathBuf>,
     /// Syncs of files wait until this is lifted.
@@ -124,6 +126,7 @@ impl State {
             plan: Plan::default(),
             capacity_bytes: None,
             is_allocate_supported: true,
+            is_size_unknown: false,
             is_lying: false,
             locks: BTreeSet::new(),
             are_syncs_held: false,
@@ -148,6 +151,7 @@ impl State {
             seq: dead.seq,
             capacity_bytes: dead.capacity_bytes,
             is_allocate_supported: dead.is_allocate_supported,
+            is_size_unknown: dead.is_size_unknown,
             power_cycle_count: dead.power_cycle_count + 1,
             ..Self::new(0)
         }
@@ -400,6 +404,10 @@ impl State {
 
     pub(super) fn free_space(&self) -> FreeSpace {
         match self.capacity_bytes {
+            _ if self.is_size_unknown => FreeSpace {
+                available_bytes: 0,
+                total_bytes: 0,
+            },
             Some(total_bytes) => FreeSpace {
                 available_bytes: self.free_bytes(),
                 total_bytes,

@@ -200,6 +200,41 @@ fn a_failed_sync_loses_data_that_a_later_sync_does_not_bring_back() {
     assert_eq!(disk.contents(path("f")).expect("read"), sectors(&[1]));
 }
 
+/// Files 0 to 7, each with a durable name, and something in it that is not synced.
+fn eight_files() -> (SimDisk, Vec<PathBuf>) {
+    let disk = SimDisk::new(3);
+    let paths: Vec<PathBuf> = (0..8).map(|n| PathBuf::from(format!("{n}"))).collect();
+    for path in &paths {
+        let file = disk.open(path, OpenMode::CreateNew).expect("create");
+        write(&*file, 0, b"data");
+    }
+    disk.sync_dir(path("")).expect("sync");
+    (disk, paths)
+}
+
+fn surviving_count(disk: &SimDisk, paths: &[PathBuf]) -> usize {
+    let survivor = disk.power_cycle(&CrashChoice::keep_nothing());
+    let has_data = |path: &&PathBuf| survivor.contents(path).is_ok_and(|bytes| bytes == b"data");
+    paths.iter().filter(has_data).count()
+}
+
+#[test]
+fn files_synced_together_are_all_durable_or_an_error_says_so() {
+    let (disk, paths) = eight_files();
+    disk.sync_files(&paths).expect("synced");
+    assert_eq!(surviving_count(&disk, &paths), 8);
+    let (disk, paths) = eight_files();
+    disk.inject(Trigger::Sync, 4, Effect::Eio);
+    disk.sync_files(&paths).expect_err("one failed");
+    assert!(surviving_count(&disk, &paths) < 8);
+    // The power may fail in between, with any of them done.
+    let (disk, paths) = eight_files();
+    disk.crash_at(disk.operation_count() + 5);
+    let error = disk.sync_files(&paths).expect_err("it crashed");
+    assert!(SimDisk::is_crash(&error));
+    assert_eq!(surviving_count(&disk, &paths), 5);
+}
+
 #[test]
 fn a_failed_directory_sync_loses_names() {
     let disk = SimDisk::new(1);

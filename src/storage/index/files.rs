@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::block::{self, BLOCK_LEN, Block};
@@ -366,16 +366,16 @@ impl IndexFiles {
                 .filter(|(_, file)| file.unsynced.end() > 0);
             dirty.map(|(queue, _)| *queue).collect()
         };
+        let paths: Vec<PathBuf> = dirty.iter().map(|queue| index_path(*queue)).collect();
+        let synced = self.disk.sync_files(&paths);
         for queue in dirty {
-            let path = index_path(queue);
-            let synced = self.file(queue).and_then(|file| file.sync_data());
             if let Some(file) = lock(&self.state).files.get_mut(&queue) {
-                // A sync that failed is never repeated.
+                // A sync that failed is never repeated, and it says nothing about any of them.
                 file.unsynced = BlockSet::default();
                 file.is_doubtful |= synced.is_err();
             }
-            synced.map_err(self.error("sync an index file", &path))?;
         }
+        synced.map_err(self.error("sync the index files", Path::new(INDEX_DIR)))?;
         if std::mem::take(&mut lock(&self.state).is_dir_dirty) {
             let path = Path::new(INDEX_DIR);
             let synced = self.disk.sync_dir(path);

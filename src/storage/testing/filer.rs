@@ -3,12 +3,12 @@
 //! Its queues have no runs; [`Filer::image`] gives them as an owner would that holds nothing of a filed run. So what a
 //! start reads through the index files is compared with what never left memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::storage::format::StoreId;
 use crate::storage::index::block;
 use crate::storage::run::FiledRun;
-use crate::storage::types::{ImageEntry, QueueId};
+use crate::storage::types::{ImageEntry, QueueId, SegmentId};
 use crate::storage::{Options, QueueImage, ReadError, Recovered, Storage};
 
 /// See the module.
@@ -56,15 +56,60 @@ impl Filer {
                 entries
                     .iter()
                     .for_each(|entry| image.entries.remove(entry.seq));
+                let is_whole = now.live == filed.live;
                 image.runs.push(FiledRun {
                     live: now.live,
                     marks: now.marks,
                     segments: now.segments,
+                    content_bytes: if is_whole { filed.content_bytes } else { 0 },
                     ..filed.clone()
                 });
             }
         }
         image
+    }
+
+    /// What [`CheckpointSource::refs_in`](crate::storage::CheckpointSource::refs_in) gives for a queue.
+    #[must_use]
+    pub fn refs_in(
+        &self,
+        whole: &QueueImage,
+        segments: &BTreeSet<SegmentId>,
+    ) -> (Vec<ImageEntry>, Vec<FiledRun>) {
+        let image = self.image(whole);
+        let entries = image.entries.iter();
+        let there = entries.filter(|entry| segments.contains(&entry.position.lsn.segment()));
+        let there = there.copied().collect();
+        let mut runs = image.runs;
+        runs.retain(|run| {
+            let mut used = run.segments.iter();
+            used.any(|used| segments.contains(&used.segment))
+        });
+        (there, runs)
+    }
+
+    /// What [`CheckpointSource::refile`](crate::storage::CheckpointSource::refile) does with a queue. The new places are
+    /// read from the new block: what cannot be read is not taken.
+    pub fn refile(
+        &mut self,
+        storage: &Storage,
+        whole: &mut QueueImage,
+        old: &FiledRun,
+        new: FiledRun,
+    ) {
+        if self.image(whole).run(old.number) != Some(old) {
+            return;
+        }
+        let Ok(entries) = storage.read_run(whole.id, &new) else {
+            return;
+        };
+        for moved in entries {
+            if let Some(entry) = whole.entries.get_mut(moved.seq) {
+                entry.position = moved.position;
+            }
+        }
+        let known = self.filed.entry(whole.id).or_default();
+        known.insert(new.number, new);
     }
 
     /// What [`CheckpointSource::unfiled_runs`](crate::storage::CheckpointSource::unfiled_runs) gives for a queue:
@@ -93,11 +138,14 @@ impl Filer {
             .collect()
     }
 
-    /// Notes what [`CheckpointSource::filed`](crate::storage::CheckpointSource::filed) is told. A filer never moves a
-    /// message, so all of it is right.
+    /// Notes what [`CheckpointSource::filed`](crate::storage::CheckpointSource::filed) is told, and what the contents
+    /// take. A filer never moves a message by itself, so all of it is right.
     pub fn filed(&mut self, id: QueueId, runs: Vec<FiledRun>) {
         let known = self.filed.entry(id).or_default();
-        known.extend(runs.into_iter().map(|run| (run.number, run)));
+        for mut run in runs {
+            run.content_bytes = run.live_bytes();
+            known.insert(run.number, run);
+        }
     }
 }
 

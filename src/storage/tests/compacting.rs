@@ -1,9 +1,13 @@
 //! Nearly empty segments give way: their last messages move.
 
 use super::*;
-use crate::storage::Compacted;
+use crate::disk::{Disk, OpenMode};
+use crate::storage::format::{StoreId, segment_path};
+use crate::storage::scan::SegmentScan;
+use crate::storage::segment::{self, FIRST_BATCH_OFFSET};
 use crate::storage::testing::{as_recovered, numbered_payload};
-use crate::storage::types::SegmentId;
+use crate::storage::types::{QueueId, SegmentId};
+use crate::storage::{CheckpointSource, Compacted};
 
 /// A body of which five fill a segment of the tests.
 const BODY_LEN: usize = 12_000;
@@ -136,6 +140,100 @@ fn a_pass_copies_about_what_it_may() {
     }
     assert!(passes >= 5, "{passes}");
     assert!(store.storage.checkpoint(&store).unwrap().freed.len() >= 10);
+    // They went on in one segment, and its batches follow each other as those of the log do.
+    assert_eq!(store.storage.stats().cold_segment_count, 1);
+    let dead = rig.after_power_loss();
+    let file = dead
+        .disk
+        .open(&segment_path(SegmentId::FIRST_COLD), OpenMode::Read);
+    let file = file.unwrap();
+    let header = segment::read_header(&*file, StoreId([0x5a; 16]), SegmentId::FIRST_COLD);
+    let header = header.unwrap().unwrap();
+    let mut scan = SegmentScan::new(file, header, FIRST_BATCH_OFFSET).unwrap();
+    let (mut batch_count, mut last_crc) = (0, 0);
+    while let Ok(batch) = scan.next_batch().unwrap() {
+        assert_eq!(batch.header.previous_crc, last_crc, "batch {batch_count}");
+        last_crc = batch.header.crc;
+        batch_count += 1;
+    }
+    assert_eq!(batch_count, passes);
+    dead.open().0.check_payloads(&store.payloads());
+}
+
+#[test]
+fn what_replay_would_read_is_not_moved() {
+    let rig = Rig::new(options());
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    for number in 0..4 {
+        store.publish(&[1], &numbered_payload(number, BODY_LEN), 0);
+    }
+    store.publish(&[1], &numbered_payload(4, 500), 0);
+    store.settle(1, 1, 4);
+    store.commit().unwrap();
+    store.storage.checkpoint(&store).unwrap();
+    // Nearly empty, but more is being written to it.
+    assert_eq!(store.storage.stats().segment_count, 1);
+    let done = store.storage.compact(&store, true, u64::MAX).unwrap();
+    assert_eq!(done, Compacted::default());
+}
+
+#[test]
+fn the_cold_segment_being_filled_stays_when_it_is_empty() {
+    let rig = Rig::new(options());
+    let store = stragglers(&rig);
+    store.storage.compact(&store, false, u64::MAX).unwrap();
+    store.settle(2, 1, 12);
+    store.publish(&[2], &numbered_payload(13, 500), 0);
+    for number in 0..10 {
+        store.publish(&[1], &numbered_payload(number, BODY_LEN), 0);
+    }
+    store.settle(1, 61, 70);
+    rig.clock.advance_ms(60);
+    store.commit().unwrap();
+    let report = store.storage.checkpoint(&store).unwrap();
+    assert!(!report.freed.contains(&SegmentId::FIRST_COLD), "{report:?}");
+    let done = store.storage.compact(&store, false, u64::MAX).unwrap();
+    assert_eq!(done.moved_count, 1, "{done:?}");
+    store.storage.checkpoint(&store).unwrap();
+    let place = store.images()[1].entries.iter().next().unwrap().position;
+    assert_eq!(place.lsn.segment(), SegmentId::FIRST_COLD);
+    let (again, recovered) = rig.after_power_loss().open();
+    assert_eq!(recovered.report.message_count, 1);
+    again.check_payloads(&store.payloads());
+}
+
+/// Proves I28, I29.
+#[test]
+fn stragglers_that_are_filed_move_with_their_run() {
+    let rig = Rig::new(Options {
+        index_min_messages: 0,
+        ..options()
+    });
+    let store = stragglers(&rig);
+    let runs = |store: &LiveStore| store.queue(QueueId(2)).unwrap().runs;
+    let before = runs(&store);
+    assert!(before[0].segments.len() > 10 && before[0].content_bytes > 0);
+    let done = store.storage.compact(&store, false, u64::MAX).unwrap();
+    assert!(done.moved_count >= 10, "{done:?}");
+    let after = runs(&store);
+    assert!(after[0].segments.len() <= 2, "{after:?}");
+    assert_eq!(after[0].live, before[0].live);
+    assert_eq!(after[0].content_bytes, before[0].content_bytes);
+    store.check_filed();
+    // Until the checkpoint the old block is the one that counts, and is not touched.
+    for is_durable in [false, true] {
+        if is_durable {
+            let report = store.storage.checkpoint(&store).unwrap();
+            assert!(report.freed.len() >= 10, "{report:?}");
+        }
+        let (again, recovered) = rig.after_power_loss().open();
+        assert_eq!(recovered.report.message_count, 12);
+        assert_eq!(recovered.report.rebuilt_run_count, 0);
+        again.check_filed();
+        again.check_payloads(&store.payloads());
+        assert_eq!(again.storage.stats().rebuilt_run_count, 0);
+    }
 }
 
 /// Proves I26, I28.
@@ -226,6 +324,53 @@ fn a_message_in_twenty_queues_holds_no_more_disk_than_one() {
     let (again, recovered) = rig.after_power_loss().open();
     assert_eq!(recovered.report.message_count, 12 * FAN_OUT);
     again.check_payloads(&store.payloads());
+}
+
+/// Proves I29.
+#[test]
+fn while_the_disk_is_low_the_log_takes_twice_what_is_alive() {
+    let rig = Rig::new(options());
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    // Fifteen messages fill a segment, and six of them stay, which otherwise is enough.
+    for number in 0..15 * 60 {
+        store.publish(&[1], &numbered_payload(number % 200, 4_000), 0);
+        store.commit().unwrap();
+    }
+    for first in (1..).step_by(15).take(60) {
+        store.settle(1, first + 6, first + 14);
+    }
+    let checkpoint = || {
+        rig.clock.advance_ms(60);
+        store.commit().unwrap();
+        store.storage.checkpoint(&store).unwrap();
+    };
+    checkpoint();
+    let unique = unique_bytes(&store);
+    let constant = 4 * rig.options.segment_size_bytes;
+    let used_bytes = || {
+        let stats = store.storage.stats();
+        stats.segment_bytes + stats.spare_count * rig.options.segment_size_bytes
+    };
+    let plenty = store.storage.compact(&store, false, u64::MAX).unwrap();
+    assert_eq!(plenty.moved_count, 0, "{plenty:?}");
+    assert!(used_bytes() <= 4 * unique + constant);
+    assert!(used_bytes() > 2 * unique + constant, "{unique}");
+    store.storage.tend_space(true).unwrap();
+    let low = store.storage.compact(&store, true, u64::MAX).unwrap();
+    assert!(low.moved_count > 0, "{low:?}");
+    checkpoint();
+    assert_eq!(unique_bytes(&store), unique);
+    assert!(
+        used_bytes() <= 2 * unique + constant,
+        "{} of {unique}",
+        used_bytes()
+    );
+    store.check_payloads(&store.payloads());
+    rig.after_power_loss()
+        .open()
+        .0
+        .check_payloads(&store.payloads());
 }
 
 #[test]

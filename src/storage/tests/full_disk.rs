@@ -229,6 +229,26 @@ fn publishers_go_on_only_when_there_is_plenty() {
 }
 
 #[test]
+fn a_reserve_that_cannot_be_made_whole_takes_no_more_than_it_had() {
+    for (trigger, is_supported) in [(Trigger::Sync, true), (Trigger::Write, false)] {
+        let rig = Rig::new(options());
+        let store = busy(&rig);
+        leave(&rig, 0);
+        exhaust(&store);
+        let before = store.storage.stats().reserve_bytes;
+        leave(&rig, PLENTY / 2);
+        rig.disk.set_allocate_supported(is_supported);
+        let written_bytes = 4096;
+        rig.disk.inject(trigger, 1, Effect::Short { written_bytes });
+        store.storage.tend_space(false).unwrap();
+        assert!(store.storage.is_short_of_space());
+        let file = rig.disk.contents(Path::new("reserve")).unwrap();
+        assert_eq!(file.len() as u64, before);
+        assert_eq!(store.storage.stats().reserve_bytes, before);
+    }
+}
+
+#[test]
 fn a_full_disk_at_a_sync_is_still_the_end() {
     let rig = Rig::new(options());
     let store = busy(&rig);
@@ -267,4 +287,26 @@ fn without_allocation_the_reserve_is_written() {
     store.commit().unwrap();
     store.storage.checkpoint(&store).unwrap();
     assert!(!store.storage.is_stalled());
+}
+
+#[test]
+fn a_disk_that_does_not_say_its_size_may_get_full_and_have_room_again() {
+    let rig = Rig::new(options());
+    rig.disk.set_size_unknown(true);
+    let store = busy(&rig);
+    assert!(!store.storage.is_short_of_space());
+    rig.disk.set_size_unknown(false);
+    leave(&rig, 0);
+    rig.disk.set_size_unknown(true);
+    exhaust(&store);
+    assert!(store.storage.is_short_of_space());
+    rig.disk.set_capacity(None);
+    store.commit().unwrap();
+    store.storage.tend_space(false).unwrap();
+    store.commit().unwrap();
+    assert!(!store.storage.is_short_of_space());
+    let stats = store.storage.stats();
+    assert_eq!(stats.reserve_bytes, 2 * rig.options.segment_size_bytes);
+    let again = rig.after_power_loss();
+    again.open().0.check_payloads(&store.payloads());
 }

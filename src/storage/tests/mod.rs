@@ -4,6 +4,7 @@ mod bytes_on_disk;
 mod commits;
 mod compacting;
 mod damage;
+mod every_byte;
 mod filing;
 mod full_disk;
 mod full_disk_crashes;

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::disk::sim::{Action, Operation};
+use crate::disk::sim::{Action, Effect, Operation, Trigger};
 use crate::disk::{Disk, OpenMode};
-use crate::storage::format::segment_path;
+use crate::storage::format::{StoreId, segment_path};
+use crate::storage::segment;
 use crate::storage::testing::numbered_payload;
 use crate::storage::types::{QueueId, Seq};
 use crate::storage::{Found, ReadError};
@@ -32,6 +33,13 @@ fn recycling(rig: &Rig) -> LiveStore {
     assert!(report.freed.len() > 4, "{report:?}");
     assert_eq!(store.storage.stats().spare_count, 4);
     store
+}
+
+/// Files that are no part of the log.
+fn spare_files(rig: &Rig) -> u64 {
+    let files = rig.disk.files().into_iter();
+    let spares = files.filter(|path| path.extension().is_some_and(|e| e == "spare"));
+    spares.count() as u64
 }
 
 fn is_sync(operation: &Operation) -> bool {
@@ -120,16 +128,12 @@ fn torn_write_into_a_recycled_file_is_kept_without_what_the_file_was_before() {
 fn spares_and_the_prepared_segment_serve_the_next_incarnation() {
     let rig = Rig::new(options());
     let store = recycling(&rig);
+    let spare_count = store.storage.stats().spare_count;
     store.storage.close(&store).unwrap();
     drop(store);
-    let spares = |rig: &Rig| {
-        let files = rig.disk.files().into_iter();
-        files
-            .filter(|path| path.extension().is_some_and(|e| e == "spare"))
-            .count()
-    };
+    let spares = spare_files;
     let before = spares(&rig);
-    assert!(before >= 4);
+    assert_eq!(before, spare_count + 1, "the prepared one is a spare again");
     let (store, recovered) = rig.open();
     assert_eq!(recovered.report.found, Found::Clean);
     assert_eq!(spares(&rig), before - 1, "its first segment is one of them");
@@ -148,6 +152,51 @@ fn a_smaller_limit_gives_spares_back() {
     assert_eq!(store.storage.stats().spare_count, 1);
     store.storage.tend_space(true).unwrap();
     assert_eq!(store.storage.stats().spare_count, 0);
+}
+
+/// The header is durable before the name is: whatever a power cut takes, a segment says which one it is.
+#[test]
+fn a_segment_has_its_name_when_its_header_is_durable() {
+    let rig = Rig::new(options());
+    let store = recycling(&rig);
+    for _ in 0..12 {
+        fill(&store, 1);
+        let disk = rig.after_power_loss().disk;
+        for segment in segment::list(&disk).unwrap() {
+            let file = disk.open(&segment_path(segment), OpenMode::Read).unwrap();
+            let header = segment::read_header(&*file, StoreId([0x5a; 16]), segment).unwrap();
+            assert!(header.is_ok(), "{segment}: {header:?}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_kept_for_later_while_the_disk_is_low() {
+    let rig = Rig::new(options());
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    fill(&store, 40);
+    store.settle(1, 1, 40);
+    store.commit().unwrap();
+    store.storage.tend_space(true).unwrap();
+    let report = store.storage.checkpoint(&store).unwrap();
+    assert!(report.freed.len() > 4, "{report:?}");
+    assert_eq!(store.storage.stats().spare_count, 0);
+    assert_eq!(spare_files(&rig), 0);
+}
+
+#[test]
+fn a_spare_that_could_not_be_used_serves_the_next_attempt() {
+    let rig = Rig::new(options());
+    let store = recycling(&rig);
+    rig.disk.inject(Trigger::Resize, 1, Effect::NoSpace);
+    fill(&store, 12);
+    let stats = store.storage.stats();
+    assert!(
+        stats.entered_segment_count > stats.prepared_segment_count,
+        "one was refused: {stats:?}"
+    );
+    assert_eq!(stats.spare_count, spare_files(&rig), "{stats:?}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::storage::types::{QueueId, SegmentId};
 use crate::storage::{CheckpointSource, ReadError};
 
 /// A round in small steps.
-fn scrub(store: &LiveStore) -> (Vec<Rot>, u64) {
+pub(super) fn scrub(store: &LiveStore) -> (Vec<Rot>, u64) {
     let mut scrubber = store.storage.scrubber();
     let (mut found, mut read_bytes) = (Vec::new(), 0);
     loop {

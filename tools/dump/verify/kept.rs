@@ -11,7 +11,7 @@ use stratamq::storage::types::{Lsn, SegmentId};
 use super::{Outcome, RESTORE, Report};
 use crate::error::DumpError;
 use crate::log::{Damage, Log, SegmentFile};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Live, Snapshot};
 use crate::store::Store;
 
 /// Where the valid part of each segment of the log ends.
@@ -26,7 +26,7 @@ struct Previous {
 
 pub(super) fn check(
     store: &Store,
-    log: &Log,
+    log: &mut Log,
     superblock: &Superblock,
     snapshot: Option<&Snapshot>,
     report: &mut Report,
@@ -35,6 +35,18 @@ pub(super) fn check(
     let mut previous = None;
     let (mut batch_count, mut record_count) = (0u64, 0u64);
     let damage_before = report.damage_count;
+    let live = match snapshot.map(|snapshot| snapshot.live(store)) {
+        Some(Ok(live)) => live,
+        Some(Err(error)) => {
+            report.add_error("index", error)?;
+            BTreeMap::new()
+        }
+        None => BTreeMap::new(),
+    };
+    // Nothing else says where a cold segment ends, or one whose successor is gone.
+    for live in live.values() {
+        log.prove(live.end);
+    }
     for file in log.in_order() {
         let Ok(header) = file.header else { continue };
         let scanned = file.scan(
@@ -60,9 +72,7 @@ pub(super) fn check(
             crc: scanned.last_crc,
         });
     }
-    if let Some(snapshot) = snapshot {
-        check_needed(store, log, snapshot, report)?;
-    }
+    check_needed(store, log, &live, report);
     if report.damage_count == damage_before {
         let void_count = log.files.values().filter(|file| file.is_void).count();
         let text = format!(
@@ -107,24 +117,15 @@ fn report_damage(store: &Store, damage: &Damage, report: &mut Report) {
 }
 
 /// Segments that hold live messages must be part of the log.
-fn check_needed(
-    store: &Store,
-    log: &Log,
-    snapshot: &Snapshot,
-    report: &mut Report,
-) -> Result<(), DumpError> {
-    let live = match snapshot.live(store) {
-        Ok(live) => live,
-        Err(error) => return report.add_error("index", error),
-    };
+fn check_needed(store: &Store, log: &Log, live: &BTreeMap<SegmentId, Live>, report: &mut Report) {
     for (segment, live) in live {
-        let text = match log.files.get(&segment) {
+        let text = match log.files.get(segment) {
             None => "the segment is missing",
             Some(file) if file.header.is_err() => "the header of the segment is not whole",
             Some(file) if file.is_void => "the segment is no part of the log",
             Some(_) => continue,
         };
-        let path = store.view.describe(&segment_path(segment));
+        let path = store.view.describe(&segment_path(*segment));
         report.damage(
             "segments",
             path,
@@ -135,5 +136,4 @@ fn check_needed(
             ),
         );
     }
-    Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::broker::queue::ImageKind;
-use crate::storage::types::{ImageEntry, SegmentId};
+use crate::storage::types::{ImageEntry, Move, Position, SegmentId};
 
 /// A queue of persistent messages `0, 1, ..`, all of it filed, as it comes back from a restart.
 fn filed_queue(rig: &mut Rig, settings: QueueArguments, count: usize) -> QueueHandle {
@@ -98,6 +98,77 @@ fn unreadable_messages_of_a_filed_run_are_kept_aside() {
         assert_eq!(queue.stats().quarantined_count, 2);
         queue.check_sums();
     }
+}
+
+/// Messages that lie elsewhere by now, one that a consumer has, some that are being read, and one that is in memory.
+#[test]
+fn what_is_not_read_from_the_damaged_place_is_not_kept_aside() {
+    let mut rig = Rig::paging();
+    let queue = filed_queue(&mut rig, QueueArguments::default(), 1000);
+    let segments = BTreeSet::from([SegmentId(0)]);
+    let failure = |seq: Seq, position: Position| {
+        let reason = "rot".to_owned();
+        (seq, position, FetchFailure { reason })
+    };
+    let run = queue.refs_in(&segments).1.swap_remove(0);
+    let of_run = rig.index.read(&run).expect("it is whole");
+    let elsewhere = of_run.iter().map(|entry| {
+        let mut position = entry.position;
+        position.lsn.0 += 8;
+        failure(entry.seq, position)
+    });
+    let unreadable = Unreadable {
+        messages: elsewhere.collect(),
+        runs: vec![(run, of_run.clone())],
+    };
+    assert_eq!(rig.turn(|turn| quarantine(turn, &queue, unreadable)), 0);
+    fill(&mut rig, &queue, 1000, 1);
+    let consumer = rig.consume(&queue, |spec| spec.prefetch = 10);
+    let (seq, position) = rig.effects.fetches[0].wanted[0];
+    assert!(rig.effects.fetches[0].wanted.len() > 200);
+    let result = rig.read(position);
+    rig.turn(|turn| fetched(turn, &queue, vec![(seq, result)]));
+    rig.journal.make_durable();
+    for (_, what) in std::mem::take(&mut rig.effects.after_durable) {
+        if let AfterDurable::Redispatch(queue) = what {
+            rig.turn(|turn| super::super::dispatch(turn, &queue));
+        }
+    }
+    let held = deliveries(&consumer);
+    assert_eq!(shown(&held), ["0"]);
+    let entries = queue.refs_in(&segments).0;
+    let there = entries
+        .iter()
+        .map(|entry| failure(entry.seq, entry.position));
+    let unreadable = Unreadable {
+        messages: there.collect(),
+        runs: Vec::new(),
+    };
+    assert_eq!(rig.turn(|turn| quarantine(turn, &queue, unreadable)), 0);
+    rig.settle(&held, SettleOutcome::Ack);
+    rig.settle_down();
+    let aftermath = rig.turn(|turn| cancel(turn, &queue, consumer.id));
+    assert_eq!(aftermath, Aftermath::Stays);
+    let next = deliveries(&consumer);
+    rig.settle(&next, SettleOutcome::Requeue);
+    assert_eq!(drain(&mut rig, &queue), bodies(1, 1001));
+    assert_eq!(queue.stats().quarantined_count, 0);
+    queue.check_sums();
+}
+
+#[test]
+fn only_what_lies_where_it_was_found_moves() {
+    let mut rig = Rig::paging();
+    let queue = rig.queue("q");
+    fill(&mut rig, &queue, 0, 1);
+    let places = || queue.refs_in(&BTreeSet::from([SegmentId(0)])).0;
+    let before = places();
+    let mut from = before[0].position;
+    from.lsn.0 += 8;
+    let (seq, mut to) = (before[0].seq, from);
+    to.lsn.0 += 8;
+    queue.relocate(&[Move { seq, from, to }]);
+    assert_eq!(places(), before);
 }
 
 #[test]
