@@ -136,8 +136,8 @@ impl Store {
         let payload_crc = crc32fast::hash(&payload[0]);
         let begun_ns = clock.now_ns();
         let mut count = 0;
-        let goal_bytes = self.storage.stats().written_bytes + SEGMENT_BYTES;
-        while self.storage.stats().written_bytes < goal_bytes {
+        let goal_bytes = self.storage.stats().batch_bytes + SEGMENT_BYTES;
+        while self.storage.stats().batch_bytes < goal_bytes {
             count += 1;
             let refs = [Ref {
                 queue: QueueId(1),
