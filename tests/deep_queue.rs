@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use stratamq::amqp::field_table::FieldTable;
 use stratamq::amqp::method::queue;
 use support::TestBroker;
@@ -133,6 +135,16 @@ fn every_durable_queue_has_a_file_when_the_threshold_is_0_and_purge_takes_filed_
     assert!(client.get(CHANNEL, QUEUE).is_none());
 }
 
+/// Checkpoints come when they are due, not when a client is done.
+fn wait_for_written_runs(broker: &TestBroker, count: u64) {
+    let deadline = support::raw::now() + Duration::from_secs(20);
+    while Status::of(broker).counter("/index/runs_written") < count {
+        let is_late = support::raw::now() > deadline;
+        assert!(!is_late, "{:?}", Status::of(broker));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// What was unacked at the crash is ready after it, and too much: the oldest go before anybody sees them, also those
 /// that only the index file knows.
 #[test]
@@ -162,8 +174,7 @@ fn length_limit_holds_from_the_first_moment_after_a_restart() {
         client.wait_confirms_upto_from(CHANNEL, first, first + 1000);
         (0..1000).for_each(|_| drop(hoarder.next_delivery(CHANNEL)));
     }
-    let status = Status::of(&broker);
-    assert!(status.counter("/index/runs_written") > 10, "{status:?}");
+    wait_for_written_runs(&broker, 10);
     broker.kill();
     broker.restart();
     let mut client = connect(&broker);
