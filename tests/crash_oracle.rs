@@ -408,6 +408,38 @@ fn the_redelivered_flag_is_there_when_it_must_be() {
 }
 
 #[test]
+fn a_delivery_overtaken_by_the_next_one_is_excused_once_and_only_in_a_stop() {
+    let published = || Story::new().publish(&[1]).confirm(&[1]);
+    let settle = |story: Story| story.ack(1, None).synced().stopped().found("q", &[]);
+    let in_stop = || {
+        published()
+            .event(Event::Stopping)
+            .deliver(1, true)
+            .event(Event::Requeue {
+                queue: "q".into(),
+                id: 1,
+            })
+            .deliver(1, false)
+    };
+    settle(in_stop()).check(&[]);
+    settle(in_stop().deliver(1, false)).check(&[(Kind::WrongRedelivered, 1)]);
+    // Read late, and settled by the faster client meanwhile.
+    let settled = published().event(Event::Stopping).deliver(1, true);
+    settled
+        .ack(1, None)
+        .synced()
+        .deliver(1, false)
+        .stopped()
+        .found("q", &[])
+        .check(&[]);
+    settle(published().deliver(1, true).deliver(1, false)).check(&[(Kind::WrongRedelivered, 1)]);
+    let before_stop = published().deliver(1, true).event(Event::Stopping);
+    settle(before_stop.deliver(1, false)).check(&[(Kind::WrongRedelivered, 1)]);
+    let plain = published().event(Event::Stopping).deliver(1, false);
+    settle(plain.deliver(1, false)).check(&[(Kind::WrongRedelivered, 1)]);
+}
+
+#[test]
 fn a_delivery_after_the_ack_is_noticed() {
     Story::new()
         .publish(&[1])

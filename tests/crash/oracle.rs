@@ -61,10 +61,26 @@ pub(super) struct Entry {
     pub(super) settlement: Settlement,
     /// A client has seen it.
     pub(super) was_delivered: bool,
+    /// Place in the history of its first delivery, when that had the redelivered flag: the delivery before it was not read yet, or
+    /// nobody was left to read it.
+    flagged_first_at: Option<usize>,
     /// A client holds it at this moment.
     pub(super) is_unacked: bool,
     /// Its place as a restart has shown it.
     pub(super) rank: Option<usize>,
+}
+
+impl Entry {
+    /// True, once, for a first delivery that is read after a second one: a stopping broker closes a connection whose client has not
+    /// read it yet, and hands the message to another client that reads faster.
+    fn take_overtaken(&mut self, stopping_at: Option<usize>) -> bool {
+        let was_flagged_since =
+            stopping_at.is_some_and(|stop| self.flagged_first_at.is_some_and(|at| at > stop));
+        if was_flagged_since {
+            self.flagged_first_at = None;
+        }
+        was_flagged_since
+    }
 }
 
 /// A transaction.
@@ -141,8 +157,8 @@ pub(crate) struct Oracle {
     asked: BTreeMap<ChannelKey, Vec<(String, MessageId)>>,
     /// Settlements in the log, with the place in the history at which that was known.
     received: VecDeque<(usize, String, MessageId)>,
-    /// Connections are being closed.
-    is_stopping: bool,
+    /// Connections are being closed since this place in the history.
+    stopping_at: Option<usize>,
     /// The broker handed out nothing that no client saw.
     pub(super) is_flag_exact: bool,
     pub(super) violations: Vec<Violation>,
@@ -218,7 +234,7 @@ impl Oracle {
             Event::Commit { tx } => self.txs.entry(*tx).or_default().commit_at = Some(at),
             Event::Committed { tx } => self.committed(*tx),
             Event::RolledBack { tx } => self.undo(*tx),
-            Event::Stopping => self.is_stopping = true,
+            Event::Stopping => self.stopping_at = Some(at),
             Event::Killed => self.ended(false),
             Event::Stopped { is_quiet } => {
                 self.settle_received(usize::MAX);
@@ -237,6 +253,7 @@ impl Oracle {
             let entry = Entry {
                 settlement: Settlement::Open,
                 was_delivered: false,
+                flagged_first_at: None,
                 is_unacked: false,
                 rank: None,
             };
@@ -291,13 +308,20 @@ impl Oracle {
         {
             self.committed(tx);
         }
-        let is_stopping = self.is_stopping;
+        let stopping_at = self.stopping_at;
+        let at = self.history.len();
         let Some(entry) = self.entry(queue, id) else {
             return;
         };
-        if is_stopping && entry.settlement == Settlement::Asked {
+        if !observed.is_redelivered && entry.take_overtaken(stopping_at) {
+            return;
+        }
+        if stopping_at.is_some() && entry.settlement == Settlement::Asked {
             // The acknowledgement was on its way when its connection was closed.
             entry.settlement = Settlement::Open;
+        }
+        if !entry.was_delivered && observed.is_redelivered {
+            entry.flagged_first_at = Some(at);
         }
         let (settlement, was_delivered) = (entry.settlement, entry.was_delivered);
         entry.was_delivered = true;
@@ -444,7 +468,7 @@ impl Oracle {
     /// The process is gone, and with it transient messages and transactions that nobody asked to commit.
     fn ended(&mut self, is_quiet: bool) {
         self.is_flag_exact &= is_quiet;
-        self.is_stopping = false;
+        self.stopping_at = None;
         let is_open = |(id, tx): (&TxId, &Tx)| tx.commit_at.is_none().then_some(*id);
         let open: Vec<TxId> = self.txs.iter().filter_map(is_open).collect();
         for tx in open {
