@@ -149,6 +149,18 @@ fn one_filed_message_in_each_segment_does_not_hold_the_disk() {
     hold_one_message_in_each_segment("--queue-index-min-messages=0");
 }
 
+/// Publishes one message that stays, and a segment full of those that do not; so many times.
+fn leave_stragglers(client: &mut Client, mut publish: impl FnMut(&mut Client, usize)) {
+    client.confirm_select(CHANNEL);
+    for round in 0..40 {
+        publish(client, round);
+        publish_confirmed(client, "crowd", &numbered(0, 100), 10_000);
+        let confirmed = 101 * round as u64;
+        client.wait_confirms_upto_from(CHANNEL, confirmed, confirmed + 101);
+        client.try_purge(CHANNEL, "crowd").expect("purged");
+    }
+}
+
 /// Queues that hold each message: by refs, four fifths of a segment are alive.
 const FAN_OUT: usize = 20;
 
@@ -163,16 +175,10 @@ fn one_message_of_twenty_queues_in_each_segment_does_not_hold_the_disk() {
         client.queue_declare(CHANNEL, &queue, durable());
         client.bind(CHANNEL, &queue, "all", "");
     }
-    client.confirm_select(CHANNEL);
-    let mut last = 0;
-    for round in 0..40 {
+    leave_stragglers(&mut client, |client, round| {
         let straggler = Message::persistent(padded(&format!("{round:08}"), 40_000));
         client.publish(CHANNEL, "all", "", &straggler);
-        publish_confirmed(&mut client, "crowd", &numbered(0, 100), 10_000);
-        last += 101;
-        client.wait_confirms_upto_from(CHANNEL, last - 101, last);
-        client.try_purge(CHANNEL, "crowd").expect("purged");
-    }
+    });
     // 1.6 MB are alive: four times that, and the constant of the other tests.
     wait_until("the disk is given back", || {
         publish_confirmed(&mut client, "crowd", &numbered(0, 1), 10_000);
@@ -200,15 +206,9 @@ fn hold_one_message_in_each_segment(index_flag: &str) {
     let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "stragglers", durable());
     client.queue_declare(CHANNEL, "crowd", durable());
-    client.confirm_select(CHANNEL);
-    let mut last = 0;
-    for round in 0..40 {
-        publish_confirmed(&mut client, "stragglers", &numbered(round, 1), 500);
-        publish_confirmed(&mut client, "crowd", &numbered(0, 100), 10_000);
-        last += 101;
-        client.wait_confirms_upto_from(CHANNEL, last - 101, last);
-        client.try_purge(CHANNEL, "crowd").expect("purged");
-    }
+    leave_stragglers(&mut client, |client, round| {
+        publish_confirmed(client, "stragglers", &numbered(round, 1), 500);
+    });
     // 20 KiB are alive. Spare, prepared and open segments, and the cold one, are the constant.
     wait_until("the disk is given back", || {
         publish_confirmed(&mut client, "crowd", &numbered(0, 1), 10_000);
