@@ -304,7 +304,6 @@ impl Peer {
                 self.consumer_count += 1;
                 ReplyBody::Consuming {
                     consumer: ConsumerId(self.consumer_count),
-                    queue: queue(),
                 }
             }
             Command::TxCommit { publish_count, .. } => ReplyBody::Committed {
