@@ -199,12 +199,11 @@ impl Connection {
             exclusive_owner: declare.is_exclusive.then_some(self.id),
             is_auto_delete: declare.is_auto_delete,
             arguments: declare.arguments.detached(),
-            settings: settings.shared(),
         };
         let is_durable = spec.is_durable;
         let change = is_durable.then(|| Change::QueueDeclared(records::queue(&spec)));
         let durable_at = self.shared.push(&mut meta, change.as_slice(), effects);
-        let queue = Queue::new(spec, meta.last_lsn(), now_ms);
+        let queue = Queue::new(spec, settings.shared(), meta.last_lsn(), now_ms);
         if is_durable {
             let handle = QueueHandle::clone(&queue);
             meta.durable_queues.insert(queue.id(), handle);
