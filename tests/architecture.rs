@@ -65,6 +65,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("memmap2", &["disk"]),
     ("rustix", &["disk", "server"]),
     ("tempfile", &["disk"]),
+    ("toml", &["config"]),
+    ("rustls", &["server"]),
+    ("x509_cert", &["server"]),
 ];
 
 /// All Rust files below `directory`.
