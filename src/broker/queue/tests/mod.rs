@@ -7,6 +7,7 @@ mod index;
 mod model;
 mod paging;
 mod spilling;
+mod stale;
 mod storing;
 
 use std::collections::HashMap;
