@@ -191,6 +191,43 @@ fn a_block_that_lacks_a_message_costs_all_of_its_run_and_says_so() {
     }
 }
 
+/// The number of entries is right, but one of them is another message's.
+#[test]
+fn a_block_with_a_message_in_the_place_of_another_is_not_believed() {
+    let mut rig = Rig::paging();
+    let queue = filed_queue(&mut rig);
+    let load = ask(&mut rig, &queue);
+    let run = load.runs[0].clone();
+    let mut of_run = rig.index.read(&run).expect("it is whole");
+    let mut alien = of_run[254];
+    alien.seq.0 += 1;
+    of_run.push(alien);
+    of_run.retain(|entry| entry.seq.0 != 100);
+    rig.turn(|turn| run_loaded(turn, &queue, vec![(run, Ok(of_run))]));
+    queue.check_sums();
+    assert_eq!(queue.stats().quarantined_count, 255);
+}
+
+/// The reader answers to the slot that asked; once that is gone he would be asked again, for no reason.
+#[test]
+fn a_run_stays_in_memory_while_a_body_of_it_is_being_read() {
+    let mut rig = Rig::paging();
+    let queue = filed_queue(&mut rig);
+    let load = ask(&mut rig, &queue);
+    take_in(&mut rig, &queue, &load.runs[0]);
+    let outbox = testing::outbox();
+    let outcome = rig.turn(|turn| super::super::get(turn, &queue, 7, &outbox, true));
+    assert!(matches!(outcome, GetOutcome::Pending));
+    rig.file(&queue);
+    assert_eq!(rig.shared.filed_run_count(), 0);
+    rig.settle_down();
+    let items = testing::drain(&outbox);
+    assert!(matches!(
+        items[..],
+        [OutboxItem::GetReady { got: Some(_), .. }]
+    ));
+}
+
 #[test]
 fn a_run_that_moves_while_its_block_is_being_read_keeps_its_old_place() {
     let mut rig = Rig::paging();
@@ -280,6 +317,16 @@ fn a_block_written_of_a_run_that_changed_meanwhile_is_not_taken() {
     assert_eq!(seqs(&entries(&rig, &queue)), [5]);
     assert_eq!(rig.file(&queue), 1);
     assert_eq!(rig.take_all(&queue), ["e"]);
+    // The same when its messages were acked one by one.
+    rig.publish_texts(&queue, "g");
+    let of_run = offer(&rig);
+    let run = rig.index.write(of_run);
+    let taken = rig.get(&queue).expect("the message");
+    rig.settle(&[taken], SettleOutcome::Ack);
+    queue.filed(&rig.shared, &[run]);
+    queue.check_sums();
+    rig.publish_texts(&queue, "h");
+    assert_eq!(rig.take_all(&queue), ["h"]);
     // And a queue that is deleted takes nothing and offers nothing.
     rig.publish_texts(&queue, "f");
     let of_run = offer(&rig);
