@@ -12,13 +12,11 @@ use super::records;
 use super::refusal::{
     access_refused, default_exchange, no_exchange, no_queue, precondition_failed, vhost_deleted,
 };
+use super::reply_to::is_reply_name;
 use super::vhost::Topology;
 use crate::amqp::field_table::FieldTable;
 use crate::amqp::short_string::ShortString;
 use crate::sync::lock;
-
-/// Names of direct reply-to begin so.
-const REPLY_TO_PREFIX: &str = "amq.rabbitmq.reply-to";
 
 /// A binding as asked for, after the checks that need no topology.
 struct Wanted {
@@ -92,7 +90,7 @@ impl Connection {
         let destination = Destination::new(destination, bind.is_to_queue);
         let name = destination.name();
         if destination.is_queue() {
-            if name.as_str().starts_with(REPLY_TO_PREFIX) {
+            if is_reply_name(name) {
                 let text = "cannot bind or unbind to a volatile (direct reply-to) queue";
                 return Err(access_refused(text));
             }

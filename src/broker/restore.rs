@@ -198,16 +198,16 @@ impl Shared {
             let Some(vhost) = self.vhost_of(&record.vhost, &record.name) else {
                 continue;
             };
-            let spec = queue_spec(&vhost, &record)?;
+            let (spec, settings) = queue_spec(&vhost, &record)?;
             let turn = &mut self.turn(now_ms, effects);
             let queue = match images.remove(&spec.id) {
-                Some(image) => Queue::restore(spec, image, turn),
+                Some(image) => Queue::restore(spec, settings, image, turn),
                 None => {
                     tracing::warn!(
                         queue = record.name,
                         "a durable queue has no messages on record"
                     );
-                    Queue::new(spec, Lsn::default(), now_ms)
+                    Queue::new(spec, settings, Lsn::default(), now_ms)
                 }
             };
             vhost.write().insert_queue(QueueHandle::clone(&queue));
@@ -334,11 +334,15 @@ impl Frozen {
     }
 }
 
-fn queue_spec(vhost: &Vhost, record: &QueueV1) -> Result<QueueSpec, RestoreError> {
+/// The queue, and what it obeys.
+fn queue_spec(
+    vhost: &Vhost,
+    record: &QueueV1,
+) -> Result<(QueueSpec, Arc<QueueArguments>), RestoreError> {
     let arguments = arguments(QUEUE, &record.arguments)?;
     let settings = QueueArguments::parse(&arguments, &record.name, vhost.name())
         .map_err(|error| malformed(QUEUE, error.to_string()))?;
-    Ok(QueueSpec {
+    let spec = QueueSpec {
         id: QueueId(record.id),
         vhost: Arc::clone(vhost.name()),
         name: name(QUEUE, &record.name)?,
@@ -346,8 +350,8 @@ fn queue_spec(vhost: &Vhost, record: &QueueV1) -> Result<QueueSpec, RestoreError
         exclusive_owner: None,
         is_auto_delete: record.is_auto_delete,
         arguments,
-        settings: settings.shared(),
-    })
+    };
+    Ok((spec, settings.shared()))
 }
 
 fn collect_vhost(state: &mut MetaState, vhost: &FrozenVhost) {

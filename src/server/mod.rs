@@ -202,7 +202,8 @@ fn spawn_connection(
     let hub = Arc::clone(hub);
     tokio::spawn(async move {
         let _guard = guard;
-        connection::serve(hub, stream, peer, options, stopped).await;
+        let transport = connection::Transport::plain(stream);
+        connection::serve(hub, transport, peer, options, stopped).await;
     });
 }
 

@@ -13,6 +13,7 @@ mod hostile;
 mod length;
 mod publish;
 mod queues;
+mod reply_to;
 mod routing;
 pub(crate) mod stage;
 mod tx;

@@ -5,6 +5,7 @@ mod dying;
 mod groups;
 mod index;
 mod model;
+mod obeying;
 mod paging;
 mod spilling;
 mod stale;
@@ -116,7 +117,7 @@ impl Rig {
         self.next_id
     }
 
-    pub(super) fn spec(&mut self, name: &str, settings: QueueArguments) -> QueueSpec {
+    pub(super) fn spec(&mut self, name: &str) -> QueueSpec {
         QueueSpec {
             id: QueueId(self.next_id()),
             vhost: "/".into(),
@@ -125,13 +126,12 @@ impl Rig {
             exclusive_owner: None,
             is_auto_delete: false,
             arguments: FieldTable::default(),
-            settings: settings.shared(),
         }
     }
 
     pub(super) fn queue_with(&mut self, name: &str, settings: QueueArguments) -> QueueHandle {
-        let spec = self.spec(name, settings);
-        Queue::new(spec, Lsn(0), self.now_ms)
+        let spec = self.spec(name);
+        Queue::new(spec, settings.shared(), Lsn(0), self.now_ms)
     }
 
     pub(super) fn queue(&mut self, name: &str) -> QueueHandle {

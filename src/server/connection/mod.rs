@@ -10,15 +10,17 @@
 //! Every wake-up (socket, outbox, watermark, timer, shutdown) runs the same round: take in, act, give out.
 //! A panic in it closes this connection with 541 and hurts nobody else.
 
-use std::io::{self, IoSlice};
+mod round;
+mod transport;
+
+use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use tokio::io::Interest;
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 
 use super::hub::Hub;
@@ -27,12 +29,11 @@ use crate::broker::User;
 use crate::broker::command::{Command, Publish, Published, Unacked};
 use crate::broker::effects::Effects;
 use crate::broker::outbox::{Outbox, OutboxItem, Wake};
-use crate::session::{Event, Login, LoginRefused, OUTPUT_HIGH_BYTES, Session, SessionOptions};
+use crate::session::{OUTPUT_HIGH_BYTES, Session, SessionOptions};
 use crate::storage::types::Lsn;
 use crate::telemetry::Counters;
+pub(super) use transport::Transport;
 
-/// Publishes gathered before they go to the domain; bounds what one call holds.
-const PUBLISH_BATCH_MAX: usize = 512;
 /// First read buffer of a busy spell; an idle connection holds none.
 const INPUT_MIN_BYTES: usize = 4 * 1024;
 /// Read buffer of a busy connection: more is only latency for the others.
@@ -43,8 +44,6 @@ const READS_PER_ROUND: usize = 4;
 const PUBLISHER_MS: u64 = 5_000;
 /// How often a blocked connection is looked at whose client may be gone: its socket is not read, so nothing says so.
 const BLOCKED_POLL: Duration = Duration::from_secs(1);
-/// Chunks of one vectored write.
-const WRITE_SLICES: usize = 64;
 /// How long a finished socket may take to swallow the last bytes.
 const FINAL_WRITE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -103,63 +102,44 @@ struct ConnectionTask {
     paused_until_ms: u64,
 }
 
-/// Serves `stream` until it ends. `shutdown` turns true when the broker stops.
+/// Serves `transport` until it ends. `shutdown` turns true when the broker stops.
 pub(super) async fn serve(
     hub: Arc<Hub>,
-    stream: TcpStream,
+    mut transport: Transport,
     peer: SocketAddr,
     options: SessionOptions,
     mut shutdown: watch::Receiver<bool>,
 ) {
     Counters::add(&hub.counters.connections_opened, 1);
     let mut task = ConnectionTask::new(Arc::clone(&hub), peer, options);
-    let outcome = task.run(&stream, &mut shutdown).await;
+    let outcome = task.run(&mut transport, &mut shutdown).await;
     match outcome {
         Ok(()) => tracing::debug!(%peer, "connection ended"),
         Err(error) => tracing::info!(%peer, %error, "connection lost"),
     }
     task.end();
-    finish_writing(&stream, &mut task.session).await;
+    finish_writing(&mut transport, &mut task.session).await;
     Counters::add(&hub.counters.connections_closed, 1);
 }
 
-/// True when the client has closed its side, or all of the connection, whatever it sent before and was not read.
-async fn is_closed_by_peer(stream: &TcpStream) -> bool {
-    tokio::select! {
-        biased;
-        ready = stream.ready(Interest::READABLE | Interest::ERROR) => {
-            ready.is_ok_and(|ready| ready.is_read_closed() || ready.is_error())
-        }
-        () = std::future::ready(()) => false,
-    }
-}
-
 /// Gives the last bytes (a close frame, close-ok) a bounded time to leave.
-async fn finish_writing(stream: &TcpStream, session: &mut Session) {
+async fn finish_writing(transport: &mut Transport, session: &mut Session) {
     let write = async {
-        while !session.output().is_empty() {
-            if stream.writable().await.is_err() || write_some(stream, session).is_err() {
+        loop {
+            if transport.write(session.output()).is_err() {
+                return;
+            }
+            if session.output().is_empty() {
+                // Only here is it sure that nothing follows.
+                transport.say_goodbye();
+            }
+            let is_done = session.output().is_empty() && !transport.has_unwritten();
+            if is_done || transport.ready(Interest::WRITABLE).await.is_err() {
                 return;
             }
         }
     };
     let _ = tokio::time::timeout(FINAL_WRITE_TIMEOUT, write).await;
-}
-
-/// Writes what the socket takes without waiting.
-fn write_some(stream: &TcpStream, session: &mut Session) -> io::Result<()> {
-    let output = session.output();
-    while output.has_remaining() {
-        let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
-        let count = output.chunks_vectored(&mut slices);
-        match stream.try_write_vectored(slices.get(..count).unwrap_or_default()) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => output.advance(written),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 impl ConnectionTask {
@@ -196,14 +176,14 @@ impl ConnectionTask {
 
     async fn run(
         &mut self,
-        stream: &TcpStream,
+        transport: &mut Transport,
         shutdown: &mut watch::Receiver<bool>,
     ) -> io::Result<()> {
         let mut is_shutting_down = false;
         let mut alarm = self.hub.alarms.subscribe();
         self.session.set_alarm(self.hub.alarms.reason());
         loop {
-            let socket = self.read_some(stream)?;
+            let socket = self.read_some(transport)?;
             if std::mem::take(&mut self.has_read) {
                 self.pause_publisher();
             }
@@ -212,8 +192,9 @@ impl ConnectionTask {
                 self.session.handle_eof();
             }
             self.guarded(Self::round);
-            write_some(stream, &mut self.session)?;
-            if is_eof || (self.session.is_finished() && self.session.output().is_empty()) {
+            transport.write(self.session.output())?;
+            let is_written = self.session.output().is_empty() && !transport.has_unwritten();
+            if is_eof || (self.session.is_finished() && is_written) {
                 return Ok(());
             }
             let has_unread = socket == Socket::HasMore && self.wants_input();
@@ -225,14 +206,14 @@ impl ConnectionTask {
             }
             let mut timeout = self.sleep_duration();
             if self.session.is_blocked_unfinished() {
-                if is_closed_by_peer(stream).await {
+                if transport.is_closed_by_peer().await {
                     return Ok(());
                 }
                 timeout = timeout.min(BLOCKED_POLL);
             }
-            let interest = self.interest();
+            let interest = self.interest(is_written);
             tokio::select! {
-                ready = stream.ready(interest), if self.wants_socket() => { ready?; }
+                ready = transport.ready(interest.unwrap_or(Interest::WRITABLE)), if interest.is_some() => { ready?; }
                 () = self.notify.notified() => {}
                 () = tokio::time::sleep(timeout) => {}
                 Ok(()) = alarm.changed() => {
@@ -249,15 +230,13 @@ impl ConnectionTask {
         }
     }
 
-    fn wants_socket(&mut self) -> bool {
-        self.wants_input() || !self.session.output().is_empty()
-    }
-
-    fn interest(&mut self) -> Interest {
-        match (self.wants_input(), self.session.output().is_empty()) {
-            (true, true) => Interest::READABLE,
-            (true, false) => Interest::READABLE | Interest::WRITABLE,
-            (false, _) => Interest::WRITABLE,
+    /// What to wait for on the socket; `None` for nothing.
+    fn interest(&self, is_written: bool) -> Option<Interest> {
+        match (self.wants_input(), is_written) {
+            (true, true) => Some(Interest::READABLE),
+            (true, false) => Some(Interest::READABLE | Interest::WRITABLE),
+            (false, false) => Some(Interest::WRITABLE),
+            (false, true) => None,
         }
     }
 
@@ -298,7 +277,7 @@ impl ConnectionTask {
 
     /// Reads what the socket has, within bounds. It is read until it has nothing: only that arms its
     /// readiness again.
-    fn read_some(&mut self, stream: &TcpStream) -> io::Result<Socket> {
+    fn read_some(&mut self, transport: &mut Transport) -> io::Result<Socket> {
         for _ in 0..READS_PER_ROUND {
             if !self.wants_input() {
                 return Ok(Socket::HasMore);
@@ -309,7 +288,7 @@ impl ConnectionTask {
                 return Ok(Socket::HasMore);
             }
             self.input.reserve(self.input_target_bytes);
-            match stream.try_read_buf(&mut self.input) {
+            match transport.read(&mut self.input) {
                 Ok(0) => return Ok(Socket::Ended),
                 Ok(count) => {
                     self.has_read = true;
@@ -373,248 +352,6 @@ impl ConnectionTask {
         {
             self.dropped.push(delivery.unacked());
         }
-    }
-
-    fn round(&mut self) {
-        let now_ms = self.hub.now_ms();
-        if !self.input.is_empty() && self.session.wants_input() {
-            self.session.receive(&mut self.input, now_ms);
-        }
-        self.session.handle_timeout(now_ms);
-        self.take_outbox(false);
-        self.handle_events();
-        self.hub.carry_out(&mut self.effects);
-        self.handle_durability();
-        self.check_room();
-    }
-
-    /// Moves the outbox into the session: all of it when `is_whole`, else as long as the output is short.
-    fn take_outbox(&mut self, is_whole: bool) {
-        loop {
-            if self.items.is_empty() {
-                let turned_somebody_away = self.outbox.drain(&mut self.items);
-                // Popped from the end below.
-                self.items.reverse();
-                if turned_somebody_away && let Some(domain) = &mut self.domain {
-                    let now_ms = self.hub.now_ms();
-                    self.hub
-                        .broker
-                        .outbox_drained(domain, now_ms, &mut self.effects);
-                }
-            }
-            if self.items.is_empty() {
-                return;
-            }
-            let mut delivered_count = 0;
-            while is_whole || self.takes_deliveries() {
-                let Some(item) = self.items.last() else { break };
-                delivered_count += u64::from(matches!(item, OutboxItem::Deliver(_)));
-                self.is_item_in_hand = true;
-                self.session.handle_outbox(item);
-                self.is_item_in_hand = false;
-                self.items.pop();
-            }
-            Counters::add(&self.hub.counters.messages_delivered, delivered_count);
-            if !self.items.is_empty() {
-                return;
-            }
-        }
-    }
-
-    fn handle_events(&mut self) {
-        while let Some(event) = self.session.poll_event() {
-            if let Event::Publish(publish) = event {
-                self.batch.push(publish);
-                if self.batch.len() >= PUBLISH_BATCH_MAX {
-                    self.flush_publishes();
-                }
-                continue;
-            }
-            // Order within a channel: what was published before comes first.
-            self.flush_publishes();
-            match event {
-                Event::Publish(_) => {}
-                Event::Login(login) => self.login(&login),
-                Event::Open { vhost } => self.open(vhost.as_str()),
-                Event::Command { channel, command } => self.execute(channel, command),
-                Event::TxPublish(publish) => self.tx_publish(&publish),
-                Event::Ended => {
-                    self.close_domain();
-                    self.session.ended();
-                }
-            }
-        }
-        self.flush_publishes();
-    }
-
-    fn login(&mut self, login: &Login) {
-        let is_loopback = self.peer.ip().to_canonical().is_loopback();
-        let result = self
-            .hub
-            .broker
-            .login(&login.user, &login.password, is_loopback);
-        match result {
-            Ok(user) => {
-                tracing::info!(peer = %self.peer, user = login.user, client = login.client,
-                    name = login.connection_name, "logged in");
-                self.user = Some(user);
-                self.session.login_result(Ok(()));
-            }
-            Err(error) => {
-                tracing::info!(peer = %self.peer, user = login.user, %error, "login refused");
-                self.session.login_result(Err(LoginRefused));
-            }
-        }
-    }
-
-    fn open(&mut self, vhost: &str) {
-        let Some(user) = self.user.take() else { return };
-        let result = self
-            .hub
-            .broker
-            .connect(&user, vhost, Arc::clone(&self.outbox));
-        let answer = match result {
-            Ok(domain) => {
-                self.domain = Some(domain);
-                Ok(())
-            }
-            Err(error) => Err(error),
-        };
-        self.session.open_result(answer);
-    }
-
-    fn execute(&mut self, channel: u16, command: Command) {
-        let must_drain = matches!(
-            command,
-            Command::CloseChannel { .. } | Command::Cancel { .. }
-        );
-        let Some(domain) = &mut self.domain else {
-            return;
-        };
-        let now_ms = self.hub.now_ms();
-        let command = self.command_in_hand.insert(command);
-        let result = domain.execute(channel, command, now_ms, &mut self.effects);
-        self.command_in_hand = None;
-        if must_drain {
-            // What the domain handed over before it forgot the consumer is in the outbox now.
-            self.take_outbox(true);
-        }
-        self.session.command_result(channel, result);
-    }
-
-    fn tx_publish(&mut self, publish: &Publish) {
-        let Some(domain) = &mut self.domain else {
-            return;
-        };
-        self.published_at_ms = self.hub.now_ms();
-        if let Err(error) = domain.tx_publish(publish) {
-            self.session.publish_refused(publish.channel, error);
-        }
-    }
-
-    /// Gives the gathered publishes to the domain. One that is refused closes its channel; later ones of
-    /// that channel are dropped, those of other channels go on.
-    fn flush_publishes(&mut self) {
-        let now_ms = self.hub.now_ms();
-        while !self.batch.is_empty() {
-            let Some(domain) = &mut self.domain else {
-                self.batch.clear();
-                return;
-            };
-            self.published.clear();
-            let result =
-                domain.publish(&self.batch, now_ms, &mut self.effects, &mut self.published);
-            let done = self.published.len().min(self.batch.len());
-            let (answered, _) = self.batch.split_at(done);
-            self.session.publish_results(answered, &self.published);
-            Counters::add(&self.hub.counters.messages_published, done as u64);
-            self.published_at_ms = now_ms;
-            match result {
-                Ok(()) => self.batch.clear(),
-                Err((failed, error)) => {
-                    let channel = self.batch.get(failed).map(|publish| publish.channel);
-                    self.batch.drain(..(failed + 1).min(self.batch.len()));
-                    if let Some(channel) = channel {
-                        self.session.publish_refused(channel, error);
-                    }
-                    let session = &self.session;
-                    self.batch
-                        .retain(|publish| session.is_open_channel(publish.channel));
-                }
-            }
-        }
-    }
-
-    /// Tells the session what is durable and asks to be woken for the rest.
-    fn handle_durability(&mut self) {
-        loop {
-            let confirm_lsn = self.hub.storage.confirm_lsn();
-            if let Some(domain) = &mut self.domain {
-                domain.reveal_committed(self.hub.now_ms(), &mut self.effects);
-            }
-            self.session.handle_durable(confirm_lsn);
-            // A released channel goes on with what it held.
-            self.handle_events();
-            self.hub.carry_out(&mut self.effects);
-            let Some(lsn) = self.session.first_pending_lsn() else {
-                self.waits_for = None;
-                return;
-            };
-            if self.waits_for != Some(lsn) {
-                self.hub.signals.wake_at(lsn, &self.notify);
-                self.waits_for = Some(lsn);
-            }
-            // Registered first, looked afterwards: see `Signals`.
-            if self.hub.storage.confirm_lsn() < lsn {
-                return;
-            }
-        }
-    }
-
-    /// Stops reading while too much is not durable yet.
-    fn check_room(&mut self) {
-        let mut has_room = self.hub.storage.has_room();
-        if !has_room {
-            self.hub.signals.wake_at_room(&self.notify);
-            has_room = self.hub.storage.has_room();
-            if has_room {
-                self.hub.signals.wake_room_waiters();
-            }
-        }
-        self.session.set_has_room(has_room);
-    }
-
-    fn close_domain(&mut self) {
-        if let Some(mut domain) = self.domain.take() {
-            let now_ms = self.hub.now_ms();
-            domain.close(now_ms, &mut self.effects);
-            let mut held = self.collect_held();
-            if !held.is_empty() {
-                domain.requeue(&mut held, now_ms, &mut self.effects);
-            }
-            self.hub.carry_out(&mut self.effects);
-        }
-    }
-
-    /// What nobody has given back: nothing, after an orderly end.
-    fn collect_held(&mut self) -> Vec<Unacked> {
-        let mut held = std::mem::take(&mut self.dropped);
-        held.append(&mut self.session.abandon());
-        self.outbox.drain(&mut self.items);
-        let undelivered = self.items.drain(..).filter_map(OutboxItem::into_delivery);
-        let unsettled = undelivered.filter(|delivery| !delivery.is_settled);
-        held.extend(unsettled.map(|delivery| delivery.unacked()));
-        held
-    }
-
-    /// After the socket is done: gives back what the connection held.
-    fn end(&mut self) {
-        self.guarded(|task| {
-            task.session.handle_eof();
-            task.take_outbox(true);
-        });
-        self.guarded(Self::round);
-        self.close_domain();
     }
 }
 
