@@ -58,7 +58,7 @@ pub trait DeadLetterRouter: Send + Sync {
         vhost: &str,
         exchange: &ShortString,
         routing_keys: &[ShortString],
-        message: &Message,
+        message: &Arc<Message>,
     ) -> Option<Vec<QueueHandle>>;
 }
 

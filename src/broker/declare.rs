@@ -236,7 +236,7 @@ impl Connection {
             self.check_exchange_redeclare(declare, kind, exchange)?;
             return Ok(done(self.pending_meta(exchange.spec().is_durable)));
         }
-        self.check_new_exchange(&name, declare)?;
+        self.check_new_exchange(&name, kind, declare)?;
         let spec = ExchangeSpec {
             name,
             kind,
@@ -290,6 +290,7 @@ impl Connection {
     fn check_new_exchange(
         &mut self,
         name: &ShortString,
+        kind: ExchangeKind,
         declare: &ExchangeDeclare,
     ) -> Result<(), BrokerError> {
         if name.as_str().starts_with(RESERVED_PREFIX) {
@@ -302,7 +303,8 @@ impl Connection {
             self.check_exchange_access(Operation::Read, name)?;
             self.check_exchange_access(Operation::Write, &alternate)?;
         }
-        Ok(())
+        kind.check_arguments(&declare.arguments)
+            .map_err(precondition_failed)
     }
 
     fn create_exchange(

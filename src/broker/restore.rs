@@ -174,13 +174,17 @@ impl Shared {
             return Ok(());
         };
         let unknown_kind = || malformed(EXCHANGE, format!("unknown exchange type {}", record.kind));
+        let kind = ExchangeKind::from_name(&record.kind).ok_or_else(unknown_kind)?;
+        let arguments = arguments(EXCHANGE, &record.arguments)?;
+        kind.check_arguments(&arguments)
+            .map_err(|reason| malformed(EXCHANGE, reason))?;
         vhost.write().insert_exchange(ExchangeSpec {
             name: name(EXCHANGE, &record.name)?,
-            kind: ExchangeKind::from_name(&record.kind).ok_or_else(unknown_kind)?,
+            kind,
             is_durable: true,
             is_auto_delete: record.is_auto_delete,
             is_internal: record.is_internal,
-            arguments: arguments(EXCHANGE, &record.arguments)?,
+            arguments,
         });
         Ok(())
     }
@@ -247,16 +251,17 @@ impl Shared {
             tracing::warn!(source, destination, "dropped a binding without its ends");
             return Ok(());
         };
+        let key = BindingKey {
+            destination,
+            routing_key: name(BINDING, &record.routing_key)?,
+            arguments: record.arguments.as_slice().into(),
+        };
         exchange
-            .check_binding(&arguments)
+            .check_binding(&key, &arguments)
             .map_err(|reason| malformed(BINDING, reason))?;
         topology.insert_binding(Binding {
             source,
-            key: BindingKey {
-                destination,
-                routing_key: name(BINDING, &record.routing_key)?,
-                arguments: record.arguments.as_slice().into(),
-            },
+            key,
             arguments,
             target,
             is_durable: true,

@@ -38,7 +38,7 @@ impl DeadLetterRouter for TableRouter {
         _vhost: &str,
         exchange: &ShortString,
         routing_keys: &[ShortString],
-        _message: &Message,
+        _message: &Arc<Message>,
     ) -> Option<Vec<QueueHandle>> {
         let routes = lock(&self.routes);
         if !routes.keys().any(|(known, _)| known == exchange.as_str()) {
