@@ -55,7 +55,10 @@ impl ConnectionTask {
             let mut delivered_count = 0;
             while is_whole || self.takes_deliveries() {
                 let Some(item) = self.items.last() else { break };
-                delivered_count += u64::from(matches!(item, OutboxItem::Deliver(_)));
+                delivered_count += u64::from(matches!(
+                    item,
+                    OutboxItem::Deliver(_) | OutboxItem::Reply { .. }
+                ));
                 self.is_item_in_hand = true;
                 self.session.handle_outbox(item);
                 self.is_item_in_hand = false;
