@@ -140,7 +140,6 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
                     .entries_max_bytes
                     .min(memory_limit_bytes / ENTRIES_SHARE),
             },
-            ..BrokerOptions::default()
         },
         recovered.meta_snapshot.as_deref(),
         &records,
