@@ -8,6 +8,7 @@ mod model;
 mod obeying;
 mod paging;
 mod spilling;
+mod stale;
 mod storing;
 
 use std::collections::HashMap;
