@@ -29,6 +29,7 @@ impl Connection {
     pub(super) fn bind(
         &mut self,
         bind: &Bind,
+        now_ms: u64,
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
         let wanted = self.check_bind(bind)?;
@@ -54,7 +55,12 @@ impl Connection {
             .is_durable
             .then(|| Change::BindingAdded(records::binding(self.vhost.name(), &binding)));
         let durable_at = self.shared.push(&mut meta, change.as_slice(), effects);
+        let recent = topology.recent_messages(&binding);
         topology.insert_binding(binding);
+        drop((topology, meta));
+        for (message, targets) in recent {
+            self.publish_to(&message, targets, now_ms, effects);
+        }
         Ok(done(durable_at))
     }
 
@@ -145,7 +151,7 @@ impl Connection {
             }
         };
         source
-            .check_binding(&wanted.arguments)
+            .check_binding(&wanted.key, &wanted.arguments)
             .map_err(precondition_failed)?;
         self.check_bound_queue(&target)?;
         Ok(Binding {

@@ -139,7 +139,7 @@ impl Connection {
                 exchange,
                 if_unused,
             } => self.delete_exchange(exchange, *if_unused, effects),
-            Command::Bind(bind) => self.bind(bind, effects),
+            Command::Bind(bind) => self.bind(bind, now_ms, effects),
             Command::Unbind(bind) => self.unbind(bind, effects),
             Command::QueueDeclare(declare) => self.declare_queue(declare, now_ms, effects),
             Command::QueueDelete {

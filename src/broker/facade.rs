@@ -461,11 +461,12 @@ impl DeadLetterRouter for Shared {
         vhost: &str,
         exchange: &ShortString,
         routing_keys: &[ShortString],
-        message: &Message,
+        message: &Arc<Message>,
     ) -> Option<Vec<QueueHandle>> {
         let vhost = self.vhost(vhost)?;
-        let headers = || message.properties().headers().unwrap_or_default();
-        let route = vhost.read().route(exchange, routing_keys, headers)?;
+        let properties = message.properties();
+        let route = vhost.read().route(exchange, routing_keys, properties)?;
+        route.remember(message);
         Some(route.targets.into_vec())
     }
 }

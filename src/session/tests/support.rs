@@ -54,9 +54,8 @@ pub(in crate::session) fn queue() -> QueueHandle {
         exclusive_owner: None,
         is_auto_delete: false,
         arguments: Default::default(),
-        settings: QueueArguments::default().shared(),
     };
-    Queue::new(spec, Lsn(0), 0)
+    Queue::new(spec, QueueArguments::default().shared(), Lsn(0), 0)
 }
 
 pub(super) fn message(body: &[u8]) -> Arc<Message> {
