@@ -67,7 +67,8 @@ impl Session {
             ));
         }
         self.channels.insert(id, Channel::default());
-        self.send(id, channel::OpenOk::default());
+        let ok = Awaiting::Ok(Some(channel::OpenOk::default().into()));
+        self.ask(id, channel::Open::ID, Command::OpenChannel, ok);
         Ok(())
     }
 

@@ -80,6 +80,8 @@ pub(crate) struct Exchange {
     spec: ExchangeSpec,
     /// Parsed from the arguments.
     alternate: Option<ShortString>,
+    /// What a policy says; the argument wins (PO-7).
+    policy_alternate: Option<ShortString>,
     bindings: HashMap<BindingKey, Arc<Binding>>,
     /// The same bindings, arranged for look-up.
     table: Table,
@@ -95,6 +97,7 @@ impl Exchange {
         Self {
             spec,
             alternate,
+            policy_alternate: None,
             bindings: HashMap::new(),
             table,
         }
@@ -105,7 +108,11 @@ impl Exchange {
     }
 
     pub(crate) fn alternate(&self) -> Option<&ShortString> {
-        self.alternate.as_ref()
+        self.alternate.as_ref().or(self.policy_alternate.as_ref())
+    }
+
+    pub(crate) fn set_policy_alternate(&mut self, name: Option<ShortString>) {
+        self.policy_alternate = name;
     }
 
     /// True when some binding has it as source.
