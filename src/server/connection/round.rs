@@ -112,7 +112,8 @@ impl ConnectionTask {
                 self.session.login_result(Ok(()));
             }
             Err(error) => {
-                let (user, mechanism) = (&login.user, login.mechanism.name());
+                // Escaped: strangers do not write lines of their own into the log.
+                let (user, mechanism) = (login.user.escape_debug(), login.mechanism.name());
                 tracing::info!(peer = %self.peer, mechanism, "login refused: user '{user}' {error}");
                 self.session.login_result(Err(LoginRefused));
             }
