@@ -7,6 +7,7 @@ mod config_file;
 mod limits;
 mod logins;
 mod pika;
+mod rules;
 mod tls;
 
 #[path = "../support/mod.rs"]

@@ -12,6 +12,8 @@ mod exchanges;
 mod expiry;
 mod hostile;
 mod length;
+mod limits;
+mod policies;
 mod publish;
 mod queues;
 mod reply_to;
