@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stratamq::config::args::{
-    LimitCommand, LimitOwnerArgs, PermissionCommand, PolicyCommand, TopicPermissionCommand,
-    UserCommand, VhostCommand,
+    ConnectionCommand, LimitCommand, LimitOwnerArgs, PermissionCommand, PolicyCommand,
+    TopicPermissionCommand, UserCommand, VhostCommand,
 };
 use stratamq::config::{Command, Config};
 use stratamq::server::StartError;
@@ -16,6 +16,7 @@ use stratamq::server::admin::{
     self, AdminClientError, LimitWire, PermissionEntry, PolicyWire, Request, TopicPermissionWire,
     UserEntry, VhostWire,
 };
+use stratamq::server::clients::ConnectionEntry;
 use stratamq::server::status::Status;
 
 /// Carries a command out and prints its answer.
@@ -29,6 +30,7 @@ pub(crate) fn run(config: &Config, command: Command) -> ExitCode {
         Command::OperatorPolicy(command) => policy(config, command, true),
         Command::TopicPermission(command) => topic_permission(config, command),
         Command::Limit(command) => limit(config, command),
+        Command::Connection(command) => connection(config, command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -285,6 +287,33 @@ fn limit_owner(owner: LimitOwnerArgs) -> (bool, String) {
         (Some(user), _) => (true, user),
         (None, vhost) => (false, vhost.unwrap_or_default()),
     }
+}
+
+fn connection(config: &Config, command: ConnectionCommand) -> Result<(), CliError> {
+    match command {
+        ConnectionCommand::List { json } => {
+            list(config, Request::ListConnections, json, connection_line)
+        }
+        ConnectionCommand::Close { id, reason } => {
+            admin::run_command(config, Request::CloseConnection { id, reason })?;
+            Ok(())
+        }
+    }
+}
+
+/// Names come from clients: what would move the cursor is escaped.
+fn connection_line(entry: &ConnectionEntry) -> String {
+    let name = entry.name.as_deref().unwrap_or_default().escape_debug();
+    format!(
+        "{}\t{}\t{}\t{}\t{}\t{}\t{}\t{name}",
+        entry.id,
+        entry.peer,
+        entry.user.escape_debug(),
+        entry.vhost.escape_debug(),
+        entry.mechanism,
+        entry.tls.as_deref().unwrap_or("-"),
+        entry.client.escape_debug(),
+    )
 }
 
 /// Prints a listing: one JSON document, or a line an entry.

@@ -244,6 +244,9 @@ pub enum Command {
     /// Set, clear and list limits of users and virtual hosts
     #[command(subcommand)]
     Limit(LimitCommand),
+    /// List the connections of clients, and close one
+    #[command(subcommand)]
+    Connection(ConnectionCommand),
 }
 
 /// `stratamq user`.
@@ -483,6 +486,25 @@ pub enum LimitCommand {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+}
+
+/// `stratamq connection`.
+#[derive(Debug, Subcommand)]
+pub enum ConnectionCommand {
+    /// List the open connections
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Close a connection: its client is told 320 CONNECTION_FORCED and the reason
+    Close {
+        /// Number of the connection, from the list
+        id: u64,
+        /// What the client is told
+        #[arg(default_value = "closed by the operator")]
+        reason: String,
     },
 }
 

@@ -135,11 +135,24 @@ async fn answer(stream: UnixStream, hub: &Hub) -> io::Result<()> {
 }
 
 async fn respond(request: Request, hub: &Hub) -> Response {
+    match request {
+        Request::Status => {
+            return match super::status::collect(hub) {
+                Ok(status) => to_response(&status),
+                Err(error) => Response::Error(error.to_string()),
+            };
+        }
+        Request::ListConnections => return to_response(&hub.clients.list()),
+        Request::CloseConnection { id, reason } => {
+            return match hub.clients.close(id, &reason) {
+                true => Response::Ok(serde_json::Value::Null),
+                false => Response::Error(format!("there is no connection {id}")),
+            };
+        }
+        _ => {}
+    }
     let Some(command) = request.into_command() else {
-        return match super::status::collect(hub) {
-            Ok(status) => to_response(&status),
-            Err(error) => Response::Error(error.to_string()),
-        };
+        return Response::Error("the domain has no such command".into());
     };
     match execute(command, hub) {
         Ok(reply) => {
@@ -184,7 +197,9 @@ pub fn run_command(
     let response = match ask_running(&config.data_dir, &request) {
         Ok(response) => response,
         Err(error) if is_nobody_there(&error) => match request {
-            Request::Status => return Err(AdminClientError::NotRunning(directory)),
+            Request::Status | Request::ListConnections | Request::CloseConnection { .. } => {
+                return Err(AdminClientError::NotRunning(directory));
+            }
             request => on_stopped(config, request)?,
         },
         Err(error) => return Err(AdminClientError::Io { directory, error }),

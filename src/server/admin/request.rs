@@ -12,6 +12,15 @@ use crate::broker::admin::{
 pub enum Request {
     /// Uptime, recovery, queues, commits.
     Status,
+    /// The open connections.
+    ListConnections,
+    /// Closes a connection with 320.
+    CloseConnection {
+        /// Its number in the listing.
+        id: u64,
+        /// What its client is told.
+        reason: String,
+    },
     /// See [`AdminCommand::AddUser`].
     AddUser {
         /// Name.
@@ -181,7 +190,7 @@ impl Request {
     /// The domain's command; `None` for what the server answers itself.
     pub(super) fn into_command(self) -> Option<AdminCommand> {
         Some(match self {
-            Self::Status => return None,
+            Self::Status | Self::ListConnections | Self::CloseConnection { .. } => return None,
             Self::AddUser {
                 name,
                 password,
