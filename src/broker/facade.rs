@@ -147,11 +147,24 @@ impl Broker {
         is_peer_loopback: bool,
     ) -> Result<User, LoginError> {
         let logged_in = read(&self.shared.access).login(user, password)?;
+        self.check_loopback(logged_in, is_peer_loopback)
+    }
+
+    /// Logs a user in without a password: the caller has other proof that it is this user.
+    ///
+    /// # Errors
+    /// As for [`login`](Self::login).
+    pub fn login_vouched(&self, user: &str, is_peer_loopback: bool) -> Result<User, LoginError> {
+        let logged_in = read(&self.shared.access).login_vouched(user)?;
+        self.check_loopback(logged_in, is_peer_loopback)
+    }
+
+    fn check_loopback(&self, user: User, is_peer_loopback: bool) -> Result<User, LoginError> {
         let loopback_users = &self.shared.options.loopback_users;
-        if !is_peer_loopback && loopback_users.iter().any(|name| name == user) {
+        if !is_peer_loopback && loopback_users.iter().any(|name| name == user.name()) {
             return Err(LoginError::NotLoopback);
         }
-        Ok(logged_in)
+        Ok(user)
     }
 
     /// Opens a vhost for a user.
