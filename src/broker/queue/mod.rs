@@ -25,6 +25,7 @@
 mod batch;
 mod death;
 mod dispatch;
+mod due;
 mod image;
 mod lifecycle;
 mod paging;
@@ -49,6 +50,7 @@ use self::state::{Locked, QueueState};
 use super::arguments::{Overflow, QueueArguments, QueueKind};
 use super::command::{ConfirmAt, Delivery};
 use super::dead_letter::{DeadLetterRouter, Warned};
+use super::delayed::exchange_of;
 use super::effects::Effects;
 use super::journal::Journal;
 use super::message::Message;
@@ -89,6 +91,14 @@ pub struct QueueSpec {
     pub arguments: FieldTable,
 }
 
+impl QueueSpec {
+    /// The delayed exchange whose messages wait in it, if it is a delay queue: then nobody else can reach it.
+    #[must_use]
+    pub fn delays_for(&self) -> Option<ShortString> {
+        exchange_of(self.name.as_str(), &self.arguments)
+    }
+}
+
 /// A queue. State behind one short mutex.
 ///
 /// With a thousand queues a message finds the one it goes to in no cache near the processor, and waits for every line of
@@ -116,6 +126,8 @@ struct Traits {
     is_durable: bool,
     is_single_active: bool,
     is_quorum: bool,
+    /// Entries go in the order of their time.
+    is_delay: bool,
 }
 
 /// What every message asks of the settings of its queue. They change with policies, so this stands in the state.
@@ -428,6 +440,7 @@ impl Queue {
                 is_durable: spec.is_durable,
                 is_single_active: state.settings.is_single_active_consumer,
                 is_quorum: state.settings.kind == QueueKind::Quorum,
+                is_delay: spec.delays_for().is_some(),
             },
             is_deleted: AtomicBool::new(false),
             has_length_limit: AtomicBool::new(state.rules.has_length_limit()),

@@ -6,6 +6,7 @@ use std::sync::MutexGuard;
 use smallvec::SmallVec;
 
 use super::batch::Batch;
+use super::due::DueList;
 use super::paging::LOAD_WINDOW_MIN;
 use super::rare::Rare;
 use super::read_ahead::ReadAhead;
@@ -16,6 +17,7 @@ use super::{Bound, QueueHandle, QueueShared, Refused, Rules, Turn};
 use crate::broker::arguments::{Overflow, QueueArguments};
 use crate::broker::consumer::Consumers;
 use crate::broker::dead_letter::DeathReason;
+use crate::broker::delayed::delay_ms;
 use crate::broker::effects::{Effects, Timer};
 use crate::broker::message::Message;
 use crate::broker::outbox::Outbox;
@@ -71,6 +73,8 @@ pub(super) struct QueueState {
     /// How far bodies have been asked for ahead of the consumers.
     pub(super) read_ahead: ReadAhead,
     pub(super) rare: Option<Box<Rare>>,
+    /// Of a delay queue: who goes when.
+    pub(super) due: DueList,
     /// Publishes of transactions, with the LSN from which they are visible.
     pub(super) hidden: Seldom<(Lsn, Vec<Seq>)>,
     /// Bytes of the reads that are on their way.
@@ -104,6 +108,7 @@ impl QueueState {
             leaving: Seldom::default(),
             is_dead_lettering: false,
             rare: None,
+            due: DueList::default(),
             awaits_letters: false,
             hidden: Seldom::default(),
             delivered_upto: 0,
@@ -180,6 +185,11 @@ impl QueueState {
             (Some(queue_ttl_ms), Some(own_ttl_ms)) => Some(queue_ttl_ms.min(own_ttl_ms)),
             (queue_ttl_ms, own_ttl_ms) => queue_ttl_ms.or(own_ttl_ms),
         };
+        let ttl_ms = match queue.traits.is_delay {
+            // Its own expiry begins in the queue it comes to.
+            true => Some(delay_ms(message.properties()).unwrap_or_default()),
+            false => ttl_ms,
+        };
         let expires_at_ms = ttl_ms.map_or(0, |ttl_ms| turn.now_ms.saturating_add(ttl_ms).max(1));
         let rank = match self.slots.has_ranks() {
             true => self.settings.rank_of(message.properties().priority()),
@@ -202,6 +212,9 @@ impl QueueState {
         }
         let pushed = self.slots.push(rank, slot);
         debug_assert_eq!(pushed, seq, "seqs are given in order");
+        if queue.traits.is_delay {
+            self.due.push(expires_at_ms, seq);
+        }
         Some(seq)
     }
 
@@ -240,6 +253,9 @@ impl QueueState {
 
     /// Removes expired messages from the head (TT-5: only there), with priorities from that of each level (TT-6).
     pub(super) fn expire_heads(&mut self, queue: &QueueHandle, now_ms: u64, batch: &mut Batch) {
+        if queue.traits.is_delay {
+            return self.take_due(now_ms);
+        }
         if !self.slots.may_expire() {
             return;
         }
@@ -342,6 +358,9 @@ impl QueueState {
             turn.effects.released.extend(self.released.take());
         }
         self.want_head(queue, turn);
+        if queue.traits.is_delay {
+            self.take_due(turn.now_ms);
+        }
         if self.slots.sums().total_count() == 0 {
             self.reservation.rest();
         }
@@ -373,12 +392,14 @@ impl QueueState {
         if !self.rules.has_lease && !self.slots.may_expire() {
             return;
         }
-        let heads = self.slots.heads();
-        let heads_ms = heads
-            .iter()
-            .map(|head| self.head_due_at_ms(*head, now_ms))
-            .filter(|due_at_ms| *due_at_ms != 0);
-        let head_ms = heads_ms.min().unwrap_or(0);
+        let head_ms = match queue.traits.is_delay {
+            true => self.next_due_at_ms(now_ms),
+            false => {
+                let heads = self.slots.heads();
+                let due = heads.iter().map(|head| self.head_due_at_ms(*head, now_ms));
+                due.filter(|due_at_ms| *due_at_ms != 0).min().unwrap_or(0)
+            }
+        };
         let due_at_ms = match (head_ms, self.lease_due_at_ms()) {
             (0, lease_ms) => lease_ms.unwrap_or(0),
             (head_ms, lease_ms) => head_ms.min(lease_ms.unwrap_or(head_ms)),
