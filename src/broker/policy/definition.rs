@@ -103,6 +103,8 @@ pub(crate) struct PolicySettings {
     pub(crate) alternate_exchange: Option<ShortString>,
     /// Negative for none.
     pub(crate) delivery_limit: Option<i64>,
+    pub(crate) consumer_timeout_ms: Option<u64>,
+    pub(crate) is_at_least_once: Option<bool>,
 }
 
 impl PolicySettings {
@@ -129,6 +131,10 @@ impl PolicySettings {
             "dead-letter-exchange" => self.dead_letter_exchange = name(value),
             "dead-letter-routing-key" => self.dead_letter_routing_key = name(value),
             "alternate-exchange" => self.alternate_exchange = name(value),
+            "consumer-timeout" => self.consumer_timeout_ms = value.as_u64(),
+            "dead-letter-strategy" => {
+                self.is_at_least_once = Some(value.as_str() == Some("at-least-once"));
+            }
             "delivery-limit" => self.delivery_limit = value.as_i64(),
             _ => {}
         }

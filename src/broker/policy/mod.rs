@@ -17,10 +17,10 @@ mod definition;
 use std::sync::Arc;
 
 pub(crate) use self::definition::{Definition, PolicySettings};
-use super::arguments::{DeadLetterTarget, QueueArguments};
+use super::arguments::{DeadLetterTarget, QueueArguments, QueueKind};
 use super::pattern::NamePattern;
 use super::queue::QueueSpec;
-use crate::amqp::field_table::FieldTable;
+use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::short_string::ShortString;
 
 /// What kind of things a policy is for.
@@ -154,7 +154,10 @@ impl Policies {
         if self.policies.is_empty() {
             return declared.shared();
         }
-        let kind = queue_kind(arguments);
+        let kind = match declared.kind {
+            QueueKind::Classic => ObjectKind::ClassicQueue,
+            QueueKind::Quorum => ObjectKind::QuorumQueue,
+        };
         let policy = self.settings_of(name.as_str(), kind);
         merge(declared, arguments, policy).shared()
     }
@@ -176,14 +179,6 @@ impl Policies {
     }
 }
 
-/// The type of queue these arguments ask for.
-fn queue_kind(arguments: &FieldTable) -> ObjectKind {
-    match arguments.get_text("x-queue-type") {
-        Some("quorum") => ObjectKind::QuorumQueue,
-        _ => ObjectKind::ClassicQueue,
-    }
-}
-
 /// PO-6: numbers are the lower of both, and of the rest the argument wins.
 fn merge(
     declared: QueueArguments,
@@ -193,6 +188,7 @@ fn merge(
     let overflow = policy
         .overflow
         .filter(|_| arguments.get("x-overflow").is_none());
+    let delivery_limit = delivery_limit(&declared, arguments, policy.delivery_limit);
     let (exchange, routing_key) = match declared.dead_letter {
         Some(target) => (Some(target.exchange), target.routing_key),
         None => (None, None),
@@ -200,6 +196,12 @@ fn merge(
     let routing_key = routing_key.or(policy.dead_letter_routing_key);
     let exchange = exchange.or(policy.dead_letter_exchange);
     QueueArguments {
+        delivery_limit,
+        consumer_timeout_ms: lower(declared.consumer_timeout_ms, policy.consumer_timeout_ms),
+        is_at_least_once: match arguments.get("x-dead-letter-strategy") {
+            Some(_) => declared.is_at_least_once,
+            None => policy.is_at_least_once.unwrap_or(false),
+        },
         message_ttl_ms: lower(declared.message_ttl_ms, policy.message_ttl_ms),
         expires_ms: lower(declared.expires_ms, policy.expires_ms),
         max_length: lower(declared.max_length, policy.max_length),
@@ -211,6 +213,21 @@ fn merge(
         }),
         ..declared
     }
+}
+
+/// The stricter one of argument and policy; the default holds where there is neither (QQ-2).
+fn delivery_limit(
+    declared: &QueueArguments,
+    arguments: &FieldTable,
+    policy: Option<i64>,
+) -> Option<u64> {
+    if policy.is_none() {
+        return declared.delivery_limit;
+    }
+    let argument = arguments.get("x-delivery-limit");
+    let argument = argument.and_then(FieldValue::as_integer);
+    let stricter = definition::stricter_limit(argument, policy)?;
+    u64::try_from(stricter).ok()
 }
 
 /// The lower of two limits, each of which may be absent.

@@ -119,6 +119,33 @@ fn policy_with_a_foreign_key_does_not_match_at_all() {
     );
 }
 
+/// QQ-2, PO-4: arguments, policies and the default of a delivery limit.
+#[test]
+fn stricter_delivery_limit_holds_for_a_quorum_queue() {
+    let quorum = FieldTable::new().with("x-queue-type", "quorum");
+    let limit = |policy_of: i64, arguments: &FieldTable| {
+        let definition = format!(r#"{{"delivery-limit": {policy_of}}}"#);
+        let policies = policies([policy("p", "", 0, &definition)]);
+        settings_of(&policies, "q", arguments).delivery_limit
+    };
+    assert_eq!(limit(3, &quorum), Some(3));
+    assert_eq!(
+        limit(30, &quorum),
+        Some(30),
+        "the default of 20 is none of both"
+    );
+    assert_eq!(limit(-1, &quorum), None);
+    let five = quorum.with("x-delivery-limit", 5);
+    assert_eq!(limit(3, &five), Some(3));
+    assert_eq!(limit(30, &five), Some(5));
+    assert_eq!(limit(-1, &five), Some(5));
+    assert_eq!(
+        limit(3, &FieldTable::new()),
+        None,
+        "a classic queue has none"
+    );
+}
+
 #[test]
 fn policies_apply_to_what_they_say() {
     let mut only = policy(
