@@ -56,7 +56,7 @@ fn both_headers_of_the_version_are_taken() {
     }
 }
 
-/// CN-3 to CN-7.
+/// CN-3 to CN-7, VD-19: there is no AMQP 1.0 here to offer.
 #[test]
 fn every_other_header_is_told_ours_and_nothing_else() {
     let others: [&[u8]; 8] = [
@@ -76,7 +76,7 @@ fn every_other_header_is_told_ours_and_nothing_else() {
     }
 }
 
-/// CN-10 to CN-14.
+/// CN-10 to CN-14; VD-22: ANONYMOUS is not offered unless somebody has asked for it.
 #[test]
 fn start_offers_all_that_clients_gate_on() {
     let (_c, start) = started();
@@ -108,6 +108,7 @@ fn start_offers_all_that_clients_gate_on() {
         "consumer_priorities",
         "authentication_failure_close",
         "per_consumer_qos",
+        "direct_reply_to",
     ] {
         assert_eq!(
             capabilities.get_bool(capability),
@@ -255,7 +256,7 @@ fn tuned(channel_max: u16, frame_max: u32) -> Client {
     c
 }
 
-/// CN-31: the specification's smallest frame is taken.
+/// CN-31, VD-1: the specification's smallest frame is taken.
 #[test]
 fn the_smallest_frame_is_4096_bytes() {
     Client::login(
