@@ -70,6 +70,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("memmap2", &["disk"]),
     ("rustix", &["disk", "server"]),
     ("tempfile", &["disk"]),
+    ("toml", &["config"]),
+    ("rustls", &["server"]),
+    ("x509_cert", &["server"]),
 ];
 
 /// The code of a file without comments and without its tests, which stand last.

@@ -39,6 +39,7 @@ fn name_of(body: &[u8]) -> String {
     String::from_utf8_lossy(body.get(..8).unwrap_or_default()).into_owned()
 }
 
+/// MD-4: consumers go on, which is how an alarm ends.
 #[test]
 fn at_zero_bytes_free_the_broker_starts_delivers_and_takes_acks() {
     let Some(disk) = SmallDisk::mount("64m") else {
@@ -100,6 +101,7 @@ fn at_zero_bytes_free_the_broker_starts_delivers_and_takes_acks() {
     assert!(client.get(CHANNEL, "purged").is_none());
 }
 
+/// MD-3, PS-8: a publisher sees nothing of it but the time it takes.
 #[test]
 fn a_full_disk_blocks_publishers_with_a_reason_and_they_go_on_by_themselves() {
     let Some(disk) = SmallDisk::mount("48m") else {

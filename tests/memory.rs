@@ -341,6 +341,7 @@ fn bodies_of_unacked_transient_messages_leave_memory() {
     });
 }
 
+/// MD-1, MD-3: crossing the limit stops publishers and tells them, falling below lets them go on, and nothing is lost.
 #[test]
 fn publishers_are_told_when_memory_is_low_and_when_it_is_not() {
     let broker = TestBroker::builder()
@@ -474,7 +475,7 @@ fn spilled_messages_hold_no_segment_of_the_log() {
     assert!(status.counter("/memory/spill_file_bytes") > 0);
 }
 
-/// Proves I40: the publisher is stopped, not what it sent is kept.
+/// Proves I40, MD-6: long before any alarm the publisher is stopped, not what it sent is kept.
 #[test]
 fn what_is_not_durable_is_bounded_when_the_disk_is_slow() {
     // An eighth of the memory limit; above that what had been read from the socket when it was reached.

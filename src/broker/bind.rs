@@ -29,6 +29,7 @@ impl Connection {
     pub(super) fn bind(
         &mut self,
         bind: &Bind,
+        now_ms: u64,
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
         let wanted = self.check_bind(bind)?;
@@ -54,13 +55,19 @@ impl Connection {
             .is_durable
             .then(|| Change::BindingAdded(records::binding(self.vhost.name(), &binding)));
         let durable_at = self.shared.push(&mut meta, change.as_slice(), effects);
+        let recent = topology.recent_messages(&binding);
         topology.insert_binding(binding);
+        drop((topology, meta));
+        for (message, targets) in recent {
+            self.publish_to(&message, targets, now_ms, effects);
+        }
         Ok(done(durable_at))
     }
 
     pub(super) fn unbind(
         &mut self,
         bind: &Bind,
+        now_ms: u64,
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
         let wanted = self.check_bind(bind)?;
@@ -80,7 +87,11 @@ impl Connection {
         self.check_bound_queue(&binding.target)?;
         let removed = topology.remove_binding(&binding);
         let changes = records::binding_removed(self.vhost.name(), &binding, &removed);
-        Ok(done(self.shared.push(&mut meta, &changes, effects)))
+        let durable_at = self.shared.push(&mut meta, &changes, effects);
+        let dropped = self
+            .shared
+            .drop_delay_queues(&mut meta, &removed, now_ms, effects);
+        Ok(done(dropped.or(durable_at)))
     }
 
     /// Everything that is checked before anybody looks whether the ends exist (BI-7).
@@ -145,7 +156,7 @@ impl Connection {
             }
         };
         source
-            .check_binding(&wanted.arguments)
+            .check_binding(&wanted.key, &wanted.arguments)
             .map_err(precondition_failed)?;
         self.check_bound_queue(&target)?;
         Ok(Binding {

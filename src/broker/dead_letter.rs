@@ -58,7 +58,7 @@ pub trait DeadLetterRouter: Send + Sync {
         vhost: &str,
         exchange: &ShortString,
         routing_keys: &[ShortString],
-        message: &Message,
+        message: &Arc<Message>,
     ) -> Option<Vec<QueueHandle>>;
 }
 
@@ -279,7 +279,7 @@ fn visible_keys(message: &Message) -> Vec<FieldValue> {
 }
 
 /// All keys a message is routed by.
-fn routing_keys(message: &Message) -> Vec<ShortString> {
+pub(super) fn routing_keys(message: &Message) -> Vec<ShortString> {
     let cc = cc_of(message).into_iter().filter_map(|value| match value {
         FieldValue::LongString(key) => ShortString::new(key),
         _ => None,

@@ -27,7 +27,7 @@ use super::queue::{
 };
 use super::records;
 use super::reply_to::ReplyConsumers;
-use super::vhost::Vhost;
+use super::vhost::{Removed, Vhost};
 use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
 use crate::storage::run::FiledRun;
@@ -147,11 +147,24 @@ impl Broker {
         is_peer_loopback: bool,
     ) -> Result<User, LoginError> {
         let logged_in = read(&self.shared.access).login(user, password)?;
+        self.check_loopback(logged_in, is_peer_loopback)
+    }
+
+    /// Logs a user in without a password: the caller has other proof that it is this user.
+    ///
+    /// # Errors
+    /// As for [`login`](Self::login).
+    pub fn login_vouched(&self, user: &str, is_peer_loopback: bool) -> Result<User, LoginError> {
+        let logged_in = read(&self.shared.access).login_vouched(user)?;
+        self.check_loopback(logged_in, is_peer_loopback)
+    }
+
+    fn check_loopback(&self, user: User, is_peer_loopback: bool) -> Result<User, LoginError> {
         let loopback_users = &self.shared.options.loopback_users;
-        if !is_peer_loopback && loopback_users.iter().any(|name| name == user) {
+        if !is_peer_loopback && loopback_users.iter().any(|name| name == user.name()) {
             return Err(LoginError::NotLoopback);
         }
-        Ok(logged_in)
+        Ok(user)
     }
 
     /// Opens a vhost for a user.
@@ -444,13 +457,16 @@ impl Shared {
         let mut meta = lock(&self.meta);
         let mut topology = vhost.write();
         let mut durable_at = None;
+        let mut removed = Removed::default();
         let ready_count = queue::delete(&mut self.turn(now_ms, effects), queue, condition, || {
-            let removed = topology.remove_queue(&queue.spec().name);
+            removed = topology.remove_queue(&queue.spec().name);
             let changes = records::queue_deleted(queue, &removed);
             durable_at = self.push_unwoken(&mut meta, &changes);
             meta.durable_queues.remove(&queue.id());
         })?;
         effects.wakes_commit |= durable_at.is_some();
+        let dropped = self.drop_delay_queues(&mut meta, &removed, now_ms, effects);
+        let durable_at = dropped.or(durable_at);
         Ok((ready_count, self.unless_durable(durable_at)))
     }
 }
@@ -461,11 +477,12 @@ impl DeadLetterRouter for Shared {
         vhost: &str,
         exchange: &ShortString,
         routing_keys: &[ShortString],
-        message: &Message,
+        message: &Arc<Message>,
     ) -> Option<Vec<QueueHandle>> {
         let vhost = self.vhost(vhost)?;
-        let headers = || message.properties().headers().unwrap_or_default();
-        let route = vhost.read().route(exchange, routing_keys, headers)?;
+        let properties = message.properties();
+        let route = vhost.read().route(exchange, routing_keys, properties)?;
+        route.remember(message);
         Some(route.targets.into_vec())
     }
 }

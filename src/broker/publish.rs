@@ -8,8 +8,8 @@
 //! otherwise pay for a lock set and a push with every message.
 //!
 //! What the checks and the topology said about an exchange and a key is kept by the connection until one
-//! of them changes. Messages with `CC` or `BCC`, and those a headers exchange had a look at, are routed
-//! every time.
+//! of them changes. Messages with `CC` or `BCC`, and those an exchange had a say in that looks at more than keys, are
+//! routed every time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use super::message::{Message, MessageParts, TTL_MAX_MS};
 use super::queue::{self, GROUP_QUEUES_MAX, QueueHandle, RoutedPublish};
 use super::refusal::{access_refused, no_exchange, precondition_failed};
 use super::reply_to::is_requester_name;
-use super::routing::is_same_set;
+use super::routing::{Targets, is_same_set};
 use crate::amqp::field_table::FieldValue;
 use crate::amqp::properties::{BCC_HEADER, CC_HEADER, Properties};
 use crate::amqp::short_string::ShortString;
@@ -286,6 +286,21 @@ impl Connection {
         }
     }
 
+    /// Gives a message to queues on the broker's own account: nobody waits for its confirm.
+    pub(super) fn publish_to(
+        &self,
+        message: &Arc<Message>,
+        mut targets: Targets,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) {
+        let turn = &mut self.shared.turn(now_ms, effects);
+        let messages = std::slice::from_ref(message);
+        while queue::publish(turn, &targets, messages, &mut Vec::new()).is_err() {
+            targets.retain(|queue| !queue.is_deleted());
+        }
+    }
+
     fn renew_cache(&mut self) {
         // Read before anything is looked up, so that what is cached is never older than its version.
         let versions = (self.vhost.version(), self.shared.access_version());
@@ -320,17 +335,21 @@ impl Connection {
         keys.push(key.clone());
         keys.extend(cc);
         keys.extend(bcc.iter().cloned());
-        let headers = || message.properties().headers().unwrap_or_default();
-        let route = self.vhost.read().route(exchange, &keys, headers);
+        let route = self
+            .vhost
+            .read()
+            .route(exchange, &keys, message.properties());
         // Deleted since it was checked.
         let route = route.ok_or_else(|| no_exchange(exchange, self.vhost.name()))?;
         let targets: SharedTargets = Arc::from(&route.targets[..]);
         let replies = reply_keys(exchange, &keys);
-        if is_plain && !route.depends_on_headers && replies.is_none() {
+        if is_plain && !route.is_for_one_message && replies.is_none() {
             self.routes.insert(exchange, key, &targets);
         }
+        let message = visible_copy(message, bcc, rewrite);
+        route.remember(&message);
         Ok(Routed {
-            message: visible_copy(message, bcc, rewrite),
+            message,
             targets,
             replies,
         })

@@ -174,13 +174,17 @@ impl Shared {
             return Ok(());
         };
         let unknown_kind = || malformed(EXCHANGE, format!("unknown exchange type {}", record.kind));
+        let kind = ExchangeKind::from_name(&record.kind).ok_or_else(unknown_kind)?;
+        let arguments = arguments(EXCHANGE, &record.arguments)?;
+        kind.check_arguments(&arguments)
+            .map_err(|reason| malformed(EXCHANGE, reason))?;
         vhost.write().insert_exchange(ExchangeSpec {
             name: name(EXCHANGE, &record.name)?,
-            kind: ExchangeKind::from_name(&record.kind).ok_or_else(unknown_kind)?,
+            kind,
             is_durable: true,
             is_auto_delete: record.is_auto_delete,
             is_internal: record.is_internal,
-            arguments: arguments(EXCHANGE, &record.arguments)?,
+            arguments,
         });
         Ok(())
     }
@@ -210,7 +214,18 @@ impl Shared {
                     Queue::new(spec, settings, Lsn::default(), now_ms)
                 }
             };
-            vhost.write().insert_queue(QueueHandle::clone(&queue));
+            let mut topology = vhost.write();
+            match queue.spec().delays_for() {
+                Some(exchange) => {
+                    if !topology.set_delay_queue(&exchange, QueueHandle::clone(&queue)) {
+                        // Deleted with it, but for its own record.
+                        tracing::info!(%exchange, "dropped the delay queue of an exchange that is gone");
+                        continue;
+                    }
+                }
+                None => topology.insert_queue(QueueHandle::clone(&queue)),
+            }
+            drop(topology);
             lock(&self.meta).durable_queues.insert(queue.id(), queue);
         }
         if !images.is_empty() {
@@ -247,16 +262,17 @@ impl Shared {
             tracing::warn!(source, destination, "dropped a binding without its ends");
             return Ok(());
         };
+        let key = BindingKey {
+            destination,
+            routing_key: name(BINDING, &record.routing_key)?,
+            arguments: record.arguments.as_slice().into(),
+        };
         exchange
-            .check_binding(&arguments)
+            .check_binding(&key, &arguments)
             .map_err(|reason| malformed(BINDING, reason))?;
         topology.insert_binding(Binding {
             source,
-            key: BindingKey {
-                destination,
-                routing_key: name(BINDING, &record.routing_key)?,
-                arguments: record.arguments.as_slice().into(),
-            },
+            key,
             arguments,
             target,
             is_durable: true,
@@ -301,7 +317,8 @@ struct FrozenVhost {
 fn freeze_vhost(vhost: &Arc<Vhost>) -> FrozenVhost {
     let topology = vhost.read();
     let exchanges = topology.exchanges().map(|exchange| exchange.spec());
-    let queues = topology.queues().filter(|queue| queue.spec().is_durable);
+    let queues = topology.queues().chain(topology.delay_queues());
+    let queues = queues.filter(|queue| queue.spec().is_durable);
     let bindings = topology.bindings().filter(|binding| binding.is_durable);
     FrozenVhost {
         name: Arc::clone(vhost.name()),

@@ -18,6 +18,8 @@ use super::close::CloseReason;
 use super::confirms::Confirms;
 use super::content::Content;
 use super::number_map::NumberMap;
+use super::options::ChannelSlot;
+
 use crate::amqp::frame::Frame;
 use crate::amqp::method::{Method, MethodId};
 use crate::amqp::reply_code::ChannelReplyCode;
@@ -27,6 +29,8 @@ use crate::broker::command::{Command, ConsumerId, Delivery, Lsn, Publish, Settle
 /// A channel that was opened. See the module.
 #[derive(Debug, Default)]
 pub(super) struct Channel {
+    /// Its share of what all sessions may have open.
+    pub(super) _slot: Option<ChannelSlot>,
     pub(super) state: ChannelState,
     /// The publish that is arriving.
     pub(super) content: Content,
@@ -179,6 +183,9 @@ impl Consumers {
     pub(super) fn insert(&mut self, tag: ShortString, consumer: ConsumerId) {
         self.by_tag.insert(tag.clone(), consumer);
         self.by_id.insert(consumer, tag);
+    }
+    pub(super) fn count(&self) -> usize {
+        self.by_tag.len()
     }
     pub(super) fn id(&self, tag: &ShortString) -> Option<ConsumerId> {
         self.by_tag.get(tag).copied()

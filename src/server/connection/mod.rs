@@ -24,6 +24,7 @@ use tokio::io::Interest;
 use tokio::sync::{Notify, watch};
 
 use super::hub::Hub;
+use super::places::Place;
 use crate::broker::Connection as BrokerConnection;
 use crate::broker::User;
 use crate::broker::command::{Command, Publish, Published, Unacked};
@@ -79,6 +80,8 @@ struct ConnectionTask {
     outbox: Arc<Outbox>,
     /// The user, between login and open.
     user: Option<User>,
+    /// Its place among the connections that may be open, from open to the end.
+    place: Option<Place>,
     /// The domain's side, from open to the end.
     domain: Option<BrokerConnection>,
     /// What is registered with the watermark.
@@ -159,6 +162,7 @@ impl ConnectionTask {
             )),
             notify,
             user: None,
+            place: None,
             domain: None,
             waits_for: None,
             effects: Effects::default(),

@@ -11,9 +11,11 @@
 use std::sync::Arc;
 
 use super::ConnectionTask;
+use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::broker::command::{Command, Publish, Unacked};
+use crate::broker::error::BrokerError;
 use crate::broker::outbox::OutboxItem;
-use crate::session::{Event, Login, LoginRefused};
+use crate::session::{Event, Login, LoginRefused, Proof};
 use crate::telemetry::Counters;
 
 /// Publishes gathered before they go to the domain; bounds what one call holds.
@@ -97,10 +99,11 @@ impl ConnectionTask {
 
     fn login(&mut self, login: &Login) {
         let is_loopback = self.peer.ip().to_canonical().is_loopback();
-        let result = self
-            .hub
-            .broker
-            .login(&login.user, &login.password, is_loopback);
+        let broker = &self.hub.broker;
+        let result = match &login.proof {
+            Proof::Password(password) => broker.login(&login.user, password, is_loopback),
+            Proof::Vouched => broker.login_vouched(&login.user, is_loopback),
+        };
         match result {
             Ok(user) => {
                 tracing::info!(peer = %self.peer, user = login.user, client = login.client,
@@ -109,7 +112,9 @@ impl ConnectionTask {
                 self.session.login_result(Ok(()));
             }
             Err(error) => {
-                tracing::info!(peer = %self.peer, user = login.user, %error, "login refused");
+                // Escaped: strangers do not write lines of their own into the log.
+                let (user, mechanism) = (login.user.escape_debug(), login.mechanism.name());
+                tracing::info!(peer = %self.peer, mechanism, "login refused: user '{user}' {error}");
                 self.session.login_result(Err(LoginRefused));
             }
         }
@@ -117,6 +122,14 @@ impl ConnectionTask {
 
     fn open(&mut self, vhost: &str) {
         let Some(user) = self.user.take() else { return };
+        self.place = self.hub.places.take();
+        if self.place.is_none() {
+            let max = self.hub.places.max();
+            let text = format!("connection refused: node connection limit ({max}) is reached");
+            tracing::info!(peer = %self.peer, "{text}");
+            let refusal = BrokerError::connection(ConnectionReplyCode::NotAllowed, text);
+            return self.session.open_result(Err(refusal));
+        }
         let result = self
             .hub
             .broker
@@ -126,7 +139,10 @@ impl ConnectionTask {
                 self.domain = Some(domain);
                 Ok(())
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                self.place = None;
+                Err(error)
+            }
         };
         self.session.open_result(answer);
     }
@@ -241,6 +257,7 @@ impl ConnectionTask {
                 domain.requeue(&mut held, now_ms, &mut self.effects);
             }
             self.hub.carry_out(&mut self.effects);
+            self.place = None;
         }
     }
 

@@ -14,6 +14,7 @@ mod lifecycle;
 mod recycling;
 mod salvage;
 mod scrub;
+mod scrub_rounds;
 mod spilling;
 
 use std::path::Path;

@@ -8,6 +8,7 @@ mod model;
 mod obeying;
 mod paging;
 mod spilling;
+mod stale;
 mod storing;
 
 use std::collections::HashMap;
@@ -37,7 +38,7 @@ impl DeadLetterRouter for TableRouter {
         _vhost: &str,
         exchange: &ShortString,
         routing_keys: &[ShortString],
-        _message: &Message,
+        _message: &Arc<Message>,
     ) -> Option<Vec<QueueHandle>> {
         let routes = lock(&self.routes);
         if !routes.keys().any(|(known, _)| known == exchange.as_str()) {
