@@ -58,10 +58,31 @@ fn furnish(broker: &TestBroker) -> Client {
     c.exchange_declare(1, "transient", "fanout", false);
     c.queue_declare(1, "work", durable());
     c.queue_declare(1, "passing", transient());
-    c.queue_declare(1, "mine", queue::Declare { durable: true, ..exclusive() });
-    c.queue_declare(1, "leaving", queue::Declare { durable: true, ..auto_delete() });
+    c.queue_declare(
+        1,
+        "mine",
+        queue::Declare {
+            durable: true,
+            ..exclusive()
+        },
+    );
+    c.queue_declare(
+        1,
+        "leaving",
+        queue::Declare {
+            durable: true,
+            ..auto_delete()
+        },
+    );
     let lease = FieldTable::new().with("x-expires", FieldValue::Long(600_000));
-    c.queue_declare(1, "leased", queue::Declare { arguments: lease, ..durable() });
+    c.queue_declare(
+        1,
+        "leased",
+        queue::Declare {
+            arguments: lease,
+            ..durable()
+        },
+    );
     c.bind(1, "work", "durable", "");
     c.bind(1, "work", "transient", "");
     c.confirm_select(1);
@@ -73,7 +94,12 @@ fn furnish(broker: &TestBroker) -> Client {
     });
     c.push_publish(1, "", "work", &mode_1);
     c.push_publish(1, "", "work", &Message::persistent("p2"));
-    c.push_publish(1, "", "passing", &Message::persistent("gone with its queue"));
+    c.push_publish(
+        1,
+        "",
+        "passing",
+        &Message::persistent("gone with its queue"),
+    );
     c.push_publish(1, "", "work", &Message::persistent(vec![b'3'; 9000]));
     c.push_publish(1, "transient", "", &Message::persistent("p4"));
     c.push_publish(1, "", "work", &Message::persistent("p5"));
@@ -103,9 +129,7 @@ fn check_topology(broker: &TestBroker) {
 
 fn bodies(of: &[&str]) -> Vec<String> {
     let long = "3".repeat(9000);
-    of.iter()
-        .map(|body| body.replace("p3", &long))
-        .collect()
+    of.iter().map(|body| body.replace("p3", &long)).collect()
 }
 
 /// PS-1, PS-2, PS-5, PS-6, AD-2, VD-15, QU-23: a clean stop. What is durable and persistent is there, in order; what was
@@ -115,7 +139,9 @@ fn bodies(of: &[&str]) -> Vec<String> {
 fn after_a_clean_stop_what_is_durable_is_there_in_order() {
     let mut broker = TestBroker::start();
     let mut c = furnish(&broker);
-    let held: Vec<u64> = (0..3).map(|_| c.get(1, "work").expect("ready").tag).collect();
+    let held: Vec<u64> = (0..3)
+        .map(|_| c.get(1, "work").expect("ready").tag)
+        .collect();
     // p0 and p1 stay unacked, "no mode" is acknowledged; then p2 is taken and acknowledged.
     c.ack(1, held[2]);
     let mode_1 = c.get(1, "work").expect("mode 1");
@@ -147,8 +173,15 @@ fn after_a_kill_what_was_confirmed_is_there_in_order() {
         .iter()
         .map(|body| body.trim_end_matches('*').to_owned())
         .collect();
-    assert_eq!(plain, bodies(&["p0", "p1", "p2", "p3", "p4", "p5", "after"]));
-    assert_eq!(left.last().map(String::as_str), Some("after"), "published since");
+    assert_eq!(
+        plain,
+        bodies(&["p0", "p1", "p2", "p3", "p4", "p5", "after"])
+    );
+    assert_eq!(
+        left.last().map(String::as_str),
+        Some("after"),
+        "published since"
+    );
 }
 
 /// PS-5: a durable auto-delete queue forgets that it ever had a consumer: it goes with the next one.
@@ -156,7 +189,14 @@ fn after_a_kill_what_was_confirmed_is_there_in_order() {
 fn a_durable_auto_delete_queue_waits_for_its_next_consumer() {
     let mut broker = TestBroker::start();
     let mut c = broker.client(1);
-    c.queue_declare(1, "leaving", queue::Declare { durable: true, ..auto_delete() });
+    c.queue_declare(
+        1,
+        "leaving",
+        queue::Declare {
+            durable: true,
+            ..auto_delete()
+        },
+    );
     c.publish(1, "", "leaving", &Message::persistent("m"));
     c.consume(1, "leaving", "t");
     c.next_delivery(1);
@@ -177,13 +217,20 @@ fn what_was_not_confirmed_may_be_missing_but_never_in_the_middle() {
     let mut c = broker.client(1);
     c.queue_declare(1, "q", durable());
     for number in 0..2000 {
-        c.push_publish(1, "", "q", &Message::persistent(format!("message {number}")));
+        c.push_publish(
+            1,
+            "",
+            "q",
+            &Message::persistent(format!("message {number}")),
+        );
     }
     c.flush().expect("the broker reads");
     broker.kill();
     broker.restart();
     let left = ready(&mut broker.client(1), "q");
-    let sent: Vec<String> = (0..left.len()).map(|number| format!("message {number}")).collect();
+    let sent: Vec<String> = (0..left.len())
+        .map(|number| format!("message {number}"))
+        .collect();
     let plain: Vec<&str> = left.iter().map(|body| body.trim_end_matches('*')).collect();
     assert_eq!(plain, sent);
 }
@@ -212,6 +259,36 @@ fn only_persistent_messages_in_durable_queues_wait_for_the_disk() {
     assert!(syncs_of("durable", &Message::persistent("m")) >= COUNT);
     assert!(syncs_of("durable", &Message::persistent(vec![7; 20_000])) >= COUNT);
     assert_eq!(confirmed, 4 * COUNT);
+}
+
+/// CF-8, CT-11: a quorum queue is on disk before it confirms, whatever the delivery mode; we are a majority of one.
+#[test]
+fn quorum_queues_confirm_nothing_that_is_not_on_disk() {
+    const COUNT: u64 = 30;
+    let mut broker = TestBroker::start();
+    let mut c = broker.client(1);
+    let quorum = FieldTable::new().with("x-queue-type", "quorum");
+    c.queue_declare(
+        1,
+        "quorum",
+        queue::Declare {
+            arguments: quorum,
+            ..durable()
+        },
+    );
+    c.confirm_select(1);
+    let before = Status::of(&broker).syncs();
+    for number in 0..COUNT {
+        c.publish(1, "", "quorum", &Message::plain(number.to_string()));
+        c.wait_confirm(1);
+    }
+    assert!(Status::of(&broker).syncs() - before >= COUNT);
+    broker.kill();
+    broker.restart();
+    let left = ready(&mut broker.client(1), "quorum");
+    let plain: Vec<&str> = left.iter().map(|body| body.trim_end_matches('*')).collect();
+    let sent: Vec<String> = (0..COUNT).map(|number| number.to_string()).collect();
+    assert_eq!(plain, sent);
 }
 
 /// CF-11, CT-13, PS-8: a publish on an idle broker is synced at once; publishes in flight share their syncs. The publisher sees
@@ -266,7 +343,9 @@ fn what_is_consumed_before_it_is_on_disk_is_confirmed() {
     publisher.wait_confirms_upto(1, COUNT);
     let more = publisher.try_next_within(1, Duration::from_millis(100));
     assert!(matches!(more, Err(Trouble::Silent)), "{more:?}");
-    consumer.try_qos(1, 0).expect("acks are taken before the answer");
+    consumer
+        .try_qos(1, 0)
+        .expect("acks are taken before the answer");
     assert_eq!(ready(&mut broker.client(1), "acked"), [""; 0]);
 }
 

@@ -224,6 +224,74 @@ fn purge_deletion_and_no_ack_are_no_deaths() {
     assert_eq!(counts(&mut c, "dl2.dead").0, 0);
 }
 
+/// DL-6: a dead letter is routed like a publish: bindings, exchanges bound to exchanges, alternate exchanges. Where nothing leads
+/// anywhere it is dropped, and nobody is told.
+#[test]
+fn dead_letters_are_routed_like_publishes() {
+    let mut c = client();
+    for (name, kind) in [("dl6.far", "fanout"), ("dl6.last", "fanout")] {
+        c.call::<exchange::DeclareOk>(1, x(name, kind));
+    }
+    let with_alternate = exchange::Declare {
+        arguments: table([("alternate-exchange", string("dl6.last"))]),
+        ..x("dl6.x", "topic")
+    };
+    c.call::<exchange::DeclareOk>(1, with_alternate);
+    for (queue, exchange, key) in [
+        ("dl6.near", "dl6.x", "near.#"),
+        ("dl6.far", "dl6.far", ""),
+        ("dl6.last", "dl6.last", ""),
+    ] {
+        c.queue_declare(1, queue, q(""));
+        c.bind(1, queue, exchange, key);
+    }
+    c.exchange_bind(1, "dl6.far", "dl6.x", "*.far");
+    c.queue_declare(
+        1,
+        "dl6",
+        q_with("", [("x-dead-letter-exchange", string("dl6.x"))]),
+    );
+    let reject = |c: &mut Client| {
+        wait_ready(c, "dl6", 1);
+        let got = c.get(1, "dl6").expect("the message");
+        c.nack(1, got.tag, false);
+        settle(c, 1);
+    };
+    c.bind(1, "dl6", "amq.topic", "#.far.#");
+    for key in ["near.far", "elsewhere.far.off"] {
+        send(
+            &mut c,
+            1,
+            mandatory("amq.topic", key),
+            &Message::plain(key.as_bytes().to_vec()),
+        );
+        reject(&mut c);
+    }
+    assert_eq!(
+        dead_letter(&mut c, "dl6.near").message.body_text(),
+        "near.far"
+    );
+    assert_eq!(
+        dead_letter(&mut c, "dl6.far").message.body_text(),
+        "near.far"
+    );
+    assert_eq!(
+        dead_letter(&mut c, "dl6.last").message.body_text(),
+        "elsewhere.far.off"
+    );
+    // With nothing behind the alternate exchange either, it is gone; mandatory was between us and its publisher.
+    c.queue_delete(1, "dl6.last");
+    send(
+        &mut c,
+        1,
+        mandatory("amq.topic", "a.far.b"),
+        &Message::plain("lost"),
+    );
+    reject(&mut c);
+    silent(&mut c, 1);
+    assert_eq!(counts(&mut c, "dl6").0, 0);
+}
+
 /// DL-3, DL-5: without a key all keys of the message count, with one only that, and CC stays to be read.
 #[test]
 fn the_dead_letter_key_replaces_all_keys() {

@@ -189,6 +189,22 @@ fn bad_arguments_are_refused_with_their_reason() {
     );
 }
 
+/// QU-16: the setting that relaxes it is off by default there, and we have none: a quorum queue is no classic one.
+#[test]
+fn a_quorum_queue_cannot_be_redeclared_as_a_classic_one() {
+    let mut c = client();
+    let of_type = |kind: &str| queue::Declare {
+        durable: true,
+        ..q_with("qu16", [("x-queue-type", string(kind))])
+    };
+    c.call::<queue::DeclareOk>(1, of_type("quorum"));
+    let text = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'qu16' in vhost '/': \
+                received 'classic' but current is 'quorum'";
+    refused(&mut c, of_type("classic"), 406, text);
+    c.call::<queue::DeclareOk>(1, of_type("quorum"));
+    c.queue_delete(1, "qu16");
+}
+
 /// QU-12 to QU-14, FT-3, FT-4 and the inequivalence rows of 4.4.
 #[test]
 fn a_redeclare_must_be_equivalent() {

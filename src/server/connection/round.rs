@@ -12,9 +12,11 @@ use std::sync::Arc;
 
 use super::ConnectionTask;
 use crate::amqp::reply_code::ConnectionReplyCode;
+use crate::broker::User;
 use crate::broker::command::{Command, Publish, Unacked};
 use crate::broker::error::BrokerError;
 use crate::broker::outbox::OutboxItem;
+use crate::server::clients::ConnectionEntry;
 use crate::session::{Event, Login, LoginRefused, Proof};
 use crate::telemetry::Counters;
 
@@ -84,7 +86,7 @@ impl ConnectionTask {
             self.flush_publishes();
             match event {
                 Event::Publish(_) => {}
-                Event::Login(login) => self.login(&login),
+                Event::Login(login) => self.login(login),
                 Event::Open { vhost } => self.open(vhost.as_str()),
                 Event::Command { channel, command } => self.execute(channel, command),
                 Event::TxPublish(publish) => self.tx_publish(&publish),
@@ -97,7 +99,7 @@ impl ConnectionTask {
         self.flush_publishes();
     }
 
-    fn login(&mut self, login: &Login) {
+    fn login(&mut self, login: Login) {
         let is_loopback = self.peer.ip().to_canonical().is_loopback();
         let broker = &self.hub.broker;
         let result = match &login.proof {
@@ -108,7 +110,7 @@ impl ConnectionTask {
             Ok(user) => {
                 tracing::info!(peer = %self.peer, user = login.user, client = login.client,
                     name = login.connection_name, "logged in");
-                self.user = Some(user);
+                self.user = Some((user, login));
                 self.session.login_result(Ok(()));
             }
             Err(error) => {
@@ -121,10 +123,13 @@ impl ConnectionTask {
     }
 
     fn open(&mut self, vhost: &str) {
-        let Some(user) = self.user.take() else { return };
-        self.place = self.hub.places.take();
+        let Some((user, login)) = self.user.take() else {
+            return;
+        };
+        let entry = self.entry(&user, vhost, login);
+        self.place = self.hub.clients.enter(entry, &self.outbox);
         if self.place.is_none() {
-            let max = self.hub.places.max();
+            let max = self.hub.clients.max();
             let text = format!("connection refused: node connection limit ({max}) is reached");
             tracing::info!(peer = %self.peer, "{text}");
             let refusal = BrokerError::connection(ConnectionReplyCode::NotAllowed, text);
@@ -145,6 +150,21 @@ impl ConnectionTask {
             }
         };
         self.session.open_result(answer);
+    }
+
+    /// What operators see of the connection; its id comes with its place.
+    fn entry(&self, user: &User, vhost: &str, login: Login) -> ConnectionEntry {
+        ConnectionEntry {
+            id: 0,
+            peer: self.peer,
+            user: user.name().to_owned(),
+            vhost: vhost.to_owned(),
+            name: login.connection_name,
+            client: login.client,
+            mechanism: login.mechanism.name().to_owned(),
+            tls: self.tls_version.map(str::to_owned),
+            opened_at_ms: self.hub.now_ms(),
+        }
     }
 
     fn execute(&mut self, channel: u16, command: Command) {

@@ -94,6 +94,11 @@ impl Transport {
         self.tls.as_ref()?.peer_certificates()?.first()
     }
 
+    /// The version of TLS that was agreed on; `None` in the clear.
+    pub(super) fn tls_version(&self) -> Option<&'static str> {
+        self.tls.as_ref()?.protocol_version()?.as_str()
+    }
+
     /// Waits until the socket can be read or written. Cancel safe.
     pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         self.stream.ready(interest).await
