@@ -14,7 +14,6 @@ use super::effects::Effects;
 use super::error::BrokerError;
 use super::facade::Shared;
 use super::outbox::Outbox;
-use super::publish::RouteCache;
 use super::queue::{
     self, Aftermath, ConnectionId, ConsumeRefusal, DeleteCondition, DeleteRefusal, GetOutcome,
     QueueHandle, RoutedPublish,
@@ -22,6 +21,7 @@ use super::queue::{
 use super::refusal::{
     access_refused, exclusive_use, locked_queue, no_queue, precondition_failed, vhost_deleted,
 };
+use super::route_cache::RouteCache;
 use super::vhost::Vhost;
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::short_string::ShortString;

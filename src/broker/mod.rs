@@ -37,6 +37,7 @@ pub mod queue;
 mod records;
 mod refusal;
 mod restore;
+mod route_cache;
 mod routing;
 mod salvage;
 #[cfg(test)]
