@@ -37,6 +37,8 @@ const PUBLISH_BATCH_MAX: usize = 512;
 const INPUT_MIN_BYTES: usize = 4 * 1024;
 /// Read buffer of a busy connection: more is only latency for the others.
 const INPUT_MAX_BYTES: usize = 128 * 1024;
+/// Deliveries whose channel and queue are fetched into the processor's cache together.
+const WARM_ITEMS: usize = 16;
 /// Reads in one round, so that a fast publisher leaves room for its own deliveries.
 const READS_PER_ROUND: usize = 4;
 /// Who published within this time counts as a publisher when memory is scarce, as in RabbitMQ.
@@ -406,7 +408,14 @@ impl ConnectionTask {
                 return;
             }
             let mut delivered_count = 0;
+            let mut warm_count = 0;
             while is_whole || self.takes_deliveries() {
+                if warm_count == 0 {
+                    let next = self.items.iter().rev().take(WARM_ITEMS);
+                    warm_count = next.len();
+                    self.session.warm(next);
+                }
+                warm_count = warm_count.saturating_sub(1);
                 let Some(item) = self.items.last() else { break };
                 delivered_count += u64::from(matches!(item, OutboxItem::Deliver(_)));
                 self.is_item_in_hand = true;
