@@ -6,6 +6,7 @@ mod cli;
 use std::process::ExitCode;
 
 use stratamq::config::{Args, Config, args};
+use stratamq::disk::small_file;
 use stratamq::server;
 use stratamq::telemetry;
 
@@ -13,7 +14,7 @@ use stratamq::telemetry;
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let args = match args::parse() {
+    let args = match args::parse(small_file::read_text) {
         Ok(args) => args,
         Err(text) => return fail(&text, EXIT_USAGE),
     };
@@ -21,10 +22,19 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error.to_string(), EXIT_USAGE),
     };
+    if args.print_config {
+        return print(&args.effective);
+    }
     match args.command {
         Some(command) => cli::run(&config, command),
         None => serve(&config, &args),
     }
+}
+
+#[expect(clippy::print_stdout, reason = "what --print-config is for")]
+fn print(text: &str) -> ExitCode {
+    print!("{text}");
+    ExitCode::SUCCESS
 }
 
 fn serve(config: &Config, args: &Args) -> ExitCode {

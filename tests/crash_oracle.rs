@@ -37,6 +37,15 @@ impl Story {
         }
     }
 
+    /// Message 1 is confirmed, delivered and acked.
+    fn acked() -> Self {
+        Self::new()
+            .publish(&[1])
+            .confirm(&[1])
+            .deliver(1, false)
+            .ack(1, None)
+    }
+
     fn event(mut self, event: Event) -> Self {
         self.oracle.record(event);
         self
@@ -284,13 +293,7 @@ fn inventions_are_noticed() {
 
 #[test]
 fn a_fresh_ack_may_be_forgotten_but_the_flag_tells() {
-    let story = || {
-        Story::new()
-            .publish(&[1])
-            .confirm(&[1])
-            .deliver(1, false)
-            .ack(1, None)
-    };
+    let story = Story::acked;
     story().killed().found("q", &[]).check(&[]);
     story().killed().found("q", &[(1, true)]).check(&[]);
     story()
@@ -307,13 +310,7 @@ fn a_fresh_ack_may_be_forgotten_but_the_flag_tells() {
 
 #[test]
 fn an_ack_before_a_confirmed_publish_is_not_forgotten() {
-    let story = || {
-        Story::new()
-            .publish(&[1])
-            .confirm(&[1])
-            .deliver(1, false)
-            .ack(1, None)
-    };
+    let story = Story::acked;
     let settled = story().synced().publish(&[2]).confirm(&[2]).killed();
     settled
         .found("q", &[(1, true), (2, false)])
@@ -351,13 +348,7 @@ fn an_ack_before_a_confirmed_publish_is_not_forgotten() {
 
 #[test]
 fn a_clean_stop_forgets_no_ack() {
-    let story = || {
-        Story::new()
-            .publish(&[1])
-            .confirm(&[1])
-            .deliver(1, false)
-            .ack(1, None)
-    };
+    let story = Story::acked;
     story()
         .synced()
         .stopped()
@@ -453,13 +444,7 @@ fn a_delivery_after_the_ack_is_noticed() {
 
 #[test]
 fn an_ack_that_crossed_the_close_of_its_connection_may_be_unread() {
-    let story = || {
-        Story::new()
-            .publish(&[1])
-            .confirm(&[1])
-            .deliver(1, false)
-            .ack(1, None)
-    };
+    let story = Story::acked;
     let stop = || Event::Stopped { is_quiet: false };
     let redelivered = story()
         .event(Event::Stopping)

@@ -2,8 +2,6 @@
 
 mod support;
 
-use std::time::Duration;
-
 use stratamq::amqp::field_table::FieldTable;
 use stratamq::amqp::method::queue;
 use support::TestBroker;
@@ -21,15 +19,9 @@ const BURST: u64 = 5_000;
 /// Taken and acknowledged before the broker is killed.
 const TAKEN: u64 = 30_000;
 
-fn connect(broker: &TestBroker) -> Client {
-    let mut client = Client::connect(broker.address());
-    client.open_channel(CHANNEL);
-    client
-}
-
 /// Publishes `0`, `1`, .. and waits for all confirms.
 fn fill(broker: &TestBroker, count: u64) {
-    let mut client = connect(broker);
+    let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, QUEUE, durable());
     client.confirm_select(CHANNEL);
     for first in (0..count).step_by(usize::try_from(BURST).expect("small")) {
@@ -89,13 +81,13 @@ fn deep_queue_is_drained_in_order_over_restarts_and_its_entries_are_on_disk() {
     );
     assert_eq!(status.counter("/queues/0/ready"), COUNT);
 
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     client.try_qos(CHANNEL, 2000).expect("qos");
     client.consume(CHANNEL, QUEUE, "c");
     drain(&mut client, 0, TAKEN);
     broker.kill();
     broker.restart();
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     client.try_qos(CHANNEL, 2000).expect("qos");
     client.consume(CHANNEL, QUEUE, "c");
     // The last acknowledgements may not have reached the disk; nothing behind them is missing.
@@ -106,7 +98,7 @@ fn deep_queue_is_drained_in_order_over_restarts_and_its_entries_are_on_disk() {
     );
     drain(&mut client, first + 1, COUNT);
     client.close();
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     let left = client
         .queue_declare(CHANNEL, QUEUE, durable())
         .message_count;
@@ -125,7 +117,7 @@ fn every_durable_queue_has_a_file_when_the_threshold_is_0_and_purge_takes_filed_
     broker.terminate();
     broker.restart();
     assert_eq!(Status::of(&broker).counter("/index/filed_runs"), 3);
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     let got = client.get(CHANNEL, QUEUE).expect("the first");
     assert_eq!(got.message.body_text(), "0");
     assert_eq!(client.try_purge(CHANNEL, QUEUE).expect("purged"), 699);
@@ -133,16 +125,6 @@ fn every_durable_queue_has_a_file_when_the_threshold_is_0_and_purge_takes_filed_
     let got = client.get(CHANNEL, QUEUE).expect("the first again");
     assert_eq!(got.message.body_text(), "0");
     assert!(client.get(CHANNEL, QUEUE).is_none());
-}
-
-/// Checkpoints come when they are due, not when a client is done.
-fn wait_for_written_runs(broker: &TestBroker, count: u64) {
-    let deadline = support::raw::now() + Duration::from_secs(20);
-    while Status::of(broker).counter("/index/runs_written") < count {
-        let is_late = support::raw::now() > deadline;
-        assert!(!is_late, "{:?}", Status::of(broker));
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// What was unacked at the crash is ready after it, and too much: the oldest go before anybody sees them, also those
@@ -155,13 +137,13 @@ fn length_limit_holds_from_the_first_moment_after_a_restart() {
         .arg("--queue-index-min-messages=0")
         .arg("--segment-size=1MiB")
         .start();
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     let declare = queue::Declare {
         arguments: FieldTable::new().with("x-max-length", i64::try_from(MOST).expect("small")),
         ..durable()
     };
     client.queue_declare(CHANNEL, QUEUE, declare.clone());
-    let mut hoarder = connect(&broker);
+    let mut hoarder = broker.client(CHANNEL);
     hoarder.consume(CHANNEL, QUEUE, "hoarder");
     // A log long enough for checkpoints, so that runs are filed.
     client.confirm_select(CHANNEL);
@@ -174,10 +156,13 @@ fn length_limit_holds_from_the_first_moment_after_a_restart() {
         client.wait_confirms_upto_from(CHANNEL, first, first + 1000);
         (0..1000).for_each(|_| drop(hoarder.next_delivery(CHANNEL)));
     }
-    wait_for_written_runs(&broker, 10);
+    // Checkpoints come when they are due, not when a client is done.
+    Status::wait_for(&broker, "runs are filed", |status| {
+        status.counter("/index/runs_written") >= 10
+    });
     broker.kill();
     broker.restart();
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     let found = client.queue_declare(CHANNEL, QUEUE, declare).message_count;
     assert_eq!(u64::from(found), MOST);
     let first = client.get(CHANNEL, QUEUE).expect("the first that stays");
@@ -204,7 +189,7 @@ fn deleted_index_files_are_built_again_and_the_log_says_so() {
     ] {
         assert!(log.contains(expected), "{expected} is not in {log}");
     }
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     client.try_qos(CHANNEL, 2000).expect("qos");
     client.consume(CHANNEL, QUEUE, "c");
     drain(&mut client, 0, 20_000);
@@ -227,6 +212,6 @@ fn a_short_queue_has_no_file() {
         status.counter("/index/memory_bytes") >= 600 * 32,
         "{status:?}"
     );
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     assert_eq!(client.try_purge(CHANNEL, QUEUE).expect("purged"), 700);
 }

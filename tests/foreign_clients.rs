@@ -95,6 +95,7 @@ fn pika_plays_all_tutorials() {
             "routing",
             "topics",
             "rpc",
+            "direct_reply_to",
             "confirms_single",
             "confirms_batch",
             "confirms_async",

@@ -2,42 +2,18 @@
 
 mod support;
 
-use std::fs;
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use stratamq::amqp::method::connection;
 use support::TestBroker;
+use support::files::{log_bytes, verify};
 use support::raw::{Client, Message, Trouble, durable};
 use support::small_disk::SmallDisk;
 use support::status::Status;
+use support::wait::wait_until;
 
 const CHANNEL: u16 = 1;
-/// Most that is waited for something that happens by itself.
-const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(200);
-
-fn connect(broker: &TestBroker) -> Client {
-    let mut client = Client::connect(broker.address());
-    client.open_channel(CHANNEL);
-    client
-}
-
-fn has_alarm(broker: &TestBroker) -> bool {
-    !Status::of(broker).alarms().is_empty()
-}
-
-/// Looks again and again, until it is so.
-#[track_caller]
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let mut waited = Duration::ZERO;
-    while !is_so() {
-        assert!(waited < PATIENCE, "never: {what}");
-        std::thread::sleep(PAUSE);
-        waited += PAUSE;
-    }
-}
 
 fn padded(name: &str, len: usize) -> Vec<u8> {
     let mut bytes = name.as_bytes().to_vec();
@@ -75,7 +51,7 @@ fn at_zero_bytes_free_the_broker_starts_delivers_and_takes_acks() {
             .arg("--disk-free-limit=0")
     };
     let mut broker = start(()).start();
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     for queue in ["kept", "purged", "deleted"] {
         client.queue_declare(CHANNEL, queue, durable());
     }
@@ -99,7 +75,7 @@ fn at_zero_bytes_free_the_broker_starts_delivers_and_takes_acks() {
     broker.restart();
     disk.fill();
 
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     client.consume(CHANNEL, "kept", "c");
     let certain = 600 + usize::try_from(confirmed - 800).expect("a count");
     let mut found = Vec::new();
@@ -116,8 +92,8 @@ fn at_zero_bytes_free_the_broker_starts_delivers_and_takes_acks() {
     broker.kill();
     broker.restart();
     disk.give_back();
-    wait_until("the alarm ends", || !has_alarm(&broker));
-    let mut client = connect(&broker);
+    wait_until("the alarm ends", || !Status::has_alarm(&broker));
+    let mut client = broker.client(CHANNEL);
     client.confirm_select(CHANNEL);
     publish_confirmed(&mut client, "kept", &["the last".to_owned()], 100);
     client.wait_confirms_upto(CHANNEL, 1);
@@ -134,7 +110,7 @@ fn a_full_disk_blocks_publishers_with_a_reason_and_they_go_on_by_themselves() {
         .arg("--segment-size=1MiB")
         .arg("--disk-free-limit=0")
         .start();
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "q", durable());
     client.confirm_select(CHANNEL);
     publish_confirmed(&mut client, "q", &numbered(0, 300), 10_000);
@@ -144,7 +120,7 @@ fn a_full_disk_blocks_publishers_with_a_reason_and_they_go_on_by_themselves() {
     wait_until("the publisher is blocked", || {
         publish_confirmed(&mut client, "q", &numbered(sent, 20), 10_000);
         sent += 20;
-        has_alarm(&broker)
+        Status::has_alarm(&broker)
     });
     // Whoever publishes now is told.
     publish_confirmed(&mut client, "q", &numbered(sent, 1), 10_000);
@@ -153,22 +129,13 @@ fn a_full_disk_blocks_publishers_with_a_reason_and_they_go_on_by_themselves() {
     assert_eq!(blocked.reason.as_str(), "low on disk");
     disk.give_back();
     let _: connection::Unblocked = client.expect(0);
-    wait_until("the alarm ends", || !has_alarm(&broker));
+    wait_until("the alarm ends", || !Status::has_alarm(&broker));
     // Those that waited are confirmed without being sent again.
     client.wait_confirms_upto_from(CHANNEL, 300, u64::try_from(sent).expect("a count"));
     match client.try_next_confirm_within(CHANNEL, PAUSE) {
         Err(Trouble::Silent) => {}
         other => panic!("more confirms than messages: {other:?}"),
     }
-}
-
-/// Bytes of all files of the log.
-fn log_bytes(data_dir: &Path) -> u64 {
-    let entries = fs::read_dir(data_dir.join("log")).expect("the log is a directory");
-    entries
-        .filter_map(|entry| entry.ok()?.metadata().ok())
-        .map(|metadata| metadata.len())
-        .sum()
 }
 
 #[test]
@@ -182,13 +149,25 @@ fn one_filed_message_in_each_segment_does_not_hold_the_disk() {
     hold_one_message_in_each_segment("--queue-index-min-messages=0");
 }
 
+/// Publishes one message that stays, and a segment full of those that do not; so many times.
+fn leave_stragglers(client: &mut Client, mut publish: impl FnMut(&mut Client, usize)) {
+    client.confirm_select(CHANNEL);
+    for round in 0..40 {
+        publish(client, round);
+        publish_confirmed(client, "crowd", &numbered(0, 100), 10_000);
+        let confirmed = 101 * round as u64;
+        client.wait_confirms_upto_from(CHANNEL, confirmed, confirmed + 101);
+        client.try_purge(CHANNEL, "crowd").expect("purged");
+    }
+}
+
 /// Queues that hold each message: by refs, four fifths of a segment are alive.
 const FAN_OUT: usize = 20;
 
 #[test]
 fn one_message_of_twenty_queues_in_each_segment_does_not_hold_the_disk() {
     let broker = TestBroker::builder().arg("--segment-size=1MiB").start();
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     client.exchange_declare(CHANNEL, "all", "fanout", true);
     client.queue_declare(CHANNEL, "crowd", durable());
     for number in 0..FAN_OUT {
@@ -196,23 +175,17 @@ fn one_message_of_twenty_queues_in_each_segment_does_not_hold_the_disk() {
         client.queue_declare(CHANNEL, &queue, durable());
         client.bind(CHANNEL, &queue, "all", "");
     }
-    client.confirm_select(CHANNEL);
-    let mut last = 0;
-    for round in 0..40 {
+    leave_stragglers(&mut client, |client, round| {
         let straggler = Message::persistent(padded(&format!("{round:08}"), 40_000));
         client.publish(CHANNEL, "all", "", &straggler);
-        publish_confirmed(&mut client, "crowd", &numbered(0, 100), 10_000);
-        last += 101;
-        client.wait_confirms_upto_from(CHANNEL, last - 101, last);
-        client.try_purge(CHANNEL, "crowd").expect("purged");
-    }
+    });
     // 1.6 MB are alive: four times that, and the constant of the other tests.
     wait_until("the disk is given back", || {
         publish_confirmed(&mut client, "crowd", &numbered(0, 1), 10_000);
         log_bytes(broker.data_dir()) <= (16 << 20) + 4 * 1_600_000
     });
     for number in [0, FAN_OUT - 1] {
-        let mut consumer = connect(&broker);
+        let mut consumer = broker.client(CHANNEL);
         consumer.consume(CHANNEL, &format!("q{number}"), "c");
         for round in 0..40 {
             let delivered = consumer.next_delivery(CHANNEL);
@@ -230,18 +203,12 @@ fn hold_one_message_in_each_segment(index_flag: &str) {
         .arg("--segment-size=1MiB")
         .arg(index_flag)
         .start();
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "stragglers", durable());
     client.queue_declare(CHANNEL, "crowd", durable());
-    client.confirm_select(CHANNEL);
-    let mut last = 0;
-    for round in 0..40 {
-        publish_confirmed(&mut client, "stragglers", &numbered(round, 1), 500);
-        publish_confirmed(&mut client, "crowd", &numbered(0, 100), 10_000);
-        last += 101;
-        client.wait_confirms_upto_from(CHANNEL, last - 101, last);
-        client.try_purge(CHANNEL, "crowd").expect("purged");
-    }
+    leave_stragglers(&mut client, |client, round| {
+        publish_confirmed(client, "stragglers", &numbered(round, 1), 500);
+    });
     // 20 KiB are alive. Spare, prepared and open segments, and the cold one, are the constant.
     wait_until("the disk is given back", || {
         publish_confirmed(&mut client, "crowd", &numbered(0, 1), 10_000);
@@ -250,15 +217,9 @@ fn hold_one_message_in_each_segment(index_flag: &str) {
     let status = Status::of(&broker);
     assert!(status.counter("/log/compacted_bytes") > 0, "{status:?}");
     broker.kill();
-    let verified = Command::new(env!("CARGO_BIN_EXE_strata-dump"))
-        .arg("verify")
-        .arg(broker.data_dir())
-        .output()
-        .expect("the dump tool can be executed");
-    let said = String::from_utf8_lossy(&verified.stdout);
-    assert!(verified.status.success(), "{said}");
+    verify(broker.data_dir());
     broker.restart();
-    let mut consumer = connect(&broker);
+    let mut consumer = broker.client(CHANNEL);
     consumer.consume(CHANNEL, "stragglers", "c");
     for round in 0..40 {
         let delivered = consumer.next_delivery(CHANNEL);

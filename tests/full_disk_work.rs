@@ -6,20 +6,18 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use stratamq::amqp::field_table::FieldTable;
 use stratamq::amqp::method::queue;
 use support::TestBroker;
+use support::files::log_bytes;
 use support::raw::{Client, Message, durable, passive, transient};
 use support::small_disk::SmallDisk;
 use support::status::Status;
+use support::wait::wait_until;
 
 const CHANNEL: u16 = 1;
-/// Most that is waited for something that happens by itself.
-const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Length of all bodies.
 const BODY_LEN: usize = 10_000;
@@ -30,12 +28,6 @@ fn start(disk: &SmallDisk) -> TestBroker {
         .arg("--segment-size=1MiB")
         .arg("--disk-free-limit=0")
         .start()
-}
-
-fn connect(broker: &TestBroker) -> Client {
-    let mut client = Client::connect(broker.address());
-    client.open_channel(CHANNEL);
-    client
 }
 
 /// A durable queue whose dead letters go to another one.
@@ -67,37 +59,22 @@ fn push(client: &mut Client, queue: &str, numbers: std::ops::Range<usize>) {
 
 /// Publishes messages 0 to `count` and waits for their confirms.
 fn publish(broker: &TestBroker, queue: &str, count: usize) {
-    let mut client = connect(broker);
+    let mut client = broker.client(CHANNEL);
     client.confirm_select(CHANNEL);
     push(&mut client, queue, 0..count);
     client.wait_confirms_upto(CHANNEL, u64::try_from(count).expect("a count"));
 }
 
-/// Looks again and again, until it is so.
-#[track_caller]
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let mut waited = Duration::ZERO;
-    while !is_so() {
-        assert!(waited < PATIENCE, "never: {what}");
-        std::thread::sleep(PAUSE);
-        waited += PAUSE;
-    }
-}
-
-fn has_alarm(broker: &TestBroker) -> bool {
-    !Status::of(broker).alarms().is_empty()
-}
-
 /// Somebody publishes until he is stopped: the broker knows now that the disk is full. How many he had confirmed.
 fn publish_until_stopped(broker: &TestBroker, queue: &str) -> u64 {
-    let mut client = connect(broker);
+    let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, queue, durable());
     client.confirm_select(CHANNEL);
     let mut next = 0;
     wait_until("the publisher is stopped", || {
         push(&mut client, queue, next..next + 20);
         next += 20;
-        has_alarm(broker)
+        Status::has_alarm(broker)
     });
     let mut confirmed = 0;
     while let Ok(ack) = client.try_next_confirm_within(CHANNEL, Duration::from_secs(1)) {
@@ -114,7 +91,7 @@ fn message_count(client: &mut Client, queue: &str) -> u32 {
 
 /// How often each message is in the queue; it is empty then.
 fn drain(broker: &TestBroker, queue: &str) -> BTreeMap<String, usize> {
-    let mut client = connect(broker);
+    let mut client = broker.client(CHANNEL);
     let mut found = BTreeMap::new();
     while let Some(got) = client.get(CHANNEL, queue) {
         assert_eq!(got.message.body.len(), BODY_LEN);
@@ -143,7 +120,7 @@ fn rejected_messages_become_dead_letters_at_zero_bytes_free() {
         return;
     };
     let mut broker = start(&disk);
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "dead", durable());
     client.queue_declare(CHANNEL, "work", with_dead_letters_to("dead"));
     publish(&broker, "work", 200);
@@ -156,7 +133,7 @@ fn rejected_messages_become_dead_letters_at_zero_bytes_free() {
             client.nack(CHANNEL, delivered.tag, false);
         }
     }
-    let mut other = connect(&broker);
+    let mut other = broker.client(CHANNEL);
     wait_until("they are dead letters", || {
         message_count(&mut other, "dead") == 100
     });
@@ -173,7 +150,7 @@ fn messages_expire_at_zero_bytes_free() {
         return;
     };
     let mut broker = start(&disk);
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     let brief = |options: queue::Declare| queue::Declare {
         arguments: options.arguments.with("x-message-ttl", 3_000),
         ..options
@@ -194,7 +171,7 @@ fn messages_expire_at_zero_bytes_free() {
     broker.restart();
     disk.fill();
     // Those whose end was not committed expire again.
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     wait_until("they are dead letters again", || {
         message_count(&mut client, "dead") == 100
     });
@@ -208,27 +185,18 @@ fn a_deleted_queue_gives_the_disk_back_and_publishers_go_on() {
         return;
     };
     let broker = start(&disk);
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "big", durable());
     publish(&broker, "big", 1_500);
     disk.fill();
     let confirmed = publish_until_stopped(&broker, "small");
     assert_eq!(client.queue_delete(CHANNEL, "big"), 1_500);
-    wait_until("there is room again", || !has_alarm(&broker));
+    wait_until("there is room again", || !Status::has_alarm(&broker));
     let found = drain(&broker, "small");
     assert!(found.len() as u64 >= confirmed, "{found:?}");
     client.queue_declare(CHANNEL, "after", durable());
     publish(&broker, "after", 10);
     check_each_once(&broker, &["after"], 10);
-}
-
-/// Bytes of all files of the log.
-fn log_bytes(data_dir: &Path) -> u64 {
-    let entries = fs::read_dir(data_dir.join("log")).expect("the log is a directory");
-    entries
-        .filter_map(|entry| entry.ok()?.metadata().ok())
-        .map(|metadata| metadata.len())
-        .sum()
 }
 
 /// A message of a long-lived queue is left in each segment, so that none is freed: room comes from moving them, and what
@@ -239,7 +207,7 @@ fn compaction_gives_a_full_disk_back() {
         return;
     };
     let mut broker = start(&disk);
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "stragglers", durable());
     client.queue_declare(CHANNEL, "crowd", durable());
     client.confirm_select(CHANNEL);
@@ -256,7 +224,7 @@ fn compaction_gives_a_full_disk_back() {
     assert_eq!(before.counter("/log/compacted_bytes"), 0, "{before:?}");
     assert!(log_bytes(broker.data_dir()) > 28 << 20);
     assert_eq!(client.try_purge(CHANNEL, "crowd").expect("purged"), 2_970);
-    wait_until("there is room again", || !has_alarm(&broker));
+    wait_until("there is room again", || !Status::has_alarm(&broker));
     let after = Status::of(&broker);
     assert!(after.counter("/log/compacted_bytes") > 0, "{after:?}");
     wait_until("the disk is given back", || {
@@ -274,7 +242,7 @@ fn transient_messages_need_no_disk() {
         return;
     };
     let broker = start(&disk);
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "t", transient());
     disk.fill();
     client.confirm_select(CHANNEL);
@@ -284,7 +252,7 @@ fn transient_messages_need_no_disk() {
     client.flush().expect("the broker reads");
     client.wait_confirms_upto(CHANNEL, 200);
     check_each_once(&broker, &["t"], 200);
-    assert!(!has_alarm(&broker));
+    assert!(!Status::has_alarm(&broker));
 }
 
 #[test]
@@ -293,12 +261,12 @@ fn a_broker_whose_commits_wait_for_room_can_be_stopped_and_started() {
         return;
     };
     let mut broker = start(&disk);
-    let mut client = connect(&broker);
+    let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "q", durable());
     publish(&broker, "q", 300);
     disk.fill();
     // More than the reserve holds, in one go: the broker reads it before it knows that the disk is full.
-    let mut publisher = connect(&broker);
+    let mut publisher = broker.client(CHANNEL);
     publisher.confirm_select(CHANNEL);
     for number in 300..900 {
         publisher.push_publish(CHANNEL, "", "q", &Message::persistent(body(number)));
@@ -321,7 +289,7 @@ fn a_broker_whose_commits_wait_for_room_can_be_stopped_and_started() {
     // Again and again, on the disk as it is.
     for _ in 0..3 {
         broker.restart();
-        let mut client = connect(&broker);
+        let mut client = broker.client(CHANNEL);
         assert!(u64::from(message_count(&mut client, "q")) >= confirmed);
         drop(client);
         let status = broker.terminate();

@@ -3,8 +3,13 @@
 //! A test names an invariant by its own name (`i07_i08_files_of_..`) or by a line of its doc comment (`Proves I7, I8.`).
 //! The test here fails when the last test that names one disappears.
 
+#[path = "support/sources.rs"]
+mod sources;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use sources::sources;
 
 /// What must hold, in short.
 const INVARIANTS: [&str; 43] = [
@@ -59,17 +64,6 @@ const WITHOUT: [(usize, &str); 1] = [(
     "messages that are acked before their commit are not elided: every one is written",
 )];
 const WITHOUT_MAX: usize = 3;
-
-fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(directory).expect("the sources can be listed") {
-        let path = entry.expect("the sources can be listed").path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-}
 
 /// Numbers in the name of a test: `i07_i08_rest` gives 7 and 8.
 fn numbers_in_name(name: &str) -> BTreeSet<usize> {
@@ -131,10 +125,10 @@ fn the_finder_knows_both_ways_of_naming() {
 #[test]
 fn every_invariant_has_a_test_that_names_it() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut paths = Vec::new();
-    for directory in ["src", "tests", "tools"] {
-        sources(&root.join(directory), &mut paths);
-    }
+    let directories = ["src", "tests", "tools"];
+    let paths = directories
+        .iter()
+        .flat_map(|name| sources(&root.join(name)));
     let mut named: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
     for path in paths {
         let source = std::fs::read_to_string(&path).expect("a source is text");
@@ -186,9 +180,7 @@ const OWN_THREADS: [&str; 7] = [
 #[test]
 fn i39_no_file_is_touched_on_a_network_thread() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut paths = Vec::new();
-    sources(&root, &mut paths);
-    for path in paths {
+    for path in sources(&root) {
         let name = path.strip_prefix(&root).expect("it is below").display();
         let name = name.to_string();
         let source = std::fs::read_to_string(&path).expect("a source is text");

@@ -289,14 +289,9 @@ fn flood_of_an_exclusive_queue_stays_within_the_limit() {
     );
     // The queue goes with its connection, and what was spilled with the queue.
     flood.stop();
-    let begun = raw::now();
-    while Status::of(&broker).counter("/memory/spill_file_bytes") > 0 {
-        assert!(
-            begun.elapsed() < support::PROCESS_LIMIT,
-            "the files are closed"
-        );
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    Status::wait_for(&broker, "the files are closed", |status| {
+        status.counter("/memory/spill_file_bytes") == 0
+    });
 }
 
 /// A consumer that takes messages and never acknowledges, while a publisher never stops.
@@ -346,16 +341,6 @@ fn bodies_of_unacked_transient_messages_leave_memory() {
     });
 }
 
-/// Waits until the broker's status says so.
-#[track_caller]
-fn wait_for(broker: &TestBroker, what: &str, holds: impl Fn(&Status) -> bool) {
-    let begun = raw::now();
-    while !holds(&Status::of(broker)) {
-        assert!(begun.elapsed() < support::PROCESS_LIMIT, "{what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 #[test]
 fn publishers_are_told_when_memory_is_low_and_when_it_is_not() {
     let broker = TestBroker::builder()
@@ -385,7 +370,7 @@ fn publishers_are_told_when_memory_is_low_and_when_it_is_not() {
             hoarder
         })
         .collect();
-    wait_for(&broker, "the alarm is raised", |status| {
+    Status::wait_for(&broker, "the alarm is raised", |status| {
         status.alarms() == ["low on memory"]
     });
     publisher.publish(1, "", "q", &raw::Message::plain("stopped"));
@@ -397,16 +382,30 @@ fn publishers_are_told_when_memory_is_low_and_when_it_is_not() {
     assert!(reader.get(1, "q").is_none());
     drop(hoarders);
     let _: connection::Unblocked = publisher.expect(0);
-    wait_for(&broker, "the alarm is cleared", |status| {
+    Status::wait_for(&broker, "the alarm is cleared", |status| {
         status.alarms().is_empty()
     });
-    wait_for(&broker, "the message arrives", |status| {
+    Status::wait_for(&broker, "the message arrives", |status| {
         status.counter("/messages/published") > 0
     });
     assert_eq!(
         reader.get(1, "q").expect("it").message.body_text(),
         "stopped"
     );
+}
+
+/// Transient messages for queue `q`, from this client, until some are in the spill file; the flood goes on.
+#[track_caller]
+fn flood_until_spilled(broker: &TestBroker, client: Client) -> Flood {
+    let load = Load {
+        body_bytes: 16 * 1024,
+        is_persistent: false,
+    };
+    let flood = Flood::start(client, "q", load);
+    Status::wait_for(broker, "messages are spilled", |status| {
+        status.counter("/memory/spilled_bytes") > 0
+    });
+    flood
 }
 
 /// Proves I41.
@@ -422,17 +421,7 @@ fn spilled_messages_do_not_reappear_after_a_kill() {
     client.confirm_select(1);
     client.publish(1, "", "q", &raw::Message::persistent("kept"));
     client.wait_confirm(1);
-    let flood = Flood::start(
-        client,
-        "q",
-        Load {
-            body_bytes: 16 * 1024,
-            is_persistent: false,
-        },
-    );
-    wait_for(&broker, "messages are spilled", |status| {
-        status.counter("/memory/spilled_bytes") > 0
-    });
+    let flood = flood_until_spilled(&broker, client);
     broker.kill();
     flood.stop();
     broker.restart();
@@ -457,17 +446,7 @@ fn spilled_messages_hold_no_segment_of_the_log() {
     client.open_channel(1);
     client.queue_declare(1, "q", durable());
     client.queue_declare(1, "crowd", durable());
-    let flood = Flood::start(
-        client,
-        "q",
-        Load {
-            body_bytes: 16 * 1024,
-            is_persistent: false,
-        },
-    );
-    wait_for(&broker, "messages are spilled", |status| {
-        status.counter("/memory/spilled_bytes") > 0
-    });
+    let flood = flood_until_spilled(&broker, client);
     flood.stop();
     let mut client = Client::connect(broker.address());
     client.open_channel(1);
@@ -483,7 +462,7 @@ fn spilled_messages_hold_no_segment_of_the_log() {
         client.wait_confirms_upto_from(1, 20 * round, 20 * (round + 1));
         client.try_purge(1, "crowd").expect("purged");
     }
-    wait_for(&broker, "the segments are freed", |status| {
+    Status::wait_for(&broker, "the segments are freed", |status| {
         status.counter("/log/segments") < ROUNDS / 2
     });
     let status = Status::of(&broker);

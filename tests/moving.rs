@@ -11,10 +11,10 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::time::Duration;
 
 use support::TestBroker;
+use support::files::verify;
 use support::raw::{Client, Message, durable, now, passive};
 use support::status::Status;
 
@@ -29,12 +29,6 @@ const CROWD_COUNT: u64 = 100;
 /// Held by a consumer all the time.
 const HELD: u16 = 40;
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn connect(broker: &TestBroker) -> Client {
-    let mut client = Client::connect(broker.address());
-    client.open_channel(CHANNEL);
-    client
-}
 
 fn body(number: u64) -> Vec<u8> {
     let mut body = format!("{number:08} ").into_bytes();
@@ -61,7 +55,7 @@ struct Publisher {
 
 impl Publisher {
     fn new(broker: &TestBroker) -> Self {
-        let mut client = connect(broker);
+        let mut client = broker.client(CHANNEL);
         client.queue_declare(CHANNEL, KEPT, durable());
         client.queue_declare(CHANNEL, CROWD, durable());
         client.confirm_select(CHANNEL);
@@ -119,28 +113,15 @@ fn has_come(broker: &TestBroker, moment: Moment) -> bool {
 
 /// Acks reach the disk within the limit that `--ack-fsync-ms` sets; then nothing is on its way.
 fn wait_for_acks(broker: &TestBroker) {
-    let begun = now();
-    while Status::of(broker).counter("/log/undurable_bytes") > 0 {
-        assert!(begun.elapsed() < PATIENCE, "acks do not become durable");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-#[track_caller]
-fn verify(broker: &TestBroker) {
-    let verified = Command::new(env!("CARGO_BIN_EXE_strata-dump"))
-        .arg("verify")
-        .arg(broker.data_dir())
-        .output()
-        .expect("the dump tool can be executed");
-    let said = String::from_utf8_lossy(&verified.stdout);
-    assert!(verified.status.success(), "{said}");
+    Status::wait_for(broker, "acks are durable", |status| {
+        status.counter("/log/undurable_bytes") == 0
+    });
 }
 
 /// Takes all there is, in order, and acks nothing.
 #[track_caller]
 fn look(broker: &TestBroker, expected: &BTreeSet<u64>) {
-    let mut client = connect(broker);
+    let mut client = broker.client(CHANNEL);
     client.consume(CHANNEL, KEPT, "look");
     for number in expected {
         let delivered = client.next_delivery(CHANNEL);
@@ -160,7 +141,7 @@ fn check(moment: Moment, index_flag: &str) {
         .start();
     let mut publisher = Publisher::new(&broker);
     publisher.keep(u64::from(HELD));
-    let mut holder = connect(&broker);
+    let mut holder = broker.client(CHANNEL);
     holder.try_qos(CHANNEL, HELD).expect("a prefetch");
     holder.consume(CHANNEL, KEPT, "holder");
     let mut held: Vec<(u64, u64)> = (0..HELD)
@@ -171,7 +152,7 @@ fn check(moment: Moment, index_flag: &str) {
         .collect();
     (0..ROUNDS).for_each(|_| publisher.round());
     let mut gone = BTreeSet::new();
-    let mut taker = connect(&broker);
+    let mut taker = broker.client(CHANNEL);
     let begun = now();
     while !has_come(&broker, moment) {
         assert!(begun.elapsed() < PATIENCE, "compaction does not come");
@@ -198,12 +179,12 @@ fn check(moment: Moment, index_flag: &str) {
     let expected: BTreeSet<u64> = (0..publisher.next).filter(|n| !gone.contains(n)).collect();
     wait_for_acks(&broker);
     broker.kill();
-    verify(&broker);
+    verify(broker.data_dir());
     broker.restart();
     look(&broker, &expected);
     // What a clean stop writes says the same.
     assert!(broker.terminate().success());
-    verify(&broker);
+    verify(broker.data_dir());
     broker.restart();
     look(&broker, &expected);
     let status = Status::of(&broker);

@@ -3,15 +3,12 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use support::TestBroker;
-use support::raw::{Client, Message, durable, now};
+use support::raw::{Message, durable};
 use support::status::Status;
 
 const CHANNEL: u16 = 1;
-/// Nothing takes longer unless it hangs.
-const HANG: Duration = Duration::from_secs(30);
 const MESSAGES: u64 = 60;
 
 /// Bodies of 100 KB that begin with their number: a few segments of the smallest size.
@@ -21,12 +18,19 @@ fn body(number: u64) -> String {
 
 /// A queue `q` with a backlog, its broker stopped.
 fn backlog(directory: &Path) {
-    let mut broker = TestBroker::builder()
+    backlog_with(directory, &[]);
+}
+
+/// The same, left behind by a broker with these flags.
+fn backlog_with(directory: &Path, flags: &[&str]) {
+    let builder = TestBroker::builder()
         .data_dir(directory)
-        .arg("--segment-size=1MiB")
+        .arg("--segment-size=1MiB");
+    let mut broker = flags
+        .iter()
+        .fold(builder, |builder, flag| builder.arg(flag))
         .start();
-    let mut client = Client::connect(broker.address());
-    client.open_channel(CHANNEL);
+    let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "q", durable());
     client.confirm_select(CHANNEL);
     for number in 0..MESSAGES {
@@ -61,8 +65,7 @@ fn damage(directory: &Path, number: u64) -> PathBuf {
 
 /// Everything that can be had from `q`, not acked.
 fn take_all(broker: &TestBroker) -> Vec<String> {
-    let mut client = Client::connect(broker.address());
-    client.open_channel(CHANNEL);
+    let mut client = broker.client(CHANNEL);
     let mut bodies = Vec::new();
     while let Some(got) = client.get(CHANNEL, "q") {
         bodies.push(got.message.body_text());
@@ -76,18 +79,12 @@ fn expected_without(missing: u64) -> Vec<String> {
     readable.map(body).collect()
 }
 
+/// Waits until a counter has this value, which it never passes.
 #[track_caller]
 fn wait_for_counter(broker: &TestBroker, path: &str, wanted: u64) -> Status {
-    let end = now() + HANG;
-    loop {
-        let status = Status::of(broker);
-        if status.counter(path) >= wanted {
-            assert_eq!(status.counter(path), wanted, "{path}");
-            return status;
-        }
-        assert!(now() < end, "{path} does not become {wanted}: {status:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let status = Status::wait_for(broker, path, |status| status.counter(path) >= wanted);
+    assert_eq!(status.counter(path), wanted, "{path}");
+    status
 }
 
 /// Proves I14, I15.
@@ -117,8 +114,7 @@ fn the_scrubber_keeps_exactly_the_damaged_message_aside_before_anybody_asks() {
     let broker = start();
     wait_for_counter(&broker, "/queues/0/quarantined", 1);
     // Purging takes it away.
-    let mut client = Client::connect(broker.address());
-    client.open_channel(CHANNEL);
+    let mut client = broker.client(CHANNEL);
     let purged = client.try_purge(CHANNEL, "q").expect("it can be purged");
     assert_eq!(u64::from(purged), MESSAGES);
     assert_eq!(Status::of(&broker).counter("/queues/0/quarantined"), 0);
@@ -147,21 +143,7 @@ fn listed(directory: &Path) -> Vec<(String, u64)> {
 #[test]
 fn the_scrubber_keeps_messages_aside_that_are_in_an_index_file() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let mut broker = TestBroker::builder()
-        .data_dir(directory.path())
-        .arg("--segment-size=1MiB")
-        .arg("--queue-index-min-messages=0")
-        .start();
-    let mut client = Client::connect(broker.address());
-    client.open_channel(CHANNEL);
-    client.queue_declare(CHANNEL, "q", durable());
-    client.confirm_select(CHANNEL);
-    for number in 0..MESSAGES {
-        client.publish(CHANNEL, "", "q", &Message::persistent(body(number)));
-    }
-    client.wait_confirms_upto(CHANNEL, MESSAGES);
-    client.close();
-    assert!(broker.terminate().success());
+    backlog_with(directory.path(), &["--queue-index-min-messages=0"]);
     assert!(listed(directory.path()).is_empty());
     for number in [11, 12] {
         damage(directory.path(), number);
@@ -202,8 +184,7 @@ fn the_scrubber_has_a_damaged_index_block_written_again() {
             .start()
     };
     let mut broker = start("0");
-    let mut client = Client::connect(broker.address());
-    client.open_channel(CHANNEL);
+    let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "q", durable());
     client.confirm_select(CHANNEL);
     for number in 0..COUNT {
@@ -320,8 +301,7 @@ fn messages_of_a_queue_whose_declaration_is_lost_can_be_fetched() {
     let ready = status.counter("/queues/0/ready");
     // The batch with which the first message came is lost, whatever else was in it.
     assert!(ready > MESSAGES / 2, "{ready}");
-    let mut client = Client::connect(broker.address());
-    client.open_channel(CHANNEL);
+    let mut client = broker.client(CHANNEL);
     let got = client
         .get(CHANNEL, "recovered.1")
         .expect("it has its name from its id");

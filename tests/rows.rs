@@ -8,8 +8,13 @@
 //! ```
 //! A row in two of these places, or in none, fails here. `cargo test --test rows -- --nocapture` prints the sums.
 
+#[path = "support/sources.rs"]
+mod sources;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use sources::sources;
 
 /// Rows by their letters: how many there are, and what they are about.
 const GROUPS: [(&str, u32, &str); 41] = [
@@ -133,24 +138,13 @@ fn indent_of_tests(source: &str) -> usize {
     line.map_or(0, |line| line.len() - line.trim_start().len())
 }
 
-fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(directory).expect("the sources can be listed") {
-        let path = entry.expect("the sources can be listed").path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-}
-
 fn tested_rows() -> BTreeSet<Row> {
-    let mut paths = Vec::new();
-    for directory in ["src", "tests"] {
-        sources(&root().join(directory), &mut paths);
-    }
+    let directories = ["src", "tests"];
+    let paths = directories
+        .iter()
+        .flat_map(|name| sources(&root().join(name)));
     let this = root().join(file!());
-    let texts = paths.iter().filter(|path| **path != this);
+    let texts = paths.filter(|path| *path != this);
     let texts = texts.map(|path| std::fs::read_to_string(path).expect("a source is text"));
     texts.flat_map(|text| rows_of_tests(&text)).collect()
 }

@@ -12,13 +12,11 @@ use super::records;
 use super::refusal::{
     access_refused, default_exchange, no_exchange, no_queue, precondition_failed, vhost_deleted,
 };
+use super::reply_to::is_reply_name;
 use super::vhost::Topology;
 use crate::amqp::field_table::FieldTable;
 use crate::amqp::short_string::ShortString;
 use crate::sync::lock;
-
-/// Names of direct reply-to begin so.
-const REPLY_TO_PREFIX: &str = "amq.rabbitmq.reply-to";
 
 /// A binding as asked for, after the checks that need no topology.
 struct Wanted {
@@ -31,6 +29,7 @@ impl Connection {
     pub(super) fn bind(
         &mut self,
         bind: &Bind,
+        now_ms: u64,
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
         let wanted = self.check_bind(bind)?;
@@ -56,7 +55,12 @@ impl Connection {
             .is_durable
             .then(|| Change::BindingAdded(records::binding(self.vhost.name(), &binding)));
         let durable_at = self.shared.push(&mut meta, change.as_slice(), effects);
+        let recent = topology.recent_messages(&binding);
         topology.insert_binding(binding);
+        drop((topology, meta));
+        for (message, targets) in recent {
+            self.publish_to(&message, targets, now_ms, effects);
+        }
         Ok(done(durable_at))
     }
 
@@ -92,7 +96,7 @@ impl Connection {
         let destination = Destination::new(destination, bind.is_to_queue);
         let name = destination.name();
         if destination.is_queue() {
-            if name.as_str().starts_with(REPLY_TO_PREFIX) {
+            if is_reply_name(name) {
                 let text = "cannot bind or unbind to a volatile (direct reply-to) queue";
                 return Err(access_refused(text));
             }
@@ -147,7 +151,7 @@ impl Connection {
             }
         };
         source
-            .check_binding(&wanted.arguments)
+            .check_binding(&wanted.key, &wanted.arguments)
             .map_err(precondition_failed)?;
         self.check_bound_queue(&target)?;
         Ok(Binding {

@@ -290,8 +290,6 @@ pub enum ReplyBody {
     Consuming {
         /// The new consumer.
         consumer: ConsumerId,
-        /// Its queue.
-        queue: QueueHandle,
     },
     /// `basic.get-ok`.
     Got {

@@ -21,6 +21,7 @@ use super::queue::{
 use super::refusal::{
     access_refused, exclusive_use, locked_queue, no_queue, precondition_failed, vhost_deleted,
 };
+use super::reply_to::{REPLY_TO, Registered, is_reply_name};
 use super::route_cache::RouteCache;
 use super::vhost::Vhost;
 use crate::amqp::field_table::{FieldTable, FieldValue};
@@ -48,6 +49,10 @@ pub(super) struct Channel {
     pending_get: Option<QueueHandle>,
     /// Publishes of its open transaction.
     pub(super) transaction: Vec<RoutedPublish>,
+    /// Direct replies among those: index of the publish, and whom it answers.
+    pub(super) transaction_replies: Vec<(usize, Box<[ShortString]>)>,
+    /// Its requester for direct reply-to, if it has one.
+    pub(super) replies: Option<Registered>,
 }
 
 /// See the module.
@@ -134,7 +139,7 @@ impl Connection {
                 exchange,
                 if_unused,
             } => self.delete_exchange(exchange, *if_unused, effects),
-            Command::Bind(bind) => self.bind(bind, effects),
+            Command::Bind(bind) => self.bind(bind, now_ms, effects),
             Command::Unbind(bind) => self.unbind(bind, effects),
             Command::QueueDeclare(declare) => self.declare_queue(declare, now_ms, effects),
             Command::QueueDelete {
@@ -150,7 +155,7 @@ impl Connection {
             }
             Command::QueuePurge { queue } => self.purge_queue(queue, now_ms, effects),
             Command::Consume(consume) => self.consume(channel, consume, now_ms, effects),
-            Command::Cancel { consumer } => Ok(self.cancel(*consumer, now_ms, effects)),
+            Command::Cancel { consumer } => Ok(self.cancel(channel, *consumer, now_ms, effects)),
             Command::Get { queue, is_no_ack } => {
                 self.get(channel, queue, *is_no_ack, now_ms, effects)
             }
@@ -168,12 +173,16 @@ impl Connection {
                 publish_count,
                 settlements,
             } => {
-                let routed = std::mem::take(&mut self.channel_mut(channel).transaction);
+                let channel = self.channel_mut(channel);
+                let routed = std::mem::take(&mut channel.transaction);
+                let replies = std::mem::take(&mut channel.transaction_replies);
                 debug_assert_eq!(routed.len(), *publish_count, "the session counts them too");
-                self.commit(&routed, settlements, now_ms, effects)
+                self.commit(&routed, &replies, settlements, now_ms, effects)
             }
             Command::TxRollback => {
-                self.channel_mut(channel).transaction.clear();
+                let channel = self.channel_mut(channel);
+                channel.transaction.clear();
+                channel.transaction_replies.clear();
                 Ok(done(None))
             }
             Command::CloseChannel { unacked } => {
@@ -326,11 +335,14 @@ impl Connection {
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
         let name = &without_line_breaks(name);
-        self.check_queue_access(Operation::Configure, name)?;
         let nothing = Reply {
             body: ReplyBody::Removed { messages: 0 },
             durable_at: None,
         };
+        if is_reply_name(name) {
+            return Ok(nothing);
+        }
+        self.check_queue_access(Operation::Configure, name)?;
         let Some(queue) = self.vhost.read().queue(name).cloned() else {
             return Ok(nothing);
         };
@@ -375,6 +387,9 @@ impl Connection {
         now_ms: u64,
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
+        if consume.queue.as_str() == REPLY_TO {
+            return self.consume_replies(channel, consume);
+        }
         self.check_queue_access(Operation::Read, &consume.queue)?;
         let queue = self.find_queue(&consume.queue)?;
         let priority = self.consumer_priority(consume)?;
@@ -404,12 +419,8 @@ impl Connection {
         }
         self.consumers
             .insert(id, (channel, QueueHandle::clone(&queue)));
-        let body = ReplyBody::Consuming {
-            consumer: id,
-            queue,
-        };
         Ok(Reply {
-            body,
+            body: ReplyBody::Consuming { consumer: id },
             durable_at: None,
         })
     }
@@ -435,7 +446,16 @@ impl Connection {
         })
     }
 
-    fn cancel(&mut self, consumer: ConsumerId, now_ms: u64, effects: &mut Effects) -> Reply {
+    fn cancel(
+        &mut self,
+        channel: u16,
+        consumer: ConsumerId,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) -> Reply {
+        if self.cancel_replies(channel, Some(consumer)) {
+            return done(None);
+        }
         if let Some((_, queue)) = self.consumers.remove(&consumer) {
             let aftermath = queue::cancel(&mut self.shared.turn(now_ms, effects), &queue, consumer);
             self.shared
@@ -476,6 +496,7 @@ impl Connection {
     fn commit(
         &mut self,
         routed: &[RoutedPublish],
+        replies: &[(usize, Box<[ShortString]>)],
         settlements: &[(SettleOutcome, Vec<Unacked>)],
         now_ms: u64,
         effects: &mut Effects,
@@ -502,10 +523,16 @@ impl Connection {
             confirm,
             is_unroutable: routed.targets.is_empty(),
         });
+        let mut published: Vec<Published> = published.collect();
+        for (index, names) in replies {
+            if let (Some(routed), Some(published)) = (routed.get(*index), published.get_mut(*index))
+            {
+                self.deliver_replies(names, &routed.message, effects);
+                published.is_unroutable = false;
+            }
+        }
         Ok(Reply {
-            body: ReplyBody::Committed {
-                published: published.collect(),
-            },
+            body: ReplyBody::Committed { published },
             durable_at,
         })
     }
@@ -541,6 +568,7 @@ impl Connection {
                 unused.push(queue);
             }
         }
+        self.cancel_replies(channel, None);
         let state = self.channels.remove(&channel).unwrap_or_default();
         if let Some(queue) = state.pending_get {
             queue::abandon_get(&queue, channel, &self.outbox);

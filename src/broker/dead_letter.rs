@@ -58,7 +58,7 @@ pub trait DeadLetterRouter: Send + Sync {
         vhost: &str,
         exchange: &ShortString,
         routing_keys: &[ShortString],
-        message: &Message,
+        message: &Arc<Message>,
     ) -> Option<Vec<QueueHandle>>;
 }
 
@@ -117,16 +117,16 @@ impl Warned {
     }
 }
 
-/// What becomes of a message that dies in `source`; `None` when no queue takes it.
+/// What becomes of a message that dies in `source`, which has its dead letters go to `target`; `None` when no queue takes it.
 pub(super) fn plan_dead_letter(
     router: &dyn DeadLetterRouter,
     source: &QueueHandle,
+    target: &DeadLetterTarget,
     message: &Message,
     reason: DeathReason,
     now_ms: u64,
 ) -> Option<DeadLetter> {
     let spec = source.spec();
-    let target = spec.settings.dead_letter.as_ref()?;
     let letter = Arc::new(die(spec, target, message, reason, now_ms));
     let routing_keys = match &target.routing_key {
         Some(key) => vec![key.clone()],

@@ -17,6 +17,7 @@ use super::records;
 use super::refusal::{
     access_refused, default_exchange, locked_queue, no_exchange, precondition_failed, vhost_deleted,
 };
+use super::reply_to::is_reply_name;
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::short_string::ShortString;
 use crate::storage::types::Lsn;
@@ -48,12 +49,12 @@ impl Connection {
         now_ms: u64,
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
+        let stripped = without_line_breaks(&declare.queue);
+        if is_reply_name(&stripped) {
+            return self.declare_reply_name(&stripped);
+        }
         if declare.is_passive {
-            return self.declare_queue_passively(
-                &without_line_breaks(&declare.queue),
-                now_ms,
-                effects,
-            );
+            return self.declare_queue_passively(&stripped, now_ms, effects);
         }
         let name = self.queue_name(&declare.queue)?;
         self.check_queue_access(Operation::Configure, &name)?;
@@ -198,12 +199,11 @@ impl Connection {
             exclusive_owner: declare.is_exclusive.then_some(self.id),
             is_auto_delete: declare.is_auto_delete,
             arguments: declare.arguments.detached(),
-            settings: settings.shared(),
         };
         let is_durable = spec.is_durable;
         let change = is_durable.then(|| Change::QueueDeclared(records::queue(&spec)));
         let durable_at = self.shared.push(&mut meta, change.as_slice(), effects);
-        let queue = Queue::new(spec, meta.last_lsn(), now_ms);
+        let queue = Queue::new(spec, settings.shared(), meta.last_lsn(), now_ms);
         if is_durable {
             let handle = QueueHandle::clone(&queue);
             meta.durable_queues.insert(queue.id(), handle);
@@ -236,7 +236,7 @@ impl Connection {
             self.check_exchange_redeclare(declare, kind, exchange)?;
             return Ok(done(self.pending_meta(exchange.spec().is_durable)));
         }
-        self.check_new_exchange(&name, declare)?;
+        self.check_new_exchange(&name, kind, declare)?;
         let spec = ExchangeSpec {
             name,
             kind,
@@ -290,6 +290,7 @@ impl Connection {
     fn check_new_exchange(
         &mut self,
         name: &ShortString,
+        kind: ExchangeKind,
         declare: &ExchangeDeclare,
     ) -> Result<(), BrokerError> {
         if name.as_str().starts_with(RESERVED_PREFIX) {
@@ -302,7 +303,8 @@ impl Connection {
             self.check_exchange_access(Operation::Read, name)?;
             self.check_exchange_access(Operation::Write, &alternate)?;
         }
-        Ok(())
+        kind.check_arguments(&declare.arguments)
+            .map_err(precondition_failed)
     }
 
     fn create_exchange(

@@ -1,7 +1,7 @@
 //! The broker as the server sees it: logins, connections, continuations.
 //!
 //! Lock order, enforced by convention in this room and by types where that is possible:
-//! `meta` -> `vhosts`, `access`, `connections` (leaves among themselves, held for a look-up) -> topology of
+//! `meta` -> `vhosts`, `access`, `connections`, `reply_consumers` (leaves among themselves, held for a look-up) -> topology of
 //! a vhost -> queues in ascending id -> outboxes.
 
 use std::collections::HashMap;
@@ -26,6 +26,7 @@ use super::queue::{
     QueueHandle, QueueShared, Turn,
 };
 use super::records;
+use super::reply_to::ReplyConsumers;
 use super::vhost::Vhost;
 use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
@@ -87,6 +88,8 @@ pub(crate) struct Shared {
     pub(crate) meta: Mutex<MetaLog>,
     pub(crate) vhosts: RwLock<HashMap<Arc<str>, Arc<Vhost>>>,
     pub(crate) access: RwLock<Access>,
+    /// Who waits for direct replies.
+    pub(crate) reply_consumers: ReplyConsumers,
     /// Rises with every change of `access`, before its lock is released; for caches.
     access_version: AtomicU64,
     connections: Mutex<HashMap<ConnectionId, Registration>>,
@@ -144,11 +147,24 @@ impl Broker {
         is_peer_loopback: bool,
     ) -> Result<User, LoginError> {
         let logged_in = read(&self.shared.access).login(user, password)?;
+        self.check_loopback(logged_in, is_peer_loopback)
+    }
+
+    /// Logs a user in without a password: the caller has other proof that it is this user.
+    ///
+    /// # Errors
+    /// As for [`login`](Self::login).
+    pub fn login_vouched(&self, user: &str, is_peer_loopback: bool) -> Result<User, LoginError> {
+        let logged_in = read(&self.shared.access).login_vouched(user)?;
+        self.check_loopback(logged_in, is_peer_loopback)
+    }
+
+    fn check_loopback(&self, user: User, is_peer_loopback: bool) -> Result<User, LoginError> {
         let loopback_users = &self.shared.options.loopback_users;
-        if !is_peer_loopback && loopback_users.iter().any(|name| name == user) {
+        if !is_peer_loopback && loopback_users.iter().any(|name| name == user.name()) {
             return Err(LoginError::NotLoopback);
         }
-        Ok(logged_in)
+        Ok(user)
     }
 
     /// Opens a vhost for a user.
@@ -277,6 +293,7 @@ impl Shared {
             meta: Mutex::new(MetaLog::new(next_queue_id)),
             vhosts: RwLock::default(),
             access: RwLock::default(),
+            reply_consumers: ReplyConsumers::default(),
             access_version: AtomicU64::new(0),
             connections: Mutex::default(),
             next_connection: AtomicU64::new(1),
@@ -457,11 +474,12 @@ impl DeadLetterRouter for Shared {
         vhost: &str,
         exchange: &ShortString,
         routing_keys: &[ShortString],
-        message: &Message,
+        message: &Arc<Message>,
     ) -> Option<Vec<QueueHandle>> {
         let vhost = self.vhost(vhost)?;
-        let headers = || message.properties().headers().unwrap_or_default();
-        let route = vhost.read().route(exchange, routing_keys, headers)?;
+        let properties = message.properties();
+        let route = vhost.read().route(exchange, routing_keys, properties)?;
+        route.remember(message);
         Some(route.targets.into_vec())
     }
 }

@@ -36,6 +36,7 @@ mod publish;
 pub mod queue;
 mod records;
 mod refusal;
+mod reply_to;
 mod restore;
 mod route_cache;
 mod routing;

@@ -55,6 +55,15 @@ pub const DELIVERY_OVERHEAD_BYTES: usize = 128;
 pub enum OutboxItem {
     /// Send `basic.deliver`.
     Deliver(Delivery),
+    /// Send `basic.deliver` of an answer by direct reply-to, which no queue has held.
+    Reply {
+        /// Channel of the requester.
+        channel: u16,
+        /// Its pseudo consumer.
+        consumer: ConsumerId,
+        /// The answer.
+        message: Arc<Message>,
+    },
     /// The broker cancelled a consumer (its queue was deleted): tell the client if it can hear it.
     ConsumerCancelled {
         /// Channel of the consumer.
@@ -80,7 +89,7 @@ impl OutboxItem {
         match self {
             Self::Deliver(delivery) => Some(delivery),
             Self::GetReady { got, .. } => got.map(|(delivery, _)| delivery),
-            Self::ConsumerCancelled { .. } | Self::ForceClose(_) => None,
+            Self::Reply { .. } | Self::ConsumerCancelled { .. } | Self::ForceClose(_) => None,
         }
     }
 }
@@ -138,9 +147,14 @@ impl Outbox {
         }
     }
 
+    /// Bytes of the deliveries in the box and of those that were promised a place in it.
+    pub(super) fn size_bytes(&self) -> usize {
+        self.size_bytes.load(Ordering::SeqCst)
+    }
+
     /// True when no further delivery should be put in.
     pub(super) fn is_full(&self) -> bool {
-        self.size_bytes.load(Ordering::SeqCst) >= self.limit.max_bytes()
+        self.size_bytes() >= self.limit.max_bytes()
     }
 
     /// True when no further delivery should be put in. Then `queue` is noted, unless `is_noted` says that it is:
@@ -223,6 +237,7 @@ impl OutboxItem {
     fn size_bytes(&self) -> usize {
         match self {
             Self::Deliver(delivery) => delivery_bytes(&delivery.message),
+            Self::Reply { message, .. } => delivery_bytes(message),
             Self::ConsumerCancelled { .. } | Self::GetReady { .. } | Self::ForceClose(_) => 0,
         }
     }

@@ -8,8 +8,8 @@
 //! otherwise pay for a lock set and a push with every message.
 //!
 //! What the checks and the topology said about an exchange and a key is kept by the connection until one
-//! of them changes (`route_cache`). Messages with `CC` or `BCC`, and those a headers exchange had a look at, are routed
-//! every time.
+//! of them changes (`route_cache`). Messages with `CC` or `BCC`, and those an exchange had a say in that looks at more than
+//! keys, are routed every time.
 
 use std::sync::Arc;
 
@@ -23,8 +23,9 @@ use super::error::BrokerError;
 use super::message::{Message, MessageParts, TTL_MAX_MS};
 use super::queue::{self, GROUP_QUEUES_MAX, RoutedPublish};
 use super::refusal::{access_refused, no_exchange, precondition_failed};
+use super::reply_to::is_requester_name;
 use super::route_cache::SharedTargets;
-use super::routing::is_same_set;
+use super::routing::{Targets, is_same_set};
 use crate::amqp::field_table::FieldValue;
 use crate::amqp::properties::{BCC_HEADER, CC_HEADER, Properties};
 use crate::amqp::short_string::ShortString;
@@ -39,10 +40,16 @@ impl Connection {
     /// # Errors
     /// The refusal, which closes the channel; it does not wait for the commit.
     pub fn tx_publish(&mut self, publish: &Publish) -> Result<(), BrokerError> {
-        let (message, targets) = self.check_and_route(&publish.message)?;
-        let targets = targets.to_vec();
-        let transaction = &mut self.channel_mut(publish.channel).transaction;
-        transaction.push(RoutedPublish { message, targets });
+        let routed = self.check_and_route(publish)?;
+        let channel = self.channel_mut(publish.channel);
+        if let Some(names) = routed.replies {
+            let index = channel.transaction.len();
+            channel.transaction_replies.push((index, names));
+        }
+        channel.transaction.push(RoutedPublish {
+            message: routed.message,
+            targets: routed.targets.to_vec(),
+        });
         Ok(())
     }
 
@@ -68,20 +75,29 @@ impl Connection {
                 self.routes
                     .warm(next.map(|publish| publish.message.routing_key()));
             }
-            let (message, targets) = match self.check_and_route(&publish.message) {
+            let routed = match self.check_and_route(publish) {
                 Ok(routed) => routed,
                 Err(error) => {
                     self.publish_run(&mut run, batch, now_ms, effects, out);
                     return Err((index, error));
                 }
             };
-            if !run.takes(&targets) {
+            if !run.takes(&routed.targets) || routed.replies.is_some() {
                 self.publish_run(&mut run, batch, now_ms, effects, out);
             }
             if run.is_empty() {
                 run.first = index;
             }
-            run.push(message, targets);
+            if let Some(names) = routed.replies {
+                self.deliver_replies(&names, &routed.message, effects);
+                run.push(routed.message, routed.targets);
+                self.publish_run(&mut run, batch, now_ms, effects, out);
+                if let Some(published) = out.last_mut() {
+                    published.is_unroutable = false;
+                }
+                continue;
+            }
+            run.push(routed.message, routed.targets);
         }
         self.publish_run(&mut run, batch, now_ms, effects, out);
         Ok(())
@@ -135,9 +151,14 @@ impl Connection {
         loop {
             self.routes.clear();
             // The message has passed the checks; an exchange that went since routes nowhere.
-            let routed = self.check_and_route(&publish.message);
-            let (message, targets) =
-                routed.unwrap_or_else(|_| (Arc::clone(&publish.message), [].into()));
+            let routed = self.check_and_route(publish);
+            let Routed {
+                message, targets, ..
+            } = routed.unwrap_or_else(|_| Routed {
+                message: Arc::clone(&publish.message),
+                targets: [].into(),
+                replies: None,
+            });
             let mut targets = targets.to_vec();
             targets.retain(|queue| !queue.is_deleted());
             let turn = &mut self.shared.turn(now_ms, effects);
@@ -152,6 +173,21 @@ impl Connection {
         }
     }
 
+    /// Gives a message to queues on the broker's own account: nobody waits for its confirm.
+    pub(super) fn publish_to(
+        &self,
+        message: &Arc<Message>,
+        mut targets: Targets,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) {
+        let turn = &mut self.shared.turn(now_ms, effects);
+        let messages = std::slice::from_ref(message);
+        while queue::publish(turn, &targets, messages, &mut Vec::new()).is_err() {
+            targets.retain(|queue| !queue.is_deleted());
+        }
+    }
+
     fn renew_cache(&mut self) {
         // Read before anything is looked up, so that what is cached is never older than its version.
         let versions = (self.vhost.version(), self.shared.access_version());
@@ -159,48 +195,67 @@ impl Connection {
     }
 
     /// Checks a message and finds its queues. The message comes back without its `BCC` header.
-    pub(super) fn check_and_route(
-        &mut self,
-        message: &Arc<Message>,
-    ) -> Result<(Arc<Message>, SharedTargets), BrokerError> {
+    pub(super) fn check_and_route(&mut self, publish: &Publish) -> Result<Routed, BrokerError> {
         self.renew_cache();
+        let message = &publish.message;
         let (exchange, key) = (message.exchange(), message.routing_key());
         let recent = self.routes.recent(exchange, key).cloned();
-        let FurtherKeys { cc, bcc } = self.check_message(message, recent.is_some())?;
+        let checked = self.check_message(publish.channel, message, recent.is_some())?;
+        let FurtherKeys { cc, bcc } = checked.further_keys;
+        let reply_name = checked.reply_name;
         let is_plain = cc.is_empty() && bcc.is_empty();
         if is_plain && let Some(targets) = recent {
-            return Ok((visible_copy(message, bcc), targets));
+            return Ok(Routed {
+                message: visible_copy(message, bcc, reply_name),
+                targets,
+                replies: None,
+            });
         }
         if is_plain && let Some(targets) = self.routes.get(exchange, key) {
-            return Ok((visible_copy(message, bcc), Arc::clone(targets)));
+            return Ok(Routed {
+                targets: Arc::clone(targets),
+                message: visible_copy(message, bcc, reply_name),
+                replies: None,
+            });
         }
         let mut keys: SmallVec<[ShortString; 4]> = SmallVec::new();
         keys.push(key.clone());
         keys.extend(cc);
         keys.extend(bcc.iter().cloned());
-        let headers = || message.properties().headers().unwrap_or_default();
-        let route = self.vhost.read().route(exchange, &keys, headers);
+        let route = self
+            .vhost
+            .read()
+            .route(exchange, &keys, message.properties());
         // Deleted since it was checked.
         let route = route.ok_or_else(|| no_exchange(exchange, self.vhost.name()))?;
         let targets: SharedTargets = Arc::from(&route.targets[..]);
-        if is_plain && !route.depends_on_headers {
+        let replies = reply_keys(exchange, &keys);
+        if is_plain && !route.is_for_one_message && replies.is_none() {
             self.routes.insert(exchange, key, &targets);
         }
-        Ok((visible_copy(message, bcc), targets))
+        let message = visible_copy(message, bcc, reply_name);
+        route.remember(&message);
+        Ok(Routed {
+            message,
+            targets,
+            replies,
+        })
     }
 
-    /// The checks of a publish, in RabbitMQ's order; returns the keys of `CC` and `BCC`.
+    /// The checks of a publish, in RabbitMQ's order.
     fn check_message(
         &mut self,
+        channel: u16,
         message: &Message,
         is_exchange_checked: bool,
-    ) -> Result<FurtherKeys, BrokerError> {
+    ) -> Result<Checked, BrokerError> {
         let exchange = message.exchange();
         if !is_exchange_checked && !self.routes.has_exchange(exchange) {
             self.check_exchange(exchange)?;
             self.routes.insert_exchange(exchange);
         }
         let properties = message.properties();
+        let reply_name = self.reply_name(channel, properties)?;
         if let Some(expiration) = properties.expiration() {
             check_expiration(expiration).map_err(precondition_failed)?;
         }
@@ -208,7 +263,10 @@ impl Connection {
         if let Some(user_id) = properties.user_id() {
             self.check_user_id(user_id)?;
         }
-        Ok(further_keys)
+        Ok(Checked {
+            further_keys,
+            reply_name,
+        })
     }
 
     fn check_exchange(&mut self, name: &ShortString) -> Result<(), BrokerError> {
@@ -238,6 +296,22 @@ impl Connection {
             "user_id property set to '{claimed}' but authenticated user was '{user}'"
         )))
     }
+}
+
+/// A publish that passed the checks, and where it goes.
+pub(super) struct Routed {
+    /// As receivers see it.
+    message: Arc<Message>,
+    targets: SharedTargets,
+    /// Whom it answers by direct reply-to. Usually nobody.
+    replies: Option<Box<[ShortString]>>,
+}
+
+/// What the checks of a publish have found in its properties.
+struct Checked {
+    further_keys: FurtherKeys,
+    /// What its `reply_to` becomes, if anything.
+    reply_name: Option<ShortString>,
 }
 
 /// Messages of one set of targets that are given to it as they are; fewer join a mixed run.
@@ -372,16 +446,39 @@ fn check_expiration(text: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// The message as receivers see it (CC-3). The hidden keys stay known for dead-lettering.
-fn visible_copy(message: &Arc<Message>, bcc: Vec<ShortString>) -> Arc<Message> {
-    if !message.properties().has_bcc() {
-        return Arc::clone(message);
+/// The keys that name requesters, on the default exchange.
+fn reply_keys(exchange: &ShortString, keys: &[ShortString]) -> Option<Box<[ShortString]>> {
+    if !exchange.is_empty() {
+        return None;
+    }
+    let mut names: Vec<ShortString> = Vec::new();
+    for key in keys.iter().filter(|key| is_requester_name(key)) {
+        if !names.contains(key) {
+            names.push(key.clone());
+        }
+    }
+    (!names.is_empty()).then(|| names.into_boxed_slice())
+}
+
+/// The message as receivers see it (CC-3, DR-3). The hidden keys stay known for dead-lettering.
+fn visible_copy(
+    message: &Arc<Message>,
+    bcc: Vec<ShortString>,
+    reply_name: Option<ShortString>,
+) -> Arc<Message> {
+    let mut properties = match message.properties().has_bcc() {
+        true => message.properties().without_bcc(),
+        false if reply_name.is_none() => return Arc::clone(message),
+        false => message.properties().clone(),
+    };
+    if let Some(name) = reply_name {
+        properties = properties.edit().set_reply_to(Some(name)).build();
     }
     Arc::new(Message::from_parts(&MessageParts {
         exchange: message.exchange().clone(),
         routing_key: message.routing_key().clone(),
         bcc,
-        properties: message.properties().without_bcc(),
+        properties,
         body: message.body().to_vec(),
         has_deaths: false,
         is_rekeyed: false,

@@ -174,13 +174,17 @@ impl Shared {
             return Ok(());
         };
         let unknown_kind = || malformed(EXCHANGE, format!("unknown exchange type {}", record.kind));
+        let kind = ExchangeKind::from_name(&record.kind).ok_or_else(unknown_kind)?;
+        let arguments = arguments(EXCHANGE, &record.arguments)?;
+        kind.check_arguments(&arguments)
+            .map_err(|reason| malformed(EXCHANGE, reason))?;
         vhost.write().insert_exchange(ExchangeSpec {
             name: name(EXCHANGE, &record.name)?,
-            kind: ExchangeKind::from_name(&record.kind).ok_or_else(unknown_kind)?,
+            kind,
             is_durable: true,
             is_auto_delete: record.is_auto_delete,
             is_internal: record.is_internal,
-            arguments: arguments(EXCHANGE, &record.arguments)?,
+            arguments,
         });
         Ok(())
     }
@@ -198,16 +202,16 @@ impl Shared {
             let Some(vhost) = self.vhost_of(&record.vhost, &record.name) else {
                 continue;
             };
-            let spec = queue_spec(&vhost, &record)?;
+            let (spec, settings) = queue_spec(&vhost, &record)?;
             let turn = &mut self.turn(now_ms, effects);
             let queue = match images.remove(&spec.id) {
-                Some(image) => Queue::restore(spec, image, turn),
+                Some(image) => Queue::restore(spec, settings, image, turn),
                 None => {
                     tracing::warn!(
                         queue = record.name,
                         "a durable queue has no messages on record"
                     );
-                    Queue::new(spec, Lsn::default(), now_ms)
+                    Queue::new(spec, settings, Lsn::default(), now_ms)
                 }
             };
             vhost.write().insert_queue(QueueHandle::clone(&queue));
@@ -247,16 +251,17 @@ impl Shared {
             tracing::warn!(source, destination, "dropped a binding without its ends");
             return Ok(());
         };
+        let key = BindingKey {
+            destination,
+            routing_key: name(BINDING, &record.routing_key)?,
+            arguments: record.arguments.as_slice().into(),
+        };
         exchange
-            .check_binding(&arguments)
+            .check_binding(&key, &arguments)
             .map_err(|reason| malformed(BINDING, reason))?;
         topology.insert_binding(Binding {
             source,
-            key: BindingKey {
-                destination,
-                routing_key: name(BINDING, &record.routing_key)?,
-                arguments: record.arguments.as_slice().into(),
-            },
+            key,
             arguments,
             target,
             is_durable: true,
@@ -334,11 +339,15 @@ impl Frozen {
     }
 }
 
-fn queue_spec(vhost: &Vhost, record: &QueueV1) -> Result<QueueSpec, RestoreError> {
+/// The queue, and what it obeys.
+fn queue_spec(
+    vhost: &Vhost,
+    record: &QueueV1,
+) -> Result<(QueueSpec, Arc<QueueArguments>), RestoreError> {
     let arguments = arguments(QUEUE, &record.arguments)?;
     let settings = QueueArguments::parse(&arguments, &record.name, vhost.name())
         .map_err(|error| malformed(QUEUE, error.to_string()))?;
-    Ok(QueueSpec {
+    let spec = QueueSpec {
         id: QueueId(record.id),
         vhost: Arc::clone(vhost.name()),
         name: name(QUEUE, &record.name)?,
@@ -346,8 +355,8 @@ fn queue_spec(vhost: &Vhost, record: &QueueV1) -> Result<QueueSpec, RestoreError
         exclusive_owner: None,
         is_auto_delete: record.is_auto_delete,
         arguments,
-        settings: settings.shared(),
-    })
+    };
+    Ok((spec, settings.shared()))
 }
 
 fn collect_vhost(state: &mut MetaState, vhost: &FrozenVhost) {

@@ -1,18 +1,20 @@
-//! From (exchange, routing keys, headers) to a set of queues.
+//! From (exchange, routing keys, properties) to a set of queues.
 //!
 //! Starting with the exchange published to, every exchange is visited at most once, so cycles end. An
 //! exchange without any destination for the message hands over to its alternate exchange. A queue is in
 //! the set once, however many bindings lead there. Neither keys nor headers change on the way.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
-use super::binding::{Destination, Target};
-use super::exchange::{Exchange, ExchangeKind};
+use super::binding::{Binding, Destination, Target};
+use super::exchange::{Exchange, History};
+use super::message::Message;
 use super::queue::{Queue, QueueHandle};
 use super::vhost::Topology;
-use crate::amqp::field_table::FieldTable;
+use crate::amqp::properties::Properties;
 use crate::amqp::short_string::ShortString;
 
 /// Distinct queues in ascending id, which is the order of locking.
@@ -23,8 +25,10 @@ pub(crate) type Targets = SmallVec<[QueueHandle; 4]>;
 pub(crate) struct Route {
     /// The queues.
     pub(crate) targets: Targets,
-    /// Headers had a say: the answer holds for this message only.
-    pub(crate) depends_on_headers: bool,
+    /// More than keys and bindings had a say: the answer holds for this message only.
+    pub(crate) is_for_one_message: bool,
+    /// Exchanges that want to remember the message.
+    pub(crate) histories: Vec<Arc<History>>,
 }
 
 impl Topology {
@@ -33,25 +37,46 @@ impl Topology {
         &self,
         exchange: &ShortString,
         keys: &[ShortString],
-        headers: impl Fn() -> FieldTable,
+        properties: &Properties,
     ) -> Option<Route> {
         let mut route = Route::default();
         if exchange.is_empty() {
             route.add_named_queues(self, keys);
         } else {
             let first = self.exchange(exchange)?;
-            self.walk(first, keys, headers, &mut route);
+            self.walk(first, keys, properties, &mut route);
         }
         route.targets.sort_unstable_by_key(|queue| queue.id());
         route.targets.dedup_by_key(|queue| queue.id());
         Some(route)
     }
 
+    /// What the source of a new binding remembers, and where it goes by that binding.
+    pub(crate) fn recent_messages(&self, binding: &Binding) -> Vec<(Arc<Message>, Targets)> {
+        let source = self.exchange(&binding.source);
+        let Some(history) = source.and_then(Exchange::history) else {
+            return Vec::new();
+        };
+        let messages = history.messages().into_iter();
+        let targets_of = |message: &Arc<Message>| match (&binding.target, &binding.key.destination)
+        {
+            (Target::Queue(queue), _) => Some(smallvec![QueueHandle::clone(queue)]),
+            (Target::Exchange, destination) => {
+                let keys = [message.routing_key().clone()];
+                let route = self.route(destination.name(), &keys, message.properties());
+                route.map(|route| route.targets)
+            }
+        };
+        messages
+            .filter_map(|message| targets_of(&message).map(|targets| (message, targets)))
+            .collect()
+    }
+
     fn walk<'a>(
         &'a self,
         first: &'a Exchange,
         keys: &[ShortString],
-        headers: impl Fn() -> FieldTable,
+        properties: &Properties,
         route: &mut Route,
     ) {
         // Allocates only when there is a second exchange.
@@ -60,9 +85,10 @@ impl Topology {
         pending.push(first);
         let mut is_new = |next: &Exchange| !std::ptr::eq(next, first) && seen.insert(next);
         while let Some(exchange) = pending.pop() {
-            route.depends_on_headers |= exchange.spec().kind == ExchangeKind::Headers;
+            route.is_for_one_message |= !exchange.is_by_key();
+            route.histories.extend(exchange.history().cloned());
             let mut is_anywhere = false;
-            exchange.route(keys, &headers, |binding| {
+            exchange.route(keys, properties, |binding| {
                 is_anywhere = true;
                 match (&binding.target, &binding.key.destination) {
                     (Target::Queue(queue), _) => route.targets.push(QueueHandle::clone(queue)),
@@ -83,6 +109,13 @@ impl Topology {
 }
 
 impl Route {
+    /// Shows the message to the exchanges that remember it.
+    pub(crate) fn remember(&self, message: &Arc<Message>) {
+        for history in &self.histories {
+            history.remember(message);
+        }
+    }
+
     /// What the default exchange does: the queues named by the keys.
     fn add_named_queues(&mut self, topology: &Topology, keys: &[ShortString]) {
         let queues = keys.iter().filter_map(|key| topology.queue(key));

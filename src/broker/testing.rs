@@ -152,17 +152,14 @@ fn apply(image: &mut QueueImage, record: &Logged, start: Lsn, end: Lsn) {
         Logged::Publish { refs, .. } => {
             let id = image.id;
             for reference in refs.iter().filter(|reference| reference.queue == id) {
-                let entry = ImageEntry {
-                    seq: reference.seq,
-                    position: Position {
+                let entry = ImageEntry::published(
+                    reference,
+                    Position {
                         lsn: start,
                         len_bytes: RECORD_BYTES,
                     },
-                    expires_at_ms: reference.expires_at_ms,
-                    priority: 0,
-                    delivery_count: 0,
-                    is_redelivered: false,
-                };
+                    0,
+                );
                 image.apply_publish(entry, start, end);
             }
         }

@@ -1,11 +1,15 @@
 //! The command line, as typed. The doc comments are the `--help`.
 
+use std::ffi::OsString;
+use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use super::{ByteSize, MemoryLimit};
+use super::access::{AccessArgs, TlsArgs};
+use super::{ByteSize, MemoryLimit, Port, file};
 
 /// A durable AMQP 0-9-1 message broker.
 ///
@@ -24,6 +28,14 @@ pub struct Args {
     )]
     pub data_dir: PathBuf,
 
+    /// TOML file whose keys are the names of these flags; flags and environment variables win over it
+    #[arg(long, global = true, env = "STRATAMQ_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Print the configuration that flags, environment and file give, as such a file, and exit
+    #[arg(long)]
+    pub print_config: bool,
+
     /// How a broker runs.
     #[command(flatten)]
     pub server: ServerArgs,
@@ -31,6 +43,10 @@ pub struct Args {
     /// What to do instead of running a broker.
     #[command(subcommand)]
     pub command: Option<Command>,
+
+    /// What `--print-config` prints; empty until [`parse`] is done.
+    #[arg(skip)]
+    pub effective: String,
 }
 
 /// Flags of a running broker.
@@ -45,14 +61,14 @@ pub struct ServerArgs {
     )]
     pub bind: IpAddr,
 
-    /// Port for AMQP
+    /// Port for AMQP, or `off` when only --tls-port is to be used
     #[arg(
         long,
         env = "STRATAMQ_AMQP_PORT",
-        default_value_t = 5672,
-        value_name = "N"
+        default_value = "5672",
+        value_name = "PORT"
     )]
-    pub amqp_port: u16,
+    pub amqp_port: Port,
 
     /// When a commit reaches stable storage: `always` syncs as soon as the last sync ended, `interval` at
     /// most once every --fsync-interval-ms (confirms wait for it), `never` confirms after write(2):
@@ -101,7 +117,7 @@ pub struct ServerArgs {
     )]
     pub ack_fsync_ms: u64,
 
-    /// Size of a log segment, 1MiB to 1GiB; the largest message is a quarter of it, at most 16MiB
+    /// Size of a log segment, 1MiB to 1GiB; a message is at most a quarter of it
     #[arg(
         long,
         env = "STRATAMQ_SEGMENT_SIZE",
@@ -168,6 +184,14 @@ pub struct ServerArgs {
         value_name = "FILTER"
     )]
     pub log: String,
+
+    /// Who may connect, and how much one client may take.
+    #[command(flatten)]
+    pub access: AccessArgs,
+
+    /// The TLS listener.
+    #[command(flatten)]
+    pub tls: TlsArgs,
 }
 
 /// Values of `--fsync`.
@@ -307,22 +331,75 @@ pub enum VhostCommand {
     },
 }
 
-/// Parses the process's command line.
+/// Parses the process's command line, and the configuration file that it names; `read` gives the file's text.
 ///
 /// # Errors
 /// One line that says what is wrong and what is allowed. Help and version are printed and end the process.
-pub fn parse() -> Result<Args, String> {
-    Args::try_parse().map_err(|error| match error.kind() {
-        clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion => {
-            error.exit()
-        }
-        clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.exit(),
-        _ => one_line(&error.to_string()),
-    })
+pub fn parse(read: impl Fn(&Path) -> io::Result<String>) -> Result<Args, String> {
+    let words: Vec<_> = std::env::args_os().collect();
+    parse_from(&words, read)
+}
+
+fn parse_from(
+    words: &[OsString],
+    read: impl Fn(&Path) -> io::Result<String>,
+) -> Result<Args, String> {
+    let matches = matches(Args::command(), words)?;
+    let Some(path) = matches.get_one::<PathBuf>("config") else {
+        return args_of(&matches);
+    };
+    let name = path.display().to_string();
+    let text = read(path).map_err(|error| format!("cannot read {name}: {error}"))?;
+    let defaults = file::parse(&name, &text)?;
+    let with_file = defaults
+        .into_iter()
+        .fold(Args::command(), |command, (key, value)| {
+            command.mut_arg(key.replace('-', "_"), |flag| flag.default_value(value))
+        });
+    args_of(&self::matches(with_file, words)?)
+}
+
+fn args_of(matches: &ArgMatches) -> Result<Args, String> {
+    let mut args = Args::from_arg_matches(matches).map_err(|error| one_line(&error.to_string()))?;
+    args.effective = effective(matches);
+    Ok(args)
+}
+
+fn matches(command: clap::Command, words: &[OsString]) -> Result<ArgMatches, String> {
+    command
+        .try_get_matches_from(words)
+        .map_err(|error| match error.kind() {
+            clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion => {
+                error.exit()
+            }
+            clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.exit(),
+            _ => one_line(&error.to_string()),
+        })
+}
+
+/// All flags with their values, as lines of a configuration file, and where each was set unless in the file or nowhere.
+fn effective(matches: &ArgMatches) -> String {
+    let mut text = String::new();
+    for key in file::keys() {
+        let id = key.replace('-', "_");
+        let Some(values) = matches.get_raw(&id) else {
+            text.push_str(&format!("# {key} is not set\n"));
+            continue;
+        };
+        let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
+        let value = file::written(&values.join(","));
+        let from = match matches.value_source(&id) {
+            Some(ValueSource::CommandLine) => "  # flag",
+            Some(ValueSource::EnvVariable) => "  # environment",
+            _ => "",
+        };
+        text.push_str(&format!("{key} = {value}{from}\n"));
+    }
+    text
 }
 
 /// Clap explains in paragraphs; an operator's log wants one line. Usage and the pointer to `--help` go.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     text.split("\n\n")
         .filter(|paragraph| {
             !paragraph.starts_with("Usage:") && !paragraph.starts_with("For more information")
@@ -339,7 +416,6 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn every_server_flag_has_help_and_a_variable_of_the_same_name() {
@@ -347,7 +423,7 @@ mod tests {
         command.clone().debug_assert();
         for argument in command
             .get_arguments()
-            .filter(|a| !["help", "version"].contains(&a.get_id().as_str()))
+            .filter(|a| !["help", "version", "print_config"].contains(&a.get_id().as_str()))
         {
             let flag = argument.get_long().expect("server flags are long");
             let variable = format!("STRATAMQ_{}", flag.to_uppercase().replace('-', "_"));
@@ -369,17 +445,62 @@ mod tests {
             ),
             (
                 vec!["--amqp-port", "70000"],
-                "invalid value '70000' for '--amqp-port <N>': 70000 is not in 0..=65535",
+                "invalid value '70000' for '--amqp-port <PORT>': expected 0 to 65535, or off",
             ),
             (
                 vec!["--segment-size", "big"],
                 "invalid value 'big' for '--segment-size <SIZE>': expected bytes, or a number followed by KiB, MiB or GiB",
             ),
-            (vec!["--nonsense"], "unexpected argument '--nonsense' found"),
+            (vec!["--xyzzy"], "unexpected argument '--xyzzy' found"),
         ] {
             let error =
                 Args::try_parse_from(["stratamq"].iter().copied().chain(flags)).unwrap_err();
             assert_eq!(one_line(&error.to_string()), wanted);
         }
+    }
+
+    fn parsed(words: &[&str], file: &str) -> Result<Args, String> {
+        let words = ["stratamq"].iter().chain(words);
+        let words: Vec<OsString> = words.map(OsString::from).collect();
+        parse_from(&words, |path| match path.to_str() {
+            Some("there.toml") => Ok(file.to_owned()),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        })
+    }
+
+    #[test]
+    fn a_file_is_between_defaults_and_flags() {
+        let file = "heartbeat = 7\namqp-port = 'off'\nlog = 'debug'\ndata-dir = 'elsewhere'";
+        let args = parsed(&["--config", "there.toml", "--heartbeat", "9"], file).unwrap();
+        assert_eq!(args.server.access.heartbeat, 9);
+        assert_eq!(args.server.amqp_port, Port::Off);
+        assert_eq!(args.server.log, "debug");
+        assert_eq!(args.server.access.channel_max, 2047);
+        assert_eq!(args.data_dir, Path::new("elsewhere"));
+        // Commands find the data directory in it, too.
+        let args = parsed(&["status", "--config", "there.toml"], file).unwrap();
+        assert_eq!(args.data_dir, Path::new("elsewhere"));
+        assert_eq!(
+            parsed(&["--config", "gone.toml"], "").map(|_| ()),
+            Err("cannot read gone.toml: entity not found".into())
+        );
+        assert!(parsed(&["--config", "there.toml"], "heartbeat = -1").is_err());
+    }
+
+    #[test]
+    fn what_is_printed_can_be_used_as_the_file() {
+        let file = "heartbeat = 7\nloopback-users = ['a', 'b']\ntls-cert = '/c \"x\"'";
+        let words = ["--config", "there.toml", "--memory-limit", "70%"];
+        let first = parsed(&words, file).unwrap().effective;
+        for line in [
+            "heartbeat = 7",
+            "loopback-users = \"a,b\"",
+            "memory-limit = \"70%\"  # flag",
+            "# tls-key is not set",
+        ] {
+            assert!(first.lines().any(|found| found == line), "{line}: {first}");
+        }
+        let second = parsed(&words[..2], &first).unwrap().effective;
+        assert_eq!(second, first.replace("  # flag", ""));
     }
 }

@@ -1,17 +1,22 @@
 //! What was typed ([`args::Args`]) and what it means ([`Config`]).
 //!
-//! Flags win over environment variables (`STRATAMQ_...`), which win over defaults. Everything is checked
-//! here, once; inside the broker no limit is optional and no text is compared.
+//! Flags win over environment variables (`STRATAMQ_...`), which win over the configuration file, which wins over
+//! defaults. Everything is checked here, once; inside the broker no limit is optional and no text is compared.
 
+pub mod access;
 pub mod args;
+mod file;
 mod memory;
+mod port;
 mod size;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use access::{AccessConfig, TlsConfig};
 pub use args::{Args, Command};
 pub use memory::{MEMORY_LIMIT_MIN_BYTES, MemoryLimit};
+pub use port::Port;
 pub use size::ByteSize;
 
 /// When a commit is synced.
@@ -35,8 +40,12 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Address to listen on.
     pub bind: IpAddr,
-    /// AMQP port.
-    pub amqp_port: u16,
+    /// Port for AMQP in the clear.
+    pub amqp_port: Port,
+    /// AMQP over TLS.
+    pub tls: Option<TlsConfig>,
+    /// Logins and the limits of connections.
+    pub access: AccessConfig,
     /// Commit policy.
     pub fsync: FsyncMode,
     /// Microseconds a commit is held open to gather more.
@@ -77,13 +86,10 @@ pub const COMMIT_MAX_MAX_BYTES: u64 = 64 << 20;
 #[error("{0}")]
 pub struct ConfigError(pub String);
 
-impl Config {
-    /// Checks what was typed.
-    ///
-    /// # Errors
-    /// One line that names the flag, the value and what is allowed.
-    pub fn from_args(args: &args::ServerArgs, data_dir: PathBuf) -> Result<Self, ConfigError> {
-        let segment_size_bytes = args.segment_size.0;
+impl args::ServerArgs {
+    /// Checks every flag by itself.
+    pub(crate) fn check_each(&self) -> Result<(), ConfigError> {
+        let segment_size_bytes = self.segment_size.0;
         check_range(
             "--segment-size",
             segment_size_bytes,
@@ -98,39 +104,58 @@ impl Config {
         }
         check_range(
             "--commit-delay-us",
-            args.commit_delay_us,
+            self.commit_delay_us,
             0,
             COMMIT_DELAY_MAX_US,
             "0 to 1000000",
         )?;
         check_range(
             "--commit-max-bytes",
-            args.commit_max_bytes.0,
+            self.commit_max_bytes.0,
             COMMIT_MAX_MIN_BYTES,
             COMMIT_MAX_MAX_BYTES,
             "4KiB to 64MiB",
         )?;
         check_range(
             "--fsync-interval-ms",
-            args.fsync_interval_ms,
+            self.fsync_interval_ms,
             1,
             FSYNC_INTERVAL_MAX_MS,
             "1 to 60000",
         )?;
         check_range(
             "--ack-fsync-ms",
-            args.ack_fsync_ms,
+            self.ack_fsync_ms,
             0,
             FSYNC_INTERVAL_MAX_MS,
             "0 to 60000",
         )?;
-        if let MemoryLimit::Bytes(bytes) = args.memory_limit
+        if let MemoryLimit::Bytes(bytes) = self.memory_limit
             && bytes < MEMORY_LIMIT_MIN_BYTES
         {
             let min = ByteSize(MEMORY_LIMIT_MIN_BYTES);
             return Err(ConfigError(format!(
                 "invalid value '{bytes}' for --memory-limit: at least {min} is needed for buffers alone"
             )));
+        }
+        self.tls.check_each()?;
+        AccessConfig::from_args(&self.access).map(drop)
+    }
+}
+
+impl Config {
+    /// Checks what was typed.
+    ///
+    /// # Errors
+    /// One line that names the flag, the value and what is allowed.
+    pub fn from_args(args: &args::ServerArgs, data_dir: PathBuf) -> Result<Self, ConfigError> {
+        args.check_each()?;
+        let access = AccessConfig::from_args(&args.access)?;
+        access.check_with_segments(args.segment_size.0)?;
+        let tls = args.tls.listener()?;
+        if args.amqp_port == Port::Off && tls.is_none() {
+            let text = "--amqp-port and --tls-port are both off: nobody could connect";
+            return Err(ConfigError(text.to_owned()));
         }
         let fsync = match args.fsync {
             args::FsyncArg::Always => FsyncMode::Always,
@@ -143,11 +168,13 @@ impl Config {
             data_dir,
             bind: args.bind,
             amqp_port: args.amqp_port,
+            tls,
+            access,
             fsync,
             commit_delay_us: args.commit_delay_us,
             commit_max_bytes: args.commit_max_bytes.0,
             ack_fsync_ms: args.ack_fsync_ms,
-            segment_size_bytes,
+            segment_size_bytes: args.segment_size.0,
             disk_free_limit_bytes: args.disk_free_limit.0,
             memory_limit: args.memory_limit,
             queue_index_min_messages: args.queue_index_min_messages,
@@ -223,5 +250,46 @@ mod tests {
                 "invalid value '1048576' for --memory-limit: at least 64MiB is needed for buffers alone",
             ),
         );
+        check(
+            &["--frame-max", "4096"],
+            Err("invalid value '4096' for --frame-max: allowed is 8KiB to 16MiB"),
+        );
+        check(
+            &["--channel-max", "0"],
+            Err("invalid value '0' for --channel-max: allowed is 1 to 65535"),
+        );
+    }
+
+    #[test]
+    fn flags_that_need_each_other_are_named() {
+        check(
+            &["--amqp-port", "off"],
+            Err("--amqp-port and --tls-port are both off: nobody could connect"),
+        );
+        check(
+            &["--tls-port", "5671", "--tls-key", "k"],
+            Err("--tls-cert is missing: --tls-port needs it"),
+        );
+        check(
+            &["--tls-port", "5671", "--tls-cert", "c"],
+            Err("--tls-key is missing: --tls-port needs it"),
+        );
+        let listener = ["--tls-port", "5671", "--tls-cert", "c", "--tls-key", "k"];
+        check(&listener, Ok(()));
+        check(
+            &[&listener[..], &["--tls-verify", "require"]].concat(),
+            Err("--tls-ca is missing: --tls-verify optional and require need it"),
+        );
+        check(
+            &["--max-message-size", "64MiB", "--segment-size", "256MiB"],
+            Ok(()),
+        );
+        check(
+            &["--max-message-size", "64MiB"],
+            Err(
+                "invalid value '64MiB' for --max-message-size: a message is at most a quarter of --segment-size, 16MiB",
+            ),
+        );
+        check(&["--segment-size", "1MiB"], Ok(()));
     }
 }

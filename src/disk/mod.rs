@@ -15,6 +15,7 @@ mod file_system;
 pub mod machine;
 mod real;
 pub mod sim;
+pub mod small_file;
 
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};

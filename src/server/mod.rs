@@ -20,12 +20,15 @@ mod checkpointer;
 mod connection;
 mod hub;
 mod journal;
+mod listeners;
 mod memory;
+mod places;
 mod readers;
 mod scrubber;
 mod signals;
 mod start;
 pub mod status;
+mod tls;
 mod worker;
 
 use std::io;
@@ -36,13 +39,18 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::{Notify, watch};
 
 use crate::config::Config;
-use crate::session::SessionOptions;
+use crate::config::access::MechanismArg;
+use crate::session::{ChannelBudget, External, Mechanisms, SessionOptions};
 use checkpointer::Checkpointer;
+use connection::Transport;
 use hub::Hub;
+use listeners::{Accepted, Listeners, Sockets};
 pub use start::StartError;
+use tls::Tls;
 
 /// Connections get this long to answer 320 before their sockets are closed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
@@ -52,8 +60,6 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Contents that a connection has not finished may take at most this part of the memory limit: one in so many.
 const UNFINISHED_SHARE: u64 = 8;
-/// Connections waiting to be accepted, as RabbitMQ has it.
-const LISTEN_BACKLOG: u32 = 128;
 
 /// Runs a broker until SIGTERM or SIGINT.
 ///
@@ -65,17 +71,15 @@ pub fn run(config: &Config) -> Result<(), StartError> {
         .thread_name("stratamq-net")
         .build()
         .map_err(|error| StartError::Failed(format!("cannot start network threads: {error}")))?;
-    let address = SocketAddr::new(config.bind, config.amqp_port);
-    // Before recovery: a port that is taken is known at once and changes nothing on disk. The socket
-    // listens only after recovery.
-    let socket = runtime
-        .block_on(async { bind(address) })
-        .map_err(|error| StartError::Failed(format!("cannot listen on {address}: {error}")))?;
+    // Before recovery: a port that is taken and a certificate that is none are known at once and change nothing on
+    // disk. The sockets listen only after recovery.
+    let tls = config.tls.clone().map(Tls::new).transpose()?;
+    let sockets = runtime.block_on(async { Sockets::bind(config) })?;
     let hub = start::start(config)?;
     let threads = spawn_threads(&hub)?;
     let mut checkpointer = Checkpointer::spawn(&hub, config.scrub_rate_bytes)
         .map_err(|error| StartError::Failed(format!("cannot start a thread: {error}")))?;
-    let outcome = runtime.block_on(serve(config, &hub, socket));
+    let outcome = runtime.block_on(serve(config, &hub, sockets, tls.map(Arc::new)));
     // A checkpoint may be waiting for room.
     hub.storage.stop_waiting_for_room();
     checkpointer.stop();
@@ -94,16 +98,6 @@ pub fn run(config: &Config) -> Result<(), StartError> {
     closed.map_err(StartError::Storage)?;
     tracing::info!("stopped");
     Ok(())
-}
-
-fn bind(address: SocketAddr) -> io::Result<tokio::net::TcpSocket> {
-    let socket = match address {
-        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
-    };
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    Ok(socket)
 }
 
 fn spawn_threads(hub: &Arc<Hub>) -> Result<Vec<JoinHandle<()>>, StartError> {
@@ -133,26 +127,35 @@ fn named(name: String, body: impl FnOnce() + Send + 'static) -> io::Result<JoinH
 }
 
 /// Listens, prints that the broker is up, serves until a signal, then drains.
-async fn serve(config: &Config, hub: &Arc<Hub>, socket: tokio::net::TcpSocket) -> io::Result<()> {
-    let listener = socket.listen(LISTEN_BACKLOG)?;
+async fn serve(
+    config: &Config,
+    hub: &Arc<Hub>,
+    sockets: Sockets,
+    tls: Option<Arc<Tls>>,
+) -> io::Result<()> {
+    let listeners = sockets.listen(tls)?;
     let admin = admin::listen(&config.data_dir, Arc::clone(hub))?;
-    let mut signals = StopSignals::new()?;
-    start::print_banner(config, hub, listener.local_addr()?);
+    let mut signals = Signals::new(&listeners)?;
+    start::print_banner(config, hub, &listeners)?;
     let (stop, stopped) = watch::channel(false);
     let live = Arc::new(LiveConnections::default());
+    let options = session_options(config, hub);
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => spawn_connection(hub, stream, peer, stopped.clone(), Arc::clone(&live)),
+            accepted = listeners.accept() => match accepted {
+                Ok(accepted) => accept(hub, config, &options, accepted, stopped.clone(), &live),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
-            () = signals.wait() => break,
+            signal = signals.wait() => match signal {
+                Signal::Stop => break,
+                Signal::Reload => listeners.reload(),
+            },
         }
     }
-    drop(listener);
+    drop(listeners);
     tracing::info!(connections = live.count(), "stopping");
     // Receivers may all be gone: then there is nobody to tell.
     let _ = stop.send(true);
@@ -169,13 +172,52 @@ async fn serve(config: &Config, hub: &Arc<Hub>, socket: tokio::net::TcpSocket) -
     Ok(())
 }
 
-fn spawn_connection(
+/// What all sessions are told.
+fn session_options(config: &Config, hub: &Hub) -> SessionOptions {
+    let access = &config.access;
+    let has = |mechanism| access.mechanisms.contains(&mechanism);
+    let group_max_bytes = hub.storage.group_max_bytes();
+    let message_max_bytes = access.message_max_bytes.min(group_max_bytes);
+    let share_bytes = hub.memory.limit_bytes() / UNFINISHED_SHARE;
+    let defaults = SessionOptions::default();
+    let channels_max = access.channels_max;
+    SessionOptions {
+        product: access.product.clone(),
+        version: access.product_version.clone(),
+        mechanisms: Mechanisms {
+            is_plain: has(MechanismArg::Plain),
+            is_amqplain: has(MechanismArg::AmqPlain),
+            anonymous_user: has(MechanismArg::Anonymous).then(|| access.anonymous_user.clone()),
+            external: External::Off,
+        },
+        channel_budget: channels_max.map(|max| Arc::new(ChannelBudget::new(max))),
+        channel_consumers_max: access.channel_consumers_max,
+        channel_max: access.channel_max,
+        frame_max_bytes: access.frame_max_bytes,
+        heartbeat_secs: access.heartbeat_secs,
+        message_max_bytes,
+        unfinished_max_bytes: defaults
+            .unfinished_max_bytes
+            .min(share_bytes)
+            .max(message_max_bytes * 2),
+        tx_max_bytes: defaults.tx_max_bytes.min(group_max_bytes),
+        handshake_timeout_ms: access.handshake_timeout_ms,
+        linger_ms: access.login_delay_ms,
+        close_timeout_ms: access.close_timeout_ms,
+        ..defaults
+    }
+}
+
+/// Starts the task of a connection.
+fn accept(
     hub: &Arc<Hub>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    stopped: watch::Receiver<bool>,
-    live: Arc<LiveConnections>,
+    config: &Config,
+    options: &SessionOptions,
+    accepted: Accepted,
+    mut stopped: watch::Receiver<bool>,
+    live: &Arc<LiveConnections>,
 ) {
+    let Accepted { stream, peer, tls } = accepted;
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
     }
@@ -184,26 +226,58 @@ fn spawn_connection(
         tracing::error!(%error, "no randomness; refusing a connection");
         return;
     }
-    let group_max_bytes = hub.storage.group_max_bytes();
-    let defaults = SessionOptions::default();
-    let message_max_bytes = defaults.message_max_bytes.min(group_max_bytes);
-    let share_bytes = hub.memory.limit_bytes() / UNFINISHED_SHARE;
-    let options = SessionOptions {
+    let mut options = SessionOptions {
         tag_seed: u128::from_le_bytes(seed),
-        message_max_bytes,
-        unfinished_max_bytes: defaults
-            .unfinished_max_bytes
-            .min(share_bytes)
-            .max(message_max_bytes * 2),
-        tx_max_bytes: defaults.tx_max_bytes.min(group_max_bytes),
-        ..defaults
+        ..options.clone()
     };
+    let is_external = config.access.mechanisms.contains(&MechanismArg::External);
     let guard = live.enter();
     let hub = Arc::clone(hub);
     tokio::spawn(async move {
         let _guard = guard;
-        connection::serve(hub, stream, peer, options, stopped).await;
+        let transport = match tls {
+            None => Transport::plain(stream),
+            Some(tls) => {
+                let Some(transport) = secure(&tls, stream, peer, &mut stopped).await else {
+                    return;
+                };
+                if is_external {
+                    options.mechanisms.external = tls.owner_of(transport.peer_certificate());
+                }
+                transport
+            }
+        };
+        connection::serve(hub, transport, peer, options, stopped).await;
     });
+}
+
+/// The TLS handshake, within its time; `None` when there is nobody to serve afterwards.
+async fn secure(
+    tls: &Tls,
+    stream: TcpStream,
+    peer: SocketAddr,
+    stopped: &mut watch::Receiver<bool>,
+) -> Option<Transport> {
+    let connection = tls.accept();
+    let connection = connection
+        .inspect_err(|error| tracing::error!(%error, "cannot begin a TLS handshake"))
+        .ok()?;
+    let mut transport = Transport::tls(stream, connection);
+    let limit = Duration::from_millis(tls.settings().handshake_timeout_ms);
+    let outcome = tokio::select! {
+        outcome = tokio::time::timeout(limit, transport.shake_hands()) => outcome,
+        _ = stopped.changed() => return None,
+    };
+    match outcome {
+        Ok(Ok(())) => return Some(transport),
+        // A probe of a load balancer, mostly.
+        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            tracing::debug!(%peer, "gone before the end of the TLS handshake");
+        }
+        Ok(Err(error)) => tracing::info!(%peer, %error, "TLS handshake failed"),
+        Err(_) => tracing::info!(%peer, ?limit, "TLS handshake not done in time"),
+    }
+    None
 }
 
 /// Counts connection tasks, so that a stop can wait for them.
@@ -244,25 +318,42 @@ impl Drop for LiveGuard {
     }
 }
 
-/// SIGTERM and SIGINT.
-struct StopSignals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
+/// What a signal asks for.
+enum Signal {
+    Stop,
+    Reload,
 }
 
-impl StopSignals {
-    fn new() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
+/// SIGTERM and SIGINT, and SIGHUP when there is something to read again: without, it ends the process as it does others.
+struct Signals {
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+    hangup: Option<unix::Signal>,
+}
+
+impl Signals {
+    fn new(listeners: &Listeners) -> io::Result<Self> {
+        let hangup = listeners
+            .has_tls()
+            .then(|| unix::signal(SignalKind::hangup()));
         Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
+            terminate: unix::signal(SignalKind::terminate())?,
+            interrupt: unix::signal(SignalKind::interrupt())?,
+            hangup: hangup.transpose()?,
         })
     }
 
-    async fn wait(&mut self) {
+    async fn wait(&mut self) -> Signal {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Signal::Stop,
+            _ = self.interrupt.recv() => Signal::Stop,
+            _ = hangup => Signal::Reload,
         }
     }
 }

@@ -1,7 +1,6 @@
 //! From a configuration to a broker that is ready to listen.
 
-use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,9 +8,12 @@ use super::alarms::Alarms;
 use super::checkpointer;
 use super::hub::{Hub, Machine};
 use super::journal::StorageJournal;
+use super::listeners::Listeners;
 use super::memory;
+use super::places::Places;
 use super::readers::load_runs;
 use super::signals::Signals;
+use super::tls::TlsError;
 use super::worker::WorkerQueue;
 use crate::allocator;
 use crate::broker::effects::Effects;
@@ -44,13 +46,16 @@ pub enum StartError {
         /// What is wrong.
         error: RestoreError,
     },
+    /// Certificates cannot be used.
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
     /// Anything else of the machine.
     #[error("{0}")]
     Failed(String),
 }
 
 impl StartError {
-    /// 3 for damaged or unreadable data, 1 for everything else.
+    /// 3 for damaged or unreadable data, 2 for what the flags name, 1 for everything else.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -58,6 +63,7 @@ impl StartError {
             Self::Storage(StorageError::Io {
                 operation, source, ..
             }) if is_unreadable(operation, source.kind()) => 3,
+            Self::Tls(_) => 2,
             Self::Storage(_) | Self::Failed(_) => 1,
         }
     }
@@ -125,6 +131,7 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
     let broker = Broker::restore(
         journal,
         BrokerOptions {
+            loopback_users: config.access.loopback_users.clone(),
             resident_max_bytes: memory::contents_max_bytes(memory_limit_bytes),
             is_salvaged: recovered.report.salvage.is_some(),
             index: IndexLimits {
@@ -133,7 +140,6 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
                     .entries_max_bytes
                     .min(memory_limit_bytes / ENTRIES_SHARE),
             },
-            ..BrokerOptions::default()
         },
         recovered.meta_snapshot.as_deref(),
         &records,
@@ -153,6 +159,7 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
             disk,
             memory_limit_bytes,
             alarms,
+            places: Places::new(config.access.connections_max),
         },
     ));
     hub.check_disk();
@@ -206,7 +213,7 @@ fn report_salvage(salvage: &Salvage) {
     clippy::print_stdout,
     reason = "the start-up lines are the program's output"
 )]
-pub(super) fn print_banner(config: &Config, hub: &Hub, address: SocketAddr) {
+pub(super) fn print_banner(config: &Config, hub: &Hub, listeners: &Listeners) -> io::Result<()> {
     let durability = match config.fsync {
         FsyncMode::Always => "always (a confirm means: on stable storage)".to_owned(),
         FsyncMode::Interval { every_ms } => {
@@ -219,9 +226,12 @@ pub(super) fn print_banner(config: &Config, hub: &Hub, address: SocketAddr) {
     println!("StrataMQ {}", env!("CARGO_PKG_VERSION"));
     println!("data directory  {}", absolute(&config.data_dir));
     println!("fsync           {durability}");
-    println!("listening on    {address}");
+    for (address, what) in listeners.addresses()? {
+        println!("listening on    {address}{what}");
+    }
     println!("recovered       {}", hub.recovery);
     println!("Server startup complete");
+    Ok(())
 }
 
 fn absolute(path: &Path) -> String {

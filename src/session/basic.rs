@@ -23,9 +23,20 @@ impl Session {
             true => self.generate_tag(),
             false => method.consumer_tag.detached(),
         };
+        let consumers_max = self.options.channel_consumers_max;
         let channel = self.channel(id)?;
         if channel.consumers.id(&tag).is_some() {
             let text = format!("attempt to reuse consumer tag '{tag}'");
+            return Err(Failure::connection(
+                ConnectionReplyCode::NotAllowed,
+                text,
+                basic::Consume::ID,
+            ));
+        }
+        if let Some(max) = consumers_max
+            && channel.consumers.count() as u64 >= max
+        {
+            let text = format!("reached maximum ({max}) of consumers per channel");
             return Err(Failure::connection(
                 ConnectionReplyCode::NotAllowed,
                 text,

@@ -20,6 +20,8 @@ use super::close::CloseReason;
 use super::confirms::Confirms;
 use super::content::Content;
 use super::number_map::NumberMap;
+use super::options::ChannelSlot;
+
 use crate::amqp::frame::Frame;
 use crate::amqp::method::{Method, MethodId};
 use crate::amqp::reply_code::ChannelReplyCode;
@@ -29,6 +31,8 @@ use crate::broker::command::{Command, ConsumerId, Delivery, Lsn, Publish, Settle
 /// A channel that was opened. See the module.
 #[derive(Debug, Default)]
 pub(super) struct Channel {
+    /// Its share of what all sessions may have open.
+    pub(super) _slot: Option<ChannelSlot>,
     pub(super) state: ChannelState,
     /// The publish that is arriving.
     pub(super) content: Content,
@@ -196,7 +200,7 @@ impl Consumers {
         self.by_id.insert(consumer, taker);
     }
     pub(super) fn count(&self) -> usize {
-        self.by_id.len()
+        self.by_tag.len()
     }
     pub(super) fn id(&self, tag: &ShortString) -> Option<ConsumerId> {
         self.by_tag.get(tag).copied()

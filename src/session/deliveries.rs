@@ -20,6 +20,11 @@ impl Session {
     pub fn handle_outbox(&mut self, item: &OutboxItem) {
         match item {
             OutboxItem::Deliver(delivery) => self.deliver(delivery),
+            OutboxItem::Reply {
+                channel,
+                consumer,
+                message,
+            } => self.deliver_reply(*channel, *consumer, message),
             OutboxItem::ConsumerCancelled { channel, consumer } => {
                 self.consumer_cancelled(*channel, *consumer);
             }
@@ -112,6 +117,37 @@ impl Session {
             };
             content::encode_deliver(&mut self.output, lane, &head, &content);
         }
+    }
+
+    /// An answer by direct reply-to: when its requester is gone, so is the answer.
+    fn deliver_reply(&mut self, id: u16, consumer: ConsumerId, message: &Message) {
+        let lane = Lane::new(id, self.frame_max_bytes);
+        let Some(channel) = self.channels.get_mut(&id) else {
+            return;
+        };
+        if !channel.is_live() || channel.is_collected {
+            return;
+        }
+        let Some(taker) = channel.consumers.taker(consumer) else {
+            return;
+        };
+        let head = DeliverHead {
+            consumer_tag: &taker.tag,
+            delivery_tag: channel.tags.next_settled(),
+            is_redelivered: false,
+            exchange: message.raw_exchange(),
+            routing_key: message.raw_routing_key(),
+        };
+        let shorter = shortened(message, self.frame_max_bytes);
+        let (body, skip_bytes) = message.stored_body();
+        let content = RawContent {
+            properties: shorter
+                .as_ref()
+                .map_or(message.raw_properties(), |shorter| shorter.raw()),
+            body,
+            skip_bytes,
+        };
+        content::encode_deliver(&mut self.output, lane, &head, &content);
     }
 
     /// The channel or consumer it was meant for is gone.

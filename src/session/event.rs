@@ -8,7 +8,7 @@ use crate::broker::command::{Command, Publish};
 /// The next thing for the server to do, in order. Each variant names the call that answers it.
 #[derive(Debug)]
 pub enum Event {
-    /// Check a user's password; answered by [`Session::login_result`](super::Session::login_result).
+    /// Check who a client says it is; answered by [`Session::login_result`](super::Session::login_result).
     Login(Login),
     /// Open a virtual host (`Broker::connect`); answered by
     /// [`Session::open_result`](super::Session::open_result).
@@ -40,12 +40,12 @@ pub enum Event {
 
 /// Who wants in.
 pub struct Login {
-    /// `PLAIN` or `AMQPLAIN`.
+    /// What the client chose.
     pub mechanism: Mechanism,
     /// The user's name.
     pub user: String,
-    /// The password, in clear.
-    pub password: Bytes,
+    /// Why it should be believed.
+    pub proof: Proof,
     /// `connection_name` of the client's properties, for logs and status.
     pub connection_name: Option<String>,
     /// `product`, `version` and `platform` of the client's properties, joined by spaces.
@@ -64,13 +64,25 @@ impl std::fmt::Debug for Login {
     }
 }
 
-/// SASL mechanisms offered.
+/// Why a client may be the user that it says.
+pub enum Proof {
+    /// The password, in clear.
+    Password(Bytes),
+    /// No password is needed: the mechanism has been enabled for this user, or TLS has verified a certificate.
+    Vouched,
+}
+
+/// SASL mechanisms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mechanism {
     /// NUL user NUL password.
     Plain,
     /// A field table with `LOGIN` and `PASSWORD`.
     AmqPlain,
+    /// Nothing: everybody is the same user.
+    Anonymous,
+    /// Nothing: the client's certificate says it.
+    External,
 }
 
 impl Mechanism {
@@ -80,6 +92,8 @@ impl Mechanism {
         match self {
             Self::Plain => "PLAIN",
             Self::AmqPlain => "AMQPLAIN",
+            Self::Anonymous => "ANONYMOUS",
+            Self::External => "EXTERNAL",
         }
     }
 }

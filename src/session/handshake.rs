@@ -11,9 +11,9 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::close::{CloseReason, Failure};
-use super::event::{Event, Login, LoginRefused};
+use super::event::{Event, Login, LoginRefused, Mechanism, Proof};
 use super::heartbeat::Heartbeat;
-use super::sasl;
+use super::sasl::Claim;
 use super::{Phase, Session, SessionOptions, Work};
 use crate::amqp::content::FrameSink;
 use crate::amqp::field_table::FieldTable;
@@ -74,21 +74,24 @@ fn server_properties(options: &SessionOptions) -> FieldTable {
         .with("version", options.version.as_str())
 }
 
-fn login(start_ok: &connection::StartOk) -> Option<Login> {
-    let mechanism = sasl::mechanism(start_ok.mechanism.as_str())?;
-    let (user, password) = sasl::credentials(mechanism, &start_ok.response)?;
+fn login(
+    start_ok: &connection::StartOk,
+    mechanism: Mechanism,
+    user: String,
+    proof: Proof,
+) -> Login {
     let properties = &start_ok.client_properties;
     let client: Vec<&str> = ["product", "version", "platform"]
         .into_iter()
         .filter_map(|name| properties.get_text(name))
         .collect();
-    Some(Login {
+    Login {
         mechanism,
         user,
-        password,
+        proof,
         connection_name: properties.get_text("connection_name").map(str::to_owned),
         client: client.join(" "),
-    })
+    }
 }
 
 impl Session {
@@ -106,7 +109,7 @@ impl Session {
                         version_major: 0,
                         version_minor: 9,
                         server_properties: server_properties(&self.options),
-                        mechanisms: Bytes::from_static(sasl::MECHANISMS.as_bytes()),
+                        mechanisms: Bytes::from(self.options.mechanisms.offer()),
                         locales: Bytes::from_static(b"en_US"),
                     },
                 );
@@ -152,12 +155,21 @@ impl Session {
 
     fn start_ok(&mut self, start_ok: &connection::StartOk) {
         self.client = ClientCapabilities::of(&start_ok.client_properties);
-        match login(start_ok) {
-            Some(login) => {
-                self.phase = Phase::LoggingIn(login.mechanism);
+        let mechanisms = &self.options.mechanisms;
+        let Some(mechanism) = mechanisms.find(start_ok.mechanism.as_str()) else {
+            return self.linger();
+        };
+        match mechanisms.claim(mechanism, &start_ok.response) {
+            Claim::Malformed => self.linger(),
+            Claim::Nobody => {
+                self.phase = Phase::LoggingIn(mechanism);
+                self.login_result(Err(LoginRefused));
+            }
+            Claim::User(user, proof) => {
+                let login = login(start_ok, mechanism, user, proof);
+                self.phase = Phase::LoggingIn(mechanism);
                 self.work.push_back(Work::Event(Event::Login(login)));
             }
-            None => self.linger(),
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use super::channel::{AfterEnd, Awaiting, Channel, ChannelState};
 use super::close::{CloseReason, Failure};
 use super::event::Event;
+use super::options::ChannelSlot;
 use super::{Phase, Session, Work};
 use crate::amqp::frame::{Frame, FrameKind};
 use crate::amqp::method::{Method, MethodId, channel, tx};
@@ -66,9 +67,28 @@ impl Session {
                 MethodId::NONE,
             ));
         }
-        self.channels.insert(id, Channel::default());
+        let channel = Channel {
+            _slot: self.take_channel_slot()?,
+            ..Channel::default()
+        };
+        self.channels.insert(id, channel);
         self.send(id, channel::OpenOk::default());
         Ok(())
+    }
+
+    /// A share of the channels of all sessions, if they are limited.
+    fn take_channel_slot(&self) -> Result<Option<ChannelSlot>, Failure> {
+        let Some(budget) = &self.options.channel_budget else {
+            return Ok(None);
+        };
+        let refuse = || {
+            let (node, max) = (&self.options.cluster_name, budget.max());
+            let text = format!(
+                "number of channels opened on node '{node}' has reached the maximum allowed limit of ({max})"
+            );
+            Failure::connection(ConnectionReplyCode::NotAllowed, text, MethodId::NONE)
+        };
+        budget.take().map(Some).ok_or_else(refuse)
     }
 
     /// After our own `channel.close` everything is ignored but the end of the closing.

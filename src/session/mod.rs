@@ -69,8 +69,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::BytesMut;
 
-pub use event::{Event, Login, LoginRefused, Mechanism};
-pub use options::SessionOptions;
+pub use event::{Event, Login, LoginRefused, Mechanism, Proof};
+pub use options::{ChannelBudget, External, Mechanisms, SessionOptions};
 pub use output::Output;
 
 use crate::amqp::content::FrameSink;

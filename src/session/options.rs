@@ -1,5 +1,8 @@
 //! What a session is told when it is made: identity, offers and limits.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::amqp::limits::{CHANNEL_MAX_DEFAULT, FRAME_MAX_DEFAULT, MESSAGE_MAX_BYTES_DEFAULT};
 
 /// Identity, offers and limits of the server side of one connection.
@@ -18,6 +21,12 @@ pub struct SessionOptions {
     pub copyright: String,
     /// `cluster_name` of the server properties.
     pub cluster_name: String,
+    /// How clients may log in.
+    pub mechanisms: Mechanisms,
+    /// Open channels of all sessions together; `None` for any number.
+    pub channel_budget: Option<Arc<ChannelBudget>>,
+    /// Consumers a channel may have; `None` for any number.
+    pub channel_consumers_max: Option<u64>,
     /// Open channels offered in `tune`; at least 1.
     pub channel_max: u16,
     /// Largest frame offered in `tune`, in bytes, frame header and end included; at least 8192.
@@ -42,6 +51,84 @@ pub struct SessionOptions {
     pub tag_seed: u128,
 }
 
+/// The SASL mechanisms that are enabled on a connection.
+#[derive(Clone, Debug)]
+pub struct Mechanisms {
+    /// User and password.
+    pub is_plain: bool,
+    /// User and password in a table.
+    pub is_amqplain: bool,
+    /// The user that anybody may log in as.
+    pub anonymous_user: Option<String>,
+    /// The owner of a client certificate.
+    pub external: External,
+}
+
+impl Default for Mechanisms {
+    fn default() -> Self {
+        Self {
+            is_plain: true,
+            is_amqplain: true,
+            anonymous_user: None,
+            external: External::Off,
+        }
+    }
+}
+
+/// The mechanism `EXTERNAL`.
+#[derive(Clone, Debug)]
+pub enum External {
+    /// Not enabled, or not a TLS connection: not offered.
+    Off,
+    /// Offered, and every login refused: the client has shown no certificate with a name.
+    Nobody,
+    /// The user that the client's certificate names.
+    User(String),
+}
+
+/// How many channels all sessions together may have open.
+#[derive(Debug)]
+pub struct ChannelBudget {
+    max: u64,
+    open: AtomicU64,
+}
+
+impl ChannelBudget {
+    /// At most `max` at a time.
+    #[must_use]
+    pub fn new(max: u64) -> Self {
+        Self {
+            max,
+            open: AtomicU64::new(0),
+        }
+    }
+
+    /// How many that are.
+    #[must_use]
+    pub fn max(&self) -> u64 {
+        self.max
+    }
+
+    /// Room for one more channel, given back when it is dropped; `None` when there is none.
+    pub(super) fn take(self: &Arc<Self>) -> Option<ChannelSlot> {
+        let more = |open: u64| (open < self.max).then_some(open + 1);
+        self.open
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .ok()?;
+        Some(ChannelSlot(Arc::clone(self)))
+    }
+}
+
+/// The room of one channel.
+#[derive(Debug)]
+pub(super) struct ChannelSlot(Arc<ChannelBudget>);
+
+impl Drop for ChannelSlot {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Default for SessionOptions {
     fn default() -> Self {
         Self {
@@ -52,6 +139,9 @@ impl Default for SessionOptions {
                 .into(),
             copyright: "Copyright (c) the StrataMQ authors".into(),
             cluster_name: "stratamq".into(),
+            mechanisms: Mechanisms::default(),
+            channel_budget: None,
+            channel_consumers_max: None,
             channel_max: CHANNEL_MAX_DEFAULT,
             frame_max_bytes: FRAME_MAX_DEFAULT,
             heartbeat_secs: 60,

@@ -119,14 +119,7 @@ impl Replay {
                     .or_insert_with(|| QueueImage::new(r.queue, Lsn(0)));
             }
             if let Some(image) = self.queues.get_mut(&r.queue) {
-                let entry = ImageEntry {
-                    seq: r.seq,
-                    position,
-                    expires_at_ms: r.expires_at_ms,
-                    priority: publish.priority,
-                    delivery_count: 0,
-                    is_redelivered: false,
-                };
+                let entry = ImageEntry::published(&r, position, publish.priority);
                 image.apply_publish(entry, position.lsn, end);
             }
         }
@@ -150,14 +143,7 @@ impl Replay {
         for r in publish.refs.iter() {
             let image = self.queues.entry(r.queue);
             let image = image.or_insert_with(|| QueueImage::new(r.queue, Lsn(0)));
-            let entry = ImageEntry {
-                seq: r.seq,
-                position,
-                expires_at_ms: r.expires_at_ms,
-                priority: publish.priority,
-                delivery_count: 0,
-                is_redelivered: false,
-            };
+            let entry = ImageEntry::published(&r, position, publish.priority);
             let known_below = known.get(&r.queue).copied().unwrap_or(Seq(0));
             image.apply_copy(entry, known_below);
         }

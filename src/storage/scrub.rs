@@ -78,6 +78,8 @@ enum Stage {
 pub struct Scrubber {
     shared: Arc<Shared>,
     stage: Stage,
+    /// What ended the last step, when that had something to tell.
+    failed: Option<StorageError>,
 }
 
 impl Scrubber {
@@ -85,6 +87,7 @@ impl Scrubber {
         Self {
             shared,
             stage: Stage::Superblocks,
+            failed: None,
         }
     }
 
@@ -92,44 +95,68 @@ impl Scrubber {
     /// `source` says which blocks of index files count.
     ///
     /// # Errors
-    /// Those of the disk: the round goes on behind the file that cannot be read.
+    /// Those of the disk: the round goes on behind the file that cannot be read. One that follows upon findings is told
+    /// by the next call.
     pub fn step(
         &mut self,
         source: &dyn CheckpointSource,
         budget_bytes: u64,
     ) -> Result<Step, StorageError> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
         let mut step = Step::default();
         while step.read_bytes < budget_bytes && !step.is_round_over {
             let stage = std::mem::replace(&mut self.stage, Stage::Superblocks);
-            self.stage = match stage {
-                Stage::Superblocks => {
-                    self.stage = Stage::Checkpoint;
-                    self.superblocks(&mut step)?;
-                    Stage::Checkpoint
+            if let Err(error) = self.advance(source, stage, &mut step) {
+                if step.found.is_empty() && step.read_bytes == 0 {
+                    return Err(error);
                 }
-                Stage::Checkpoint => {
-                    self.stage = Stage::Segments(SegmentId(0));
-                    self.checkpoint(&mut step)?;
-                    Stage::Segments(SegmentId(0))
-                }
-                Stage::Segments(after) => self.next_segment(after, &mut step)?,
-                Stage::Reading(scan, end) => self.read_on(source, scan, end, &mut step)?,
-                Stage::Index(mut round) => {
-                    let goes_on = round.step(&self.shared, source, &mut step);
-                    // After an error it goes on with the next queue.
-                    let is_over = matches!(goes_on, Ok(false));
-                    self.stage = if is_over {
-                        Stage::Superblocks
-                    } else {
-                        Stage::Index(round)
-                    };
-                    step.is_round_over = is_over;
-                    goes_on?;
-                    continue;
-                }
-            };
+                self.failed = Some(error);
+                break;
+            }
         }
         Ok(step)
+    }
+
+    /// Does a piece of the work. The stage is set to what comes behind a file before that is read.
+    fn advance(
+        &mut self,
+        source: &dyn CheckpointSource,
+        stage: Stage,
+        step: &mut Step,
+    ) -> Result<(), StorageError> {
+        self.stage = match stage {
+            Stage::Superblocks => {
+                self.stage = Stage::Checkpoint;
+                self.superblocks(step)?;
+                Stage::Checkpoint
+            }
+            Stage::Checkpoint => {
+                self.stage = Stage::Segments(SegmentId(0));
+                self.checkpoint(step)?;
+                Stage::Segments(SegmentId(0))
+            }
+            Stage::Segments(after) => self.next_segment(after, step)?,
+            Stage::Reading(scan, end) => self.read_on(source, scan, end, step)?,
+            Stage::Index(mut round) => {
+                let goes_on = round.step(&self.shared, source, step);
+                // After an error it goes on with the next queue.
+                let is_over = matches!(goes_on, Ok(false));
+                step.is_round_over = is_over;
+                let next = if is_over {
+                    Stage::Superblocks
+                } else {
+                    Stage::Index(round)
+                };
+                if let Err(error) = goes_on {
+                    self.stage = next;
+                    return Err(error);
+                }
+                next
+            }
+        };
+        Ok(())
     }
 
     fn disk(&self) -> &dyn Disk {
@@ -138,6 +165,12 @@ impl Scrubber {
 
     /// A copy may be half written as it is read, so a wrong one is read once more.
     fn superblocks(&self, step: &mut Step) -> Result<(), StorageError> {
+        for path in SUPERBLOCK_FILES.map(Path::new) {
+            if let Some(file) = self.open(path)? {
+                let error = io_error(self.disk(), "read the superblock", path);
+                file.drop_cache().map_err(error)?;
+            }
+        }
         let mut copies = superblock::read_copies(self.disk())?;
         if copies.contains(&Copy::Invalid) {
             copies = superblock::read_copies(self.disk())?;

@@ -266,14 +266,7 @@ impl LiveStore {
             .push(&[request], false, Urgency::Waited, &mut positions);
         let position = positions[0];
         for r in &refs {
-            let entry = ImageEntry {
-                seq: r.seq,
-                position,
-                expires_at_ms,
-                priority: 0,
-                delivery_count: 0,
-                is_redelivered: false,
-            };
+            let entry = ImageEntry::published(r, position, 0);
             live.payloads.insert((r.queue, r.seq), whole.clone());
             let image = live.queues.get_mut(&r.queue).expect("the queue exists");
             image.apply_publish(entry, position.lsn, receipt.end);

@@ -231,3 +231,18 @@ pub struct ImageEntry {
     /// It may have been delivered before (from REQUEUE, or from being unacked at a clean stop).
     pub is_redelivered: bool,
 }
+
+impl ImageEntry {
+    /// The entry of a message that a PUBLISH at this position brings into a queue: nobody has seen it there yet.
+    #[must_use]
+    pub const fn published(r: &Ref, position: Position, priority: u8) -> Self {
+        Self {
+            seq: r.seq,
+            position,
+            expires_at_ms: r.expires_at_ms,
+            priority,
+            delivery_count: 0,
+            is_redelivered: false,
+        }
+    }
+}

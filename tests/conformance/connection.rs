@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use stratamq::amqp::field_table::FieldTable;
+use stratamq::amqp::field_table::{FieldTable, FieldValue};
 use stratamq::amqp::frame::FrameKind;
 use stratamq::amqp::method::{MethodId, connection, tx};
 
 use super::stage::*;
-use crate::support::raw::{Client, Login, Trouble, now, text};
+use crate::support::raw::{Client, Login, Message, Trouble, now, text};
 
 const HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
 
@@ -56,7 +56,7 @@ fn both_headers_of_the_version_are_taken() {
     }
 }
 
-/// CN-3 to CN-7.
+/// CN-3 to CN-7, VD-19: AMQP 1.0 is not spoken, so nobody is sent there.
 #[test]
 fn every_other_header_is_told_ours_and_nothing_else() {
     let others: [&[u8]; 8] = [
@@ -255,7 +255,7 @@ fn tuned(channel_max: u16, frame_max: u32) -> Client {
     c
 }
 
-/// CN-31: the specification's smallest frame is taken.
+/// CN-31, VD-1: the specification's smallest frame is taken, as RabbitMQ did until 4.1; that needs 8 KiB, which we allow before tune.
 #[test]
 fn the_smallest_frame_is_4096_bytes() {
     Client::login(
@@ -266,6 +266,92 @@ fn the_smallest_frame_is_4096_bytes() {
         },
     )
     .close();
+}
+
+/// CN-34: the client's heartbeat counts, whatever was offered.
+#[test]
+fn the_client_decides_about_heartbeats() {
+    for heartbeat_secs in [0, 1, 59, 61, 600, u16::MAX] {
+        let login = Login {
+            heartbeat_secs,
+            ..Login::default()
+        };
+        Client::login(address(), &login).close();
+    }
+}
+
+/// CN-18: any locale, and none.
+#[test]
+fn the_locale_is_ignored() {
+    for locale in ["", "tlh_QO", "en_US de_DE"] {
+        let (mut c, _) = started();
+        let login = Login::default();
+        let mut start_ok = start_ok("PLAIN", login.plain_response(), login.client_properties());
+        start_ok.locale = text(locale);
+        c.send(0, start_ok);
+        c.expect::<connection::Tune>(0);
+    }
+}
+
+/// CN-16: only a bool that is true makes a capability. Whoever says it in another way is told nothing.
+#[test]
+fn a_capability_is_a_bool_that_is_true() {
+    let claims = [
+        FieldValue::Bool(false),
+        FieldValue::text("true"),
+        FieldValue::SignedInt(1),
+    ];
+    let mut waiting: Vec<Client> = claims
+        .into_iter()
+        .map(|claim| {
+            let capabilities = table([("authentication_failure_close", claim)]);
+            let properties = table([("capabilities", FieldValue::Table(capabilities))]);
+            let (mut c, _) = started();
+            c.send(0, start_ok("PLAIN", &b"\0guest\0wrong"[..], properties));
+            c
+        })
+        .collect();
+    for c in &mut waiting {
+        assert_eq!(c.read_to_end().expect("an end"), b"");
+    }
+}
+
+/// CN-42: open-ok says nothing more than that.
+#[test]
+fn open_ok_names_no_hosts() {
+    let (mut c, tune) = logged_in();
+    c.send(
+        0,
+        connection::TuneOk {
+            channel_max: tune.channel_max,
+            frame_max: tune.frame_max,
+            heartbeat: 0,
+        },
+    );
+    c.send(
+        0,
+        connection::Open {
+            virtual_host: text("/"),
+            ..connection::Open::default()
+        },
+    );
+    let frame = c.try_next_frame().expect("open-ok");
+    assert_eq!((frame.kind, frame.channel), (FrameKind::Method, 0));
+    assert_eq!(&frame.payload[..], [0, 10, 0, 41, 0]);
+}
+
+/// LM-10: names of 255 bytes work, consumer tags too; a longer one cannot be said.
+#[test]
+fn names_have_up_to_255_bytes() {
+    let name = format!("lm10.{}", "n".repeat(250));
+    assert_eq!(name.len(), 255);
+    let mut c = client();
+    c.queue_declare(1, &name, q(""));
+    c.publish(1, "", &name, &Message::plain("m"));
+    assert_eq!(drain(&mut c, &name), ["m"]);
+    let tag = "t".repeat(255);
+    let ok: stratamq::amqp::method::basic::ConsumeOk = c.call(1, consume(&name, &tag));
+    assert_eq!(ok.consumer_tag.as_str(), tag);
 }
 
 /// CN-43.

@@ -8,7 +8,7 @@ use stratamq::amqp::properties::PropertiesBuilder;
 use super::stage::*;
 use crate::support::raw::{Message, durable, text};
 
-/// PB-1, CC-6, TT-2 and the publish rows of 4.4.
+/// PB-1, CC-6, TT-2, LM-11 and the publish rows of 4.4.
 #[test]
 fn bad_publishes_close_the_channel() {
     let mut c = client();

@@ -119,7 +119,7 @@ fn an_empty_name_means_the_queue_last_declared_on_the_channel() {
     refused(&mut c, passive_q("ch11.a"), 404, &missing("ch11.a"));
 }
 
-/// Section 7.3.
+/// Section 7.3, LM-11.
 #[test]
 fn bad_arguments_are_refused_with_their_reason() {
     let mut c = client();

@@ -15,7 +15,7 @@ fn login(user: &str, vhost: &str) -> Login {
 }
 
 /// A user with these permissions in `/`.
-fn user(name: &str, configure: &str, write: &str, read: &str) -> Client {
+pub(super) fn user(name: &str, configure: &str, write: &str, read: &str) -> Client {
     cli(&["user", "add", name]);
     cli(&["permission", "set", name, configure, write, read]);
     let mut c = Client::login(address(), &login(name, "/"));

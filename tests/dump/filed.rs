@@ -4,14 +4,12 @@ use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
 
-use stratamq::amqp::field_table::FieldTable;
-use stratamq::broker::meta::{Change, QueueV1, VhostV1};
 use stratamq::disk::sim::SimClock;
 use stratamq::storage::Options;
 use stratamq::storage::types::SettleCause;
 
 use crate::command::{copy_dir, strata_dump};
-use crate::scripted::{Scripted, arguments, message, options};
+use crate::scripted::{Scripted, message, options};
 
 /// 2026-07-01T00:00:00Z.
 const START_MS: u64 = 1_782_864_000_000;
@@ -25,16 +23,7 @@ pub(crate) fn tell(root: &Path, index_min_messages: u64) {
     };
     let clock = Arc::new(SimClock::new(START_MS));
     let (store, _) = Scripted::by_hand_with(root, clock, &options).expect("the store opens");
-    store.change(Change::VhostAdded(VhostV1 { name: "/".into() }));
-    for (id, name) in [(1, "work"), (2, "audit"), (3, "idle")] {
-        store.change(Change::QueueDeclared(QueueV1 {
-            id,
-            vhost: "/".into(),
-            name: name.into(),
-            is_auto_delete: false,
-            arguments: arguments(&FieldTable::default()),
-        }));
-    }
+    store.declare(&["work", "audit", "idle"]);
     publish(&store, 1..=700);
     store.settle(1, SettleCause::Acked, &[(1, 100), (300, 310)]);
     store.requeue(1, 150, 1);
@@ -60,16 +49,7 @@ pub(crate) fn tell(root: &Path, index_min_messages: u64) {
 pub(crate) fn tell_of_full_runs(root: &Path) {
     let clock = Arc::new(SimClock::new(START_MS));
     let (store, _) = Scripted::by_hand_with(root, clock, &options()).expect("the store opens");
-    store.change(Change::VhostAdded(VhostV1 { name: "/".into() }));
-    for (id, name) in [(1, "work"), (2, "audit")] {
-        store.change(Change::QueueDeclared(QueueV1 {
-            id,
-            vhost: "/".into(),
-            name: name.into(),
-            is_auto_delete: false,
-            arguments: arguments(&FieldTable::default()),
-        }));
-    }
+    store.declare(&["work", "audit"]);
     publish(&store, 1..=1600);
     store.settle(1, SettleCause::Acked, &[(1, 100)]);
     store.requeue(1, 900, 1);

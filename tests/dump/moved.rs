@@ -4,8 +4,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use stratamq::amqp::field_table::FieldTable;
-use stratamq::broker::meta::{Change, QueueV1, VhostV1};
 use stratamq::disk::sim::SimClock;
 use stratamq::storage::Options;
 use stratamq::storage::format::{SPARE_EXTENSION, segment_flag, segment_header};
@@ -13,7 +11,7 @@ use stratamq::storage::types::SettleCause;
 
 use crate::command::{fixture, in_repository};
 use crate::fixtures::files_of;
-use crate::scripted::{Scripted, arguments, message, options};
+use crate::scripted::{Scripted, message, options};
 
 /// 2026-11-01T00:00:00Z.
 const START_MS: u64 = 1_793_491_200_000;
@@ -39,7 +37,7 @@ pub(crate) fn tell(root: &Path) {
         opened.expect("the store opens").0
     };
     let store = open();
-    declare(&store);
+    store.declare(&["work", "rare", "bulk"]);
     for number in 1..=8 {
         publish(&store, &[2, 3], number, 200);
         for filler in 1..=3 {
@@ -73,19 +71,6 @@ pub(crate) fn tell(root: &Path) {
     store.settle(1, SettleCause::Acked, &[(1, 3)]);
     store.reserve(2, 2);
     store.commit();
-}
-
-fn declare(store: &Scripted) {
-    store.change(Change::VhostAdded(VhostV1 { name: "/".into() }));
-    for (id, name) in [(1, "work"), (2, "rare"), (3, "bulk")] {
-        store.change(Change::QueueDeclared(QueueV1 {
-            id,
-            vhost: "/".into(),
-            name: name.into(),
-            is_auto_delete: false,
-            arguments: arguments(&FieldTable::default()),
-        }));
-    }
 }
 
 fn publish(store: &Scripted, queues: &[u64], number: u64, len: usize) {

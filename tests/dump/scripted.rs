@@ -10,7 +10,7 @@ use stratamq::amqp::field_table::FieldTable;
 use stratamq::amqp::properties::Properties;
 use stratamq::amqp::short_string::ShortString;
 use stratamq::broker::message::Message;
-use stratamq::broker::meta::{Change, MetaState};
+use stratamq::broker::meta::{Change, MetaState, QueueV1, VhostV1};
 use stratamq::disk::{Clock, RealDisk};
 use stratamq::storage::format::StoreId;
 use stratamq::storage::run::FiledRun;
@@ -120,6 +120,20 @@ impl Scripted {
         while self.storage.step().expect("the disk works") {}
     }
 
+    /// Declares the vhost `/` and plain durable queues with these names, numbered from 1.
+    pub(crate) fn declare(&self, queues: &[&str]) {
+        self.change(Change::VhostAdded(VhostV1 { name: "/".into() }));
+        for (id, name) in (1..).zip(queues) {
+            self.change(Change::QueueDeclared(QueueV1 {
+                id,
+                vhost: "/".into(),
+                name: (*name).into(),
+                is_auto_delete: false,
+                arguments: arguments(&FieldTable::default()),
+            }));
+        }
+    }
+
     /// Changes the topology.
     pub(crate) fn change(&self, change: Change) {
         let mut live = self.live.lock().expect("no panic");
@@ -177,14 +191,7 @@ impl Scripted {
         };
         let receipt = self.push(&[request], &mut positions);
         for r in &refs {
-            let entry = ImageEntry {
-                seq: r.seq,
-                position: positions[0],
-                expires_at_ms: r.expires_at_ms,
-                priority,
-                delivery_count: 0,
-                is_redelivered: false,
-            };
+            let entry = ImageEntry::published(r, positions[0], priority);
             let image = live.queues.get_mut(&r.queue).expect("the queue exists");
             image.apply_publish(entry, positions[0].lsn, receipt.end);
         }

@@ -176,14 +176,7 @@ impl Outgoing {
     fn apply(&self, live: &mut Live, position: Position) {
         let end = Lsn(position.lsn.0 + u64::from(position.len_bytes));
         for r in &self.refs {
-            let entry = ImageEntry {
-                seq: r.seq,
-                position,
-                expires_at_ms: r.expires_at_ms,
-                priority: PRIORITY,
-                delivery_count: 0,
-                is_redelivered: false,
-            };
+            let entry = ImageEntry::published(r, position, PRIORITY);
             if let Some(queue) = live.queues.get_mut(&r.queue) {
                 queue.image.apply_publish(entry, position.lsn, end);
             }

@@ -21,9 +21,11 @@
     reason = "each test binary includes this module and uses its own part of it"
 )]
 
+pub(crate) mod files;
 pub(crate) mod raw;
 pub(crate) mod small_disk;
 pub(crate) mod status;
+pub(crate) mod wait;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read};
@@ -254,6 +256,14 @@ impl TestBroker {
     /// The address for clients: user guest, vhost `/`.
     pub(crate) fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
+    }
+
+    /// A client with one channel open.
+    #[track_caller]
+    pub(crate) fn client(&self, channel: u16) -> raw::Client {
+        let mut client = raw::Client::connect(self.address());
+        client.open_channel(channel);
+        client
     }
 
     /// The listener's address.

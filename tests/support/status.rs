@@ -44,6 +44,12 @@ impl Status {
         texts.map(str::to_owned).collect()
     }
 
+    /// True when publishers are blocked.
+    #[track_caller]
+    pub(crate) fn has_alarm(broker: &TestBroker) -> bool {
+        !Self::of(broker).alarms().is_empty()
+    }
+
     /// Calls of fdatasync on the log.
     #[track_caller]
     pub(crate) fn syncs(&self) -> u64 {

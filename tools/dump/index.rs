@@ -95,14 +95,7 @@ impl Found {
                     .iter()
                     .filter(|r| r.queue == image.id && !image.contains(r.seq))
                 {
-                    let entry = ImageEntry {
-                        seq: r.seq,
-                        position,
-                        expires_at_ms: r.expires_at_ms,
-                        priority: publish.priority,
-                        delivery_count: 0,
-                        is_redelivered: false,
-                    };
+                    let entry = ImageEntry::published(&r, position, publish.priority);
                     self.settled.insert(r.seq, entry);
                 }
             }

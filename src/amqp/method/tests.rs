@@ -62,6 +62,7 @@ fn check_bytes(method: impl Into<Method>, expected: &[u8]) {
     assert_eq!(decoded, Ok(method));
 }
 
+/// FR-16.
 #[test]
 fn bits_are_packed_lowest_first_and_other_arguments_end_the_octet() {
     let declare = queue::Declare {

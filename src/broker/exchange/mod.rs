@@ -2,20 +2,24 @@
 
 pub mod direct;
 pub mod fanout;
+mod hash;
 pub mod headers;
+mod history;
 pub mod items;
+mod kind;
+mod random;
+mod table;
 pub mod topic;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::Arc;
 
-use self::direct::DirectTable;
-use self::fanout::FanoutTable;
-use self::headers::{HeadersPattern, HeadersTable};
-use self::topic::TopicTable;
+pub(crate) use self::history::History;
+pub use self::kind::ExchangeKind;
+use self::table::Table;
 use super::binding::{Binding, BindingKey};
 use crate::amqp::field_table::{FieldTable, FieldValue};
+use crate::amqp::properties::Properties;
 use crate::amqp::short_string::ShortString;
 
 /// Names that only the broker may give.
@@ -23,49 +27,6 @@ pub(crate) const RESERVED_PREFIX: &str = "amq.";
 
 /// Argument that names the exchange for what this one cannot route.
 pub(crate) const ALTERNATE_EXCHANGE: &str = "alternate-exchange";
-
-/// The type of an exchange.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExchangeKind {
-    /// Byte-exact keys.
-    Direct,
-    /// Every binding.
-    Fanout,
-    /// Patterns of words.
-    Topic,
-    /// Headers instead of keys.
-    Headers,
-}
-
-impl ExchangeKind {
-    /// The type of that name.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        Some(match name {
-            "direct" => Self::Direct,
-            "fanout" => Self::Fanout,
-            "topic" => Self::Topic,
-            "headers" => Self::Headers,
-            _ => return None,
-        })
-    }
-    /// Its name.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Fanout => "fanout",
-            Self::Topic => "topic",
-            Self::Headers => "headers",
-        }
-    }
-}
-
-impl fmt::Display for ExchangeKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// What an exchange is, fixed at its declaration.
 #[derive(Clone, Debug)]
@@ -124,26 +85,13 @@ pub(crate) struct Exchange {
     table: Table,
 }
 
-#[derive(Debug)]
-enum Table {
-    Direct(DirectTable<Arc<Binding>>),
-    Fanout(FanoutTable<Arc<Binding>>),
-    Topic(TopicTable<Arc<Binding>>),
-    Headers(HeadersTable<Arc<Binding>>),
-}
-
 impl Exchange {
     pub(crate) fn new(spec: ExchangeSpec) -> Self {
         let alternate = match spec.arguments.get(ALTERNATE_EXCHANGE) {
             Some(FieldValue::LongString(name)) => ShortString::new(name.clone()),
             _ => None,
         };
-        let table = match spec.kind {
-            ExchangeKind::Direct => Table::Direct(DirectTable::default()),
-            ExchangeKind::Fanout => Table::Fanout(FanoutTable::default()),
-            ExchangeKind::Topic => Table::Topic(TopicTable::default()),
-            ExchangeKind::Headers => Table::Headers(HeadersTable::default()),
-        };
+        let table = Table::new(spec.kind, &spec.arguments);
         Self {
             spec,
             alternate,
@@ -173,65 +121,45 @@ impl Exchange {
         self.bindings.values()
     }
 
-    /// Why a binding with these arguments is refused (406), if it is.
-    pub(crate) fn check_binding(&self, arguments: &FieldTable) -> Result<(), String> {
-        match self.spec.kind {
-            ExchangeKind::Headers => HeadersPattern::parse(arguments).map(|_| ()),
-            _ => Ok(()),
-        }
+    /// Why a binding is refused (406), if it is.
+    pub(crate) fn check_binding(
+        &self,
+        key: &BindingKey,
+        arguments: &FieldTable,
+    ) -> Result<(), String> {
+        table::check_binding(self.spec.kind, key, arguments)
+    }
+
+    /// True when messages with the same keys always go the same way, as long as the bindings stay.
+    pub(crate) fn is_by_key(&self) -> bool {
+        self.table.is_by_key()
+    }
+
+    /// Where messages are remembered for later bindings.
+    pub(crate) fn history(&self) -> Option<&Arc<History>> {
+        self.table.history()
     }
 
     /// Adds a checked binding that is not there yet.
     pub(crate) fn insert(&mut self, binding: &Arc<Binding>) {
-        let item = Arc::clone(binding);
-        match &mut self.table {
-            Table::Direct(table) => table.insert(item.key.routing_key.as_bytes().clone(), item),
-            Table::Fanout(table) => table.insert(item),
-            Table::Topic(table) => table.insert(&item.key.routing_key.as_bytes().clone(), item),
-            Table::Headers(table) => {
-                // Checked before; a binding that asks for nothing sensible matches nothing.
-                if let Ok(pattern) = HeadersPattern::parse(&item.arguments) {
-                    table.insert(pattern, item);
-                }
-            }
-        }
+        self.table.insert(Arc::clone(binding));
         self.bindings
             .insert(binding.key.clone(), Arc::clone(binding));
     }
 
     /// Removes a binding.
     pub(crate) fn remove(&mut self, binding: &Arc<Binding>) {
-        let key = binding.key.routing_key.as_bytes();
-        match &mut self.table {
-            Table::Direct(table) => table.remove(key, binding),
-            Table::Fanout(table) => table.remove(binding),
-            Table::Topic(table) => table.remove(key, binding),
-            Table::Headers(table) => table.remove(binding),
-        }
+        self.table.remove(binding);
         self.bindings.remove(&binding.key);
     }
 
-    /// Visits the bindings that want a message with any of `keys`; `headers` is asked for only by a
-    /// headers exchange. A binding may be visited once a key.
+    /// Visits the bindings that want a message with any of `keys`. A binding may be visited once a key.
     pub(crate) fn route<'a>(
         &'a self,
         keys: &[ShortString],
-        headers: impl FnOnce() -> FieldTable,
-        mut visit: impl FnMut(&'a Arc<Binding>),
+        properties: &Properties,
+        visit: impl FnMut(&'a Arc<Binding>),
     ) {
-        match &self.table {
-            Table::Direct(table) => {
-                for key in keys {
-                    table.route(key.as_bytes(), &mut visit);
-                }
-            }
-            Table::Fanout(table) => table.route(visit),
-            Table::Topic(table) => {
-                for key in keys {
-                    table.route(key.as_bytes(), &mut visit);
-                }
-            }
-            Table::Headers(table) => table.route(&headers(), visit),
-        }
+        self.table.route(keys, properties, visit);
     }
 }

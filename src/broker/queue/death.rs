@@ -16,7 +16,8 @@ use std::sync::Arc;
 use super::batch::Batch;
 use super::slots::Status;
 use super::state::{Locked, QueueState, lock_queues};
-use super::{QueueHandle, Turn};
+use super::{QueueHandle, Refused, Turn};
+use crate::broker::arguments::QueueArguments;
 use crate::broker::dead_letter::{DeadLetter, DeathReason, plan_dead_letter};
 use crate::broker::effects::AfterDurable;
 use crate::broker::message::Message;
@@ -53,24 +54,25 @@ pub(super) fn bury(turn: &mut Turn<'_>, source: &QueueHandle) {
         state.is_dead_lettering = true;
     }
     loop {
-        let dying = take_dying(turn, source);
+        let (dying, settings) = take_dying(turn, source);
         if dying.is_empty() {
             return;
         }
-        bury_group(turn, source, &dying);
+        bury_group(turn, source, &settings, &dying);
     }
 }
 
-/// The next entries to bury. When there are none the caller is not burying any more: that is said under
+/// The next entries to bury, and what the queue obeys. When there are none the caller is not burying any more: that is said under
 /// the same lock, so that whoever adds one afterwards starts anew.
-fn take_dying(turn: &mut Turn<'_>, source: &QueueHandle) -> Vec<Dying> {
+fn take_dying(turn: &mut Turn<'_>, source: &QueueHandle) -> (Vec<Dying>, Arc<QueueArguments>) {
     let max_bytes = turn.shared.journal().group_max_bytes();
     let mut locked = Locked::one(source);
     let (_, state) = locked.first();
+    let settings = Arc::clone(&state.settings);
     let mut taken = Vec::new();
     if must_wait(turn, source, state) {
         state.is_dead_lettering = false;
-        return taken;
+        return (taken, settings);
     }
     let mut sum_bytes = 0;
     while let Some(&(seq, reason)) = state.leaving.front() {
@@ -108,7 +110,7 @@ fn take_dying(turn: &mut Turn<'_>, source: &QueueHandle) -> Vec<Dying> {
             state.fetch(source, turn, seq);
         }
     }
-    taken
+    (taken, settings)
 }
 
 /// True when enough dead letters of the queue are on their way; then it is called again.
@@ -129,10 +131,27 @@ fn must_wait(turn: &mut Turn<'_>, source: &QueueHandle, state: &mut QueueState) 
     true
 }
 
-fn bury_group(turn: &mut Turn<'_>, source: &QueueHandle, dying: &[Dying]) {
+fn bury_group(
+    turn: &mut Turn<'_>,
+    source: &QueueHandle,
+    settings: &QueueArguments,
+    dying: &[Dying],
+) {
     let letters: Vec<Option<DeadLetter>> = dying
         .iter()
-        .map(|one| plan_dead_letter(turn.router, source, &one.message, one.reason, turn.now_ms))
+        .map(|one| {
+            // None when a policy took the exchange away meanwhile: the message ends here.
+            let target = settings.dead_letter.as_ref()?;
+            let message = &one.message;
+            plan_dead_letter(
+                turn.router,
+                source,
+                target,
+                message,
+                one.reason,
+                turn.now_ms,
+            )
+        })
         .collect();
     let max_bytes = turn.shared.journal().group_max_bytes();
     let mut start = 0;
@@ -219,15 +238,20 @@ fn put(turn: &mut Turn<'_>, locked: &mut Locked<'_>, batch: &mut Batch, letter: 
     batch.end_publication(&letter.message);
 }
 
-/// Dead-letters a message that `source` refused (`reject-publish-dlx`): it has no entry there.
-pub(super) fn bury_refused(turn: &mut Turn<'_>, source: &QueueHandle, message: &Arc<Message>) {
-    let planned = plan_dead_letter(
-        turn.router,
-        source,
-        message,
-        DeathReason::MaxLength,
-        turn.now_ms,
-    );
+/// Dead-letters a message that a queue refused (`reject-publish-dlx`): it has no entry there.
+pub(super) fn bury_refused(turn: &mut Turn<'_>, refused: &Refused) {
+    let source = &refused.queue;
+    let planned = refused.settings.dead_letter.as_ref().and_then(|target| {
+        let reason = DeathReason::MaxLength;
+        plan_dead_letter(
+            turn.router,
+            source,
+            target,
+            &refused.message,
+            reason,
+            turn.now_ms,
+        )
+    });
     let Some(letter) = planned else {
         return;
     };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::state::{Locked, QueueState};
 use super::{Queue, QueueHandle, QueueSpec, Turn};
-use crate::broker::arguments::Overflow;
+use crate::broker::arguments::QueueArguments;
 use crate::storage::image::QueueImage;
 use crate::storage::run::FiledRun;
 use crate::storage::types::{ImageEntry, Move, SegmentId, Seq};
@@ -72,7 +72,8 @@ impl Queue {
     /// that it asked for are there.
     #[must_use]
     pub fn is_too_long(&self) -> bool {
-        self.spec.settings.overflow == Overflow::DropHead && lock(&self.state).is_too_long(self)
+        let state = lock(&self.state);
+        state.rules.drops_head() && state.is_too_long()
     }
 
     /// Compares the counters with the entries.
@@ -84,8 +85,14 @@ impl Queue {
     /// The queue that `image` shows. Limits and expiry apply, but nothing is routed yet: once the whole
     /// topology stands, [`Queue::renew_lease`] starts timers and dead letters.
     #[must_use]
-    pub fn restore(spec: QueueSpec, image: QueueImage, turn: &mut Turn<'_>) -> QueueHandle {
+    pub fn restore(
+        spec: QueueSpec,
+        settings: Arc<QueueArguments>,
+        image: QueueImage,
+        turn: &mut Turn<'_>,
+    ) -> QueueHandle {
         let mut state = QueueState::new(
+            settings,
             image.next_seq,
             image.reserved_upto,
             image.last_lsn,

@@ -29,8 +29,8 @@ pub fn consume(
     }
     // Without an exclusive consumer several may share; a queue with a single active one takes no
     // exclusive one at all (CO-19, CO-20).
-    let wants_alone = consumer.is_exclusive
-        && (!state.consumers.is_empty() || queue.spec.settings.is_single_active_consumer);
+    let wants_alone =
+        consumer.is_exclusive && (!state.consumers.is_empty() || queue.traits.is_single_active);
     if wants_alone || state.consumers.has_exclusive() {
         return Err(ConsumeRefusal::ExclusiveUse);
     }
@@ -147,7 +147,7 @@ pub fn timer_due(turn: &mut Turn<'_>, queue: &QueueHandle) -> Aftermath {
     }
     state.expire_heads(queue, turn.now_ms, &mut batch);
     let is_unused = state
-        .lease_due_at_ms(queue)
+        .lease_due_at_ms()
         .is_some_and(|due_at_ms| due_at_ms <= turn.now_ms);
     locked.conclude(turn, batch);
     turn.finish();
@@ -167,8 +167,8 @@ impl Turn<'_> {
                 while let Some(queue) = credit.next_waiting() {
                     dispatch_resumed(self, &queue, &credit);
                 }
-            } else if let Some((queue, message)) = self.refused.pop() {
-                super::death::bury_refused(self, &queue, &message);
+            } else if let Some(refused) = self.refused.pop() {
+                super::death::bury_refused(self, &refused);
             } else if let Some(queue) = self.dying.pop() {
                 super::death::bury(self, &queue);
             } else {

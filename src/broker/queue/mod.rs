@@ -86,8 +86,6 @@ pub struct QueueSpec {
     pub is_auto_delete: bool,
     /// The arguments as declared, for equivalence and listings.
     pub arguments: FieldTable,
-    /// The arguments as understood; queues without any share them.
-    pub settings: Arc<QueueArguments>,
 }
 
 /// A queue. State behind one short mutex.
@@ -100,6 +98,8 @@ pub struct Queue {
     id: QueueId,
     traits: Traits,
     is_deleted: AtomicBool,
+    /// What the state's rules say of it. Without the lock only a hint: policies change it.
+    has_length_limit: AtomicBool,
     state: Mutex<QueueState>,
     /// What operators have been told of its dead letters.
     warned: Warned,
@@ -113,25 +113,48 @@ const _: () = assert!(size_of::<Queue>() <= 624);
 #[derive(Clone, Copy, Debug)]
 struct Traits {
     is_durable: bool,
-    has_length_limit: bool,
-    /// A message that would make it too long is refused.
-    refuses: bool,
-    has_ttl: bool,
-    has_lease: bool,
     is_single_active: bool,
 }
 
-impl Traits {
-    fn of(spec: &QueueSpec) -> Self {
-        let settings = &spec.settings;
+/// What every message asks of the settings of its queue. They change with policies, so this stands in the state.
+#[derive(Clone, Copy, Debug)]
+struct Rules {
+    bound: Bound,
+    has_ttl: bool,
+    has_lease: bool,
+}
+
+/// What happens when a queue is too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bound {
+    /// It never is.
+    None,
+    /// The head goes.
+    DropHead,
+    /// What would make it so is refused.
+    Refuse,
+}
+
+impl Rules {
+    fn of(settings: &QueueArguments) -> Self {
+        let is_bounded = settings.max_length.is_some() || settings.max_length_bytes.is_some();
         Self {
-            is_durable: spec.is_durable,
-            has_length_limit: settings.max_length.is_some() || settings.max_length_bytes.is_some(),
-            refuses: settings.overflow != Overflow::DropHead,
+            bound: match settings.overflow {
+                _ if !is_bounded => Bound::None,
+                Overflow::DropHead => Bound::DropHead,
+                Overflow::RejectPublish | Overflow::RejectPublishDlx => Bound::Refuse,
+            },
             has_ttl: settings.message_ttl_ms.is_some(),
             has_lease: settings.expires_ms.is_some(),
-            is_single_active: settings.is_single_active_consumer,
         }
+    }
+
+    fn has_length_limit(self) -> bool {
+        self.bound != Bound::None
+    }
+
+    fn drops_head(self) -> bool {
+        self.bound == Bound::DropHead
     }
 }
 
@@ -166,7 +189,14 @@ pub struct Turn<'a> {
     /// Queues with messages on their way to a dead-letter exchange.
     dying: Vec<QueueHandle>,
     /// Messages that a queue refused and dead-letters.
-    refused: Vec<(QueueHandle, Arc<Message>)>,
+    refused: Vec<Refused>,
+}
+
+/// A message that a queue refused and dead-letters, and the settings by which it did.
+struct Refused {
+    queue: QueueHandle,
+    message: Arc<Message>,
+    settings: Arc<QueueArguments>,
 }
 
 /// A target queue was deleted: route once more with a fresh topology (leaving out queues that say
@@ -374,20 +404,28 @@ impl QueueShared {
 }
 
 impl Queue {
-    /// A new, empty queue. `created_at` is the end of its META record when it is durable.
+    /// A new, empty queue that obeys `settings`. `created_at` is the end of its META record when it is
+    /// durable.
     #[must_use]
-    pub fn new(spec: QueueSpec, created_at: Lsn, now_ms: u64) -> QueueHandle {
-        Arc::new(Self::with_state(
-            spec,
-            QueueState::new(Seq(1), Seq(0), created_at, now_ms),
-        ))
+    pub fn new(
+        spec: QueueSpec,
+        settings: Arc<QueueArguments>,
+        created_at: Lsn,
+        now_ms: u64,
+    ) -> QueueHandle {
+        let state = QueueState::new(settings, Seq(1), Seq(0), created_at, now_ms);
+        Arc::new(Self::with_state(spec, state))
     }
 
     fn with_state(spec: QueueSpec, state: QueueState) -> Self {
         Self {
             id: spec.id,
-            traits: Traits::of(&spec),
+            traits: Traits {
+                is_durable: spec.is_durable,
+                is_single_active: state.settings.is_single_active_consumer,
+            },
             is_deleted: AtomicBool::new(false),
+            has_length_limit: AtomicBool::new(state.rules.has_length_limit()),
             state: Mutex::new(state),
             warned: Warned::default(),
             spec,
@@ -416,8 +454,37 @@ impl Queue {
         &self.warned
     }
 
-    fn has_length_limit(&self) -> bool {
-        self.traits.has_length_limit
+    /// True when there probably is a limit: who must be sure looks at the rules under the lock.
+    fn seems_limited(&self) -> bool {
+        self.has_length_limit.load(Ordering::Relaxed)
+    }
+
+    /// What it obeys now.
+    #[must_use]
+    pub fn settings(&self) -> Arc<QueueArguments> {
+        Arc::clone(&lock(&self.state).settings)
+    }
+
+    /// Gives it other settings, which hold at once: what is too much or too old goes, and its lease begins
+    /// anew (PO-9). Expiry times that messages have already got stay (TT-3).
+    pub fn obey(self: &Arc<Self>, turn: &mut Turn<'_>, settings: Arc<QueueArguments>) {
+        let mut locked = Locked::one(self);
+        let mut batch = Batch::default();
+        let (_, state) = locked.first();
+        if state.is_deleted || *state.settings == *settings {
+            return;
+        }
+        if state.settings.expires_ms != settings.expires_ms {
+            state.lease_from_ms = turn.now_ms;
+        }
+        state.rules = Rules::of(&settings);
+        self.has_length_limit
+            .store(state.rules.has_length_limit(), Ordering::Relaxed);
+        state.settings = settings;
+        state.expire_heads(self, turn.now_ms, &mut batch);
+        state.enforce_limits(self, &mut batch);
+        locked.conclude(turn, batch);
+        turn.finish();
     }
 
     /// Its counts.

@@ -20,7 +20,6 @@ use super::read_ahead::ReadAhead;
 use super::slots::{Head, PagedIn, Policy, SLOT_BYTES, Shed};
 use super::state::{Locked, QueueState};
 use super::{FetchFailure, Queue, QueueHandle, QueueShared, Turn};
-use crate::broker::arguments::Overflow;
 use crate::broker::effects::RunLoad;
 use crate::storage::run::{FiledRun, RUN_SEQS};
 use crate::storage::types::{ImageEntry, Seq};
@@ -181,7 +180,7 @@ impl QueueState {
         if !self.slots.has_filed() {
             return;
         }
-        let drops = queue.has_length_limit() && queue.spec.settings.overflow == Overflow::DropHead;
+        let drops = self.rules.drops_head();
         match self.slots.first_ready() {
             Head::Filed(seq) => {
                 let base_ms = self
@@ -191,7 +190,7 @@ impl QueueState {
                 let is_due = base_ms != 0
                     && base_ms <= turn.now_ms
                     && self.leaving.len() < LEAVING_MAX_COUNT;
-                if is_due || (drops && self.is_too_long(queue)) {
+                if is_due || (drops && self.is_too_long()) {
                     self.load(queue, turn, seq);
                 }
             }
@@ -201,24 +200,23 @@ impl QueueState {
     }
 
     /// What may leave the memory of this queue now; `None` when it is too short to bother.
-    fn policy(&mut self, queue: &Queue, shared: &QueueShared) -> Option<Policy> {
+    fn policy(&mut self, shared: &QueueShared) -> Option<Policy> {
         let gauge = shared.entries();
         let is_long = self.slots.sums().total_count() >= gauge.limits.min_messages;
         if !is_long && !gauge.is_over() {
             return None;
         }
-        let settings = &queue.spec.settings;
         Some(Policy {
             closes_tail: gauge.limits.min_messages == 0,
-            hot_runs: self.hot_runs(queue, shared),
-            keeps_all: settings.max_length_bytes.is_some(),
+            hot_runs: self.hot_runs(shared),
+            keeps_all: self.settings.max_length_bytes.is_some(),
         })
     }
 
-    fn hot_runs(&mut self, queue: &Queue, shared: &QueueShared) -> usize {
+    fn hot_runs(&mut self, shared: &QueueShared) -> usize {
         let gauge = shared.entries();
         let is_taken_from = self.is_taken_from();
-        let drops = queue.has_length_limit() && queue.spec.settings.overflow == Overflow::DropHead;
+        let drops = self.rules.drops_head();
         if is_taken_from && !gauge.is_filling() && !shared.is_over_budget() {
             return usize::MAX;
         }
@@ -307,7 +305,7 @@ impl Queue {
         if state.is_deleted {
             return Vec::new();
         }
-        let Some(policy) = state.policy(self, shared) else {
+        let Some(policy) = state.policy(shared) else {
             return Vec::new();
         };
         let shed = state.shed(policy);
@@ -325,7 +323,7 @@ impl Queue {
         if state.is_deleted {
             return;
         }
-        let Some(policy) = state.policy(self, shared) else {
+        let Some(policy) = state.policy(shared) else {
             return;
         };
         for run in runs {

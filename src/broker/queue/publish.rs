@@ -29,11 +29,11 @@ pub fn publish(
 ) -> Result<(), TargetDeleted> {
     let mut rest = messages;
     let mut result = Ok(());
-    // A push with drops is one atomic group, so a run may not outgrow a group.
     while !rest.is_empty() && result.is_ok() {
-        let (run, later) = rest.split_at(run_len(turn, targets, rest));
-        result = publish_run(turn, targets, run, out);
-        rest = later;
+        match publish_run(turn, targets, rest, out) {
+            Ok(done_count) => rest = rest.get(done_count..).unwrap_or_default(),
+            Err(deleted) => result = Err(deleted),
+        }
     }
     turn.finish();
     result
@@ -53,17 +53,14 @@ pub fn publish_group(
     publishes: &[(Arc<Message>, Arc<[QueueHandle]>)],
     out: &mut Vec<ConfirmAt>,
 ) -> Result<(), TargetDeleted> {
-    let is_limited = |(_, targets): &(_, Arc<[QueueHandle]>)| {
-        targets.iter().any(|queue| queue.has_length_limit())
-    };
+    let is_limited =
+        |(_, targets): &(_, Arc<[QueueHandle]>)| targets.iter().any(|queue| queue.seems_limited());
     let mut result = Ok(());
     for run in publishes.chunk_by(|a, b| is_limited(a) == is_limited(b)) {
         result = match run {
             // A publish and what it drops are one atomic group, which shall be no larger than it must.
             limited if limited.first().is_some_and(is_limited) => {
-                limited.iter().try_for_each(|(message, targets)| {
-                    publish_run(turn, targets, std::slice::from_ref(message), out)
-                })
+                publish_limited(turn, limited, out)
             }
             unlimited => publish_unlimited(turn, unlimited, out),
         };
@@ -73,6 +70,17 @@ pub fn publish_group(
     }
     turn.finish();
     result
+}
+
+/// Publishes to queues of which some have a limit of their length.
+fn publish_limited(
+    turn: &mut Turn<'_>,
+    publishes: &[(Arc<Message>, Arc<[QueueHandle]>)],
+    out: &mut Vec<ConfirmAt>,
+) -> Result<(), TargetDeleted> {
+    publishes.iter().try_for_each(|(message, targets)| {
+        publish_run(turn, targets, std::slice::from_ref(message), out).map(|_| ())
+    })
 }
 
 /// Publishes to queues without a limit of their length.
@@ -94,6 +102,11 @@ fn publish_unlimited(
     locked.warm();
     if locked.has_deleted() {
         return Err(TargetDeleted);
+    }
+    if locked.has_limited() {
+        // A policy has limited one of them since.
+        drop(locked);
+        return publish_limited(turn, publishes, out);
     }
     let mut batch = Batch::default();
     let first = out.len();
@@ -124,12 +137,9 @@ fn set_receipt(outcomes: &mut [ConfirmAt], receipt: Receipt) {
 /// Bytes of a message's place in one queue, in its record: a fan-out to very many queues is mostly these.
 const REF_MAX_BYTES: usize = 24;
 
-/// Messages from the front of `messages` that one push takes. Queues that drop from the head need the
-/// publish and the drop in one atomic group; without such a queue the size does not matter.
-fn run_len(turn: &Turn<'_>, targets: &[QueueHandle], messages: &[Arc<Message>]) -> usize {
-    if !targets.iter().any(|queue| queue.has_length_limit()) {
-        return messages.len();
-    }
+/// Messages from the front of `messages` that one push takes when a publish and what it drops are to be one atomic
+/// group, which a run may not outgrow.
+fn group_len(turn: &Turn<'_>, targets: &[QueueHandle], messages: &[Arc<Message>]) -> usize {
     let max_bytes = turn.shared.journal().group_max_bytes();
     let refs_bytes = targets.len() * REF_MAX_BYTES;
     let mut sum_bytes = 0;
@@ -140,17 +150,24 @@ fn run_len(turn: &Turn<'_>, targets: &[QueueHandle], messages: &[Arc<Message>]) 
     fitting.count().max(1)
 }
 
+/// Publishes as many of `messages`, at least one, as one push takes; gives their number.
 fn publish_run(
     turn: &mut Turn<'_>,
     targets: &[QueueHandle],
     messages: &[Arc<Message>],
     out: &mut Vec<ConfirmAt>,
-) -> Result<(), TargetDeleted> {
+) -> Result<usize, TargetDeleted> {
     let mut locked = lock_queues(targets);
     if locked.has_deleted() {
         return Err(TargetDeleted);
     }
     let mut batch = Batch::default();
+    let mut messages = messages;
+    if locked.has_limited() {
+        // With a limit the publish and the drops are atomic; without one the size does not matter.
+        batch.set_atomic();
+        messages = &messages[..group_len(turn, targets, messages)];
+    }
     let queues = locked.iter_mut();
     let consumed_count = queues
         .filter(|(_, state)| !state.consumers.is_empty())
@@ -165,14 +182,11 @@ fn publish_run(
         let is_logged = batch.end_publication(message);
         out.push(confirm(is_refused, is_logged, NOT_PUSHED));
     }
-    if targets.iter().any(|queue| queue.has_length_limit()) {
-        batch.set_atomic();
-    }
     let receipt = locked.conclude(turn, batch);
     if let Some(receipt) = receipt {
         set_receipt(&mut out[first..], receipt);
     }
-    Ok(())
+    Ok(messages.len())
 }
 
 fn confirm(is_refused: bool, is_logged: bool, receipt: Receipt) -> ConfirmAt {

@@ -11,8 +11,8 @@ use super::read_ahead::ReadAhead;
 use super::reservation::Reservation;
 use super::seldom::Seldom;
 use super::slots::{Head, Slot, Slots, Status};
-use super::{Queue, QueueHandle, QueueShared, Turn};
-use crate::broker::arguments::Overflow;
+use super::{Bound, QueueHandle, QueueShared, Refused, Rules, Turn};
+use crate::broker::arguments::{Overflow, QueueArguments};
 use crate::broker::consumer::Consumers;
 use crate::broker::dead_letter::DeathReason;
 use crate::broker::effects::{Effects, Timer};
@@ -46,6 +46,8 @@ pub(super) struct QueueState {
     /// End of the last record that names this queue.
     pub(super) last_lsn: Lsn,
     pub(super) is_deleted: bool,
+    /// What the settings say to every message.
+    pub(super) rules: Rules,
     /// A thread is writing dead letters of this queue: others leave it to that one, to keep the order.
     pub(super) is_dead_lettering: bool,
     /// They are too many; the queue is called when `letters_end` is durable.
@@ -53,6 +55,8 @@ pub(super) struct QueueState {
     /// Something was written to a spill file since the start.
     pub(super) has_spilled: bool,
     pub(super) had_consumer: bool,
+    /// What the queue obeys: its arguments merged with its policies.
+    pub(super) settings: Arc<QueueArguments>,
     /// Served before consumers.
     pub(super) gets: Seldom<PendingGet>,
     /// Entries with status `Leaving` whose dead letter has not been written, in order.
@@ -84,8 +88,16 @@ pub(super) struct QueueState {
 }
 
 impl QueueState {
-    pub(super) fn new(next_seq: Seq, reserved_upto: Seq, last_lsn: Lsn, now_ms: u64) -> Self {
+    pub(super) fn new(
+        settings: Arc<QueueArguments>,
+        next_seq: Seq,
+        reserved_upto: Seq,
+        last_lsn: Lsn,
+        now_ms: u64,
+    ) -> Self {
         Self {
+            rules: Rules::of(&settings),
+            settings,
             slots: Slots::new(next_seq),
             consumers: Consumers::default(),
             reservation: Reservation::new(reserved_upto),
@@ -134,7 +146,7 @@ impl QueueState {
         };
         self.dispatch(queue, turn, batch, Some(seq));
         if message.ttl_ms() == Some(0)
-            || (queue.traits.has_ttl && queue.spec.settings.message_ttl_ms == Some(0))
+            || (self.rules.has_ttl && self.settings.message_ttl_ms == Some(0))
         {
             self.expire_heads(queue, turn.now_ms, batch);
         }
@@ -151,15 +163,19 @@ impl QueueState {
         message: &Arc<Message>,
         status: Status,
     ) -> Option<Seq> {
-        if queue.traits.refuses && self.would_overflow(queue, message) {
-            let settings = &queue.spec.settings;
+        if self.rules.bound == Bound::Refuse && self.would_overflow(message) {
+            let settings = &self.settings;
             if settings.overflow == Overflow::RejectPublishDlx && settings.dead_letter.is_some() {
-                turn.refused.push((Arc::clone(queue), Arc::clone(message)));
+                turn.refused.push(Refused {
+                    queue: Arc::clone(queue),
+                    message: Arc::clone(message),
+                    settings: Arc::clone(settings),
+                });
             }
             return None;
         }
-        let queue_ttl_ms = match queue.traits.has_ttl {
-            true => queue.spec.settings.message_ttl_ms,
+        let queue_ttl_ms = match self.rules.has_ttl {
+            true => self.settings.message_ttl_ms,
             false => None,
         };
         let ttl_ms = match (queue_ttl_ms, message.ttl_ms()) {
@@ -186,9 +202,9 @@ impl QueueState {
         Some(seq)
     }
 
-    fn would_overflow(&self, queue: &QueueHandle, message: &Message) -> bool {
+    fn would_overflow(&self, message: &Message) -> bool {
         let sums = self.slots.sums();
-        let settings = &queue.spec.settings;
+        let settings = &self.settings;
         let count = sums.ready_count + sums.hidden_count + 1;
         let bytes = sums.ready_bytes + sums.hidden_bytes + message.body_len() as u64;
         settings.max_length.is_some_and(|max| count > max)
@@ -197,10 +213,10 @@ impl QueueState {
 
     /// Drops from the head while the queue is too long (`drop-head` only).
     pub(super) fn enforce_limits(&mut self, queue: &QueueHandle, batch: &mut Batch) {
-        if queue.traits.refuses || !queue.traits.has_length_limit {
+        if !self.rules.drops_head() {
             return;
         }
-        while self.is_too_long(queue) {
+        while self.is_too_long() {
             // A head in the index file is asked for when the critical section ends; then the drop goes on.
             let Some(seq) = self.slots.first_ready().entry() else {
                 return;
@@ -210,9 +226,9 @@ impl QueueState {
     }
 
     /// True when the queue has more than its limits allow.
-    pub(super) fn is_too_long(&self, queue: &Queue) -> bool {
+    pub(super) fn is_too_long(&self) -> bool {
         let sums = self.slots.sums();
-        let settings = &queue.spec.settings;
+        let settings = &self.settings;
         let count = sums.ready_count + sums.hidden_count;
         let bytes = sums.ready_bytes + sums.hidden_bytes;
         settings.max_length.is_some_and(|max| count > max)
@@ -244,7 +260,7 @@ impl QueueState {
         seq: Seq,
         reason: DeathReason,
     ) {
-        if queue.spec.settings.dead_letter.is_some() {
+        if self.settings.dead_letter.is_some() {
             self.slots.set_status(seq, Status::Leaving);
             self.leaving.push_back((seq, reason));
             return;
@@ -347,7 +363,7 @@ impl QueueState {
         if self.is_deleted {
             return;
         }
-        if !queue.traits.has_lease && !self.slots.may_expire() {
+        if !self.rules.has_lease && !self.slots.may_expire() {
             return;
         }
         let head_ms = match self.slots.first_ready() {
@@ -361,7 +377,7 @@ impl QueueState {
                 .filter(|base_ms| *base_ms > now_ms)
                 .unwrap_or(0),
         };
-        let due_at_ms = match (head_ms, self.lease_due_at_ms(queue)) {
+        let due_at_ms = match (head_ms, self.lease_due_at_ms()) {
             (0, lease_ms) => lease_ms.unwrap_or(0),
             (head_ms, lease_ms) => head_ms.min(lease_ms.unwrap_or(head_ms)),
         };
@@ -375,11 +391,11 @@ impl QueueState {
     }
 
     /// When the lease of `x-expires` runs out; `None` without one or while the queue is used.
-    pub(super) fn lease_due_at_ms(&self, queue: &QueueHandle) -> Option<u64> {
-        if !queue.traits.has_lease {
+    pub(super) fn lease_due_at_ms(&self) -> Option<u64> {
+        if !self.rules.has_lease {
             return None;
         }
-        let expires_ms = queue.spec.settings.expires_ms?;
+        let expires_ms = self.settings.expires_ms?;
         (self.consumers.is_empty() && self.gets.is_empty())
             .then(|| self.lease_from_ms.saturating_add(expires_ms).max(1))
     }
@@ -436,6 +452,13 @@ impl<'a> Locked<'a> {
 
     pub(super) fn has_deleted(&self) -> bool {
         self.entries.iter().any(|(.., state)| state.is_deleted)
+    }
+
+    /// True when a publish to these queues may bring drops along.
+    pub(super) fn has_limited(&self) -> bool {
+        self.entries
+            .iter()
+            .any(|(.., state)| state.rules.has_length_limit())
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&'a QueueHandle, &mut QueueState)> {

@@ -67,14 +67,7 @@ impl Logged {
                 let position = Position { lsn, len_bytes };
                 positions.push(position);
                 for target in *refs {
-                    let entry = ImageEntry {
-                        seq: target.seq,
-                        position,
-                        expires_at_ms: target.expires_at_ms,
-                        priority: *priority,
-                        delivery_count: 0,
-                        is_redelivered: false,
-                    };
+                    let entry = ImageEntry::published(target, position, *priority);
                     self.image(target.queue).apply_publish(entry, start, end);
                 }
             }

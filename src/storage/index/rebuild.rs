@@ -226,14 +226,7 @@ impl<'a> Rebuild<'a> {
             if !lies_there || !lost.run.live.contains(index) {
                 continue;
             }
-            let entry = ImageEntry {
-                seq: r.seq,
-                position,
-                expires_at_ms: r.expires_at_ms,
-                priority: publish.priority,
-                delivery_count: 0,
-                is_redelivered: false,
-            };
+            let entry = ImageEntry::published(&r, position, publish.priority);
             self.found_count += usize::from(lost.found.insert(index, entry).is_none());
         }
     }

@@ -3,30 +3,9 @@
 use std::path::Path;
 
 use super::*;
+use crate::disk::Disk;
 use crate::disk::sim::{Effect, Trigger};
-use crate::disk::{Disk, OpenMode};
 use crate::storage::testing::numbered_payload;
-
-/// Large enough for everything.
-const PLENTY: u64 = 1 << 40;
-
-/// Leaves `free_bytes` of the disk; somebody else's file takes the rest.
-fn leave(rig: &Rig, free_bytes: u64) {
-    rig.disk.set_capacity(Some(PLENTY));
-    let path = Path::new("somebody's");
-    let file = rig
-        .disk
-        .open(path, OpenMode::ReadWrite)
-        .or_else(|_| rig.disk.open(path, OpenMode::CreateNew))
-        .unwrap();
-    file.set_len(0).unwrap();
-    let available_bytes = rig.disk.free_space().unwrap().available_bytes;
-    file.allocate(available_bytes - free_bytes).unwrap();
-    file.sync_all().unwrap();
-    rig.disk.sync_dir(Path::new("")).unwrap();
-    let left = rig.disk.free_space().unwrap().available_bytes;
-    assert!((free_bytes..free_bytes + 512).contains(&left));
-}
 
 /// A store whose log rolled, with ten messages in queue 1; its reserve is the large one.
 fn busy(rig: &Rig) -> LiveStore {
@@ -67,7 +46,7 @@ fn an_idle_store_puts_little_aside() {
 fn at_zero_bytes_free_acks_and_checkpoints_go_on_and_the_owner_is_told() {
     let rig = Rig::new(options());
     let store = busy(&rig);
-    leave(&rig, 0);
+    rig.leave(0);
     for seq in 1..=9 {
         store.settle(1, seq, seq);
         rig.clock.advance_ms(60);
@@ -87,7 +66,7 @@ fn at_zero_bytes_free_acks_and_checkpoints_go_on_and_the_owner_is_told() {
 fn a_commit_that_finds_no_room_tells_the_owner_waits_and_goes_on_by_itself() {
     let rig = Rig::new(options());
     let store = busy(&rig);
-    leave(&rig, 0);
+    rig.leave(0);
     exhaust(&store);
     assert!(*store.heard.short_count.lock().unwrap() > 0);
     assert!(store.heard.failures.lock().unwrap().is_empty());
@@ -105,7 +84,7 @@ fn a_commit_that_finds_no_room_tells_the_owner_waits_and_goes_on_by_itself() {
     // Not even the start fails: that part of the reserve is kept for it.
     let (_, recovered) = rig.after_power_loss().open();
     assert!(recovered.report.replayed_to >= confirmed);
-    leave(&rig, PLENTY / 2);
+    rig.leave(PLENTY / 2);
     rig.clock.advance_ms(60);
     store.commit().unwrap();
     assert!(!store.storage.is_stalled());
@@ -127,7 +106,7 @@ fn a_store_starts_acks_purges_and_deletes_at_zero_bytes_free() {
     store.publish(&[1, 2], &numbered_payload(7, 100), 0);
     store.commit().unwrap();
     let dead = rig.after_power_loss();
-    leave(&dead, 0);
+    dead.leave(0);
     let (store, recovered) = dead.open();
     assert_eq!(recovered.report.message_count, 12);
     store.settle(1, 1, 11);
@@ -144,7 +123,7 @@ fn a_store_starts_acks_purges_and_deletes_at_zero_bytes_free() {
 fn closing_does_not_wait_for_room_and_fails_nobody() {
     let rig = Rig::new(options());
     let store = busy(&rig);
-    leave(&rig, 0);
+    rig.leave(0);
     exhaust(&store);
     let confirmed = store.storage.confirm_lsn();
     let closed = store.storage.close(&store);
@@ -216,13 +195,13 @@ fn a_checkpoint_that_waits_for_room_ends_with_the_engine() {
 fn publishers_go_on_only_when_there_is_plenty() {
     let rig = Rig::new(options());
     let store = busy(&rig);
-    leave(&rig, 0);
+    rig.leave(0);
     exhaust(&store);
     let reserve_bytes = 2 * rig.options.segment_size_bytes;
-    leave(&rig, reserve_bytes);
+    rig.leave(reserve_bytes);
     store.storage.tend_space(false).unwrap();
     assert!(store.storage.is_short_of_space());
-    leave(&rig, 3 * reserve_bytes);
+    rig.leave(3 * reserve_bytes);
     store.storage.tend_space(false).unwrap();
     assert!(!store.storage.is_short_of_space());
     assert_eq!(store.storage.stats().reserve_bytes, reserve_bytes);
@@ -233,10 +212,10 @@ fn a_reserve_that_cannot_be_made_whole_takes_no_more_than_it_had() {
     for (trigger, is_supported) in [(Trigger::Sync, true), (Trigger::Write, false)] {
         let rig = Rig::new(options());
         let store = busy(&rig);
-        leave(&rig, 0);
+        rig.leave(0);
         exhaust(&store);
         let before = store.storage.stats().reserve_bytes;
-        leave(&rig, PLENTY / 2);
+        rig.leave(PLENTY / 2);
         rig.disk.set_allocate_supported(is_supported);
         let written_bytes = 4096;
         rig.disk.inject(trigger, 1, Effect::Short { written_bytes });
@@ -268,7 +247,7 @@ fn spares_are_given_before_the_reserve() {
     store.storage.checkpoint(&store).unwrap();
     let before = store.storage.stats();
     assert!(before.spare_count > 0);
-    leave(&rig, 0);
+    rig.leave(0);
     store.storage.checkpoint(&store).unwrap();
     let after = store.storage.stats();
     assert!(after.spare_count < before.spare_count);
@@ -281,7 +260,7 @@ fn without_allocation_the_reserve_is_written() {
     rig.disk.set_allocate_supported(false);
     let store = busy(&rig);
     rig.disk.set_allocate_supported(true);
-    leave(&rig, 0);
+    rig.leave(0);
     store.settle(1, 1, 10);
     rig.clock.advance_ms(60);
     store.commit().unwrap();
@@ -296,7 +275,7 @@ fn a_disk_that_does_not_say_its_size_may_get_full_and_have_room_again() {
     let store = busy(&rig);
     assert!(!store.storage.is_short_of_space());
     rig.disk.set_size_unknown(false);
-    leave(&rig, 0);
+    rig.leave(0);
     rig.disk.set_size_unknown(true);
     exhaust(&store);
     assert!(store.storage.is_short_of_space());

@@ -1,34 +1,13 @@
 //! Crashes while the engine lives on its reserve, and space that comes back wherever it was missing.
 
-use std::path::Path;
-
 use super::*;
-use crate::disk::{Disk, OpenMode};
 use crate::storage::testing::numbered_payload;
 use crate::storage::types::{Lsn, QueueId, Seq};
 
-/// Large enough for everything.
-const PLENTY: u64 = 1 << 40;
 /// Survivors looked at for each crash point.
 const CHOICE_COUNT: usize = 2;
 /// A body of which five fill a segment.
 const BODY_LEN: usize = 12_000;
-
-/// Leaves `free_bytes` of the disk; somebody else's file takes the rest.
-fn leave(rig: &Rig, free_bytes: u64) {
-    rig.disk.set_capacity(Some(PLENTY));
-    let path = Path::new("somebody's");
-    let file = rig
-        .disk
-        .open(path, OpenMode::ReadWrite)
-        .or_else(|_| rig.disk.open(path, OpenMode::CreateNew))
-        .unwrap();
-    file.set_len(0).unwrap();
-    let available_bytes = rig.disk.free_space().unwrap().available_bytes;
-    file.allocate(available_bytes - free_bytes).unwrap();
-    file.sync_all().unwrap();
-    rig.disk.sync_dir(Path::new("")).unwrap();
-}
 
 /// What was promised: each message of queue 1 with the place its record ends at, and those that were settled.
 #[derive(Default)]
@@ -144,7 +123,7 @@ fn crash_at_every_operation(publish_count: u64) {
     loop {
         let rig = Rig::new(options());
         let (store, mut promised) = filled(&rig);
-        leave(&rig, 0);
+        rig.leave(0);
         rig.disk.crash_at(rig.disk.operation_count() + number);
         let worked = work(&rig, &store, &mut promised, publish_count);
         if !rig.disk.is_crashed() {
@@ -158,13 +137,13 @@ fn crash_at_every_operation(publish_count: u64) {
         for choice in rig.disk.choices(CHOICE_COUNT, number) {
             let context = format!("operation {number}, {choice:?}");
             let dead = rig.after_crash(&choice);
-            leave(&dead, 0);
+            dead.leave(0);
             let opened = dead.try_open();
             let (store, _) = opened.unwrap_or_else(|error| panic!("{context}: {error}"));
             promised.check(&store, &context);
             drop(store);
             // With room everything goes on.
-            leave(&dead, PLENTY / 2);
+            dead.leave(PLENTY / 2);
             let (store, _) = dead.open();
             store.publish(&[1], &numbered_payload(7, BODY_LEN), 0);
             store.commit().unwrap();
@@ -184,12 +163,12 @@ fn where_ever_space_ends_everything_works_once_there_is_some() {
         let context = format!("{kib} KiB");
         let rig = Rig::new(options());
         let (store, mut promised) = filled(&rig);
-        leave(&rig, kib << 10);
+        rig.leave(kib << 10);
         promised.publish(&store, 10).unwrap();
         work(&rig, &store, &mut promised, 6).unwrap();
         promised.publish(&store, 10).unwrap();
         stalled_count += u64::from(store.storage.is_stalled());
-        leave(&rig, PLENTY / 2);
+        rig.leave(PLENTY / 2);
         rig.clock.advance_ms(3_000);
         promised.commit(&store).unwrap();
         assert!(!store.storage.is_stalled(), "{context}");

@@ -14,13 +14,16 @@ mod lifecycle;
 mod recycling;
 mod salvage;
 mod scrub;
+mod scrub_rounds;
 mod spilling;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::testing::LiveStore;
 use super::{FsyncPolicy, Options, Recovered, StorageError};
 use crate::disk::sim::{CrashChoice, SimClock, SimDisk};
+use crate::disk::{Disk, OpenMode};
 
 /// Smallest segments, and everything else as in production.
 fn options() -> Options {
@@ -33,6 +36,9 @@ fn options() -> Options {
 fn with_policy(fsync: FsyncPolicy) -> Options {
     Options { fsync, ..options() }
 }
+
+/// Bytes of a disk that is large enough for everything.
+const PLENTY: u64 = 1 << 40;
 
 /// A disk, a clock and what runs on them.
 struct Rig {
@@ -66,6 +72,25 @@ impl Rig {
     /// What is left when the power fails now and nothing that was not synced survives.
     fn after_power_loss(&self) -> Self {
         self.after_crash(&CrashChoice::keep_nothing())
+    }
+
+    /// Leaves so many bytes of the disk free, up to a sector more; somebody else's file takes the rest.
+    #[track_caller]
+    fn leave(&self, free_bytes: u64) {
+        self.disk.set_capacity(Some(PLENTY));
+        let path = Path::new("somebody's");
+        let file = self
+            .disk
+            .open(path, OpenMode::ReadWrite)
+            .or_else(|_| self.disk.open(path, OpenMode::CreateNew))
+            .unwrap();
+        file.set_len(0).unwrap();
+        let available_bytes = self.disk.free_space().unwrap().available_bytes;
+        file.allocate(available_bytes - free_bytes).unwrap();
+        file.sync_all().unwrap();
+        self.disk.sync_dir(Path::new("")).unwrap();
+        let left = self.disk.free_space().unwrap().available_bytes;
+        assert!((free_bytes..free_bytes + 512).contains(&left));
     }
 
     fn after_crash(&self, choice: &CrashChoice) -> Self {

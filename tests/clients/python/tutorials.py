@@ -345,6 +345,43 @@ def rpc():
     connection.close()
 
 
+def direct_reply_to():
+    """The same without a callback queue: the answers come straight to the channel that asks."""
+    server = connect()
+    serving = server.channel()
+    name = fresh_queue(serving, "python.direct_rpc_queue")
+    served = []
+
+    def on_request(channel, method, properties, body):
+        served.append(properties.reply_to)
+        answer = pika.BasicProperties(correlation_id=properties.correlation_id)
+        channel.basic_publish(exchange="", routing_key=properties.reply_to, properties=answer, body=body.upper())
+        channel.basic_ack(method.delivery_tag)
+
+    serving.basic_consume(name, on_request)
+    caller = connect()
+    channel = caller.channel()
+    replies = []
+    channel.basic_consume(
+        "amq.rabbitmq.reply-to",
+        lambda _channel, method, properties, body: replies.append((properties.correlation_id, method.exchange, body)),
+        auto_ack=True,
+    )
+    for number in range(20):
+        asking = pika.BasicProperties(reply_to="amq.rabbitmq.reply-to", correlation_id=str(number))
+        channel.basic_publish(exchange="", routing_key=name, properties=asking, body=f"call {number}")
+    pump(server, lambda: len(served) == 20, "20 requests")
+    pump(caller, lambda: len(replies) == 20, "20 direct replies")
+    same(replies, [(str(number), "", f"CALL {number}".encode()) for number in range(20)], "direct replies")
+    [reply_name] = set(served)
+    same(serving.queue_declare(reply_name).method.consumer_count, 1, "somebody waits under the name")
+    caller.close()
+    server.close()
+    cleaner = connect()
+    drop_queue(cleaner.channel(), name)
+    cleaner.close()
+
+
 def confirms_single():
     connection = connect()
     channel = connection.channel()
@@ -464,6 +501,7 @@ SCENARIOS = [
     routing,
     topics,
     rpc,
+    direct_reply_to,
     confirms_single,
     confirms_batch,
     confirms_async,

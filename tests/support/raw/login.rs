@@ -8,6 +8,8 @@ use super::FRAME_MAX;
 /// How to log in; the default is what a usual client does.
 #[derive(Clone, Debug)]
 pub(crate) struct Login {
+    /// SASL mechanism.
+    pub(crate) mechanism: &'static str,
     /// User.
     pub(crate) user: String,
     /// Password.
@@ -25,6 +27,7 @@ pub(crate) struct Login {
 impl Default for Login {
     fn default() -> Self {
         Self {
+            mechanism: "PLAIN",
             user: "guest".into(),
             password: "guest".into(),
             vhost: "/".into(),
@@ -51,6 +54,14 @@ impl Login {
         FieldTable::new()
             .with("product", FieldValue::text("stratamq raw test client"))
             .with("capabilities", FieldValue::Table(capabilities))
+    }
+
+    /// The response of the mechanism: of all but PLAIN, nothing.
+    pub(crate) fn response(&self) -> Bytes {
+        match self.mechanism {
+            "PLAIN" => self.plain_response(),
+            _ => Bytes::new(),
+        }
     }
 
     /// The response of mechanism PLAIN.

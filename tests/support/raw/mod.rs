@@ -147,6 +147,8 @@ struct Partial {
 /// A connection.
 pub(crate) struct Client {
     stream: TcpStream,
+    /// TLS on it, if any.
+    tls: Option<Box<rustls::ClientConnection>>,
     input: BytesMut,
     output: BytesMut,
     frame_max: u32,
@@ -177,6 +179,25 @@ impl Client {
         Ok(client)
     }
 
+    /// Connects with TLS and logs in, or says why not.
+    pub(crate) fn try_login_tls(
+        address: SocketAddr,
+        tls: rustls::ClientConnection,
+        login: &Login,
+    ) -> Outcome<Self> {
+        let mut client = Self::try_connect_tcp(address)?;
+        client.tls = Some(Box::new(tls));
+        client.send_bytes(&AMQP_0_9_1)?;
+        client.try_handshake(login)?;
+        Ok(client)
+    }
+
+    /// The TLS side of the connection.
+    #[track_caller]
+    pub(crate) fn tls(&self) -> &rustls::ClientConnection {
+        self.tls.as_ref().expect("a TLS connection")
+    }
+
     /// A socket, and nothing sent yet.
     #[track_caller]
     pub(crate) fn connect_tcp(address: SocketAddr) -> Self {
@@ -189,6 +210,7 @@ impl Client {
         stream.set_write_timeout(Some(READ_LIMIT))?;
         Ok(Self {
             stream,
+            tls: None,
             input: BytesMut::new(),
             output: BytesMut::new(),
             frame_max: FRAME_MAX,
@@ -206,8 +228,8 @@ impl Client {
             0,
             connection::StartOk {
                 client_properties: login.client_properties(),
-                mechanism: text("PLAIN"),
-                response: login.plain_response(),
+                mechanism: text(login.mechanism),
+                response: login.response(),
                 locale: text("en_US"),
             },
         )?;
@@ -286,7 +308,12 @@ impl Client {
     /// Sends what was pushed.
     pub(crate) fn flush(&mut self) -> Outcome<()> {
         let output = self.output.split();
-        Ok(self.stream.write_all(&output)?)
+        let Some(tls) = &mut self.tls else {
+            return Ok(self.stream.write_all(&output)?);
+        };
+        let mut stream = rustls::Stream::new(&mut **tls, &mut self.stream);
+        stream.write_all(&output)?;
+        Ok(stream.flush()?)
     }
 
     // ---- receiving ----
@@ -505,7 +532,10 @@ impl Client {
         self.stream
             .set_read_timeout(Some(limit.max(Duration::from_millis(1))))?;
         let mut chunk = vec![0; READ_BYTES];
-        let count = self.stream.read(&mut chunk)?;
+        let count = match &mut self.tls {
+            None => self.stream.read(&mut chunk)?,
+            Some(tls) => rustls::Stream::new(&mut **tls, &mut self.stream).read(&mut chunk)?,
+        };
         self.input.extend_from_slice(&chunk[..count]);
         Ok(count > 0)
     }

@@ -283,9 +283,9 @@ fn single_active_consumer_is_followed_by_the_next_one() {
 #[test]
 fn last_consumer_of_an_auto_delete_queue_leaves_it_unused() {
     let mut rig = Rig::new();
-    let mut spec = rig.spec("q", QueueArguments::default());
+    let mut spec = rig.spec("q");
     spec.is_auto_delete = true;
-    let queue = Queue::new(spec, Lsn(0), 0);
+    let queue = Queue::new(spec, QueueArguments::default().shared(), Lsn(0), 0);
     let (one, two) = (rig.consume(&queue, |_| {}), rig.consume(&queue, |_| {}));
     assert_eq!(
         rig.turn(|turn| cancel(turn, &queue, one.id)),

@@ -421,7 +421,12 @@ fn messages_that_expired_while_the_broker_was_down_are_dead_lettered() {
     let image = image.expect("it is durable");
     rig.now_ms += 200;
     let mut turn = Turn::new(&rig.shared, &rig.router, rig.now_ms, &mut rig.effects);
-    let restored = Queue::restore(queue.spec().clone(), image.clone(), &mut turn);
+    let restored = Queue::restore(
+        queue.spec().clone(),
+        queue.settings(),
+        image.clone(),
+        &mut turn,
+    );
     drop(turn);
     rig.turn(|turn| restored.renew_lease(turn));
     rig.settle_down();

@@ -5,8 +5,10 @@ mod dying;
 mod groups;
 mod index;
 mod model;
+mod obeying;
 mod paging;
 mod spilling;
+mod stale;
 mod storing;
 
 use std::collections::HashMap;
@@ -36,7 +38,7 @@ impl DeadLetterRouter for TableRouter {
         _vhost: &str,
         exchange: &ShortString,
         routing_keys: &[ShortString],
-        _message: &Message,
+        _message: &Arc<Message>,
     ) -> Option<Vec<QueueHandle>> {
         let routes = lock(&self.routes);
         if !routes.keys().any(|(known, _)| known == exchange.as_str()) {
@@ -115,7 +117,7 @@ impl Rig {
         self.next_id
     }
 
-    pub(super) fn spec(&mut self, name: &str, settings: QueueArguments) -> QueueSpec {
+    pub(super) fn spec(&mut self, name: &str) -> QueueSpec {
         QueueSpec {
             id: QueueId(self.next_id()),
             vhost: "/".into(),
@@ -124,13 +126,12 @@ impl Rig {
             exclusive_owner: None,
             is_auto_delete: false,
             arguments: FieldTable::default(),
-            settings: settings.shared(),
         }
     }
 
     pub(super) fn queue_with(&mut self, name: &str, settings: QueueArguments) -> QueueHandle {
-        let spec = self.spec(name, settings);
-        Queue::new(spec, Lsn(0), self.now_ms)
+        let spec = self.spec(name);
+        Queue::new(spec, settings.shared(), Lsn(0), self.now_ms)
     }
 
     pub(super) fn queue(&mut self, name: &str) -> QueueHandle {

@@ -243,8 +243,9 @@ impl Pair {
         self.held.clear();
         self.offered.clear();
         self.copied.clear();
-        let spec = self.queue.spec().clone();
-        self.queue = self.rig.turn(|turn| Queue::restore(spec, image, turn));
+        let (spec, settings) = (self.queue.spec().clone(), self.queue.settings());
+        let restored = |turn: &mut Turn<'_>| Queue::restore(spec, settings, image, turn);
+        self.queue = self.rig.turn(restored);
         self.model.retain(|_, known| known.is_persistent);
         for (seq, known) in &mut self.model {
             known.was_delivered |= *seq < reserved_upto;

@@ -16,7 +16,8 @@ fn filed_queue(rig: &mut Rig, settings: QueueArguments, count: usize) -> QueueHa
     assert_eq!(image.entries.len(), 0);
     let deleted = rig.turn(|turn| delete(turn, &queue, DeleteCondition::default(), || {}));
     assert_eq!(deleted, Ok(u32::try_from(count).unwrap()));
-    let queue = rig.turn(|turn| Queue::restore(queue.spec().clone(), image, turn));
+    let queue =
+        rig.turn(|turn| Queue::restore(queue.spec().clone(), queue.settings(), image, turn));
     rig.turn(|turn| queue.renew_lease(turn));
     assert_eq!(rig.shared.entries_bytes(), 0, "nothing is in memory");
     queue
@@ -480,7 +481,8 @@ fn filed_queue_is_restored_without_its_entries() {
             marked > 10 && marked < 1000
         });
         rig.shared = QueueShared::new(Arc::<FakeJournal>::clone(&rig.journal), 1 << 30);
-        let restored = rig.turn(|turn| Queue::restore(queue.spec().clone(), image, turn));
+        let restored =
+            rig.turn(|turn| Queue::restore(queue.spec().clone(), queue.settings(), image, turn));
         assert_eq!(restored.stats().ready_count, 1000);
         assert_eq!(rig.shared.entries_bytes(), 0);
         fill(&mut rig, &restored, 1000, 5);

@@ -115,9 +115,9 @@ fn logged_messages_are_dropped_and_read_again_in_order() {
 fn spilled_messages_are_delivered_in_order_and_give_their_places_up() {
     let mut rig = Rig::new();
     for queue in [rig.queue("durable"), {
-        let mut spec = rig.spec("transient", QueueArguments::default());
+        let mut spec = rig.spec("transient");
         spec.is_durable = false;
-        Queue::new(spec, Lsn(0), 0)
+        Queue::new(spec, QueueArguments::default().shared(), Lsn(0), 0)
     }] {
         rig.publish_transient(&queue, "abcdef");
         assert_eq!(rig.spill_all(&queue), 6);

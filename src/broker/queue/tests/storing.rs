@@ -10,9 +10,9 @@ use crate::storage::types::{SeqRange, SettleCause, Urgency};
 fn only_persistent_messages_in_durable_queues_are_logged() {
     let mut rig = Rig::new();
     let durable = rig.queue("d");
-    let mut spec = rig.spec("t", QueueArguments::default());
+    let mut spec = rig.spec("t");
     spec.is_durable = false;
-    let not_durable = Queue::new(spec, Lsn(0), 0);
+    let not_durable = Queue::new(spec, QueueArguments::default().shared(), Lsn(0), 0);
     assert!(matches!(
         rig.publish(&durable, persistent("a")),
         ConfirmAt::Durable(_)
@@ -161,7 +161,9 @@ fn image_is_what_replay_gives_and_restores_the_queue() {
         (ImageKind::Stopped, ["b*", "c", "d"]),
     ] {
         let image = queue.image(kind).expect("it is durable");
-        let restored = rig.turn(|turn| Queue::restore(queue.spec().clone(), image.clone(), turn));
+        let restored = rig.turn(|turn| {
+            Queue::restore(queue.spec().clone(), queue.settings(), image.clone(), turn)
+        });
         assert_eq!(restored.stats().ready_count, 3);
         assert_eq!(rig.take_all(&restored), expected, "{kind:?}");
     }
@@ -253,7 +255,8 @@ fn byte_limit_drops_nothing_that_fits_when_a_queue_is_restored() {
     }
     let image = queue.image(ImageKind::Running).expect("it is durable");
     assert_eq!(image.entries.len(), 3);
-    let restored = rig.turn(|turn| Queue::restore(queue.spec().clone(), image.clone(), turn));
+    let restored = rig
+        .turn(|turn| Queue::restore(queue.spec().clone(), queue.settings(), image.clone(), turn));
     assert_eq!(restored.stats().ready_count, 3);
     let taken = rig.get(&restored).expect("the first");
     assert_eq!(body_of(&taken.message), "aaaaaaaaaa");
@@ -275,7 +278,8 @@ fn unreadable_message_is_looked_up_again_then_quarantined() {
     let mut image = queue.image(ImageKind::Running).expect("it is durable");
     let bad = image.entries.get_mut(Seq(1)).expect("the first");
     bad.position.lsn = Lsn(1);
-    let restored = rig.turn(|turn| Queue::restore(queue.spec().clone(), image.clone(), turn));
+    let restored = rig
+        .turn(|turn| Queue::restore(queue.spec().clone(), queue.settings(), image.clone(), turn));
     let taken = rig.get(&restored).expect("the second");
     assert!(body_of(&taken.message).starts_with("good"));
     assert_eq!(restored.stats().quarantined_count, 1);

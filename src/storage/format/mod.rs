@@ -19,7 +19,14 @@
 //! Checksums are CRC-32/IEEE (reflected polynomial 0xEDB88320). Those of a segment continue the CRC of the 32
 //! bytes *store id, segment number, epoch*, so bytes of another store, segment or incarnation never validate.
 
-use super::types::{QueueId, SegmentId};
+mod field;
+mod names;
+mod seed;
+
+pub use field::Field;
+use field::{is_tiled, layout};
+pub use names::*;
+pub use seed::{Seed, StoreId, is_crc_right};
 
 /// Version of the format this program writes.
 ///
@@ -46,122 +53,6 @@ pub const SEGMENT_MAGIC: u64 = u64::from_le_bytes(*b"STRASEGM");
 pub const CHECKPOINT_MAGIC: u64 = u64::from_le_bytes(*b"STRACKPT");
 /// First bytes of a batch.
 pub const BATCH_MAGIC: u32 = u32::from_le_bytes(*b"SMQb");
-
-/// The lock of the data directory.
-pub const LOCK_FILE: &str = "LOCK";
-/// The two copies of the superblock, in the order in which they are written.
-pub const SUPERBLOCK_FILES: [&str; 2] = ["superblock.0", "superblock.1"];
-/// Space put aside for a full disk.
-pub const RESERVE_FILE: &str = "reserve";
-/// Directory of segments.
-pub const LOG_DIR: &str = "log";
-/// Extension of segments.
-pub const SEGMENT_EXTENSION: &str = "segment";
-/// Extension of segments of messages that were moved out of the log.
-pub const COLD_EXTENSION: &str = "cold";
-/// Extension of files that may become segments.
-pub const SPARE_EXTENSION: &str = "spare";
-/// Directory of checkpoints.
-pub const CHECKPOINT_DIR: &str = "checkpoint";
-/// Extension of checkpoints.
-pub const CHECKPOINT_EXTENSION: &str = "checkpoint";
-/// Directory of index files.
-pub const INDEX_DIR: &str = "index";
-/// Extension of index files.
-pub const INDEX_EXTENSION: &str = "index";
-/// Extension of files that are being written; leftovers are replaced or removed by the next attempt.
-pub const TEMP_EXTENSION: &str = "tmp";
-/// Directory of copies of cut tails.
-pub const QUARANTINE_DIR: &str = "quarantine";
-
-/// Place of a little endian integer, or of a run of bytes, in a structure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Field {
-    /// Bytes from the start of the structure.
-    pub offset: usize,
-    /// Length in bytes.
-    pub size: usize,
-}
-
-impl Field {
-    /// First byte behind the field.
-    #[must_use]
-    pub const fn end(self) -> usize {
-        self.offset + self.size
-    }
-
-    /// Writes `value`.
-    ///
-    /// # Panics
-    /// When the value does not fit or the structure is too short: both are programmer errors.
-    pub fn put(self, structure: &mut [u8], value: impl Into<u64>) {
-        let bytes = value.into().to_le_bytes();
-        let (low, high) = bytes.split_at(self.size.min(8));
-        assert!(
-            high.iter().all(|byte| *byte == 0),
-            "the value fits the field"
-        );
-        structure[self.offset..self.end()].copy_from_slice(low);
-    }
-
-    /// Reads the value of a field of at most 8 bytes.
-    ///
-    /// # Panics
-    /// When the structure is too short: decoders split off the whole structure first.
-    #[inline]
-    #[must_use]
-    pub fn get(self, structure: &[u8]) -> u64 {
-        let mut bytes = [0; 8];
-        bytes[..self.size].copy_from_slice(&structure[self.offset..self.end()]);
-        u64::from_le_bytes(bytes)
-    }
-
-    /// Reads a field of at most 4 bytes.
-    ///
-    /// # Panics
-    /// As [`Field::get`], and when the field is longer.
-    #[inline]
-    #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the field has at most 4 bytes"
-    )]
-    pub fn get_u32(self, structure: &[u8]) -> u32 {
-        assert!(self.size <= 4, "the field fits 32 bits");
-        self.get(structure) as u32
-    }
-}
-
-/// True when the fields tile `[0, size)` without hole or overlap.
-const fn is_tiled(fields: &[(&str, Field)], size: usize) -> bool {
-    let mut at = 0;
-    let mut index = 0;
-    while index < fields.len() {
-        if fields[index].1.offset != at {
-            return false;
-        }
-        at = fields[index].1.end();
-        index += 1;
-    }
-    at == size
-}
-
-macro_rules! layout {
-    ($(#[$doc:meta])* $name:ident, $size:expr, { $($(#[$fdoc:meta])* $field:ident $offset:literal + $len:literal $text:literal)+ }) => {
-        $(#[$doc])*
-        pub mod $name {
-            use super::Field;
-            /// Length of the structure in bytes.
-            pub const SIZE: usize = $size;
-            $($(#[$fdoc])* #[doc = concat!("Field `", $text, "`.")]
-            pub const $field: Field = Field { offset: $offset, size: $len };)+
-            /// All fields with their names, in order.
-            pub const FIELDS: &[(&str, Field)] = &[$(($text, $field)),+];
-            const _: () = assert!(super::is_tiled(FIELDS, SIZE));
-            const _: () = assert!(SIZE.is_multiple_of(8));
-        }
-    };
-}
 
 layout!(
     /// A superblock: who the store is, where recovery begins. Zeros follow up to the end of the block.
@@ -640,150 +531,8 @@ pub const STRUCTURES: &[(&str, usize, &[(&str, Field)])] = &[
     ("end section", end_section::SIZE, end_section::FIELDS),
 ];
 
-/// Random name of a store; part of every checksum seed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoreId(pub [u8; 16]);
-
-impl std::fmt::Display for StoreId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-/// The value that the checksums of one segment, written by one incarnation, continue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seed(u32);
-
-impl Seed {
-    /// The seed of `segment` as written by incarnation `epoch` of `store`.
-    #[must_use]
-    pub fn new(store: StoreId, segment: SegmentId, epoch: u64) -> Self {
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&store.0);
-        hasher.update(&segment.0.to_le_bytes());
-        hasher.update(&epoch.to_le_bytes());
-        Self(hasher.finalize())
-    }
-
-    /// A checksum that continues this seed.
-    #[must_use]
-    pub fn hasher(self) -> crc32fast::Hasher {
-        crc32fast::Hasher::new_with_initial(self.0)
-    }
-
-    /// The seeded checksum of `bytes`.
-    #[must_use]
-    pub fn crc(self, bytes: &[u8]) -> u32 {
-        let mut hasher = self.hasher();
-        hasher.update(bytes);
-        hasher.finalize()
-    }
-}
-
-/// True when a checksum read from disk agrees with the one computed.
-///
-/// Every check of a checksum in the engine goes through here, so that a build can remove them all and the
-/// suite can be shown to notice.
-#[must_use]
-pub fn is_crc_right(stored: u32, computed: u32) -> bool {
-    stored == computed || crate::disk::fault::is_active(crate::disk::fault::Fault::SkipCrc)
-}
-
 /// `len` rounded up to the next multiple of 8.
 #[must_use]
 pub const fn align_up(len: u64) -> u64 {
     len.next_multiple_of(ALIGN_BYTES)
-}
-
-/// Path of a segment below the data directory.
-#[must_use]
-pub fn segment_path(segment: SegmentId) -> std::path::PathBuf {
-    let extension = if segment.is_cold() {
-        COLD_EXTENSION
-    } else {
-        SEGMENT_EXTENSION
-    };
-    format!("{LOG_DIR}/{segment}.{extension}").into()
-}
-
-/// Path of a spare, a file that may become a segment. The number says which segment it was, or was made for.
-#[must_use]
-pub fn spare_path(segment: SegmentId) -> std::path::PathBuf {
-    format!("{LOG_DIR}/{segment}.{SPARE_EXTENSION}").into()
-}
-
-/// Path of a checkpoint below the data directory.
-#[must_use]
-pub fn checkpoint_path(generation: u64) -> std::path::PathBuf {
-    format!("{CHECKPOINT_DIR}/{generation:016x}.{CHECKPOINT_EXTENSION}").into()
-}
-
-/// Path of the index file of a queue below the data directory.
-#[must_use]
-pub fn index_path(queue: QueueId) -> std::path::PathBuf {
-    format!("{INDEX_DIR}/{:016x}.{INDEX_EXTENSION}", queue.0).into()
-}
-
-/// Number in a file name of `digits` lower-case hexadecimal digits and `extension`; `None` for other names.
-#[must_use]
-pub fn number_in_name(name: &std::path::Path, digits: usize, extension: &str) -> Option<u64> {
-    let stem = name.to_str()?.strip_suffix(extension)?.strip_suffix('.')?;
-    let is_canonical = stem.len() == digits
-        && stem
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    if is_canonical {
-        u64::from_str_radix(stem, 16).ok()
-    } else {
-        None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::path::Path;
-
-    #[test]
-    fn names_round_trip_and_strangers_are_no_segments() {
-        let path = segment_path(SegmentId(0x2a));
-        assert_eq!(path, Path::new("log/00000000002a.segment"));
-        let name = Path::new(path.file_name().expect("it has a name"));
-        assert_eq!(number_in_name(name, 12, SEGMENT_EXTENSION), Some(0x2a));
-        for stranger in [
-            "2a.segment",
-            "00000000002A.segment",
-            "00000000002a.segment.tmp",
-            "x",
-        ] {
-            assert_eq!(
-                number_in_name(Path::new(stranger), 12, SEGMENT_EXTENSION),
-                None
-            );
-        }
-        assert_eq!(
-            checkpoint_path(7),
-            Path::new("checkpoint/0000000000000007.checkpoint")
-        );
-    }
-
-    #[test]
-    fn seed_is_the_crc_of_what_precedes() {
-        let seed = Seed::new(StoreId([7; 16]), SegmentId(3), 9);
-        let mut whole = vec![7; 16];
-        whole.extend(3u64.to_le_bytes());
-        whole.extend(9u64.to_le_bytes());
-        whole.extend(b"bytes");
-        assert_eq!(seed.crc(b"bytes"), crc32fast::hash(&whole));
-        assert_ne!(seed, Seed::new(StoreId([7; 16]), SegmentId(3), 10));
-    }
-
-    #[test]
-    fn fields_keep_their_neighbours() {
-        let mut header = [0xff; record_header::SIZE];
-        record_header::COUNT.put(&mut header, 0x0102_0304u32);
-        assert_eq!(record_header::COUNT.get_u32(&header), 0x0102_0304);
-        assert_eq!(header.iter().filter(|byte| **byte == 0xff).count(), 28);
-        assert_eq!(header.get(16), Some(&4), "little endian");
-    }
 }

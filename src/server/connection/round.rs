@@ -1,0 +1,292 @@
+//! What a connection does between reading and writing: carries the session's events to the domain and the answers back.
+//!
+//! ```text
+//!  Session --Event--> login, open, execute, publish (in batches) --> broker::Connection
+//!          <-Reply--                                                     | Effects -> Hub
+//!          <------------- Outbox <--- queues of all connections
+//! ```
+//! Nothing here waits or touches the socket: one round takes what there is, and what is missing (durability, room in the
+//! store, a message on disk) wakes the task again.
+
+use std::sync::Arc;
+
+use super::ConnectionTask;
+use crate::amqp::reply_code::ConnectionReplyCode;
+use crate::broker::command::{Command, Publish, Unacked};
+use crate::broker::error::BrokerError;
+use crate::broker::outbox::OutboxItem;
+use crate::session::{Event, Login, LoginRefused, Proof};
+use crate::telemetry::Counters;
+
+/// Publishes gathered before they go to the domain; bounds what one call holds.
+const PUBLISH_BATCH_MAX: usize = 512;
+/// Deliveries whose channel and queue are fetched into the processor's cache together.
+const WARM_ITEMS: usize = 16;
+
+impl ConnectionTask {
+    pub(super) fn round(&mut self) {
+        let now_ms = self.hub.now_ms();
+        if !self.input.is_empty() && self.session.wants_input() {
+            self.session.receive(&mut self.input, now_ms);
+        }
+        self.session.handle_timeout(now_ms);
+        self.take_outbox(false);
+        self.handle_events();
+        self.hub.carry_out(&mut self.effects);
+        self.handle_durability();
+        self.check_room();
+    }
+
+    /// Moves the outbox into the session: all of it when `is_whole`, else as long as the output is short.
+    pub(super) fn take_outbox(&mut self, is_whole: bool) {
+        loop {
+            if self.items.is_empty() {
+                let turned_somebody_away = self.outbox.drain(&mut self.items);
+                // Popped from the end below.
+                self.items.reverse();
+                if turned_somebody_away && let Some(domain) = &mut self.domain {
+                    let now_ms = self.hub.now_ms();
+                    self.hub
+                        .broker
+                        .outbox_drained(domain, now_ms, &mut self.effects);
+                }
+            }
+            if self.items.is_empty() {
+                return;
+            }
+            let mut delivered_count = 0;
+            let mut warm_count = 0;
+            while is_whole || self.takes_deliveries() {
+                if warm_count == 0 {
+                    let next = self.items.iter().rev().take(WARM_ITEMS);
+                    warm_count = next.len();
+                    self.session.warm(next);
+                }
+                warm_count = warm_count.saturating_sub(1);
+                let Some(item) = self.items.last() else { break };
+                delivered_count += u64::from(matches!(
+                    item,
+                    OutboxItem::Deliver(_) | OutboxItem::Reply { .. }
+                ));
+                self.is_item_in_hand = true;
+                self.session.handle_outbox(item);
+                self.is_item_in_hand = false;
+                self.items.pop();
+            }
+            Counters::add(&self.hub.counters.messages_delivered, delivered_count);
+            if !self.items.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn handle_events(&mut self) {
+        while let Some(event) = self.session.poll_event() {
+            if let Event::Publish(publish) = event {
+                self.batch.push(publish);
+                if self.batch.len() >= PUBLISH_BATCH_MAX {
+                    self.flush_publishes();
+                }
+                continue;
+            }
+            // Order within a channel: what was published before comes first.
+            self.flush_publishes();
+            match event {
+                Event::Publish(_) => {}
+                Event::Login(login) => self.login(&login),
+                Event::Open { vhost } => self.open(vhost.as_str()),
+                Event::Command { channel, command } => self.execute(channel, command),
+                Event::TxPublish(publish) => self.tx_publish(&publish),
+                Event::Ended => {
+                    self.close_domain();
+                    self.session.ended();
+                }
+            }
+        }
+        self.flush_publishes();
+    }
+
+    fn login(&mut self, login: &Login) {
+        let is_loopback = self.peer.ip().to_canonical().is_loopback();
+        let broker = &self.hub.broker;
+        let result = match &login.proof {
+            Proof::Password(password) => broker.login(&login.user, password, is_loopback),
+            Proof::Vouched => broker.login_vouched(&login.user, is_loopback),
+        };
+        match result {
+            Ok(user) => {
+                tracing::info!(peer = %self.peer, user = login.user, client = login.client,
+                    name = login.connection_name, "logged in");
+                self.user = Some(user);
+                self.session.login_result(Ok(()));
+            }
+            Err(error) => {
+                let (user, mechanism) = (&login.user, login.mechanism.name());
+                tracing::info!(peer = %self.peer, mechanism, "login refused: user '{user}' {error}");
+                self.session.login_result(Err(LoginRefused));
+            }
+        }
+    }
+
+    fn open(&mut self, vhost: &str) {
+        let Some(user) = self.user.take() else { return };
+        self.place = self.hub.places.take();
+        if self.place.is_none() {
+            let max = self.hub.places.max();
+            let text = format!("connection refused: node connection limit ({max}) is reached");
+            tracing::info!(peer = %self.peer, "{text}");
+            let refusal = BrokerError::connection(ConnectionReplyCode::NotAllowed, text);
+            return self.session.open_result(Err(refusal));
+        }
+        let result = self
+            .hub
+            .broker
+            .connect(&user, vhost, Arc::clone(&self.outbox));
+        let answer = match result {
+            Ok(domain) => {
+                self.domain = Some(domain);
+                Ok(())
+            }
+            Err(error) => {
+                self.place = None;
+                Err(error)
+            }
+        };
+        self.session.open_result(answer);
+    }
+
+    fn execute(&mut self, channel: u16, command: Command) {
+        let must_drain = matches!(
+            command,
+            Command::CloseChannel { .. } | Command::Cancel { .. }
+        );
+        let Some(domain) = &mut self.domain else {
+            return;
+        };
+        let now_ms = self.hub.now_ms();
+        let command = self.command_in_hand.insert(command);
+        let result = domain.execute(channel, command, now_ms, &mut self.effects);
+        self.command_in_hand = None;
+        if must_drain {
+            // What the domain handed over before it forgot the consumer is in the outbox now.
+            self.take_outbox(true);
+        }
+        self.session.command_result(channel, result);
+    }
+
+    fn tx_publish(&mut self, publish: &Publish) {
+        let Some(domain) = &mut self.domain else {
+            return;
+        };
+        self.published_at_ms = self.hub.now_ms();
+        if let Err(error) = domain.tx_publish(publish) {
+            self.session.publish_refused(publish.channel, error);
+        }
+    }
+
+    /// Gives the gathered publishes to the domain. One that is refused closes its channel; later ones of
+    /// that channel are dropped, those of other channels go on.
+    fn flush_publishes(&mut self) {
+        let now_ms = self.hub.now_ms();
+        while !self.batch.is_empty() {
+            let Some(domain) = &mut self.domain else {
+                self.batch.clear();
+                return;
+            };
+            self.published.clear();
+            let result =
+                domain.publish(&self.batch, now_ms, &mut self.effects, &mut self.published);
+            let done = self.published.len().min(self.batch.len());
+            let (answered, _) = self.batch.split_at(done);
+            self.session.publish_results(answered, &self.published);
+            Counters::add(&self.hub.counters.messages_published, done as u64);
+            self.published_at_ms = now_ms;
+            match result {
+                Ok(()) => self.batch.clear(),
+                Err((failed, error)) => {
+                    let channel = self.batch.get(failed).map(|publish| publish.channel);
+                    self.batch.drain(..(failed + 1).min(self.batch.len()));
+                    if let Some(channel) = channel {
+                        self.session.publish_refused(channel, error);
+                    }
+                    let session = &self.session;
+                    self.batch
+                        .retain(|publish| session.is_open_channel(publish.channel));
+                }
+            }
+        }
+    }
+
+    /// Tells the session what is durable and asks to be woken for the rest.
+    fn handle_durability(&mut self) {
+        loop {
+            let confirm_lsn = self.hub.storage.confirm_lsn();
+            if let Some(domain) = &mut self.domain {
+                domain.reveal_committed(self.hub.now_ms(), &mut self.effects);
+            }
+            self.session.handle_durable(confirm_lsn);
+            // A released channel goes on with what it held.
+            self.handle_events();
+            self.hub.carry_out(&mut self.effects);
+            let Some(lsn) = self.session.first_pending_lsn() else {
+                self.waits_for = None;
+                return;
+            };
+            if self.waits_for != Some(lsn) {
+                self.hub.signals.wake_at(lsn, &self.notify);
+                self.waits_for = Some(lsn);
+            }
+            // Registered first, looked afterwards: see `Signals`.
+            if self.hub.storage.confirm_lsn() < lsn {
+                return;
+            }
+        }
+    }
+
+    /// Stops reading while too much is not durable yet.
+    fn check_room(&mut self) {
+        let mut has_room = self.hub.storage.has_room();
+        if !has_room {
+            self.hub.signals.wake_at_room(&self.notify);
+            has_room = self.hub.storage.has_room();
+            if has_room {
+                self.hub.signals.wake_room_waiters();
+            }
+        }
+        self.session.set_has_room(has_room);
+    }
+
+    pub(super) fn close_domain(&mut self) {
+        if let Some(mut domain) = self.domain.take() {
+            let now_ms = self.hub.now_ms();
+            domain.close(now_ms, &mut self.effects);
+            let mut held = self.collect_held();
+            if !held.is_empty() {
+                domain.requeue(&mut held, now_ms, &mut self.effects);
+            }
+            self.hub.carry_out(&mut self.effects);
+            self.place = None;
+        }
+    }
+
+    /// What nobody has given back: nothing, after an orderly end.
+    fn collect_held(&mut self) -> Vec<Unacked> {
+        let mut held = std::mem::take(&mut self.dropped);
+        held.append(&mut self.session.abandon());
+        self.outbox.drain(&mut self.items);
+        let undelivered = self.items.drain(..).filter_map(OutboxItem::into_delivery);
+        let unsettled = undelivered.filter(|delivery| !delivery.is_settled);
+        held.extend(unsettled.map(|delivery| delivery.unacked()));
+        held
+    }
+
+    /// After the socket is done: gives back what the connection held.
+    pub(super) fn end(&mut self) {
+        self.guarded(|task| {
+            task.session.handle_eof();
+            task.take_outbox(true);
+        });
+        self.guarded(Self::round);
+        self.close_domain();
+    }
+}

@@ -1,0 +1,203 @@
+//! The socket under a connection, in the clear or with TLS.
+//!
+//! ```text
+//!  clear:  socket <--------------------------------------------> Session
+//!  TLS:    socket <--records--> rustls::ServerConnection <-----> Session
+//! ```
+//! The connection's task asks for readiness and then reads and writes what there is; nothing here waits but
+//! [`Transport::ready`] and [`Transport::shake_hands`]. TLS is a state machine without IO of its own, so both kinds are
+//! driven in the same way, and a connection in the clear pays nothing for the other kind.
+
+use std::io::{self, BufRead, IoSlice, Read, Write};
+
+use bytes::{Buf, BytesMut};
+use rustls::ServerConnection;
+use rustls::pki_types::CertificateDer;
+use tokio::io::{Interest, Ready};
+use tokio::net::TcpStream;
+
+use crate::session::Output;
+
+/// Chunks of one vectored write.
+const WRITE_SLICES: usize = 64;
+
+/// See the module.
+pub(in crate::server) struct Transport {
+    stream: TcpStream,
+    tls: Option<Box<ServerConnection>>,
+}
+
+/// A socket as the blocking traits see it: `WouldBlock` when it is not ready.
+struct Ciphertext<'a>(&'a TcpStream);
+
+impl Read for Ciphertext<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(buffer)
+    }
+}
+
+impl Write for Ciphertext<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.0.try_write(buffer)
+    }
+
+    fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.try_write_vectored(buffers)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport {
+    /// A socket without encryption.
+    pub(in crate::server) fn plain(stream: TcpStream) -> Self {
+        Self { stream, tls: None }
+    }
+
+    /// A socket with TLS; [`shake_hands`](Self::shake_hands) comes first.
+    pub(in crate::server) fn tls(stream: TcpStream, tls: ServerConnection) -> Self {
+        Self {
+            stream,
+            tls: Some(Box::new(tls)),
+        }
+    }
+
+    /// Waits for the end of the TLS handshake. Dropping it leaves a socket that is good for nothing.
+    ///
+    /// # Errors
+    /// What is wrong with the socket or the client's messages; the client has been sent an alert, if it can take one.
+    pub(in crate::server) async fn shake_hands(&mut self) -> io::Result<()> {
+        while let Some(tls) = &mut self.tls {
+            send_records(tls, &self.stream)?;
+            if !tls.is_handshaking() {
+                return Ok(());
+            }
+            let interest = match tls.wants_write() {
+                true => Interest::READABLE | Interest::WRITABLE,
+                false => Interest::READABLE,
+            };
+            self.stream.ready(interest).await?;
+            match receive_records(tls, &self.stream) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The client's certificate, when it has shown one and it was found valid.
+    pub(in crate::server) fn peer_certificate(&self) -> Option<&CertificateDer<'static>> {
+        self.tls.as_ref()?.peer_certificates()?.first()
+    }
+
+    /// Waits until the socket can be read or written. Cancel safe.
+    pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        self.stream.ready(interest).await
+    }
+
+    /// Reads what there is into the spare capacity of `input`; 0 at the end, `WouldBlock` when there is nothing.
+    pub(super) fn read(&mut self, input: &mut BytesMut) -> io::Result<usize> {
+        let Some(tls) = &mut self.tls else {
+            return self.stream.try_read_buf(input);
+        };
+        loop {
+            let mut plaintext = tls.reader();
+            match plaintext.fill_buf() {
+                Ok(chunk) => {
+                    // Empty when the client has said that it sends no more.
+                    let spare = input.capacity() - input.len();
+                    let taken = chunk.get(..spare).unwrap_or(chunk);
+                    let count = taken.len();
+                    input.extend_from_slice(taken);
+                    plaintext.consume(count);
+                    return Ok(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // The socket has ended without a word: as it does in the clear.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                Err(error) => return Err(error),
+            }
+            receive_records(tls, &self.stream)?;
+        }
+    }
+
+    /// Writes what the socket takes without waiting.
+    pub(super) fn write(&mut self, output: &mut Output) -> io::Result<()> {
+        loop {
+            if let Some(tls) = &mut self.tls {
+                send_records(tls, &self.stream)?;
+                if tls.wants_write() {
+                    return Ok(());
+                }
+            }
+            if !output.has_remaining() {
+                return Ok(());
+            }
+            let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
+            let count = output.chunks_vectored(&mut slices);
+            let slices = slices.get(..count).unwrap_or_default();
+            let written = match &mut self.tls {
+                None => self.stream.try_write_vectored(slices),
+                // Bounded by the state machine's own buffer, which was emptied above.
+                Some(tls) => tls.writer().write_vectored(slices),
+            };
+            match written {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => output.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// True while something that [`write`](Self::write) took has not left.
+    pub(super) fn has_unwritten(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.wants_write())
+    }
+
+    /// Nothing more will be written: with TLS the client is told, so that it can tell an end from a cut.
+    pub(super) fn say_goodbye(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+        }
+    }
+
+    /// True when the client has closed its side, or all of the connection, whatever it sent before and was not read.
+    pub(super) async fn is_closed_by_peer(&self) -> bool {
+        tokio::select! {
+            biased;
+            ready = self.stream.ready(Interest::READABLE | Interest::ERROR) => {
+                ready.is_ok_and(|ready| ready.is_read_closed() || ready.is_error())
+            }
+            () = std::future::ready(()) => false,
+        }
+    }
+}
+
+/// Takes what the socket has; 0 at its end.
+fn receive_records(tls: &mut ServerConnection, stream: &TcpStream) -> io::Result<usize> {
+    let count = tls.read_tls(&mut Ciphertext(stream))?;
+    if let Err(error) = tls.process_new_packets() {
+        // The alert that says why; a client that does not take it goes without.
+        let _ = send_records(tls, stream);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+    }
+    Ok(count)
+}
+
+/// Writes what the socket takes.
+fn send_records(tls: &mut ServerConnection, stream: &TcpStream) -> io::Result<()> {
+    while tls.wants_write() {
+        match tls.write_tls(&mut Ciphertext(stream)) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
