@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use stratamq::config::args::{PermissionCommand, UserCommand, VhostCommand};
+use stratamq::config::args::{ConnectionCommand, PermissionCommand, UserCommand, VhostCommand};
 use stratamq::config::{Command, Config};
 use stratamq::server::StartError;
 use stratamq::server::admin::{self, AdminClientError, PermissionEntry, Request, UserEntry};
+use stratamq::server::clients::ConnectionEntry;
 use stratamq::server::status::Status;
 
 /// Carries a command out and prints its answer.
@@ -19,6 +20,7 @@ pub(crate) fn run(config: &Config, command: Command) -> ExitCode {
         Command::User(command) => user(config, command),
         Command::Permission(command) => permission(config, command),
         Command::Vhost(command) => vhost(config, command),
+        Command::Connection(command) => connection(config, command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -122,6 +124,33 @@ fn vhost(config: &Config, command: VhostCommand) -> Result<(), CliError> {
     };
     admin::run_command(config, request)?;
     Ok(())
+}
+
+fn connection(config: &Config, command: ConnectionCommand) -> Result<(), CliError> {
+    match command {
+        ConnectionCommand::List { json } => {
+            list(config, Request::ListConnections, json, connection_line)
+        }
+        ConnectionCommand::Close { id, reason } => {
+            admin::run_command(config, Request::CloseConnection { id, reason })?;
+            Ok(())
+        }
+    }
+}
+
+/// Names come from clients: what would move the cursor is escaped.
+fn connection_line(entry: &ConnectionEntry) -> String {
+    let name = entry.name.as_deref().unwrap_or_default().escape_debug();
+    format!(
+        "{}\t{}\t{}\t{}\t{}\t{}\t{}\t{name}",
+        entry.id,
+        entry.peer,
+        entry.user.escape_debug(),
+        entry.vhost.escape_debug(),
+        entry.mechanism,
+        entry.tls.as_deref().unwrap_or("-"),
+        entry.client.escape_debug(),
+    )
 }
 
 /// Prints a listing: one JSON document, or a line an entry.

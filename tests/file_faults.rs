@@ -113,6 +113,18 @@ fn lock_away(path: &Path) -> bool {
     std::fs::read(path).is_err()
 }
 
+/// A start that ended in one line with all these words.
+#[track_caller]
+fn check_refusal(output: &std::process::Output, words: &[&str]) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{words:?}: {said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    for word in words {
+        assert!(said.contains(word), "{word:?} is not in {said:?}");
+    }
+    assert!(output.stdout.is_empty());
+}
+
 /// One directory, copied for each case.
 struct Store {
     original: tempfile::TempDir,
@@ -138,13 +150,7 @@ impl Store {
         let copy = self.copy();
         change(copy.path());
         let output = TestBroker::builder().data_dir(copy.path()).run_to_end();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(3), "{said}");
-        assert_eq!(said.lines().count(), 1, "{said}");
-        for word in words {
-            assert!(said.contains(word), "{word:?} is not in {said:?}");
-        }
-        assert!(output.stdout.is_empty());
+        check_refusal(&output, words);
     }
 
     /// The broker starts and delivers what was published; messages that it lacks are quarantined. Their number.
@@ -306,23 +312,146 @@ fn a_directory_in_place_of_a_file_is_named() {
     store.refuses(&[".checkpoint"], |dir| {
         make_directory(&newest(dir, "checkpoint", "checkpoint"));
     });
+    for name in ["superblock.0", "superblock.1", "reserve"] {
+        store.refuses(&[name], |dir| make_directory(&dir.join(name)));
+    }
+}
+
+#[test]
+fn a_directory_in_place_of_an_index_file_is_named() {
+    let store = Store::new();
+    store.refuses(&[INDEX_1], |dir| make_directory(&dir.join(INDEX_1)));
+}
+
+/// Nobody reads it before its messages are wanted.
+#[test]
+fn a_directory_in_place_of_an_old_segment_costs_what_was_in_it() {
+    let store = Store::new();
+    let lost = store.delivers(|dir| make_directory(&dir.join(FIRST)));
+    assert!((5..12).contains(&lost), "{lost}");
+}
+
+#[test]
+fn a_file_of_another_store_is_no_file_of_this_one() {
+    let store = Store::new();
+    let other = Store::new();
+    let place = |dir: &Path, name: &str| {
+        std::fs::copy(other.original.path().join(name), dir.join(name)).expect("copied");
+    };
+    let place_newest = |dir: &Path, kind: &str, extension: &str| {
+        let theirs = newest(other.original.path(), kind, extension);
+        std::fs::copy(theirs, newest(dir, kind, extension)).expect("copied");
+    };
+    store.refuses(&[".segment"], |dir| place_newest(dir, "log", "segment"));
+    store.refuses(&[".checkpoint"], |dir| {
+        place_newest(dir, "checkpoint", "checkpoint");
+    });
+    for name in ["superblock.0", "superblock.1"] {
+        store.refuses(&["superblock.0", "different stores"], |dir| {
+            place(dir, name);
+        });
+    }
+    // Theirs names a checkpoint that is not there, or is ours.
+    store.refuses(&[".checkpoint"], |dir| {
+        place(dir, "superblock.0");
+        place(dir, "superblock.1");
+    });
+    for name in ["reserve", "LOCK", INDEX_1] {
+        assert_eq!(store.delivers(|dir| place(dir, name)), 0, "{name}");
+    }
+    // At most the messages that were in it. One passes if the other store has the same queue, seq and length in the same
+    // place: a delivery checks these and the payload, and only the scrubber and `verify` look at the file's header.
+    let lost = store.delivers(|dir| {
+        place(dir, FIRST);
+        let verified = std::process::Command::new(env!("CARGO_BIN_EXE_strata-dump"))
+            .arg("verify")
+            .arg(dir)
+            .output()
+            .expect("it can be run");
+        let said = String::from_utf8_lossy(&verified.stdout);
+        assert!(!verified.status.success() && said.contains(FIRST), "{said}");
+    });
+    assert!(lost < 12, "{lost}");
+}
+
+/// Nobody, who is not root.
+const NOBODY: u32 = 65_534;
+
+/// Gives a directory and all in it to somebody.
+fn give(path: &Path, user: u32) {
+    std::os::unix::fs::chown(path, Some(user), Some(user)).expect("root may do that");
+    if path.is_dir() {
+        for entry in std::fs::read_dir(path).expect("listed") {
+            give(&entry.expect("listed").path(), user);
+        }
+    }
+}
+
+/// Words that have a command run by somebody who is not root; `None` when there is no way to.
+#[expect(
+    clippy::print_stdout,
+    reason = "a test that proves nothing must say so"
+)]
+fn as_nobody() -> Option<Vec<String>> {
+    let words = [
+        "setpriv".to_owned(),
+        format!("--reuid={NOBODY}"),
+        format!("--regid={NOBODY}"),
+        "--clear-groups".to_owned(),
+        "--".to_owned(),
+    ];
+    let tried = std::process::Command::new(&words[0])
+        .args(&words[1..])
+        .arg(support::broker_binary())
+        .arg("--version")
+        .output();
+    match tried {
+        Ok(output) if output.status.success() => Some(words.into()),
+        refused => {
+            println!("SKIPPED: root may read everything, and nobody cannot run it: {refused:?}");
+            None
+        }
+    }
 }
 
 #[test]
 fn a_file_that_may_not_be_read_is_named() {
     let probe = tempfile::NamedTempFile::new().expect("a temporary file");
-    if !lock_away(probe.path()) {
-        // Root may read everything.
-        return;
-    }
+    let is_root = !lock_away(probe.path());
+    let wrapper = if is_root {
+        let Some(words) = as_nobody() else { return };
+        words
+    } else {
+        Vec::new()
+    };
     let store = Store::new();
-    store.refuses(&["superblock.0", "ermission"], |dir| {
-        lock_away(&dir.join("superblock.0"));
+    let start = |name: &dyn Fn(&Path) -> Option<PathBuf>| {
+        let copy = store.copy();
+        if is_root {
+            give(copy.path(), NOBODY);
+        }
+        if let Some(path) = name(copy.path()) {
+            lock_away(&path);
+        }
+        (copy, TestBroker::builder().wrapper(&wrapper))
+    };
+    // With all of it readable, he who reads is no obstacle.
+    let (copy, builder) = start(&|_| None);
+    let mut broker = builder.data_dir(copy.path()).start();
+    assert_eq!(take(&broker, "q") + take(&broker, "r"), MESSAGES);
+    assert!(broker.terminate().success());
+    let refuses = |words: &[&str], name: &dyn Fn(&Path) -> PathBuf| {
+        let (copy, builder) = start(&|dir| Some(name(dir)));
+        let output = builder.data_dir(copy.path()).run_to_end();
+        check_refusal(&output, words);
+    };
+    for name in ["superblock.0", "superblock.1", "reserve", INDEX_1] {
+        refuses(&[name, "ermission"], &|dir| dir.join(name));
+    }
+    refuses(&[".checkpoint", "ermission"], &|dir| {
+        newest(dir, "checkpoint", "checkpoint")
     });
-    store.refuses(&[".checkpoint", "ermission"], |dir| {
-        lock_away(&newest(dir, "checkpoint", "checkpoint"));
-    });
-    store.refuses(&[".segment", "ermission"], |dir| {
-        lock_away(&newest(dir, "log", "segment"));
+    refuses(&[".segment", "ermission"], &|dir| {
+        newest(dir, "log", "segment")
     });
 }

@@ -96,6 +96,7 @@ fn pika_plays_all_tutorials() {
             "topics",
             "rpc",
             "direct_reply_to",
+            "delayed_exchange",
             "confirms_single",
             "confirms_batch",
             "confirms_async",

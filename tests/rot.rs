@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use support::TestBroker;
@@ -48,15 +49,21 @@ fn damage(directory: &Path, number: u64) -> PathBuf {
         .expect("there is a log")
         .map(|entry| entry.expect("it can be listed").path())
         .collect();
+    // One that will be used again may have it too.
+    segments.retain(|path| path.extension().is_none_or(|kind| kind != "spare"));
     segments.sort();
     for path in segments {
-        let mut bytes = std::fs::read(&path).expect("it can be read");
+        let bytes = std::fs::read(&path).expect("it can be read");
         let found = bytes
             .windows(needle.len())
             .position(|window| window == needle.as_bytes());
         if let Some(at) = found {
-            bytes[at + 50_000] ^= 1;
-            std::fs::write(&path, bytes).expect("it can be written");
+            // In place: the file may be in use.
+            let file = std::fs::OpenOptions::new().write(true).open(&path);
+            let file = file.expect("it can be opened");
+            let byte = [bytes[at + 50_000] ^ 1];
+            file.write_all_at(&byte, at as u64 + 50_000)
+                .expect("it can be written");
             return path;
         }
     }
@@ -306,4 +313,79 @@ fn messages_of_a_queue_whose_declaration_is_lost_can_be_fetched() {
         .get(CHANNEL, "recovered.1")
         .expect("it has its name from its id");
     assert!(got.message.body_text().starts_with("<message "));
+}
+
+/// A record that compaction moved into a cold segment rots: found while the broker runs, at a start, and from outside.
+/// Proves I14, I15.
+#[test]
+fn a_damaged_record_of_a_cold_segment_costs_that_message_and_no_other() {
+    /// In the cold segment, one damaged while the broker runs and one at the start.
+    const DAMAGED: [u64; 2] = [3, 7];
+    const STRAGGLERS: u64 = 10;
+    const BULK: u64 = 8;
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let start = |rate: &str| {
+        TestBroker::builder()
+            .data_dir(directory.path())
+            .arg("--segment-size=1MiB")
+            .arg(format!("--scrub-rate={rate}"))
+            .start()
+    };
+    let mut broker = start("0");
+    let mut client = broker.client(CHANNEL);
+    for queue in ["q", "bulk"] {
+        client.queue_declare(CHANNEL, queue, durable());
+    }
+    client.confirm_select(CHANNEL);
+    for number in 0..STRAGGLERS {
+        client.publish(CHANNEL, "", "q", &Message::persistent(body(number)));
+        for _ in 0..BULK {
+            client.publish(CHANNEL, "", "bulk", &Message::persistent(body(1000)));
+        }
+    }
+    client.wait_confirms_upto(CHANNEL, STRAGGLERS * (BULK + 1));
+    client.try_purge(CHANNEL, "bulk").expect("it can be purged");
+    // Segments of which little is alive are emptied, and go once a checkpoint says so.
+    let log = directory.path().join("log");
+    let is_gone = |number: u64| !log.join(format!("{number:012}.segment")).exists();
+    support::wait::wait_until("stragglers move", || (1..7).all(is_gone));
+    client.close();
+    assert!(broker.terminate().success());
+    let expected = |missing: &[u64]| -> Vec<String> {
+        let left = (0..STRAGGLERS).filter(|number| !missing.contains(number));
+        left.map(body).collect()
+    };
+    let seqs = |numbers: &[u64]| -> Vec<(String, u64)> {
+        let seq = |number: &u64| ("q".to_owned(), number + 1);
+        numbers.iter().map(seq).collect()
+    };
+    let path = damage(directory.path(), DAMAGED[0]);
+    assert!(path.extension().is_some_and(|kind| kind == "cold"));
+    let name = path.file_name().expect("a name").to_string_lossy();
+    assert_eq!(listed(directory.path()), seqs(&DAMAGED[..1]));
+    let verified = std::process::Command::new(env!("CARGO_BIN_EXE_strata-dump"))
+        .arg("verify")
+        .arg(directory.path())
+        .output()
+        .expect("it can be run");
+    let said = String::from_utf8_lossy(&verified.stdout);
+    assert!(!verified.status.success(), "{said}");
+    assert!(said.contains(&*name), "{said}");
+    // The other one while the broker runs, which has not read it yet.
+    let mut broker = start("0");
+    assert_eq!(damage(directory.path(), DAMAGED[1]), path);
+    assert!(take_all(&broker) == expected(&DAMAGED), "wrong messages");
+    wait_for_counter(&broker, "/messages/quarantined", 2);
+    let line = broker.wait_for_line("message cannot be read and is quarantined");
+    assert!(line.contains(&*name), "{line}");
+    assert!(broker.terminate().success());
+    assert_eq!(listed(directory.path()), seqs(&DAMAGED));
+    // The scrubber finds them before anybody asks.
+    let mut broker = start("1GiB");
+    wait_for_counter(&broker, "/messages/quarantined", 2);
+    let line = broker.wait_for_line("the scrubber found damaged data");
+    assert!(line.contains(&*name), "{line}");
+    assert!(take_all(&broker) == expected(&DAMAGED), "wrong messages");
+    assert!(broker.terminate().success());
+    assert_eq!(listed(directory.path()), seqs(&DAMAGED));
 }

@@ -67,6 +67,7 @@ impl Connection {
     pub(super) fn unbind(
         &mut self,
         bind: &Bind,
+        now_ms: u64,
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
         let wanted = self.check_bind(bind)?;
@@ -86,7 +87,11 @@ impl Connection {
         self.check_bound_queue(&binding.target)?;
         let removed = topology.remove_binding(&binding);
         let changes = records::binding_removed(self.vhost.name(), &binding, &removed);
-        Ok(done(self.shared.push(&mut meta, &changes, effects)))
+        let durable_at = self.shared.push(&mut meta, &changes, effects);
+        let dropped = self
+            .shared
+            .drop_delay_queues(&mut meta, &removed, now_ms, effects);
+        Ok(done(dropped.or(durable_at)))
     }
 
     /// Everything that is checked before anybody looks whether the ends exist (BI-7).

@@ -134,13 +134,13 @@ impl Connection {
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
         match command {
-            Command::ExchangeDeclare(declare) => self.declare_exchange(declare, effects),
+            Command::ExchangeDeclare(declare) => self.declare_exchange(declare, now_ms, effects),
             Command::ExchangeDelete {
                 exchange,
                 if_unused,
-            } => self.delete_exchange(exchange, *if_unused, effects),
+            } => self.delete_exchange(exchange, *if_unused, now_ms, effects),
             Command::Bind(bind) => self.bind(bind, now_ms, effects),
-            Command::Unbind(bind) => self.unbind(bind, effects),
+            Command::Unbind(bind) => self.unbind(bind, now_ms, effects),
             Command::QueueDeclare(declare) => self.declare_queue(declare, now_ms, effects),
             Command::QueueDelete {
                 queue,

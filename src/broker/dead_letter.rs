@@ -279,7 +279,7 @@ fn visible_keys(message: &Message) -> Vec<FieldValue> {
 }
 
 /// All keys a message is routed by.
-fn routing_keys(message: &Message) -> Vec<ShortString> {
+pub(super) fn routing_keys(message: &Message) -> Vec<ShortString> {
     let cc = cc_of(message).into_iter().filter_map(|value| match value {
         FieldValue::LongString(key) => ShortString::new(key),
         _ => None,

@@ -7,6 +7,7 @@ use super::access::Operation;
 use super::arguments::QueueArguments;
 use super::command::{ExchangeDeclare, QueueDeclare, Reply, ReplyBody};
 use super::connection::{Connection, done, exchange_argument, without_line_breaks};
+use super::delayed;
 use super::effects::Effects;
 use super::equivalence::{check_argument, check_property};
 use super::error::BrokerError;
@@ -219,6 +220,7 @@ impl Connection {
     pub(super) fn declare_exchange(
         &mut self,
         declare: &ExchangeDeclare,
+        now_ms: u64,
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
         let name = without_line_breaks(&declare.exchange);
@@ -245,7 +247,7 @@ impl Connection {
             is_internal: declare.is_internal,
             arguments: declare.arguments.detached(),
         };
-        self.create_exchange(declare, spec, effects)
+        self.create_exchange(declare, spec, now_ms, effects)
     }
 
     fn declare_exchange_passively(&mut self, name: &ShortString) -> Result<Reply, BrokerError> {
@@ -311,6 +313,7 @@ impl Connection {
         &mut self,
         declare: &ExchangeDeclare,
         spec: ExchangeSpec,
+        now_ms: u64,
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
         let mut meta = lock(&self.shared.meta);
@@ -327,11 +330,27 @@ impl Connection {
                     .unless_durable(is_durable.then(|| meta.last_lsn())),
             ));
         }
-        let change = spec
-            .is_durable
-            .then(|| Change::ExchangeDeclared(records::exchange(self.vhost.name(), &spec)));
-        let durable_at = self.shared.push(&mut meta, change.as_slice(), effects);
+        let delay_queue = (spec.kind == ExchangeKind::Delayed)
+            .then(|| delayed::queue_spec(&spec, meta.issue_queue_id(), self.vhost.name()));
+        let mut changes = Vec::new();
+        if spec.is_durable {
+            let exchange = records::exchange(self.vhost.name(), &spec);
+            changes.push(Change::ExchangeDeclared(exchange));
+            let queue = delay_queue.as_ref().map(records::queue);
+            changes.extend(queue.map(Change::QueueDeclared));
+        }
+        let durable_at = self.shared.push(&mut meta, &changes, effects);
+        let name = spec.name.clone();
         topology.insert_exchange(spec);
+        if let Some(spec) = delay_queue {
+            let settings = QueueArguments::default().shared();
+            let queue = Queue::new(spec, settings, meta.last_lsn(), now_ms);
+            if queue.spec().is_durable {
+                let handle = QueueHandle::clone(&queue);
+                meta.durable_queues.insert(queue.id(), handle);
+            }
+            topology.set_delay_queue(&name, queue);
+        }
         Ok(done(durable_at))
     }
 
@@ -339,6 +358,7 @@ impl Connection {
         &mut self,
         name: &ShortString,
         if_unused: bool,
+        now_ms: u64,
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
         let name = &without_line_breaks(name);
@@ -365,7 +385,11 @@ impl Connection {
         }
         let removed = topology.remove_exchange(name);
         let changes = records::exchange_deleted(vhost_name, &removed);
-        Ok(done(self.shared.push(&mut meta, &changes, effects)))
+        let durable_at = self.shared.push(&mut meta, &changes, effects);
+        let dropped = self
+            .shared
+            .drop_delay_queues(&mut meta, &removed, now_ms, effects);
+        Ok(done(dropped.or(durable_at)))
     }
 
     /// What to wait for before a durable thing that is there already may be vouched for: it may have been

@@ -27,7 +27,7 @@ use super::queue::{
 };
 use super::records;
 use super::reply_to::ReplyConsumers;
-use super::vhost::Vhost;
+use super::vhost::{Removed, Vhost};
 use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
 use crate::storage::run::FiledRun;
@@ -457,13 +457,16 @@ impl Shared {
         let mut meta = lock(&self.meta);
         let mut topology = vhost.write();
         let mut durable_at = None;
+        let mut removed = Removed::default();
         let ready_count = queue::delete(&mut self.turn(now_ms, effects), queue, condition, || {
-            let removed = topology.remove_queue(&queue.spec().name);
+            removed = topology.remove_queue(&queue.spec().name);
             let changes = records::queue_deleted(queue, &removed);
             durable_at = self.push_unwoken(&mut meta, &changes);
             meta.durable_queues.remove(&queue.id());
         })?;
         effects.wakes_commit |= durable_at.is_some();
+        let dropped = self.drop_delay_queues(&mut meta, &removed, now_ms, effects);
+        let durable_at = dropped.or(durable_at);
         Ok((ready_count, self.unless_durable(durable_at)))
     }
 }

@@ -95,13 +95,14 @@ impl Broker {
         queue::moved(&mut self.shared.turn(now_ms, effects), queue, moves);
     }
 
-    /// Every queue of every vhost.
+    /// Every queue of every vhost, those included in which delayed messages wait.
     #[must_use]
     pub fn all_queues(&self) -> Vec<QueueHandle> {
         let vhosts: Vec<_> = read(&self.shared.vhosts).values().cloned().collect();
         let mut queues = Vec::new();
         for vhost in vhosts {
-            queues.extend(vhost.read().queues().cloned());
+            let topology = vhost.read();
+            queues.extend(topology.queues().chain(topology.delay_queues()).cloned());
         }
         queues
     }

@@ -124,7 +124,7 @@ pub struct ExchangeV1 {
     pub vhost: String,
     /// Its name.
     pub name: String,
-    /// `direct`, `fanout`, `topic` or `headers`.
+    /// The name of its type, as clients declare it.
     pub kind: String,
     /// Deleted with its last binding as source.
     pub is_auto_delete: bool,

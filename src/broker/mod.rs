@@ -19,6 +19,7 @@ mod connection;
 pub mod consumer;
 pub mod dead_letter;
 mod declare;
+mod delayed;
 pub mod effects;
 mod equivalence;
 pub mod error;

@@ -229,7 +229,8 @@ impl Shared {
             name: name.to_owned(),
         });
         self.push(&mut meta, &[deleted], effects);
-        let queues: Vec<QueueHandle> = topology.queues().cloned().collect();
+        let queues = topology.queues().chain(topology.delay_queues());
+        let queues: Vec<QueueHandle> = queues.cloned().collect();
         for queue in &queues {
             self.drop_queue(&mut meta, queue, now_ms, effects);
         }
@@ -239,7 +240,29 @@ impl Shared {
         Ok(self.unless_durable(Some(meta.last_lsn())))
     }
 
-    /// Deletes a queue of a vhost that goes as a whole.
+    /// Deletes the delay queues of exchanges that are gone; what to wait for, if anything.
+    ///
+    /// A crash between the record of the exchange and the one of its delay queue leaves a delay queue without its exchange,
+    /// which is dropped when the broker is restored.
+    pub(super) fn drop_delay_queues(
+        &self,
+        meta: &mut MetaLog,
+        removed: &Removed,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) -> Option<Lsn> {
+        let mut durable_at = None;
+        for queue in &removed.delay_queues {
+            self.drop_queue(meta, queue, now_ms, effects);
+            if queue.spec().is_durable {
+                effects.wakes_commit = true;
+                durable_at = self.unless_durable(Some(meta.last_lsn()));
+            }
+        }
+        durable_at
+    }
+
+    /// Deletes a queue of a vhost that goes as a whole, or with its exchange.
     fn drop_queue(
         &self,
         meta: &mut MetaLog,
@@ -296,8 +319,9 @@ impl Shared {
         // Copied first: counting takes each queue's lock, which nobody should wait for under this one.
         let vhosts: Vec<_> = read(&self.vhosts).values().cloned().collect();
         let queues = vhosts.iter().flat_map(|vhost| {
-            let queues: Vec<QueueHandle> = vhost.read().queues().cloned().collect();
-            queues
+            let topology = vhost.read();
+            let queues = topology.queues().chain(topology.delay_queues());
+            queues.cloned().collect::<Vec<QueueHandle>>()
         });
         let mut rows: Vec<QueueRow> = queues.map(|queue| queue_row(&queue)).collect();
         rows.sort_unstable_by(|left, right| {

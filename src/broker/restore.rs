@@ -214,7 +214,18 @@ impl Shared {
                     Queue::new(spec, settings, Lsn::default(), now_ms)
                 }
             };
-            vhost.write().insert_queue(QueueHandle::clone(&queue));
+            let mut topology = vhost.write();
+            match queue.spec().delays_for() {
+                Some(exchange) => {
+                    if !topology.set_delay_queue(&exchange, QueueHandle::clone(&queue)) {
+                        // Deleted with it, but for its own record.
+                        tracing::info!(%exchange, "dropped the delay queue of an exchange that is gone");
+                        continue;
+                    }
+                }
+                None => topology.insert_queue(QueueHandle::clone(&queue)),
+            }
+            drop(topology);
             lock(&self.meta).durable_queues.insert(queue.id(), queue);
         }
         if !images.is_empty() {
@@ -306,7 +317,8 @@ struct FrozenVhost {
 fn freeze_vhost(vhost: &Arc<Vhost>) -> FrozenVhost {
     let topology = vhost.read();
     let exchanges = topology.exchanges().map(|exchange| exchange.spec());
-    let queues = topology.queues().filter(|queue| queue.spec().is_durable);
+    let queues = topology.queues().chain(topology.delay_queues());
+    let queues = queues.filter(|queue| queue.spec().is_durable);
     let bindings = topology.bindings().filter(|binding| binding.is_durable);
     FrozenVhost {
         name: Arc::clone(vhost.name()),

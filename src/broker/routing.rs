@@ -2,7 +2,8 @@
 //!
 //! Starting with the exchange published to, every exchange is visited at most once, so cycles end. An
 //! exchange without any destination for the message hands over to its alternate exchange. A queue is in
-//! the set once, however many bindings lead there. Neither keys nor headers change on the way.
+//! the set once, however many bindings lead there. Neither keys nor headers change on the way. A delayed exchange has one
+//! destination for a message that shall wait: its delay queue.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use smallvec::{SmallVec, smallvec};
 
 use super::binding::{Binding, Destination, Target};
+use super::delayed;
 use super::exchange::{Exchange, History};
 use super::message::Message;
 use super::queue::{Queue, QueueHandle};
@@ -87,6 +89,12 @@ impl Topology {
         while let Some(exchange) = pending.pop() {
             route.is_for_one_message |= !exchange.is_by_key();
             route.histories.extend(exchange.history().cloned());
+            if let Some(queue) = exchange.delay_queue()
+                && delayed::delay_ms(properties).is_some()
+            {
+                route.targets.push(QueueHandle::clone(queue));
+                continue;
+            }
             let mut is_anywhere = false;
             exchange.route(keys, properties, |binding| {
                 is_anywhere = true;

@@ -2,10 +2,15 @@
 //!
 //! - A queue whose declaration is lost gets a name, `recovered.ID` in the vhost `/`, so that its messages are not
 //!   dropped.
+//! - The delay queue of an exchange that is lost becomes such a queue as well; a delayed exchange without one gets it.
 //! - A vhost that a queue names exists.
 //! - Without any user nobody could log in: `guest` is made again, as in a blank broker.
 
+use std::collections::BTreeSet;
+
 use super::access::{Account, PasswordHash, Permissions};
+use super::delayed;
+use super::exchange::ExchangeKind;
 use super::facade::{ADMINISTRATOR_TAG, DEFAULT_USER, DEFAULT_VHOST};
 use super::meta::{Change, MetaState, QueueV1, VhostV1};
 use super::records;
@@ -31,6 +36,7 @@ pub(super) fn complete(state: &mut MetaState, images: &[QueueImage]) {
             arguments: FieldTable::default().to_bytes().to_vec(),
         }));
     }
+    complete_delays(state);
     let mut vhosts: Vec<String> = state
         .queues
         .values()
@@ -58,8 +64,45 @@ pub(super) fn complete(state: &mut MetaState, images: &[QueueImage]) {
     }
 }
 
+/// Delayed exchanges and their delay queues, each with the other or none of them.
+fn complete_delays(state: &mut MetaState) {
+    let mut without: BTreeSet<(String, String)> = state
+        .exchanges
+        .iter()
+        .filter(|(_, exchange)| exchange.kind == ExchangeKind::Delayed.name())
+        .map(|(key, _)| key.clone())
+        .collect();
+    let mut changes = Vec::new();
+    for queue in state.queues.values() {
+        let Some(exchange) = delayed::exchange_of_record(queue) else {
+            continue;
+        };
+        if without.remove(&(queue.vhost.clone(), exchange)) {
+            continue;
+        }
+        let name = format!("recovered.{}", queue.id);
+        tracing::error!(
+            queue = name,
+            "the declaration of a delayed exchange is lost; the messages that waited in it are here"
+        );
+        changes.push(Change::QueueDeclared(QueueV1 {
+            name,
+            arguments: FieldTable::default().to_bytes().to_vec(),
+            ..queue.clone()
+        }));
+    }
+    let new_ids = state.next_queue_id..;
+    for ((vhost, exchange), id) in without.into_iter().zip(new_ids) {
+        changes.push(Change::QueueDeclared(delayed::record(id, vhost, &exchange)));
+    }
+    for change in changes {
+        state.apply(change);
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::meta::ExchangeV1;
     use super::*;
     use crate::storage::types::{Lsn, QueueId};
 
@@ -72,6 +115,29 @@ mod tests {
         assert!(state.vhosts.contains("/") && state.users.contains_key("guest"));
         let complete_before = state.clone();
         complete(&mut state, &images);
+        assert_eq!(state, complete_before, "nothing is added to what is there");
+    }
+
+    #[test]
+    fn messages_of_a_lost_delayed_exchange_can_be_reached_and_a_found_one_delays_again() {
+        let mut state = MetaState::new();
+        let lost = delayed::record(3, "/".to_owned(), "lost");
+        state.apply(Change::QueueDeclared(lost));
+        state.apply(Change::ExchangeDeclared(ExchangeV1 {
+            vhost: "/".to_owned(),
+            name: "found".to_owned(),
+            kind: "x-delayed-message".to_owned(),
+            is_auto_delete: false,
+            is_internal: false,
+            arguments: FieldTable::default().to_bytes().to_vec(),
+        }));
+        complete(&mut state, &[]);
+        assert_eq!(state.queues[&3].name, "recovered.3");
+        assert_eq!(delayed::exchange_of_record(&state.queues[&3]), None);
+        let found = delayed::exchange_of_record(&state.queues[&4]);
+        assert_eq!(found.as_deref(), Some("found"));
+        let complete_before = state.clone();
+        complete(&mut state, &[]);
         assert_eq!(state, complete_before, "nothing is added to what is there");
     }
 

@@ -17,7 +17,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::binding::{Binding, BindingKey, Destination};
 use super::exchange::items::Items;
-use super::exchange::{Exchange, ExchangeSpec};
+use super::exchange::{Exchange, ExchangeKind, ExchangeSpec};
 use super::queue::QueueHandle;
 use crate::amqp::short_string::ShortString;
 use crate::sync::{read, write};
@@ -84,6 +84,8 @@ pub(crate) struct Removed {
     pub(crate) exchanges: Vec<ExchangeSpec>,
     /// Bindings that went.
     pub(crate) bindings: Vec<Arc<Binding>>,
+    /// Delay queues of those exchanges: to be deleted by the caller, who holds `meta`.
+    pub(crate) delay_queues: Vec<QueueHandle>,
 }
 
 /// See the module.
@@ -124,6 +126,22 @@ impl Topology {
 
     pub(crate) fn queues(&self) -> impl Iterator<Item = &QueueHandle> {
         self.queues.values()
+    }
+
+    /// The queues in which messages of delayed exchanges wait; they are not among the others.
+    pub(crate) fn delay_queues(&self) -> impl Iterator<Item = &QueueHandle> {
+        self.exchanges.values().filter_map(Exchange::delay_queue)
+    }
+
+    /// Gives a delayed exchange its delay queue; false when it is not there.
+    pub(crate) fn set_delay_queue(&mut self, exchange: &ShortString, queue: QueueHandle) -> bool {
+        match self.exchanges.get_mut(exchange) {
+            Some(exchange) if exchange.spec().kind == ExchangeKind::Delayed => {
+                exchange.set_delay_queue(queue);
+                true
+            }
+            _ => false,
+        }
     }
 
     pub(crate) fn bindings(&self) -> impl Iterator<Item = &Arc<Binding>> {
@@ -201,6 +219,7 @@ impl Topology {
                 removed.bindings.push(Arc::clone(binding));
             }
             removed.exchanges.push(exchange.spec().clone());
+            removed.delay_queues.extend(exchange.delay_queue().cloned());
             let inbound = Destination::Exchange(name);
             unused.extend(self.detach_inbound(&inbound, removed));
         }

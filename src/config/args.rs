@@ -232,6 +232,9 @@ pub enum Command {
     /// Add, delete and list virtual hosts
     #[command(subcommand)]
     Vhost(VhostCommand),
+    /// List the connections of clients, and close one
+    #[command(subcommand)]
+    Connection(ConnectionCommand),
 }
 
 /// `stratamq user`.
@@ -328,6 +331,25 @@ pub enum VhostCommand {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+}
+
+/// `stratamq connection`.
+#[derive(Debug, Subcommand)]
+pub enum ConnectionCommand {
+    /// List the open connections
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Close a connection: its client is told 320 CONNECTION_FORCED and the reason
+    Close {
+        /// Number of the connection, from the list
+        id: u64,
+        /// What the client is told
+        #[arg(default_value = "closed by the operator")]
+        reason: String,
     },
 }
 

@@ -67,6 +67,10 @@ fn written_bytes_are_read_back(disk: &dyn Disk) {
     file.sync_all().expect("sync");
     file.drop_cache().expect("drop cache");
     assert_eq!(read_all(&*file).len(), expected.len());
+    for range in [0..0, 0..2, 1..u64::MAX / 2, 1 << 40..1 << 41] {
+        file.drop_range(range.clone()).expect("drop a range");
+        assert_eq!(read_all(&*file).len(), expected.len(), "{range:?}");
+    }
 }
 
 fn many_buffers_are_one_write(disk: &dyn Disk) {

@@ -18,6 +18,7 @@ pub mod sim;
 pub mod small_file;
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -100,6 +101,8 @@ pub trait DiskFile: Send + Sync {
     fn sync_all(&self) -> io::Result<()>;
     /// Drops clean cached pages, so that the next read comes from the device.
     fn drop_cache(&self) -> io::Result<()>;
+    /// Drops clean cached pages that lie within these bytes: a hint that nobody will want them soon.
+    fn drop_range(&self, bytes: Range<u64>) -> io::Result<()>;
 }
 
 /// Wall clock time for records and expiry. Advances monotonically within one process.

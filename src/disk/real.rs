@@ -9,6 +9,8 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::num::NonZero;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -401,6 +403,15 @@ impl DiskFile for RealFile {
     fn drop_cache(&self) -> io::Result<()> {
         rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)
             .map_err(|e| self.error("drop the cache of", &e.into()))
+    }
+
+    fn drop_range(&self, bytes: Range<u64>) -> io::Result<()> {
+        // A length of 0 would mean all that follows.
+        let Some(len) = NonZero::new(bytes.end.saturating_sub(bytes.start)) else {
+            return Ok(());
+        };
+        rustix::fs::fadvise(&self.file, bytes.start, Some(len), Advice::DontNeed)
+            .map_err(|e| self.error("drop cached pages of", &e.into()))
     }
 }
 

@@ -36,6 +36,15 @@ const SOCKET_PATH_MAX_BYTES: usize = 107;
 pub enum Request {
     /// Uptime, recovery, queues, commits.
     Status,
+    /// The open connections.
+    ListConnections,
+    /// Closes a connection with 320.
+    CloseConnection {
+        /// Its number in the listing.
+        id: u64,
+        /// What its client is told.
+        reason: String,
+    },
     /// See [`AdminCommand::AddUser`].
     AddUser {
         /// Name.
@@ -106,7 +115,7 @@ impl Request {
     /// The domain's command; `None` for what the server answers itself.
     fn into_command(self) -> Option<AdminCommand> {
         Some(match self {
-            Self::Status => return None,
+            Self::Status | Self::ListConnections | Self::CloseConnection { .. } => return None,
             Self::AddUser {
                 name,
                 password,
@@ -244,11 +253,24 @@ async fn answer(stream: UnixStream, hub: &Hub) -> io::Result<()> {
 }
 
 async fn respond(request: Request, hub: &Hub) -> Response {
+    match request {
+        Request::Status => {
+            return match super::status::collect(hub) {
+                Ok(status) => to_response(&status),
+                Err(error) => Response::Error(error.to_string()),
+            };
+        }
+        Request::ListConnections => return to_response(&hub.clients.list()),
+        Request::CloseConnection { id, reason } => {
+            return match hub.clients.close(id, &reason) {
+                true => Response::Ok(serde_json::Value::Null),
+                false => Response::Error(format!("there is no connection {id}")),
+            };
+        }
+        _ => {}
+    }
     let Some(command) = request.into_command() else {
-        return match super::status::collect(hub) {
-            Ok(status) => to_response(&status),
-            Err(error) => Response::Error(error.to_string()),
-        };
+        return Response::Error("the domain has no such command".into());
     };
     match execute(command, hub) {
         Ok(reply) => {
@@ -345,7 +367,9 @@ pub fn run_command(
     let response = match ask_running(&config.data_dir, &request) {
         Ok(response) => response,
         Err(error) if is_nobody_there(&error) => match request {
-            Request::Status => return Err(AdminClientError::NotRunning(directory)),
+            Request::Status | Request::ListConnections | Request::CloseConnection { .. } => {
+                return Err(AdminClientError::NotRunning(directory));
+            }
             request => on_stopped(config, request)?,
         },
         Err(error) => return Err(AdminClientError::Io { directory, error }),

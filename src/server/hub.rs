@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::alarms::Alarms;
+use super::clients::Clients;
 use super::memory::Memory;
-use super::places::Places;
 use super::readers::ReadQueue;
 use super::signals::Signals;
 use super::worker::WorkerQueue;
@@ -32,8 +32,8 @@ pub(super) struct Hub {
     pub(super) alarms: Arc<Alarms>,
     /// How much memory the process may take.
     pub(super) memory: Memory,
-    /// How many connections may be open.
-    pub(super) places: Places,
+    /// The open connections.
+    pub(super) clients: Clients,
     disk: Arc<dyn Disk>,
     worker: Arc<WorkerQueue>,
     reads: ReadQueue,
@@ -48,8 +48,8 @@ pub(super) struct Machine {
     pub(super) alarms: Arc<Alarms>,
     /// What the process may take of the memory.
     pub(super) memory_limit_bytes: u64,
-    /// How many connections may be open.
-    pub(super) places: Places,
+    /// The open connections.
+    pub(super) clients: Clients,
 }
 
 impl Hub {
@@ -71,7 +71,7 @@ impl Hub {
             clock: machine.clock,
             alarms: machine.alarms,
             memory: Memory::new(machine.memory_limit_bytes, Arc::clone(&machine.disk)),
-            places: machine.places,
+            clients: machine.clients,
             disk: machine.disk,
             worker,
             reads: ReadQueue::default(),

@@ -17,12 +17,12 @@
 pub mod admin;
 mod alarms;
 mod checkpointer;
+pub mod clients;
 mod connection;
 mod hub;
 mod journal;
 mod listeners;
 mod memory;
-mod places;
 mod readers;
 mod scrubber;
 mod signals;

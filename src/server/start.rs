@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use super::alarms::Alarms;
 use super::checkpointer;
+use super::clients::Clients;
 use super::hub::{Hub, Machine};
 use super::journal::StorageJournal;
 use super::listeners::Listeners;
 use super::memory;
-use super::places::Places;
 use super::readers::load_runs;
 use super::signals::Signals;
 use super::tls::TlsError;
@@ -159,7 +159,7 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
             disk,
             memory_limit_bytes,
             alarms,
-            places: Places::new(config.access.connections_max),
+            clients: Clients::new(config.access.connections_max),
         },
     ));
     hub.check_disk();

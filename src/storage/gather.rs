@@ -5,19 +5,23 @@
 //!   reads              '---- one ----'  (gap < 16 KiB)   '--- its own buffer ---'   '-one-'
 //!                      r1, r2, r3 are copied out                 sliced
 //! ```
-//! 1. Every record is checked as if it had been read alone: length, place, ref and CRC (see [`check_record`]).
+//! 1. Every record is checked as if it had been read alone: length, place, ref and CRC (see [`check_record`](super::read::check_record)).
 //! 2. Small records are copied out of the buffer, which the thread uses again: a message that stays long (unacked, or
 //!    in the outbox of a slow consumer) keeps its own bytes in memory and no others. The copy costs less than what it
 //!    replaces, a fresh zeroed buffer a read and a reference counter that all messages of a buffer fight for.
-//! 3. A read that fails is repeated record by record, so that each one gets the error that is its own.
+//! 3. What only one queue has and was read in one piece leaves the cache of the system (see [`read_behind`]).
+//! 4. A read that fails is repeated record by record, so that each one gets the error that is its own.
+//!
+//! [`read_behind`]: super::read_behind
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::error::ReadError;
-use super::read::check_record;
+use super::read::check_shared;
 use super::types::{Lsn, Position, QueueId, SegmentId, Seq};
 use crate::disk::DiskFile;
 
@@ -28,6 +32,10 @@ const GATHERED_MAX_BYTES: u32 = 64 * 1024;
 /// Bytes nobody asked for that are read along rather than begin another read: a random read of a few KiB costs as much
 /// as this in a sequential one.
 const GAP_MAX_BYTES: u32 = 16 * 1024;
+
+/// Extents from this length on, when most of their bytes were wanted and no other queue has a share in them, will not be
+/// read again.
+const BEHIND_MIN_BYTES: usize = 32 * 1024;
 
 /// A buffer that reads of one thread use one after the other.
 #[derive(Debug, Default)]
@@ -43,6 +51,8 @@ pub(crate) trait Source {
     fn name(&self, number: SegmentId) -> String;
     /// The payload of one message, wherever it is.
     fn read_alone(&self, queue: QueueId, seq: Seq, position: Position) -> Result<Bytes, ReadError>;
+    /// These bytes of a file were read for the only queue that has messages there.
+    fn read_behind(&self, _number: SegmentId, _bytes: Range<u32>) {}
 }
 
 /// Wanted records that one read brings.
@@ -69,16 +79,22 @@ pub(crate) fn read_many(
     for extent in extents(source.end(), wanted, &order) {
         let members = &order[extent.from..extent.to];
         let bytes = read_extent(source, &extent, buffer);
+        let mut own_bytes = 0;
         for &index in members {
             let (seq, position) = wanted[index];
             let gathered = bytes.and_then(|bytes| slice_of(bytes, extent.start, position));
-            let payload = gathered
-                .and_then(|record| check_record(record, queue, seq, position).ok())
-                .map(Bytes::copy_from_slice);
+            let payload =
+                gathered.and_then(|record| check_shared(record, queue, seq, position).ok());
             results[index] = Some(match payload {
-                Some(payload) => Ok(payload),
+                Some((payload, is_shared)) => {
+                    own_bytes += position.len_bytes as usize * usize::from(!is_shared);
+                    Ok(Bytes::copy_from_slice(payload))
+                }
                 None => source.read_alone(queue, seq, position),
             });
+        }
+        if extent.len_bytes >= BEHIND_MIN_BYTES && own_bytes >= extent.len_bytes / 4 * 3 {
+            source.read_behind(extent.start.lsn.segment(), extent.bytes());
         }
     }
     let alone = wanted.iter().zip(results);
@@ -117,6 +133,13 @@ fn extents(written_lsn: Lsn, wanted: &[(Seq, Position)], order: &[usize]) -> Vec
 }
 
 impl Extent {
+    /// Where it lies in its file.
+    fn bytes(&self) -> Range<u32> {
+        let start = self.start.lsn.offset();
+        let len_bytes = u32::try_from(self.len_bytes).unwrap_or(u32::MAX);
+        start..start.saturating_add(len_bytes)
+    }
+
     /// Length of this extent with `position`, which is not below its last record; `None` when that belongs to another.
     fn reach(&self, position: Position) -> Option<usize> {
         let (start, next) = (self.start.lsn, position.lsn);
@@ -164,6 +187,11 @@ pub(crate) fn read_record(source: &impl Source, position: Position) -> Result<Ve
     }
     let error = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => ReadError::Freed { lsn },
+        io::ErrorKind::InvalidData => ReadError::Damaged {
+            path: source.name(lsn.segment()),
+            offset: 0,
+            detail: error.to_string(),
+        },
         _ => ReadError::Io {
             path: source.name(lsn.segment()),
             source: error,
@@ -187,7 +215,12 @@ fn slice_of(bytes: &[u8], start: Position, position: Position) -> Option<&[u8]> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::types::SegmentId;
+    use crate::disk::sim::{SimClock, SimDisk};
+    use crate::storage::Options;
+    use crate::storage::shared::Shared;
+    use crate::storage::testing::{LiveStore, numbered_payload};
+    use crate::sync::lock;
+    use std::sync::Mutex;
 
     /// Extents of records given as (segment, offset, length); the log ends in segment 9.
     #[track_caller]
@@ -205,6 +238,81 @@ mod tests {
             .map(|extent| (extent.from, extent.to, extent.len_bytes))
             .collect();
         assert_eq!(found, expected);
+    }
+
+    /// The store's files, and what was said to be read for good.
+    struct Watched<'a> {
+        shared: &'a Shared,
+        behind: Mutex<Vec<(SegmentId, Range<u32>)>>,
+    }
+
+    impl Source for Watched<'_> {
+        fn end(&self) -> Lsn {
+            self.shared.end()
+        }
+        fn file(&self, number: SegmentId) -> io::Result<Arc<dyn DiskFile>> {
+            self.shared.file(number)
+        }
+        fn name(&self, number: SegmentId) -> String {
+            self.shared.name(number)
+        }
+        fn read_alone(
+            &self,
+            queue: QueueId,
+            seq: Seq,
+            position: Position,
+        ) -> Result<Bytes, ReadError> {
+            self.shared.read_alone(queue, seq, position)
+        }
+        fn read_behind(&self, number: SegmentId, bytes: Range<u32>) {
+            lock(&self.behind).push((number, bytes));
+        }
+    }
+
+    /// Bytes that are read for good when `is_wanted` chooses among a hundred messages of 1 KiB.
+    fn behind(queues: &[u64], is_wanted: impl Fn(usize) -> bool) -> Vec<u32> {
+        let disk = Arc::new(SimDisk::new(1));
+        let options = Options::default();
+        let opened = LiveStore::open_by_hand(disk, Arc::new(SimClock::new(1)), options);
+        let (store, _) = opened.expect("a fresh store opens");
+        for queue in queues {
+            store.create_queue(*queue);
+        }
+        for number in 0..100 {
+            store.publish(queues, &numbered_payload(number, 1024), 0);
+        }
+        store.commit().expect("it is written");
+        let image = store.images().remove(0);
+        let entries = image.entries.iter().enumerate();
+        let wanted: Vec<_> = entries
+            .filter(|(at, _)| is_wanted(*at))
+            .map(|(_, entry)| (entry.seq, entry.position))
+            .collect();
+        let watched = Watched {
+            shared: &store.storage.inner.shared,
+            behind: Mutex::default(),
+        };
+        let results = read_many(&watched, image.id, &wanted, &mut ReadBuffer::default());
+        assert!(results.iter().all(Result::is_ok));
+        let behind = watched.behind.into_inner().expect("nobody panicked");
+        let first = wanted[0].1.lsn;
+        for (number, bytes) in &behind {
+            assert_eq!((*number, bytes.start), (first.segment(), first.offset()));
+        }
+        behind
+            .into_iter()
+            .map(|(_, bytes)| bytes.end - bytes.start)
+            .collect()
+    }
+
+    #[test]
+    fn what_one_queue_alone_has_and_is_read_in_one_piece_is_not_read_again() {
+        let all = behind(&[1], |_| true);
+        assert!(matches!(all[..], [len] if len >= 100 * 1024));
+        assert_eq!(behind(&[1], |at| at % 5 != 0).len(), 1, "most of it");
+        assert_eq!(behind(&[1], |at| at % 2 == 0).len(), 0, "half is left");
+        assert_eq!(behind(&[1], |at| at < 20).len(), 0, "too little");
+        assert_eq!(behind(&[1, 2], |_| true).len(), 0, "two queues have it");
     }
 
     #[test]

@@ -42,6 +42,7 @@ mod options;
 pub mod pool;
 mod quarantine;
 mod read;
+mod read_behind;
 pub mod record;
 mod recovery;
 pub mod replay;

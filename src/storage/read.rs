@@ -2,7 +2,8 @@
 //!
 //! A record is served from the pending batches until it is in the file. From the file it is believed only when
 //! its length, its LSN, the ref that was asked for and the payload's CRC agree: so neither rot nor a wrong index
-//! nor a misdirected read can deliver wrong bytes.
+//! nor a misdirected read can deliver wrong bytes. That the file is of this store and this segment, which no record says,
+//! is checked when it is opened.
 //!
 //! No reader holds a segment. One whose last message was settled may be freed, and its file used again for another
 //! segment, while a read is on its way:
@@ -15,15 +16,17 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
 use super::error::ReadError;
-use super::format::segment_path;
+use super::format::{StoreId, segment_path};
 use super::gather::{self, Source};
+use super::read_behind::ReadBehind;
 use super::record::{self, Record};
-use super::segment::FIRST_BATCH_OFFSET;
+use super::segment::{FIRST_BATCH_OFFSET, HeaderError, read_header};
 use super::shared::Shared;
 use super::types::{Lsn, Position, QueueId, SegmentId, Seq};
 use crate::disk::{Disk, DiskFile, OpenMode};
@@ -34,32 +37,73 @@ const OPEN_FILES_MAX: usize = 128;
 /// Part of a record that its payload must at least be, or it is copied out so that it pins no larger buffer.
 const PAYLOAD_SHARE_MIN: usize = 4;
 
+/// A segment file that was opened for reading.
+struct Opened {
+    file: Arc<dyn DiskFile>,
+    behind: ReadBehind,
+}
+
 /// Segment files that were opened for reading.
 pub(crate) struct FileCache {
     disk: Arc<dyn Disk>,
-    files: Mutex<BTreeMap<SegmentId, Arc<dyn DiskFile>>>,
+    store: StoreId,
+    files: Mutex<BTreeMap<SegmentId, Opened>>,
 }
 
 impl FileCache {
-    pub(crate) fn new(disk: Arc<dyn Disk>) -> Self {
+    /// Files of `store`.
+    pub(crate) fn new(disk: Arc<dyn Disk>, store: StoreId) -> Self {
         Self {
             disk,
+            store,
             files: Mutex::default(),
         }
     }
 
+    /// The file of a segment.
+    ///
+    /// # Errors
+    /// Those of the disk; `InvalidData` when the file says that it is another one's.
     pub(crate) fn get(&self, segment: SegmentId) -> io::Result<Arc<dyn DiskFile>> {
         let mut files = lock(&self.files);
-        if let Some(file) = files.get(&segment) {
-            return Ok(Arc::clone(file));
+        if let Some(opened) = files.get(&segment) {
+            return Ok(Arc::clone(&opened.file));
         }
         let file = self.disk.open(&segment_path(segment), OpenMode::Read)?;
+        self.check_identity(&*file, segment)?;
         if files.len() >= OPEN_FILES_MAX {
             // The oldest segments are read least.
             files.pop_first();
         }
-        files.insert(segment, Arc::clone(&file));
+        let opened = Opened {
+            file: Arc::clone(&file),
+            behind: ReadBehind::default(),
+        };
+        files.insert(segment, opened);
         Ok(file)
+    }
+
+    /// Refuses the file of another store or with another number: a record says neither, so one of those might pass for
+    /// ours. A header that rotted is no reason to give up records that verify.
+    fn check_identity(&self, file: &dyn DiskFile, segment: SegmentId) -> io::Result<()> {
+        match read_header(file, self.store, segment)? {
+            Ok(_) | Err(HeaderError::NotWhole) => Ok(()),
+            Err(error @ (HeaderError::Foreign | HeaderError::Newer(_))) => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, error))
+            }
+        }
+    }
+
+    /// These bytes of a segment were read, and nobody will want them again.
+    fn read_behind(&self, segment: SegmentId, bytes: Range<u32>) {
+        let dropped = lock(&self.files).get_mut(&segment).and_then(|opened| {
+            let bytes = opened.behind.add(bytes)?;
+            Some((Arc::clone(&opened.file), bytes))
+        });
+        let Some((file, bytes)) = dropped else { return };
+        if let Err(error) = file.drop_range(u64::from(bytes.start)..u64::from(bytes.end)) {
+            tracing::debug!(%error, "pages that were read stay in the cache");
+        }
     }
 
     pub(crate) fn forget(&self, segment: SegmentId) {
@@ -79,7 +123,12 @@ pub(crate) fn read(
 ) -> Result<Bytes, ReadError> {
     let record = match read_pending(shared, position) {
         Some(record) => record,
-        None => gather::read_record(shared, position)?,
+        None => gather::read_record(shared, position).map_err(|error| match error {
+            ReadError::Damaged { .. } if !is_there(shared, position) => {
+                ReadError::Freed { lsn: position.lsn }
+            }
+            error => error,
+        })?,
     };
     payload_of(record, queue, seq, position).map_err(|detail| wrong_bytes(shared, position, detail))
 }
@@ -103,10 +152,15 @@ pub(crate) fn payload_of(
     Ok(Bytes::from(record).slice(start..end))
 }
 
+/// False when the segment was freed.
+fn is_there(shared: &Shared, position: Position) -> bool {
+    lock(&shared.segments).contains(&position.lsn.segment())
+}
+
 /// What to say about bytes that are not the record: were they ever meant to be?
 fn wrong_bytes(shared: &Shared, position: Position, detail: String) -> ReadError {
     let lsn = position.lsn;
-    if !lock(&shared.segments).contains(&lsn.segment()) {
+    if !is_there(shared, position) {
         return ReadError::Freed { lsn };
     }
     // No record of a segment lies there (in a spill file it may): that is what a run says that could not be rebuilt.
@@ -149,6 +203,12 @@ impl Source for Shared {
     fn read_alone(&self, queue: QueueId, seq: Seq, position: Position) -> Result<Bytes, ReadError> {
         read(self, queue, seq, position)
     }
+    fn read_behind(&self, segment: SegmentId, bytes: Range<u32>) {
+        // The one that is being written is left alone.
+        if segment != self.written_lsn().segment() {
+            self.files.read_behind(segment, bytes);
+        }
+    }
 }
 
 /// The payload of the message `(queue, seq)` in the bytes that were read at `position`.
@@ -161,6 +221,16 @@ pub fn check_record(
     seq: Seq,
     position: Position,
 ) -> Result<&[u8], String> {
+    check_shared(record, queue, seq, position).map(|(payload, _)| payload)
+}
+
+/// As [`check_record`]; also true when the record names other messages as well.
+pub(crate) fn check_shared(
+    record: &[u8],
+    queue: QueueId,
+    seq: Seq,
+    position: Position,
+) -> Result<(&[u8], bool), String> {
     if record.len() != position.len_bytes as usize {
         return Err(format!(
             "the file ends {} bytes into the record",
@@ -174,7 +244,7 @@ pub fn check_record(
                 .iter()
                 .any(|r| (r.queue, r.seq) == (queue, seq));
             if is_named {
-                Ok(publish.payload)
+                Ok((publish.payload, publish.refs.count() > 1))
             } else {
                 Err(format!(
                     "the record does not name queue {queue} seq {}",

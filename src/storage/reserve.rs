@@ -15,6 +15,13 @@
 //! 2. Commits leave the last quarter of the reserve alone: it belongs to checkpoints and to compaction. These leave its
 //!    last sixteenth alone: it belongs to the next start. So a broker that died while it waited for room, or while it
 //!    made some, starts again, and can free some.
+//!    A commit that waits may not touch these parts, though acks, purges and deletes can stand in it behind publishes that
+//!    were read before the owner heard of the shortage. Giving them out would only move the place where it waits, and take
+//!    what gets it out of there: what frees space is not the log record of a settle but the checkpoint that follows it,
+//!    and that needs room of its own. Settles alone do not get so far: they have what is left of the open segment, which is
+//!    allocated, and one more from the reserve, and are checkpointed on the way. A commit that does wait goes on when
+//!    somebody else makes room; and a start makes some in any case, because publishes that were never confirmed end with
+//!    the process, and what it needs is kept for it. No other write waits: reading and delivering need no room.
 //! 3. A store that never filled half a segment has a small reserve, so that an idle directory stays small.
 
 use std::io;

@@ -106,7 +106,7 @@ impl Shared {
     ) -> Self {
         let end = append.end().0;
         Self {
-            files: FileCache::new(Arc::clone(&disk)),
+            files: FileCache::new(Arc::clone(&disk), superblock.store),
             disk,
             clock,
             options,

@@ -156,7 +156,8 @@ fn read_copy(disk: &dyn Disk, path: &Path) -> Result<Copy, StorageError> {
 /// The copy that counts; `None` when both are missing.
 ///
 /// # Errors
-/// `NewerFormat` when a copy is for later readers, `Damaged` when there is a copy but no whole one.
+/// `NewerFormat` when a copy is for later readers, `Damaged` when there is a copy but no whole one, or when each is of
+/// another store: one of them was put there by somebody, and nothing here says which.
 pub fn choose(disk: &dyn Disk, copies: &[Copy; 2]) -> Result<Option<Superblock>, StorageError> {
     for (copy, name) in copies.iter().zip(SUPERBLOCK_FILES) {
         if let Copy::Newer(found) = *copy {
@@ -167,6 +168,13 @@ pub fn choose(disk: &dyn Disk, copies: &[Copy; 2]) -> Result<Option<Superblock>,
                 supported: FORMAT_VERSION,
             });
         }
+    }
+    if let [Copy::Valid(left), Copy::Valid(right)] = copies
+        && left.store != right.store
+    {
+        let path = Path::new(SUPERBLOCK_FILES[0]);
+        let detail = "the two copies of the superblock are of different stores";
+        return Err(super::file::damaged(disk, path, 0, detail));
     }
     let valid = copies.iter().filter_map(|copy| match copy {
         Copy::Valid(superblock) => Some(*superblock),

@@ -3,6 +3,7 @@
 
 mod alarm;
 mod authorities;
+mod clients;
 mod config_file;
 mod limits;
 mod logins;

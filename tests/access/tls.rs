@@ -271,8 +271,8 @@ fn a_stop_is_told_over_tls() {
     signal("TERM", stage.broker.pid());
     let close = c.wait_connection_close();
     assert_eq!(close.reply_code, 320);
-    // An end without TLS's own goodbye would be an error of the stream.
     assert_eq!(c.read_to_end().expect("an end"), b"");
+    assert!(c.has_tls_ended(), "TLS has a goodbye of its own");
     assert!(stage.broker.wait_for_exit().success());
 }
 

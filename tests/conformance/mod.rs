@@ -7,6 +7,7 @@ mod confirms;
 mod connection;
 mod consumers;
 mod dead_letter;
+mod delayed;
 mod exchange_types;
 mod exchanges;
 mod expiry;

@@ -155,10 +155,23 @@ impl Builder {
     pub(crate) fn run_to_end(self) -> std::process::Output {
         let data_dir = self.data_dir.clone().expect("run_to_end names a data_dir");
         let port = self.port.unwrap_or_else(free_port);
-        self.command(&data_dir, port)
+        let mut process = self
+            .command(&data_dir, port)
             .stdin(Stdio::null())
-            .output()
-            .expect("the broker's binary can be executed")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the broker's binary can be executed");
+        // One that should have refused to start would run for ever.
+        let end = now() + PROCESS_LIMIT;
+        while process.try_wait().expect("it is ours").is_none() {
+            if now() > end {
+                process.kill().expect("it is ours");
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        process.wait_with_output().expect("it has ended")
     }
 
     fn command(&self, data_dir: &Path, port: u16) -> Command {
@@ -283,7 +296,7 @@ impl TestBroker {
         process.child.id()
     }
 
-    /// The broker's own process also when a wrapper started it (Linux: the wrapper's only child).
+    /// The broker's own process also when a wrapper started it (Linux: the wrapper's only child, or what it became).
     #[track_caller]
     pub(crate) fn broker_pid(&self) -> u32 {
         let pid = self.pid();
@@ -294,7 +307,7 @@ impl TestBroker {
         let children = std::fs::read_to_string(path).expect("the wrapper runs");
         let mut words = children.split_whitespace();
         let child = words.next().and_then(|word| word.parse().ok());
-        child.expect("the wrapper has a child")
+        child.unwrap_or(pid)
     }
 
     /// All that the broker has said, over all restarts.

@@ -2,6 +2,7 @@
 //! the index is checked against.
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 
 use stratamq::disk::DiskFile;
 
@@ -50,6 +51,9 @@ impl DiskFile for MappedFile {
         refused()
     }
     fn drop_cache(&self) -> io::Result<()> {
+        refused()
+    }
+    fn drop_range(&self, _: Range<u64>) -> io::Result<()> {
         refused()
     }
 }

@@ -6,6 +6,9 @@ use super::hash::HashOn;
 use super::history;
 use crate::amqp::field_table::FieldTable;
 
+/// Argument of a delayed exchange: the type it routes as.
+const DELAYED_TYPE: &str = "x-delayed-type";
+
 /// The type of an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExchangeKind {
@@ -27,10 +30,12 @@ pub enum ExchangeKind {
     LocalRandom,
     /// Every binding, and new ones get the last messages.
     RecentHistory,
+    /// As another type, later.
+    Delayed,
 }
 
 impl ExchangeKind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Direct,
         Self::Fanout,
         Self::Topic,
@@ -40,6 +45,7 @@ impl ExchangeKind {
         Self::Random,
         Self::LocalRandom,
         Self::RecentHistory,
+        Self::Delayed,
     ];
 
     /// The type of that name.
@@ -61,12 +67,28 @@ impl ExchangeKind {
             Self::Random => "x-random",
             Self::LocalRandom => "x-local-random",
             Self::RecentHistory => "x-recent-history",
+            Self::Delayed => "x-delayed-message",
         }
+    }
+
+    /// The type that says where messages go: that of a delayed exchange stands in its arguments.
+    ///
+    /// # Errors
+    /// The text of the refusal (406).
+    pub(crate) fn routing_kind(self, arguments: &FieldTable) -> Result<Self, String> {
+        if self != Self::Delayed {
+            return Ok(self);
+        }
+        let named = arguments.get_text(DELAYED_TYPE).and_then(Self::from_name);
+        let named = named.filter(|kind| *kind != Self::Delayed);
+        named.ok_or_else(|| {
+            format!("Invalid argument, '{DELAYED_TYPE}' must be an existing exchange type")
+        })
     }
 
     /// Why an exchange with these arguments is refused (406), if it is.
     pub(crate) fn check_arguments(self, arguments: &FieldTable) -> Result<(), String> {
-        match self {
+        match self.routing_kind(arguments)? {
             Self::ConsistentHash => HashOn::parse(arguments).map(drop),
             Self::RecentHistory => history::parse_length(arguments).map(drop),
             _ => Ok(()),

@@ -18,6 +18,7 @@ pub(crate) use self::history::History;
 pub use self::kind::ExchangeKind;
 use self::table::Table;
 use super::binding::{Binding, BindingKey};
+use super::queue::QueueHandle;
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::properties::Properties;
 use crate::amqp::short_string::ShortString;
@@ -78,6 +79,10 @@ impl ExchangeSpec {
 #[derive(Debug)]
 pub(crate) struct Exchange {
     spec: ExchangeSpec,
+    /// The type that says where messages go.
+    routing_kind: ExchangeKind,
+    /// Where messages of a delayed exchange wait.
+    delay_queue: Option<QueueHandle>,
     /// Parsed from the arguments.
     alternate: Option<ShortString>,
     bindings: HashMap<BindingKey, Arc<Binding>>,
@@ -91,9 +96,13 @@ impl Exchange {
             Some(FieldValue::LongString(name)) => ShortString::new(name.clone()),
             _ => None,
         };
-        let table = Table::new(spec.kind, &spec.arguments);
+        // Arguments were checked before.
+        let routing_kind = spec.kind.routing_kind(&spec.arguments).unwrap_or(spec.kind);
+        let table = Table::new(routing_kind, &spec.arguments);
         Self {
             spec,
+            routing_kind,
+            delay_queue: None,
             alternate,
             bindings: HashMap::new(),
             table,
@@ -127,12 +136,22 @@ impl Exchange {
         key: &BindingKey,
         arguments: &FieldTable,
     ) -> Result<(), String> {
-        table::check_binding(self.spec.kind, key, arguments)
+        table::check_binding(self.routing_kind, key, arguments)
     }
 
     /// True when messages with the same keys always go the same way, as long as the bindings stay.
     pub(crate) fn is_by_key(&self) -> bool {
-        self.table.is_by_key()
+        self.table.is_by_key() && self.delay_queue.is_none()
+    }
+
+    /// Gives a delayed exchange the queue in which messages wait.
+    pub(crate) fn set_delay_queue(&mut self, queue: QueueHandle) {
+        self.delay_queue = Some(queue);
+    }
+
+    /// Where messages wait, in a delayed exchange.
+    pub(crate) fn delay_queue(&self) -> Option<&QueueHandle> {
+        self.delay_queue.as_ref()
     }
 
     /// Where messages are remembered for later bindings.

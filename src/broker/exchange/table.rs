@@ -61,10 +61,10 @@ fn unique_name(destination: &Destination) -> Bytes {
 }
 
 impl Table {
-    /// An empty table. Arguments were checked before.
+    /// An empty table for an exchange that routes as `kind`. Arguments were checked before.
     pub(super) fn new(kind: ExchangeKind, arguments: &FieldTable) -> Self {
         match kind {
-            ExchangeKind::Direct => Self::Direct(DirectTable::default()),
+            ExchangeKind::Direct | ExchangeKind::Delayed => Self::Direct(DirectTable::default()),
             ExchangeKind::Fanout => Self::Fanout(FanoutTable::default()),
             ExchangeKind::Topic => Self::Topic(TopicTable::default()),
             ExchangeKind::Headers => Self::Headers(HeadersTable::default()),

@@ -19,6 +19,7 @@ use super::state::{Locked, QueueState, lock_queues};
 use super::{QueueHandle, Refused, Turn};
 use crate::broker::arguments::QueueArguments;
 use crate::broker::dead_letter::{DeadLetter, DeathReason, plan_dead_letter};
+use crate::broker::delayed::plan_release;
 use crate::broker::effects::AfterDurable;
 use crate::broker::message::Message;
 use crate::storage::types::{Seq, SettleCause};
@@ -70,6 +71,9 @@ fn take_dying(turn: &mut Turn<'_>, source: &QueueHandle) -> (Vec<Dying>, Arc<Que
     let (_, state) = locked.first();
     let settings = Arc::clone(&state.settings);
     let mut taken = Vec::new();
+    if source.traits.is_delay {
+        state.take_due(turn.now_ms);
+    }
     if must_wait(turn, source, state) {
         state.is_dead_lettering = false;
         return (taken, settings);
@@ -137,9 +141,14 @@ fn bury_group(
     settings: &QueueArguments,
     dying: &[Dying],
 ) {
+    let delays_for = source.traits.is_delay.then(|| source.spec.delays_for());
+    let delays_for = delays_for.flatten();
     let letters: Vec<Option<DeadLetter>> = dying
         .iter()
         .map(|one| {
+            if let Some(exchange) = &delays_for {
+                return plan_release(turn.router, source, exchange, &one.message);
+            }
             // None when a policy took the exchange away meanwhile: the message ends here.
             let target = settings.dead_letter.as_ref()?;
             let message = &one.message;

@@ -106,6 +106,9 @@ impl Queue {
         let mut locked = Locked::one(&queue);
         let mut batch = super::batch::Batch::default();
         let (_, state) = locked.first();
+        if queue.traits.is_delay {
+            state.restore_due();
+        }
         state.expire_heads(&queue, turn.now_ms, &mut batch);
         state.enforce_limits(&queue, &mut batch);
         locked.conclude(turn, batch);

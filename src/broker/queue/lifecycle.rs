@@ -129,6 +129,7 @@ pub fn delete(
     state.release_all();
     state.slots.clear();
     state.leaving.clear();
+    state.due.clear();
     state.hidden.clear();
     locked.conclude(turn, batch);
     Ok(u32::try_from(ready_count).unwrap_or(u32::MAX))

@@ -25,6 +25,7 @@
 mod batch;
 mod death;
 mod dispatch;
+mod due;
 mod image;
 mod lifecycle;
 mod paging;
@@ -48,6 +49,7 @@ use super::arguments::{Overflow, QueueArguments};
 use super::command::{ConfirmAt, Delivery};
 use super::consumer::ChannelCredit;
 use super::dead_letter::{DeadLetterRouter, Warned};
+use super::delayed::exchange_of;
 use super::effects::Effects;
 use super::journal::Journal;
 use super::message::Message;
@@ -88,6 +90,14 @@ pub struct QueueSpec {
     pub arguments: FieldTable,
 }
 
+impl QueueSpec {
+    /// The delayed exchange whose messages wait in it, if it is a delay queue: then nobody else can reach it.
+    #[must_use]
+    pub fn delays_for(&self) -> Option<ShortString> {
+        exchange_of(self.name.as_str(), &self.arguments)
+    }
+}
+
 /// A queue. State behind one short mutex.
 ///
 /// With a thousand queues a message finds the one it goes to in no cache near the processor, and waits for every line of
@@ -114,6 +124,8 @@ const _: () = assert!(size_of::<Queue>() <= 624);
 struct Traits {
     is_durable: bool,
     is_single_active: bool,
+    /// Entries go in the order of their time.
+    is_delay: bool,
 }
 
 /// What every message asks of the settings of its queue. They change with policies, so this stands in the state.
@@ -423,6 +435,7 @@ impl Queue {
             traits: Traits {
                 is_durable: spec.is_durable,
                 is_single_active: state.settings.is_single_active_consumer,
+                is_delay: spec.delays_for().is_some(),
             },
             is_deleted: AtomicBool::new(false),
             has_length_limit: AtomicBool::new(state.rules.has_length_limit()),

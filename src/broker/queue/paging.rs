@@ -298,7 +298,7 @@ impl Queue {
     /// that nobody will want soon leave memory.
     #[must_use]
     pub fn unfiled_runs(&self, shared: &QueueShared, max_count: usize) -> Vec<Vec<ImageEntry>> {
-        if !self.spec.is_durable {
+        if !self.spec.is_durable || self.traits.is_delay {
             return Vec::new();
         }
         let mut state = lock(&self.state);

@@ -6,6 +6,7 @@ use std::sync::MutexGuard;
 use smallvec::SmallVec;
 
 use super::batch::Batch;
+use super::due::DueList;
 use super::paging::LOAD_WINDOW_MIN;
 use super::read_ahead::ReadAhead;
 use super::reservation::Reservation;
@@ -15,6 +16,7 @@ use super::{Bound, QueueHandle, QueueShared, Refused, Rules, Turn};
 use crate::broker::arguments::{Overflow, QueueArguments};
 use crate::broker::consumer::Consumers;
 use crate::broker::dead_letter::DeathReason;
+use crate::broker::delayed::delay_ms;
 use crate::broker::effects::{Effects, Timer};
 use crate::broker::message::Message;
 use crate::broker::outbox::Outbox;
@@ -73,6 +75,8 @@ pub(super) struct QueueState {
     /// last one in the log.
     pub(super) letters_bytes: u64,
     pub(super) letters_end: Lsn,
+    /// Of a delay queue: who goes when.
+    pub(super) due: DueList,
     /// Publishes of transactions, with the LSN from which they are visible.
     pub(super) hidden: Seldom<(Lsn, Vec<Seq>)>,
     /// Bytes of the reads that are on their way.
@@ -106,6 +110,7 @@ impl QueueState {
             is_dead_lettering: false,
             letters_bytes: 0,
             letters_end: Lsn::default(),
+            due: DueList::default(),
             awaits_letters: false,
             hidden: Seldom::default(),
             delivered_upto: 0,
@@ -182,6 +187,11 @@ impl QueueState {
             (Some(queue_ttl_ms), Some(own_ttl_ms)) => Some(queue_ttl_ms.min(own_ttl_ms)),
             (queue_ttl_ms, own_ttl_ms) => queue_ttl_ms.or(own_ttl_ms),
         };
+        let ttl_ms = match queue.traits.is_delay {
+            // Its own expiry begins in the queue it comes to.
+            true => Some(delay_ms(message.properties()).unwrap_or_default()),
+            false => ttl_ms,
+        };
         let expires_at_ms = ttl_ms.map_or(0, |ttl_ms| turn.now_ms.saturating_add(ttl_ms).max(1));
         let seq = self.slots.next_seq();
         let mut slot = Slot::arrived(status, Arc::clone(message), expires_at_ms);
@@ -199,6 +209,9 @@ impl QueueState {
         }
         let pushed = self.slots.push(slot);
         debug_assert_eq!(pushed, seq, "seqs are given in order");
+        if queue.traits.is_delay {
+            self.due.push(expires_at_ms, seq);
+        }
         Some(seq)
     }
 
@@ -237,6 +250,9 @@ impl QueueState {
 
     /// Removes expired messages from the head (TT-5: only there).
     pub(super) fn expire_heads(&mut self, queue: &QueueHandle, now_ms: u64, batch: &mut Batch) {
+        if queue.traits.is_delay {
+            return self.take_due(now_ms);
+        }
         if !self.slots.may_expire() {
             return;
         }
@@ -335,6 +351,9 @@ impl QueueState {
             turn.effects.released.extend(self.released.take());
         }
         self.want_head(queue, turn);
+        if queue.traits.is_delay {
+            self.take_due(turn.now_ms);
+        }
         if self.slots.sums().total_count() == 0 {
             self.reservation.rest();
         }
@@ -367,6 +386,7 @@ impl QueueState {
             return;
         }
         let head_ms = match self.slots.first_ready() {
+            _ if queue.traits.is_delay => self.next_due_at_ms(now_ms),
             Head::None => 0,
             Head::Entry(seq) => self.slots.get(seq).map_or(0, |slot| slot.expires_at_ms),
             // Not before the earliest of the run. When that is past, the run is on its way.

@@ -1,6 +1,7 @@
 //! The simulated disk as the storage engine sees it.
 
 use std::io::{self, ErrorKind, IoSlice};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
@@ -343,5 +344,13 @@ impl DiskFile for SimFile {
         state.check_alive()?;
         state.inode(self.inode).drop_cache();
         Ok(())
+    }
+
+    /// Pages may leave a cache at any time: these take the others along.
+    fn drop_range(&self, bytes: Range<u64>) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.drop_cache()
     }
 }

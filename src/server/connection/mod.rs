@@ -23,14 +23,14 @@ use bytes::BytesMut;
 use tokio::io::Interest;
 use tokio::sync::{Notify, watch};
 
+use super::clients::Place;
 use super::hub::Hub;
-use super::places::Place;
 use crate::broker::Connection as BrokerConnection;
 use crate::broker::User;
 use crate::broker::command::{Command, Publish, Published, Unacked};
 use crate::broker::effects::Effects;
 use crate::broker::outbox::{Outbox, OutboxItem, Wake};
-use crate::session::{OUTPUT_HIGH_BYTES, Session, SessionOptions};
+use crate::session::{Login, OUTPUT_HIGH_BYTES, Session, SessionOptions};
 use crate::storage::types::Lsn;
 use crate::telemetry::Counters;
 pub(super) use transport::Transport;
@@ -78,8 +78,10 @@ struct ConnectionTask {
     input_target_bytes: usize,
     notify: Arc<Notify>,
     outbox: Arc<Outbox>,
-    /// The user, between login and open.
-    user: Option<User>,
+    /// Version of TLS; `None` in the clear.
+    tls_version: Option<&'static str>,
+    /// The user, between login and open, and how it logged in.
+    user: Option<(User, Login)>,
     /// Its place among the connections that may be open, from open to the end.
     place: Option<Place>,
     /// The domain's side, from open to the end.
@@ -115,6 +117,7 @@ pub(super) async fn serve(
 ) {
     Counters::add(&hub.counters.connections_opened, 1);
     let mut task = ConnectionTask::new(Arc::clone(&hub), peer, options);
+    task.tls_version = transport.tls_version();
     let outcome = task.run(&mut transport, &mut shutdown).await;
     match outcome {
         Ok(()) => tracing::debug!(%peer, "connection ended"),
@@ -161,6 +164,7 @@ impl ConnectionTask {
                 outbox_limit,
             )),
             notify,
+            tls_version: None,
             user: None,
             place: None,
             domain: None,

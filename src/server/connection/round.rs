@@ -12,9 +12,11 @@ use std::sync::Arc;
 
 use super::ConnectionTask;
 use crate::amqp::reply_code::ConnectionReplyCode;
+use crate::broker::User;
 use crate::broker::command::{Command, Publish, Unacked};
 use crate::broker::error::BrokerError;
 use crate::broker::outbox::OutboxItem;
+use crate::server::clients::ConnectionEntry;
 use crate::session::{Event, Login, LoginRefused, Proof};
 use crate::telemetry::Counters;
 
@@ -93,7 +95,7 @@ impl ConnectionTask {
             self.flush_publishes();
             match event {
                 Event::Publish(_) => {}
-                Event::Login(login) => self.login(&login),
+                Event::Login(login) => self.login(login),
                 Event::Open { vhost } => self.open(vhost.as_str()),
                 Event::Command { channel, command } => self.execute(channel, command),
                 Event::TxPublish(publish) => self.tx_publish(&publish),
@@ -106,7 +108,7 @@ impl ConnectionTask {
         self.flush_publishes();
     }
 
-    fn login(&mut self, login: &Login) {
+    fn login(&mut self, login: Login) {
         let is_loopback = self.peer.ip().to_canonical().is_loopback();
         let broker = &self.hub.broker;
         let result = match &login.proof {
@@ -117,11 +119,12 @@ impl ConnectionTask {
             Ok(user) => {
                 tracing::info!(peer = %self.peer, user = login.user, client = login.client,
                     name = login.connection_name, "logged in");
-                self.user = Some(user);
+                self.user = Some((user, login));
                 self.session.login_result(Ok(()));
             }
             Err(error) => {
-                let (user, mechanism) = (&login.user, login.mechanism.name());
+                // Escaped: strangers do not write lines of their own into the log.
+                let (user, mechanism) = (login.user.escape_debug(), login.mechanism.name());
                 tracing::info!(peer = %self.peer, mechanism, "login refused: user '{user}' {error}");
                 self.session.login_result(Err(LoginRefused));
             }
@@ -129,10 +132,13 @@ impl ConnectionTask {
     }
 
     fn open(&mut self, vhost: &str) {
-        let Some(user) = self.user.take() else { return };
-        self.place = self.hub.places.take();
+        let Some((user, login)) = self.user.take() else {
+            return;
+        };
+        let entry = self.entry(&user, vhost, login);
+        self.place = self.hub.clients.enter(entry, &self.outbox);
         if self.place.is_none() {
-            let max = self.hub.places.max();
+            let max = self.hub.clients.max();
             let text = format!("connection refused: node connection limit ({max}) is reached");
             tracing::info!(peer = %self.peer, "{text}");
             let refusal = BrokerError::connection(ConnectionReplyCode::NotAllowed, text);
@@ -153,6 +159,21 @@ impl ConnectionTask {
             }
         };
         self.session.open_result(answer);
+    }
+
+    /// What operators see of the connection; its id comes with its place.
+    fn entry(&self, user: &User, vhost: &str, login: Login) -> ConnectionEntry {
+        ConnectionEntry {
+            id: 0,
+            peer: self.peer,
+            user: user.name().to_owned(),
+            vhost: vhost.to_owned(),
+            name: login.connection_name,
+            client: login.client,
+            mechanism: login.mechanism.name().to_owned(),
+            tls: self.tls_version.map(str::to_owned),
+            opened_at_ms: self.hub.now_ms(),
+        }
     }
 
     fn execute(&mut self, channel: u16, command: Command) {

@@ -94,6 +94,11 @@ impl Transport {
         self.tls.as_ref()?.peer_certificates()?.first()
     }
 
+    /// The version of TLS that was agreed on; `None` in the clear.
+    pub(super) fn tls_version(&self) -> Option<&'static str> {
+        self.tls.as_ref()?.protocol_version()?.as_str()
+    }
+
     /// Waits until the socket can be read or written. Cancel safe.
     pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         self.stream.ready(interest).await
@@ -104,24 +109,20 @@ impl Transport {
         let Some(tls) = &mut self.tls else {
             return self.stream.try_read_buf(input);
         };
+        // Records are small and reads of the socket smaller: as many as fit, for the rounds behind this are not free.
+        let mut count = 0;
         loop {
-            let mut plaintext = tls.reader();
-            match plaintext.fill_buf() {
-                Ok(chunk) => {
-                    // Empty when the client has said that it sends no more.
-                    let spare = input.capacity() - input.len();
-                    let taken = chunk.get(..spare).unwrap_or(chunk);
-                    let count = taken.len();
-                    input.extend_from_slice(taken);
-                    plaintext.consume(count);
-                    return Ok(count);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // The socket has ended without a word: as it does in the clear.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
-                Err(error) => return Err(error),
+            match take_plaintext(tls, input)? {
+                // The end, or no room left.
+                Some(0) => return Ok(count),
+                Some(taken) => count += taken,
+                None => match receive_records(tls, &self.stream) {
+                    Ok(_) => {}
+                    // An error stays: the next call meets it again.
+                    Err(_) if count > 0 => return Ok(count),
+                    Err(error) => return Err(error),
+                },
             }
-            receive_records(tls, &self.stream)?;
         }
     }
 
@@ -175,6 +176,26 @@ impl Transport {
             }
             () = std::future::ready(()) => false,
         }
+    }
+}
+
+/// Moves decrypted bytes into the spare capacity of `input`: how many, 0 when there will be no more or there is no room,
+/// `None` when more records are needed.
+fn take_plaintext(tls: &mut ServerConnection, input: &mut BytesMut) -> io::Result<Option<usize>> {
+    let mut plaintext = tls.reader();
+    match plaintext.fill_buf() {
+        Ok(chunk) => {
+            let spare = input.capacity() - input.len();
+            let taken = chunk.get(..spare).unwrap_or(chunk);
+            let count = taken.len();
+            input.extend_from_slice(taken);
+            plaintext.consume(count);
+            Ok(Some(count))
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        // The socket has ended without a word: as it does in the clear.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Some(0)),
+        Err(error) => Err(error),
     }
 }
 

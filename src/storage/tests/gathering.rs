@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::disk::sim::{Effect, Trigger};
-use crate::storage::format::segment_path;
+use crate::disk::{Disk, OpenMode};
+use crate::storage::format::{StoreId, segment_path};
+use crate::storage::segment;
 use crate::storage::testing::numbered_payload;
 use crate::storage::types::{Position, QueueId, Seq};
 use crate::storage::{ReadBuffer, ReadError};
@@ -104,6 +106,57 @@ fn a_wrong_place_or_queue_is_never_answered_with_other_bytes() {
     assert_eq!(is_ok, [false, false, true]);
     let results = store.storage.read_many(QueueId(2), &all, &mut buffer);
     assert!(results.iter().all(Result::is_err));
+}
+
+/// The same header but for what `change` does to it, over the file of the first of `wanted`.
+fn change_header(
+    rig: &Rig,
+    wanted: &[(Seq, Position)],
+    change: impl FnOnce(&mut segment::SegmentHeader),
+) {
+    let segment = wanted[0].1.lsn.segment();
+    let path = segment_path(segment);
+    let file = rig.disk.open(&path, OpenMode::Read).unwrap();
+    let header = segment::read_header(&*file, StoreId([0x5a; 16]), segment).unwrap();
+    let mut header = header.unwrap();
+    change(&mut header);
+    rig.disk.write_durably(&path, 0, &header.encode()).unwrap();
+}
+
+/// What lies behind the header would pass every other check.
+#[test]
+fn a_file_of_another_store_or_number_in_place_of_a_segment_is_damage() {
+    let changes: [fn(&mut segment::SegmentHeader); 2] = [
+        |header| header.store = StoreId([0x11; 16]),
+        |header| header.segment.0 += 1,
+    ];
+    for change in changes {
+        let rig = large_segments();
+        let store = store_with(&rig, &[500; 3]);
+        let wanted = wanted(&store);
+        change_header(&rig, &wanted, change);
+        let mut results = store
+            .storage
+            .read_many(QUEUE, &wanted, &mut ReadBuffer::default());
+        let (seq, position) = wanted[0];
+        results.push(store.storage.read(QUEUE, seq, position));
+        for result in results {
+            let Err(ReadError::Damaged { path, detail, .. }) = result else {
+                panic!("read from a foreign file: {result:?}");
+            };
+            assert!(path.contains("log/") && detail.contains("belongs to another file"));
+        }
+    }
+}
+
+#[test]
+fn records_that_verify_are_read_from_a_file_whose_header_rotted() {
+    let rig = large_segments();
+    let store = store_with(&rig, &[500; 3]);
+    let wanted = wanted(&store);
+    let path = segment_path(wanted[0].1.lsn.segment());
+    rig.disk.flip_bit(&path, 20, 1).unwrap();
+    check_all(&store, &wanted);
 }
 
 #[test]

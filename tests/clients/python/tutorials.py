@@ -382,6 +382,29 @@ def direct_reply_to():
     cleaner.close()
 
 
+def delayed_exchange():
+    """Messages come when their delay is over, in the order of that, and say that there was one."""
+    connection = connect()
+    channel = connection.channel()
+    name = fresh_queue(channel, "python.delayed")
+    channel.exchange_delete("python.later")
+    kind = {"x-delayed-type": "topic"}
+    channel.exchange_declare("python.later", exchange_type="x-delayed-message", durable=True, arguments=kind)
+    channel.queue_bind(name, "python.later", "a.#")
+    channel.confirm_delivery()
+    for delay in (3000, 2000, 1000, None):
+        headers = None if delay is None else {"x-delay": delay}
+        properties = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent, headers=headers)
+        channel.basic_publish("python.later", "a.b", str(delay), properties)
+    received = receive(connection, channel, name, 4)
+    same(bodies(received), ["None", "1000", "2000", "3000"], "in the order of their delays")
+    delays = [(properties.headers or {}).get("x-delay") for _method, properties, _body in received]
+    same(delays, [None, -1000, -2000, -3000], "negative delays")
+    channel.exchange_delete("python.later")
+    drop_queue(channel, name)
+    connection.close()
+
+
 def confirms_single():
     connection = connect()
     channel = connection.channel()
@@ -502,6 +525,7 @@ SCENARIOS = [
     topics,
     rpc,
     direct_reply_to,
+    delayed_exchange,
     confirms_single,
     confirms_batch,
     confirms_async,

@@ -198,6 +198,14 @@ impl Client {
         self.tls.as_ref().expect("a TLS connection")
     }
 
+    /// True when the peer has ended its stream in TLS's own words, and not just the socket.
+    #[track_caller]
+    pub(crate) fn has_tls_ended(&mut self) -> bool {
+        let tls = self.tls.as_mut().expect("a TLS connection");
+        let state = tls.process_new_packets().expect("a sound stream");
+        state.peer_has_closed()
+    }
+
     /// A socket, and nothing sent yet.
     #[track_caller]
     pub(crate) fn connect_tcp(address: SocketAddr) -> Self {

@@ -403,7 +403,6 @@ impl Slots {
     }
 
     /// All entries in memory, ascending.
-    #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = (Seq, &Slot)> {
         self.runs
             .iter()
