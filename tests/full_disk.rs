@@ -100,6 +100,7 @@ fn at_zero_bytes_free_the_broker_starts_delivers_and_takes_acks() {
     assert!(client.get(CHANNEL, "purged").is_none());
 }
 
+/// MD-3, AL-2: blocked when it publishes, and nothing of what it sent is lost.
 #[test]
 fn a_full_disk_blocks_publishers_with_a_reason_and_they_go_on_by_themselves() {
     let Some(disk) = SmallDisk::mount("48m") else {

@@ -341,6 +341,7 @@ fn bodies_of_unacked_transient_messages_leave_memory() {
     });
 }
 
+/// MD-1, MD-4: the alarm of memory is raised and cleared, and who does not publish goes on meanwhile.
 #[test]
 fn publishers_are_told_when_memory_is_low_and_when_it_is_not() {
     let broker = TestBroker::builder()
@@ -474,7 +475,8 @@ fn spilled_messages_hold_no_segment_of_the_log() {
     assert!(status.counter("/memory/spill_file_bytes") > 0);
 }
 
-/// Proves I40: the publisher is stopped, not what it sent is kept.
+/// AL-8, MD-6. Proves I40: the publisher is stopped, not what it sent is kept; no alarm is needed for it, so nobody is told
+/// `connection.blocked`.
 #[test]
 fn what_is_not_durable_is_bounded_when_the_disk_is_slow() {
     // An eighth of the memory limit; above that what had been read from the socket when it was reached.
@@ -499,7 +501,9 @@ fn what_is_not_durable_is_bounded_when_the_disk_is_slow() {
     );
     let mut most_bytes = 0;
     while flood.sent_bytes() < 2 * MOST_BYTES {
-        let bytes = Status::of(&broker).counter("/log/undurable_bytes");
+        let status = Status::of(&broker);
+        assert!(status.alarms().is_empty(), "{:?}", status.alarms());
+        let bytes = status.counter("/log/undurable_bytes");
         assert!(bytes <= MOST_BYTES, "{bytes} bytes are not durable");
         most_bytes = most_bytes.max(bytes);
     }

@@ -5,7 +5,7 @@ use stratamq::amqp::frame::FrameKind;
 use super::broker;
 use super::support::raw::{Client, Login, Message, transient};
 
-/// CN-48, CN-50: a publisher that is blocked by an alarm is not read, so its silence is not held against it, and the heartbeats
+/// CN-48, CN-50, AL-6: a publisher that is blocked by an alarm is not read, so its silence is not held against it, and the heartbeats
 /// that it needs to hold on go on.
 #[test]
 fn a_blocked_publisher_is_not_dropped_for_its_silence() {

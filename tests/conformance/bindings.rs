@@ -3,7 +3,7 @@
 use stratamq::amqp::method::{exchange, queue};
 
 use super::stage::*;
-use crate::support::raw::Message;
+use crate::support::raw::{Message, exclusive};
 
 /// BI-1.
 #[test]
@@ -92,4 +92,100 @@ fn system_exchanges_take_bindings_in_both_directions() {
     c.publish(1, "amq.topic", "bi11.x", &Message::plain("m"));
     assert_eq!(drain(&mut c, "bi11.q"), ["m"]);
     c.call::<exchange::UnbindOk>(1, x_unbind("amq.fanout", "bi11", ""));
+}
+
+/// BI-6, BI-7: the pseudo queue first, then write on the destination, the default exchange, read on the source; what is there comes
+/// last, the source before the destination, then the type's opinion, then exclusivity. (Topic permissions have tests of their own.)
+#[test]
+fn binding_is_checked_in_order() {
+    let mut c = super::users::user("bi6", "^bi6", "^bi6", "^bi6");
+    let mut owner = client();
+    let hidden = owner.queue_declare(1, "bi6.exclusive", exclusive());
+    let hidden = hidden.queue.to_string();
+    c.call::<exchange::DeclareOk>(1, x("bi6.headers", "headers"));
+    c.queue_declare(1, "bi6.q", q(""));
+    let no = |operation: &str, thing: &str| {
+        let text = format!("{operation} access to {thing} in vhost '/' refused for user 'bi6'");
+        (403, format!("ACCESS_REFUSED - {text}"))
+    };
+    let missing = |thing: &str| (404, format!("NOT_FOUND - no {thing} in vhost '/'"));
+    let default = || {
+        let text = "ACCESS_REFUSED - operation not permitted on the default exchange";
+        (403, text.to_owned())
+    };
+    let volatile = "ACCESS_REFUSED - cannot bind or unbind to a volatile (direct reply-to) queue";
+    let bad_match = || table([("x-match", string("foo"))]);
+    let with = |arguments, bind| queue::Bind { arguments, ..bind };
+    for (bind, (code, text)) in [
+        (bind("amq.rabbitmq.reply-to", "", "k"), (403, volatile.to_owned())),
+        (bind("other", "", "k"), no("write", "queue 'other'")),
+        (bind("bi6.none", "", "k"), default()),
+        (bind("bi6.none", "other", "k"), no("read", "exchange 'other'")),
+        (bind("bi6.none", "bi6.x", "k"), missing("exchange 'bi6.x'")),
+        (with(bad_match(), bind("bi6.none", "bi6.headers", "k")), missing("queue 'bi6.none'")),
+        (
+            with(bad_match(), bind(&hidden, "bi6.headers", "k")),
+            (
+                406,
+                "PRECONDITION_FAILED - Invalid x-match field value <<\"foo\">>; expected all, any, all-with-x, or any-with-x"
+                    .to_owned(),
+            ),
+        ),
+        (
+            bind(&hidden, "bi6.headers", "k"),
+            (
+                405,
+                format!(
+                    "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '{hidden}' in vhost '/'. It could be originally \
+                     declared on another connection or the exclusive property value does not match that of the original declaration."
+                ),
+            ),
+        ),
+    ] {
+        let (code, text): (u16, String) = (code, text);
+        refused(&mut c, bind, code, &text);
+    }
+    // Names lose their line breaks first.
+    c.call::<queue::BindOk>(1, bind("bi6\r.q", "bi6.\nheaders", "k"));
+    for (bind, (code, text)) in [
+        (x_bind("other", "", "k"), no("write", "exchange 'other'")),
+        (
+            x_bind("", "bi6.headers", "k"),
+            no("write", "exchange 'amq.default'"),
+        ),
+        (
+            x_bind("bi6.x", "other", "k"),
+            no("read", "exchange 'other'"),
+        ),
+        (x_bind("bi6.x", "bi6.y", "k"), missing("exchange 'bi6.y'")),
+        (
+            x_bind("bi6.x", "bi6.headers", "k"),
+            missing("exchange 'bi6.x'"),
+        ),
+    ] {
+        refused(&mut c, bind, code, &text);
+    }
+}
+
+/// BI-8: what a type refuses; topic keys may have any number of wildcards here, since matching them stays cheap (RT-13).
+#[test]
+fn types_refuse_bindings_they_cannot_read() {
+    let mut c = client();
+    c.queue_declare(1, "bi8.q", q(""));
+    let with = |value| queue::Bind {
+        arguments: table([("x-match", value)]),
+        ..bind("bi8.q", "amq.headers", "")
+    };
+    let text =
+        "PRECONDITION_FAILED - Invalid x-match field type signedint (value 5); expected longstr";
+    refused(&mut c, with(int(5)), 406, text);
+    // Nobody else reads it.
+    let elsewhere = queue::Bind {
+        arguments: table([("x-match", string("foo"))]),
+        ..bind("bi8.q", "amq.direct", "")
+    };
+    c.call::<queue::BindOk>(1, elsewhere);
+    c.bind(1, "bi8.q", "amq.topic", "bi8.#.#.#");
+    c.publish(1, "amq.topic", "bi8.a.b.c", &Message::plain("m"));
+    assert_eq!(drain(&mut c, "bi8.q"), ["m"]);
 }

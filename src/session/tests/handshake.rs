@@ -375,6 +375,7 @@ fn expect_if(peer: &mut Peer, is_told: bool, method: impl Into<Method>) {
     }
 }
 
+/// AL-5: a further reason is not told, and the end only when the last one is gone.
 #[test]
 fn a_publisher_is_blocked_at_its_first_header_and_told_once() {
     for hears in [true, false] {
