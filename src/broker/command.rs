@@ -72,8 +72,20 @@ pub enum SettleOutcome {
     Ack,
     /// `basic.reject`/`nack` without requeue: dead-letter or drop.
     Reject,
-    /// Back to the original position, as a failed delivery (`reject`/`nack` with requeue).
+    /// Back to the original position, as a failed delivery: `reject` with requeue, and what a channel held when it
+    /// ended.
     Requeue,
+    /// Back to the original position, as if nothing had been tried: `nack` with requeue, `recover`, and what did not
+    /// reach its consumer.
+    Return,
+}
+
+impl SettleOutcome {
+    /// True when the message goes back to its queue.
+    #[must_use]
+    pub fn is_requeue(self) -> bool {
+        matches!(self, Self::Requeue | Self::Return)
+    }
 }
 
 /// A delivered, unsettled message, as the session remembers it behind a delivery tag.

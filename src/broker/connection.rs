@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::access::{Operation, Permissions, User};
+use super::arguments::QueueKind;
 use super::command::{Command, Consume, ConsumerId, Published, Reply, ReplyBody};
 use super::command::{SettleOutcome, Unacked};
 use super::consumer::{ChannelCredit, ConsumerSpec};
@@ -20,7 +21,8 @@ use super::queue::{
     QueueHandle, RoutedPublish,
 };
 use super::refusal::{
-    access_refused, exclusive_use, locked_queue, no_queue, precondition_failed, vhost_deleted,
+    access_refused, exclusive_use, get_beside_active, locked_queue, no_conditional_delete,
+    no_global_prefetch, no_queue, precondition_failed, vhost_deleted,
 };
 use super::reply_to::{REPLY_TO, Registered, is_reply_name};
 use super::vhost::Vhost;
@@ -33,6 +35,11 @@ const DEFAULT_EXCHANGE: &str = "amq.default";
 /// Consumers and exclusive queues are swept of deleted ones from this many on.
 const SWEEP_MIN_COUNT: usize = 64;
 /// Arguments of a consumer that other queue types know and this one refuses.
+const STREAM_CONSUMER_ARGUMENTS: [&str; 3] = [
+    "x-stream-offset",
+    "x-stream-filter",
+    "x-stream-match-unfiltered",
+];
 const FOREIGN_CONSUMER_ARGUMENTS: [&str; 4] = [
     "x-stream-offset",
     "x-stream-filter",
@@ -348,6 +355,15 @@ impl Connection {
         };
         self.check_owner(&queue)?;
         let vhost = self.vhost.name();
+        if queue.is_quorum() {
+            let flags = [
+                (condition.if_unused, "if-unused"),
+                (condition.if_empty, "if-empty"),
+            ];
+            if let Some((_, flag)) = flags.into_iter().find(|(is_set, _)| *is_set) {
+                return Err(no_conditional_delete(name, vhost, flag));
+            }
+        }
         match self.shared.delete_queue(&queue, condition, now_ms, effects) {
             Ok((messages, durable_at)) => Ok(Reply {
                 body: ReplyBody::Removed { messages },
@@ -392,7 +408,7 @@ impl Connection {
         }
         self.check_queue_access(Operation::Read, &consume.queue)?;
         let queue = self.find_queue(&consume.queue)?;
-        let priority = self.consumer_priority(consume)?;
+        let priority = self.consumer_priority(consume, &queue)?;
         let id = self.shared.issue_consumer_id();
         let channel_credit = Arc::clone(&self.channels.entry(channel).or_default().credit);
         let spec = ConsumerSpec {
@@ -410,6 +426,7 @@ impl Connection {
             |refusal| match refusal {
                 ConsumeRefusal::Deleted => no_queue(name, self.vhost.name()),
                 ConsumeRefusal::ExclusiveUse => exclusive_use(name, self.vhost.name()),
+                ConsumeRefusal::ChannelLimit => no_global_prefetch(name, self.vhost.name()),
             },
         )?;
         if self.consumers.len() >= SWEEP_MIN_COUNT
@@ -425,16 +442,28 @@ impl Connection {
         })
     }
 
-    fn consumer_priority(&self, consume: &Consume) -> Result<i64, BrokerError> {
+    fn consumer_priority(
+        &self,
+        consume: &Consume,
+        queue: &QueueHandle,
+    ) -> Result<i64, BrokerError> {
         let refuse = |argument: &str, reason: &str| {
             let (queue, vhost) = (&consume.queue, self.vhost.name());
             precondition_failed(format!(
                 "invalid arg '{argument}' for queue '{queue}' in vhost '{vhost}'{reason}"
             ))
         };
-        for argument in FOREIGN_CONSUMER_ARGUMENTS {
+        let kind = queue.kind();
+        let foreign = match kind {
+            QueueKind::Classic => &FOREIGN_CONSUMER_ARGUMENTS[..],
+            QueueKind::Quorum => &STREAM_CONSUMER_ARGUMENTS[..],
+        };
+        for argument in foreign {
             if consume.arguments.get(argument).is_some() {
-                return Err(refuse(argument, " of queue type rabbit_classic_queue"));
+                return Err(refuse(
+                    argument,
+                    &format!(" of queue type {}", kind.module()),
+                ));
             }
         }
         let Some(value) = consume.arguments.get("x-priority") else {
@@ -474,6 +503,9 @@ impl Connection {
     ) -> Result<Reply, BrokerError> {
         self.check_queue_access(Operation::Read, name)?;
         let queue = self.find_queue(name)?;
+        if queue.is_quorum() && queue.is_single_active() {
+            return Err(get_beside_active(name, self.vhost.name()));
+        }
         let turn = &mut self.shared.turn(now_ms, effects);
         let body = match queue::get(turn, &queue, channel, &self.outbox, is_no_ack) {
             GetOutcome::Got(delivery, remaining) => ReplyBody::Got {

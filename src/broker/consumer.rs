@@ -62,6 +62,11 @@ impl ChannelCredit {
         self.used.load(Ordering::SeqCst)
     }
 
+    /// True when the channel has a limit.
+    pub(super) fn has_limit(&self) -> bool {
+        self.limit.load(Ordering::SeqCst) != 0
+    }
+
     fn has_room(&self) -> bool {
         let limit = self.limit.load(Ordering::SeqCst);
         limit == 0 || self.used() < limit
@@ -314,11 +319,30 @@ impl Consumers {
         None
     }
 
-    /// The active consumer, chosen for good: first by priority, then by age.
+    /// Chooses the one that is served, if there is none: first by priority, then by age.
+    pub(super) fn elect(&mut self) {
+        if self.active.is_none() {
+            let first = self.groups.first().and_then(|group| group.members.first());
+            self.active = first.map(|consumer| consumer.spec.id);
+        }
+    }
+
+    /// The active consumer, chosen for good. In a quorum queue one of higher priority
+    /// takes over, once the active one has settled what it holds (SA-3).
     fn pick_active(&mut self, queue: &QueueHandle) -> Option<ConsumerIndex> {
-        let first = self.groups.first()?.members.first()?.spec.id;
-        let active = *self.active.get_or_insert(first);
-        let index = self.find(active)?;
+        self.elect();
+        let mut index = self.find(self.active?)?;
+        if index.group > 0 && queue.is_quorum() {
+            if self.groups[index.group].members[index.member].unacked_count > 0 {
+                return None;
+            }
+            self.active = None;
+            self.elect();
+            index = ConsumerIndex {
+                group: 0,
+                member: 0,
+            };
+        }
         self.groups[index.group].members[index.member]
             .can_take(queue)
             .then_some(index)

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::access::Operation;
-use super::arguments::QueueArguments;
+use super::arguments::{QueueArguments, QueueKind};
 use super::command::{ExchangeDeclare, QueueDeclare, Reply, ReplyBody};
 use super::connection::{Connection, done, exchange_argument, without_line_breaks};
 use super::delayed;
@@ -27,7 +27,7 @@ use crate::sync::lock;
 /// Random bytes in a generated name.
 const GENERATED_NAME_BYTES: usize = 16;
 /// Arguments that must not differ on a redeclare, beside `x-queue-type`.
-const COMPARED_ARGUMENTS: [&str; 13] = [
+const COMPARED_ARGUMENTS: [&str; 19] = [
     "x-expires",
     "x-message-ttl",
     "x-dead-letter-exchange",
@@ -41,6 +41,12 @@ const COMPARED_ARGUMENTS: [&str; 13] = [
     "x-queue-version",
     "x-queue-master-locator",
     "x-queue-leader-locator",
+    "x-delivery-limit",
+    "x-dead-letter-strategy",
+    "x-quorum-initial-group-size",
+    "x-consumer-timeout",
+    "x-max-in-memory-length",
+    "x-max-in-memory-bytes",
 ];
 
 impl Connection {
@@ -145,15 +151,15 @@ impl Connection {
                 check_property("auto_delete", &thing, received, current)
             })
             .and_then(|()| {
+                let received = with_queue_type(&declare.arguments);
+                let current = with_queue_type(&spec.arguments);
+                check_argument("x-queue-type", &thing, &received, &current)
+            })
+            .and_then(|()| {
                 let mut names = COMPARED_ARGUMENTS.into_iter();
                 names.try_for_each(|name| {
                     check_argument(name, &thing, &declare.arguments, &spec.arguments)
                 })
-            })
-            .and_then(|()| {
-                let received = with_queue_type(&declare.arguments);
-                let current = with_queue_type(&spec.arguments);
-                check_argument("x-queue-type", &thing, &received, &current)
             })
             .map_err(precondition_failed)
     }
@@ -172,8 +178,12 @@ impl Connection {
             self.check_exchange_access(Operation::Write, &exchange)?;
         }
         // Parsed from a copy: names in it outlive the frame.
-        QueueArguments::parse(&arguments.detached(), name.as_str(), &vhost)
-            .map_err(|error| precondition_failed(error.to_string()))
+        let settings = QueueArguments::parse(&arguments.detached(), name.as_str(), &vhost)
+            .map_err(|error| precondition_failed(error.to_string()))?;
+        if settings.kind == QueueKind::Quorum {
+            check_quorum(declare, &thing)?;
+        }
+        Ok(settings)
     }
 
     fn create_queue(
@@ -398,6 +408,26 @@ impl Connection {
         // Not taken under the topology lock: the order is meta first. A later LSN only waits longer.
         self.shared
             .unless_durable(is_durable.then(|| self.shared.newest_meta()))
+    }
+}
+
+/// A quorum queue is durable and everybody's, and has a name of its own (QQ-1, QU-10).
+fn check_quorum(declare: &QueueDeclare, thing: &str) -> Result<(), BrokerError> {
+    if declare.queue.is_empty() {
+        let module = QueueKind::Quorum.module();
+        let text = format!("Cannot declare a server-named queue for type {module}");
+        return Err(precondition_failed(text));
+    }
+    let properties = [
+        (declare.is_auto_delete, "auto-delete"),
+        (declare.is_exclusive, "exclusive-owner"),
+        (!declare.is_durable, "non-durable"),
+    ];
+    match properties.into_iter().find(|(is_wrong, _)| *is_wrong) {
+        Some((_, name)) => Err(precondition_failed(format!(
+            "invalid property '{name}' for {thing}"
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -137,7 +137,7 @@ impl Session {
         };
         let command = Command::Settle {
             items: vec![delivery.unacked()],
-            outcome: SettleOutcome::Requeue,
+            outcome: SettleOutcome::Return,
         };
         // To the front, so that it comes before an `Ended` after which there is nobody to give it to.
         self.work.push_front(Work::Event(Event::Command {

@@ -119,18 +119,22 @@ fn take_dying(turn: &mut Turn<'_>, source: &QueueHandle) -> (Vec<Dying>, Arc<Que
 
 /// True when enough dead letters of the queue are on their way; then it is called again.
 fn must_wait(turn: &mut Turn<'_>, source: &QueueHandle, state: &mut QueueState) -> bool {
-    if state.letters_bytes < LETTERS_MAX_BYTES || state.leaving.is_empty() {
+    let Some(rare) = &mut state.rare else {
+        return false;
+    };
+    let letters = &mut rare.letters;
+    if letters.bytes < LETTERS_MAX_BYTES || state.leaving.is_empty() {
         return false;
     }
-    if turn.shared.journal().confirm_lsn() >= state.letters_end {
-        state.letters_bytes = 0;
+    if turn.shared.journal().confirm_lsn() >= letters.end {
+        letters.bytes = 0;
         state.awaits_letters = false;
         return false;
     }
     if !state.awaits_letters {
         state.awaits_letters = true;
         let again = AfterDurable::Redispatch(QueueHandle::clone(source));
-        turn.effects.after_durable.push((state.letters_end, again));
+        turn.effects.after_durable.push((letters.end, again));
     }
     true
 }
@@ -229,9 +233,10 @@ fn push_group(
         }
     }
     if let Some(receipt) = batch.carry_out(turn, &mut locked) {
-        let state = locked.state_of(source.id());
-        state.letters_bytes += letters_bytes;
-        state.letters_end = receipt.end;
+        let rare = &mut locked.state_of(source.id()).rare;
+        let letters = &mut rare.get_or_insert_default().letters;
+        letters.bytes += letters_bytes;
+        letters.end = receipt.end;
     }
     locked.conclude(turn, Batch::default());
 }

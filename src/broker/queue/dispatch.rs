@@ -34,7 +34,7 @@ impl QueueState {
         fresh: Option<Seq>,
     ) {
         while !self.gets.is_empty() || !self.consumers.is_empty() {
-            let seq = match self.slots.first_ready() {
+            let seq = match self.next_ready() {
                 Head::Entry(seq) => seq,
                 Head::Filed(seq) => {
                     if self.pick(queue).is_some() {
@@ -103,7 +103,10 @@ impl QueueState {
         if message.is_none() {
             self.read_missing(queue, turn, seq);
         }
-        message
+        match queue.traits.is_quorum {
+            true => message.map(|message| self.with_counts(seq, message)),
+            false => message,
+        }
     }
 
     fn hand_to(
@@ -189,7 +192,8 @@ impl QueueState {
         seq: Seq,
         is_settled: bool,
     ) {
-        self.delivered_upto = self.delivered_upto.max(seq.0 + 1);
+        self.note_taken(seq);
+        self.delivered_upto = self.delivered_upto.max(seq.count() + 1);
         if is_settled {
             self.end(queue, batch, seq, SettleCause::Acked);
         } else {
@@ -386,7 +390,7 @@ pub fn get(
     }
     state.lease_from_ms = turn.now_ms;
     state.expire_heads(queue, turn.now_ms, &mut batch);
-    let outcome = match state.slots.first_ready() {
+    let outcome = match state.next_ready() {
         Head::None => GetOutcome::Empty,
         Head::Filed(seq) => {
             state.gets.push_back(PendingGet {
