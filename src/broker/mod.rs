@@ -42,6 +42,7 @@ mod records;
 mod refusal;
 mod reply_to;
 mod restore;
+mod route_cache;
 mod routing;
 mod rules;
 mod salvage;

@@ -103,6 +103,7 @@ impl Session {
             ),
             (Awaiting::Consume { tag, is_nowait }, ReplyBody::Consuming { consumer, .. }) => {
                 channel.consumers.insert(tag.clone(), consumer);
+                channel.tags.expect_holders(channel.consumers.count());
                 told(is_nowait, basic::ConsumeOk { consumer_tag: tag })
             }
             (
@@ -114,6 +115,7 @@ impl Session {
                 ReplyBody::Done,
             ) => {
                 channel.consumers.remove(consumer);
+                channel.tags.expect_holders(channel.consumers.count());
                 told(is_nowait, basic::CancelOk { consumer_tag: tag })
             }
             (
