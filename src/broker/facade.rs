@@ -27,6 +27,7 @@ use super::queue::{
 };
 use super::records;
 use super::reply_to::ReplyConsumers;
+use super::stamp::Stamps;
 use super::vhost::{Removed, Vhost};
 use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
@@ -50,6 +51,8 @@ pub struct BrokerOptions {
     pub resident_max_bytes: u64,
     /// When queues use index files.
     pub index: IndexLimits,
+    /// What it writes into messages.
+    pub stamps: Stamps,
     /// A part of the log is lost: what the messages that are left need is made again.
     pub is_salvaged: bool,
 }
@@ -60,6 +63,7 @@ impl Default for BrokerOptions {
             loopback_users: vec![DEFAULT_USER.to_owned()],
             resident_max_bytes: 128 << 20,
             index: IndexLimits::default(),
+            stamps: Stamps::default(),
             is_salvaged: false,
         }
     }

@@ -18,10 +18,12 @@ use super::worker::WorkerQueue;
 use crate::allocator;
 use crate::broker::effects::Effects;
 use crate::broker::queue::IndexLimits;
+use crate::broker::stamp::{Stamp, Stamps};
 use crate::broker::{Broker, BrokerOptions, RestoreError};
-use crate::config::args::OnCorruptionArg;
+use crate::config::args::{OnCorruptionArg, StampArg};
 use crate::config::{Config, FsyncMode};
 use crate::disk::{Clock, Disk, RealClock, RealDisk, machine};
+use crate::session::options::CLUSTER_NAME;
 use crate::storage::salvage::Salvage;
 use crate::storage::{FsyncPolicy, OnCorruption, Options, Storage, StorageError};
 
@@ -79,6 +81,14 @@ fn is_unreadable(operation: &str, kind: ErrorKind) -> bool {
     is_read && is_of_the_file
 }
 
+fn stamp(when: StampArg) -> Stamp {
+    match when {
+        StampArg::Off => Stamp::Off,
+        StampArg::Fill => Stamp::Fill,
+        StampArg::Overwrite => Stamp::Overwrite,
+    }
+}
+
 fn storage_options(config: &Config, memory_limit_bytes: u64) -> Options {
     Options {
         fsync: match config.fsync {
@@ -133,6 +143,11 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         BrokerOptions {
             loopback_users: config.access.loopback_users.clone(),
             resident_max_bytes: memory::contents_max_bytes(memory_limit_bytes),
+            stamps: Stamps {
+                time: stamp(config.stamp_time),
+                node: stamp(config.stamp_node),
+                node_name: CLUSTER_NAME.to_owned(),
+            },
             is_salvaged: recovered.report.salvage.is_some(),
             index: IndexLimits {
                 min_messages: config.queue_index_min_messages,
