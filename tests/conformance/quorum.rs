@@ -48,14 +48,13 @@ fn headers(delivered: &Delivered) -> (Option<i64>, Option<i64>) {
 fn quorum_queues_are_durable_shared_and_named() {
     let mut c = client();
     let thing = "for queue 'qq1' in vhost '/'";
-    let cases: [(&str, fn(&mut queue::Declare)); 3] = [
-        ("auto-delete", |declare| declare.auto_delete = true),
-        ("exclusive-owner", |declare| declare.exclusive = true),
-        ("non-durable", |declare| declare.durable = false),
-    ];
-    for (property, change) in cases {
-        let mut declare = quorum("qq1", []);
-        change(&mut declare);
+    for property in ["auto-delete", "exclusive-owner", "non-durable"] {
+        let declare = queue::Declare {
+            auto_delete: property == "auto-delete",
+            exclusive: property == "exclusive-owner",
+            durable: property != "non-durable",
+            ..quorum("qq1", [])
+        };
         let text = format!("PRECONDITION_FAILED - invalid property '{property}' {thing}");
         refused(&mut c, declare, 406, &text);
     }
