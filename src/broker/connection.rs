@@ -15,7 +15,6 @@ use super::effects::Effects;
 use super::error::BrokerError;
 use super::facade::Shared;
 use super::outbox::Outbox;
-use super::publish::RouteCache;
 use super::queue::{
     self, Aftermath, ConnectionId, ConsumeRefusal, DeleteCondition, DeleteRefusal, GetOutcome,
     QueueHandle, RoutedPublish,
@@ -25,6 +24,7 @@ use super::refusal::{
     no_global_prefetch, no_queue, precondition_failed, vhost_deleted,
 };
 use super::reply_to::{REPLY_TO, Registered, is_reply_name};
+use super::route_cache::RouteCache;
 use super::vhost::Vhost;
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::short_string::ShortString;

@@ -39,6 +39,7 @@ mod records;
 mod refusal;
 mod reply_to;
 mod restore;
+mod route_cache;
 mod routing;
 mod salvage;
 #[cfg(test)]

@@ -8,10 +8,9 @@
 //! otherwise pay for a lock set and a push with every message.
 //!
 //! What the checks and the topology said about an exchange and a key is kept by the connection until one
-//! of them changes. Messages with `CC` or `BCC`, and those an exchange had a say in that looks at more than keys, are
-//! routed every time.
+//! of them changes (`route_cache`). Messages with `CC` or `BCC`, and those an exchange had a say in that looks at more than
+//! keys, are routed every time.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -22,134 +21,17 @@ use super::connection::Connection;
 use super::effects::Effects;
 use super::error::BrokerError;
 use super::message::{Message, MessageParts, TTL_MAX_MS};
-use super::queue::{self, GROUP_QUEUES_MAX, QueueHandle, RoutedPublish};
+use super::queue::{self, GROUP_QUEUES_MAX, RoutedPublish};
 use super::refusal::{access_refused, no_exchange, precondition_failed};
 use super::reply_to::is_requester_name;
+use super::route_cache::SharedTargets;
 use super::routing::{Targets, is_same_set};
 use crate::amqp::field_table::FieldValue;
 use crate::amqp::properties::{BCC_HEADER, CC_HEADER, Properties};
 use crate::amqp::short_string::ShortString;
 
-/// Routes a connection remembers; when there are more, it forgets all and begins anew. About 1 MiB when full.
-const CACHED_ROUTES_MAX: usize = 4096;
-/// Fewest places of the routes used last; a power of two.
-const RECENT_PLACES_MIN: usize = 16;
-/// Places for each route that is remembered, so that few of them share one.
-const RECENT_PLACES_PER_ROUTE: usize = 4;
-
-/// Targets of a message, shared with the cache.
-type SharedTargets = Arc<[QueueHandle]>;
-
-/// What a connection remembers of exchanges it may publish to.
-#[derive(Debug, Default)]
-pub(super) struct RouteCache {
-    /// Versions of the topology and of the permissions it holds for.
-    versions: (u64, u64),
-    /// How many queues there had been; matters only to routes without a queue.
-    queues_version: u64,
-    has_unroutable: bool,
-    /// Exchange, then routing key. An exchange that is here has passed the checks.
-    exchanges: HashMap<ShortString, HashMap<ShortString, SharedTargets>>,
-    routes_count: usize,
-    /// Copies of some of these routes, each in one of the two places its key leads to: found without hashing.
-    recent: Vec<Option<RecentRoute>>,
-}
-
-/// One line of the processor's cache, for keys of usual length.
-#[derive(Debug, Clone)]
-struct RecentRoute {
-    exchange: Box<[u8]>,
-    key: SmallVec<[u8; 23]>,
-    targets: SharedTargets,
-}
-
-const _: () = assert!(size_of::<Option<RecentRoute>>() == 64);
-
-/// Where a key stands among so many places (a power of two): by its last bytes, in which an application's keys differ.
-fn recent_place(key: &ShortString, places_count: usize) -> usize {
-    let tail = key.as_bytes().iter().rev().take(8);
-    // The golden ratio spreads what differs in the last byte only; the upper half of the product depends on all bytes.
-    let mixed = tail.fold(key.len() as u64, |mixed, byte| {
-        (mixed ^ u64::from(*byte)).wrapping_mul(0x9E37_79B9_7F4A_7C15)
-    });
-    usize::try_from(mixed >> 32).unwrap_or_default() & (places_count - 1)
-}
-
-impl RouteCache {
-    /// Forgets everything unless it holds for these versions.
-    fn renew(&mut self, versions: (u64, u64), queues_version: u64) {
-        let is_missed = self.has_unroutable && self.queues_version != queues_version;
-        if self.versions != versions || is_missed {
-            self.clear();
-            self.versions = versions;
-        }
-        self.queues_version = queues_version;
-    }
-
-    fn clear(&mut self) {
-        self.exchanges.clear();
-        self.recent.clear();
-        self.routes_count = 0;
-        self.has_unroutable = false;
-    }
-
-    fn has_exchange(&self, name: &ShortString) -> bool {
-        self.exchanges.contains_key(name)
-    }
-
-    /// A route that was used a short time ago. Its exchange has passed the checks.
-    fn recent(&self, exchange: &ShortString, key: &ShortString) -> Option<&SharedTargets> {
-        if self.recent.is_empty() {
-            return None;
-        }
-        let place = recent_place(key, self.recent.len());
-        [place, place ^ 1].into_iter().find_map(|place| {
-            let route = self.recent.get(place)?.as_ref()?;
-            let is_it = route.key[..] == key.as_bytes()[..]
-                && route.exchange[..] == exchange.as_bytes()[..];
-            is_it.then_some(&route.targets)
-        })
-    }
-
-    fn get(&mut self, exchange: &ShortString, key: &ShortString) -> Option<&SharedTargets> {
-        let (exchange, routes) = self.exchanges.get_key_value(exchange)?;
-        let (key, targets) = routes.get_key_value(key)?;
-        let places_count = (self.routes_count * RECENT_PLACES_PER_ROUTE).next_power_of_two();
-        if places_count > self.recent.len() {
-            // What stood there has its place elsewhere now.
-            self.recent.clear();
-            let places_count = places_count.max(RECENT_PLACES_MIN);
-            self.recent.resize(places_count, None);
-        }
-        let place = recent_place(key, self.recent.len());
-        // Whoever stood here is found in the other place: two keys that lead to one do not drive each other out.
-        self.recent.swap(place, place ^ 1);
-        self.recent[place] = Some(RecentRoute {
-            exchange: exchange.as_bytes()[..].into(),
-            key: SmallVec::from_slice(key.as_bytes()),
-            targets: Arc::clone(targets),
-        });
-        Some(targets)
-    }
-
-    fn insert_exchange(&mut self, name: &ShortString) {
-        if self.exchanges.len() >= CACHED_ROUTES_MAX {
-            self.clear();
-        }
-        self.exchanges.entry(name.detached()).or_default();
-    }
-
-    fn insert(&mut self, exchange: &ShortString, key: &ShortString, targets: &SharedTargets) {
-        if self.routes_count >= CACHED_ROUTES_MAX {
-            self.clear();
-        }
-        // Copies of the names: slices would keep whole frames alive.
-        let routes = self.exchanges.entry(exchange.detached()).or_default();
-        routes.insert(key.detached(), Arc::clone(targets));
-        self.has_unroutable |= targets.is_empty();
-        self.routes_count += 1;
-    }
-}
+/// Publishes whose routes are fetched together.
+const ROUTED_TOGETHER: usize = 32;
 
 impl Connection {
     /// Takes a publish of a transaction: checks it and finds its queues now, and keeps it for the
@@ -188,6 +70,11 @@ impl Connection {
         run.confirms.reserve(batch.len());
         out.reserve(batch.len());
         for (index, publish) in batch.iter().enumerate() {
+            if index % ROUTED_TOGETHER == 0 {
+                let next = batch.iter().skip(index).take(ROUTED_TOGETHER);
+                self.routes
+                    .warm(next.map(|publish| publish.message.routing_key()));
+            }
             let routed = match self.check_and_route(publish) {
                 Ok(routed) => routed,
                 Err(error) => {

@@ -113,6 +113,7 @@ impl Session {
                 }
                 let channel = self.channel(id)?;
                 channel.consumers.insert(tag.clone(), consumer);
+                channel.tags.expect_holders(channel.consumers.count());
                 told(is_nowait, basic::ConsumeOk { consumer_tag: tag })
             }
             (
@@ -124,6 +125,7 @@ impl Session {
                 ReplyBody::Done,
             ) => {
                 channel.consumers.remove(consumer);
+                channel.tags.expect_holders(channel.consumers.count());
                 told(is_nowait, basic::CancelOk { consumer_tag: tag })
             }
             (

@@ -9,7 +9,7 @@ use super::slots::{Head, Status};
 use super::state::{Locked, PendingGet, QueueState, is_expired, lock_queues};
 use super::{FetchFailure, GetOutcome, QueueHandle, Turn};
 use crate::broker::command::Delivery;
-use crate::broker::consumer::ConsumerIndex;
+use crate::broker::consumer::{ChannelCredit, ConsumerIndex};
 use crate::broker::dead_letter::DeathReason;
 use crate::broker::message::Message;
 use crate::broker::outbox::{Outbox, OutboxItem};
@@ -275,6 +275,9 @@ impl QueueState {
 
     /// Tells everybody who waits for a message that there is none.
     pub(super) fn answer_gets_empty(&mut self, batch: &mut Batch) {
+        if self.gets.is_empty() {
+            return;
+        }
         for get in self.gets.take() {
             let item = OutboxItem::GetReady {
                 channel: get.channel,
@@ -287,15 +290,25 @@ impl QueueState {
 
 /// Tries again to deliver: an outbox was drained, or a reservation is durable (`AfterDurable::Redispatch`).
 pub fn dispatch(turn: &mut Turn<'_>, queue: &QueueHandle) {
-    dispatch_one(turn, queue);
-    turn.finish();
-}
-
-pub(super) fn dispatch_one(turn: &mut Turn<'_>, queue: &QueueHandle) {
     let mut locked = Locked::one(queue);
     let mut batch = Batch::default();
     let (_, state) = locked.first();
     state.consumers.refresh();
+    state.dispatch(queue, turn, &mut batch, None);
+    locked.conclude(turn, batch);
+    turn.finish();
+}
+
+/// Serves a queue that `credit` gave back, because there is room.
+pub(super) fn dispatch_resumed(
+    turn: &mut Turn<'_>,
+    queue: &QueueHandle,
+    credit: &Arc<ChannelCredit>,
+) {
+    let mut locked = Locked::one(queue);
+    let mut batch = Batch::default();
+    let (_, state) = locked.first();
+    state.consumers.refresh_after_credit(credit);
     state.dispatch(queue, turn, &mut batch, None);
     locked.conclude(turn, batch);
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::batch::Batch;
-use super::dispatch::dispatch_one;
+use super::dispatch::dispatch_resumed;
 use super::state::Locked;
 use super::{Aftermath, ConsumeRefusal, DeleteCondition, DeleteRefusal, Purged, QueueHandle, Turn};
 use crate::broker::command::ConsumerId;
@@ -186,8 +186,10 @@ impl Turn<'_> {
     /// channel got credit again, and messages that die.
     pub(super) fn finish(&mut self) {
         loop {
-            if let Some(queue) = self.resumed.pop() {
-                dispatch_one(self, &queue);
+            if let Some(credit) = self.resumed.pop() {
+                while let Some(queue) = credit.next_waiting() {
+                    dispatch_resumed(self, &queue, &credit);
+                }
             } else if let Some(refused) = self.refused.pop() {
                 super::death::bury_refused(self, &refused);
             } else if let Some(queue) = self.dying.pop() {

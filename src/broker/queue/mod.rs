@@ -49,6 +49,7 @@ use self::paging::EntriesGauge;
 use self::state::{Locked, QueueState};
 use super::arguments::{Overflow, QueueArguments, QueueKind};
 use super::command::{ConfirmAt, Delivery};
+use super::consumer::ChannelCredit;
 use super::dead_letter::{DeadLetterRouter, Warned};
 use super::delayed::exchange_of;
 use super::effects::Effects;
@@ -198,8 +199,8 @@ pub struct Turn<'a> {
     pub now_ms: u64,
     /// What to do after all locks are released.
     pub effects: &'a mut Effects,
-    /// Queues to dispatch again: their channel has credit.
-    resumed: Vec<QueueHandle>,
+    /// Channels that have credit again, for queues that wait for it.
+    resumed: Vec<Arc<ChannelCredit>>,
     /// Queues with messages on their way to a dead-letter exchange.
     dying: Vec<QueueHandle>,
     /// Messages that a queue refused and dead-letters.

@@ -22,6 +22,8 @@ use crate::telemetry::Counters;
 
 /// Publishes gathered before they go to the domain; bounds what one call holds.
 const PUBLISH_BATCH_MAX: usize = 512;
+/// Deliveries whose channel and queue are fetched into the processor's cache together.
+const WARM_ITEMS: usize = 16;
 
 impl ConnectionTask {
     pub(super) fn round(&mut self) {
@@ -55,7 +57,14 @@ impl ConnectionTask {
                 return;
             }
             let mut delivered_count = 0;
+            let mut warm_count = 0;
             while is_whole || self.takes_deliveries() {
+                if warm_count == 0 {
+                    let next = self.items.iter().rev().take(WARM_ITEMS);
+                    warm_count = next.len();
+                    self.session.warm(next);
+                }
+                warm_count = warm_count.saturating_sub(1);
                 let Some(item) = self.items.last() else { break };
                 delivered_count += u64::from(matches!(
                     item,
