@@ -202,11 +202,11 @@ impl Connection {
         let recent = self.routes.recent(exchange, key).cloned();
         let checked = self.check_message(publish.channel, message, recent.is_some())?;
         let FurtherKeys { cc, bcc } = checked.further_keys;
-        let reply_name = checked.reply_name;
+        let rewrite = checked.rewrite;
         let is_plain = cc.is_empty() && bcc.is_empty();
         if is_plain && let Some(targets) = recent {
             return Ok(Routed {
-                message: visible_copy(message, bcc, reply_name),
+                message: visible_copy(message, bcc, rewrite),
                 targets,
                 replies: None,
             });
@@ -214,7 +214,7 @@ impl Connection {
         if is_plain && let Some(targets) = self.routes.get(exchange, key) {
             return Ok(Routed {
                 targets: Arc::clone(targets),
-                message: visible_copy(message, bcc, reply_name),
+                message: visible_copy(message, bcc, rewrite),
                 replies: None,
             });
         }
@@ -233,7 +233,7 @@ impl Connection {
         if is_plain && !route.is_for_one_message && replies.is_none() {
             self.routes.insert(exchange, key, &targets);
         }
-        let message = visible_copy(message, bcc, reply_name);
+        let message = visible_copy(message, bcc, rewrite);
         route.remember(&message);
         Ok(Routed {
             message,
@@ -256,16 +256,20 @@ impl Connection {
         }
         let properties = message.properties();
         let reply_name = self.reply_name(channel, properties)?;
-        if let Some(expiration) = properties.expiration() {
-            check_expiration(expiration).map_err(precondition_failed)?;
-        }
+        let expiration = match properties.expiration() {
+            Some(expiration) => check_expiration(expiration).map_err(precondition_failed)?,
+            None => None,
+        };
         let further_keys = further_keys(properties)?;
         if let Some(user_id) = properties.user_id() {
             self.check_user_id(user_id)?;
         }
         Ok(Checked {
             further_keys,
-            reply_name,
+            rewrite: Rewrite {
+                reply_name,
+                expiration,
+            },
         })
     }
 
@@ -310,8 +314,16 @@ pub(super) struct Routed {
 /// What the checks of a publish have found in its properties.
 struct Checked {
     further_keys: FurtherKeys,
-    /// What its `reply_to` becomes, if anything.
+    rewrite: Rewrite,
+}
+
+/// Properties that receivers see otherwise than they were published. Usually none.
+#[derive(Default)]
+struct Rewrite {
+    /// What its `reply_to` becomes, if anything (DR-3).
     reply_name: Option<ShortString>,
+    /// What its `expiration` becomes, if anything (PP-3).
+    expiration: Option<ShortString>,
 }
 
 /// Messages of one set of targets that are given to it as they are; fewer join a mixed run.
@@ -411,8 +423,9 @@ fn keys_in(properties: &Properties, header: &str) -> Result<Vec<ShortString>, Br
     }
 }
 
-/// The `expiration` property is a decimal number, with RabbitMQ's texts for everything else (TT-2).
-fn check_expiration(text: &[u8]) -> Result<(), String> {
+/// The `expiration` property is a decimal number, with RabbitMQ's texts for everything else (TT-2); the number as it is
+/// usually written, if this is not it.
+fn check_expiration(text: &[u8]) -> Result<Option<ShortString>, String> {
     let shown = String::from_utf8_lossy(text);
     let refuse = |reason: String| Err(format!("invalid expiration '{shown}': {reason}"));
     let (is_negative, unsigned) = match text.split_first() {
@@ -443,7 +456,14 @@ fn check_expiration(text: &[u8]) -> Result<(), String> {
     if number > u128::from(TTL_MAX_MS) {
         return refuse(format!("{{value_too_large,{number}}}"));
     }
-    Ok(())
+    let is_plain = text == b"0"
+        || text
+            .first()
+            .is_some_and(|first| matches!(first, b'1'..=b'9'));
+    if is_plain {
+        return Ok(None);
+    }
+    Ok(ShortString::from_text(&number.to_string()))
 }
 
 /// The keys that name requesters, on the default exchange.
@@ -460,19 +480,19 @@ fn reply_keys(exchange: &ShortString, keys: &[ShortString]) -> Option<Box<[Short
     (!names.is_empty()).then(|| names.into_boxed_slice())
 }
 
-/// The message as receivers see it (CC-3, DR-3). The hidden keys stay known for dead-lettering.
-fn visible_copy(
-    message: &Arc<Message>,
-    bcc: Vec<ShortString>,
-    reply_name: Option<ShortString>,
-) -> Arc<Message> {
+/// The message as receivers see it (CC-3, DR-3, PP-3). The hidden keys stay known for dead-lettering.
+fn visible_copy(message: &Arc<Message>, bcc: Vec<ShortString>, rewrite: Rewrite) -> Arc<Message> {
+    let is_rewritten = rewrite.reply_name.is_some() || rewrite.expiration.is_some();
     let mut properties = match message.properties().has_bcc() {
         true => message.properties().without_bcc(),
-        false if reply_name.is_none() => return Arc::clone(message),
+        false if !is_rewritten => return Arc::clone(message),
         false => message.properties().clone(),
     };
-    if let Some(name) = reply_name {
+    if let Some(name) = rewrite.reply_name {
         properties = properties.edit().set_reply_to(Some(name)).build();
+    }
+    if let Some(number) = rewrite.expiration {
+        properties = properties.edit().set_expiration(Some(number)).build();
     }
     Arc::new(Message::from_parts(&MessageParts {
         exchange: message.exchange().clone(),

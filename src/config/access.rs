@@ -416,6 +416,18 @@ impl AccessConfig {
     }
 }
 
+impl AccessConfig {
+    /// EXTERNAL without certificates would lock everybody out and say nothing.
+    pub(super) fn check_with_tls(&self, tls: Option<&TlsConfig>) -> Result<(), ConfigError> {
+        let is_wanted = self.mechanisms.contains(&MechanismArg::External);
+        if is_wanted && tls.is_none_or(|tls| tls.verify == VerifyArg::None) {
+            let text = "EXTERNAL in --auth-mechanisms needs --tls-port, and --tls-verify optional or require";
+            return Err(ConfigError(text.to_owned()));
+        }
+        Ok(())
+    }
+}
+
 impl TlsArgs {
     /// Checks each flag by itself.
     pub(super) fn check_each(&self) -> Result<(), ConfigError> {

@@ -153,6 +153,7 @@ impl Config {
         let access = AccessConfig::from_args(&args.access)?;
         access.check_with_segments(args.segment_size.0)?;
         let tls = args.tls.listener()?;
+        access.check_with_tls(tls.as_ref())?;
         if args.amqp_port == Port::Off && tls.is_none() {
             let text = "--amqp-port and --tls-port are both off: nobody could connect";
             return Err(ConfigError(text.to_owned()));
@@ -291,5 +292,11 @@ mod tests {
             ),
         );
         check(&["--segment-size", "1MiB"], Ok(()));
+        check(
+            &[&listener[..], &["--auth-mechanisms", "PLAIN,EXTERNAL"]].concat(),
+            Err(
+                "EXTERNAL in --auth-mechanisms needs --tls-port, and --tls-verify optional or require",
+            ),
+        );
     }
 }

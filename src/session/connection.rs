@@ -40,9 +40,10 @@ impl Session {
     /// The stream of frames is broken: nothing that follows can be understood.
     pub(super) fn handle_frame_error(&mut self, error: FrameError) {
         let Phase::Running = self.phase else {
-            return self.linger();
+            return self.refuse(format!("handshake refused: {error}"));
         };
         if let Failure::Connection(reason) = Failure::from(error) {
+            self.complain(reason.reply_text().to_string());
             self.fail_connection(AfterEnding::CloseAndLinger(reason));
         }
     }
@@ -221,6 +222,12 @@ impl Session {
         }
     }
 
+    /// Gives the connection up, in silence.
+    pub(super) fn refuse(&mut self, complaint: impl Into<String>) {
+        self.complain(complaint);
+        self.linger();
+    }
+
     pub(super) fn linger(&mut self) {
         let until_ms = self.now_ms + self.options.linger_ms;
         self.phase = Phase::Lingering { until_ms };
@@ -263,7 +270,11 @@ impl Session {
             Phase::Lingering { .. } | Phase::AwaitCloseOk { .. } => {}
             Phase::Running => self.check_heartbeat(),
             Phase::Ending(_) | Phase::Finished => {}
-            _ if now_ms >= self.handshake_deadline_ms => self.handle_eof(),
+            _ if now_ms >= self.handshake_deadline_ms => {
+                let limit_ms = self.options.handshake_timeout_ms;
+                self.complain(format!("handshake not done in {limit_ms} ms"));
+                self.handle_eof();
+            }
             _ => {}
         }
     }
@@ -287,7 +298,13 @@ impl Session {
                 frame::encode_heartbeat(self.output.buffer());
                 self.beat_count += 1;
             }
-            Beat::Missed => self.fail_connection(AfterEnding::Silence),
+            Beat::Missed => {
+                let timeout_secs = heartbeat.interval_ms() / 1000;
+                self.complain(format!(
+                    "missed heartbeats from client, timeout: {timeout_secs}s"
+                ));
+                self.fail_connection(AfterEnding::Silence);
+            }
         }
     }
 

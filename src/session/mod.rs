@@ -127,6 +127,8 @@ pub struct Session {
     unconfirmed: Vec<u16>,
     alarm: Alarm,
     has_room: bool,
+    /// Why the connection is being given up, until the server has taken it.
+    complaint: Option<String>,
     /// When a handshake must be over.
     handshake_deadline_ms: u64,
     /// Consumer tags generated.
@@ -224,6 +226,7 @@ impl Session {
             unconfirmed: Vec::new(),
             alarm: Alarm::default(),
             has_room: true,
+            complaint: None,
             tag_count: 0,
         }
     }
@@ -328,6 +331,16 @@ impl Session {
         self.alarm.is_blocking && channels.any(|channel| channel.unfinished_bytes() > 0)
     }
 
+    /// Why the connection is being given up, for the log; the client may know nothing of it. Once.
+    #[must_use]
+    pub fn take_complaint(&mut self) -> Option<String> {
+        self.complaint.take()
+    }
+
+    fn complain(&mut self, text: impl Into<String>) {
+        self.complaint.get_or_insert_with(|| text.into());
+    }
+
     /// True when the socket is to be closed as soon as the output is written.
     #[must_use]
     pub fn is_finished(&self) -> bool {
@@ -347,7 +360,10 @@ impl Session {
     fn fail(&mut self, channel: u16, failure: Failure) {
         match failure {
             Failure::Channel(reason) => self.fail_channel(channel, reason),
-            Failure::Connection(reason) => self.fail_connection(AfterEnding::Close(reason)),
+            Failure::Connection(reason) => {
+                self.complain(reason.reply_text().to_string());
+                self.fail_connection(AfterEnding::Close(reason));
+            }
         }
     }
 }

@@ -91,7 +91,6 @@ impl Seq {
     }
     /// Its rank.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "16 bits are left")]
     pub const fn rank(self) -> u16 {
         (self.0 >> Self::COUNT_BITS) as u16
     }

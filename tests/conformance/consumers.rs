@@ -246,7 +246,7 @@ fn prefetch_limits_each_consumer_started_after_it() {
     assert_eq!(delivered(&mut c, 1).len(), 2);
 }
 
-/// QS-3, QS-9.
+/// QS-3, QS-9, VD-6.
 #[test]
 fn global_prefetch_limits_the_channel_at_once() {
     let mut c = client();

@@ -3,6 +3,7 @@
 use stratamq::amqp::field_table::{FieldTable, FieldValue};
 use stratamq::amqp::method::{basic, exchange, queue};
 
+use super::elsewhere::skipped_elsewhere;
 use super::stage::*;
 use crate::support::raw::{Client, Delivered, Message, durable, text};
 
@@ -73,7 +74,7 @@ fn keys(keys: &[&str]) -> FieldValue {
     FieldValue::Array(keys.iter().map(|key| string(key)).collect())
 }
 
-/// DL-1, DL-8, DL-12 to DL-14, DL-16 and the table of 18.2.
+/// DL-1, DL-8, DL-12 to DL-14, DL-16, VD-4 and the table of 18.2.
 #[test]
 fn a_rejected_message_tells_its_story_exactly() {
     let mut c = stage("dl1", []);
@@ -86,7 +87,7 @@ fn a_rejected_message_tells_its_story_exactly() {
             .set_header("mine", int(7))
             .set_header("CC", keys(&["cc"]))
             .set_header("BCC", keys(&["bcc"]))
-            // DL-17: what a client says of deaths means nothing.
+            // DL-17, VD-3: what a client says of deaths means nothing.
             .set_header("x-death", string("mine"))
             .set_header("x-first-death-queue", string("mine"));
     });
@@ -101,6 +102,7 @@ fn a_rejected_message_tells_its_story_exactly() {
         (letter.exchange.as_str(), letter.routing_key.as_str()),
         ("dl1.x", "dl1.key")
     );
+    // VD-20: nobody has been given it from this queue.
     assert!(!letter.is_redelivered, "AK-13");
     assert_eq!(letter.message.body_text(), "body");
     let properties = &letter.message.properties;
@@ -220,6 +222,74 @@ fn purge_deletion_and_no_ack_are_no_deaths() {
     c.queue_delete(1, "dl2");
     settle(&mut c, 1);
     assert_eq!(counts(&mut c, "dl2.dead").0, 0);
+}
+
+/// DL-6: a dead letter is routed like a publish: bindings, exchanges bound to exchanges, alternate exchanges. Where nothing leads
+/// anywhere it is dropped, and nobody is told.
+#[test]
+fn dead_letters_are_routed_like_publishes() {
+    let mut c = client();
+    for (name, kind) in [("dl6.far", "fanout"), ("dl6.last", "fanout")] {
+        c.call::<exchange::DeclareOk>(1, x(name, kind));
+    }
+    let with_alternate = exchange::Declare {
+        arguments: table([("alternate-exchange", string("dl6.last"))]),
+        ..x("dl6.x", "topic")
+    };
+    c.call::<exchange::DeclareOk>(1, with_alternate);
+    for (queue, exchange, key) in [
+        ("dl6.near", "dl6.x", "near.#"),
+        ("dl6.far", "dl6.far", ""),
+        ("dl6.last", "dl6.last", ""),
+    ] {
+        c.queue_declare(1, queue, q(""));
+        c.bind(1, queue, exchange, key);
+    }
+    c.exchange_bind(1, "dl6.far", "dl6.x", "*.far");
+    c.queue_declare(
+        1,
+        "dl6",
+        q_with("", [("x-dead-letter-exchange", string("dl6.x"))]),
+    );
+    let reject = |c: &mut Client| {
+        wait_ready(c, "dl6", 1);
+        let got = c.get(1, "dl6").expect("the message");
+        c.nack(1, got.tag, false);
+        settle(c, 1);
+    };
+    c.bind(1, "dl6", "amq.topic", "#.far.#");
+    for key in ["near.far", "elsewhere.far.off"] {
+        send(
+            &mut c,
+            1,
+            mandatory("amq.topic", key),
+            &Message::plain(key.as_bytes().to_vec()),
+        );
+        reject(&mut c);
+    }
+    assert_eq!(
+        dead_letter(&mut c, "dl6.near").message.body_text(),
+        "near.far"
+    );
+    assert_eq!(
+        dead_letter(&mut c, "dl6.far").message.body_text(),
+        "near.far"
+    );
+    assert_eq!(
+        dead_letter(&mut c, "dl6.last").message.body_text(),
+        "elsewhere.far.off"
+    );
+    // With nothing behind the alternate exchange either, it is gone; mandatory was between us and its publisher.
+    c.queue_delete(1, "dl6.last");
+    send(
+        &mut c,
+        1,
+        mandatory("amq.topic", "a.far.b"),
+        &Message::plain("lost"),
+    );
+    reject(&mut c);
+    silent(&mut c, 1);
+    assert_eq!(counts(&mut c, "dl6").0, 0);
 }
 
 /// DL-3, DL-5: without a key all keys of the message count, with one only that, and CC stays to be read.
@@ -409,6 +479,9 @@ fn a_loop_of_expiry_alone_ends() {
             wait_ready(&mut c, queue, 0);
         }
     }
+    if skipped_elsewhere("what we log of it") {
+        return;
+    }
     // Twice round dl20, one line: operators want to know, once.
     broker().wait_for_line("dl22.self");
     broker().wait_for_line("dl20.");
@@ -436,13 +509,15 @@ fn a_missing_dead_letter_exchange_loses_letters_until_it_exists() {
     };
     reject_one(&mut c);
     reject_one(&mut c);
-    broker().wait_for_line("dl4.x");
-    let lines = broker().log();
-    let count = lines
-        .lines()
-        .filter(|line| line.contains("dl4.x") && line.contains("WARN"))
-        .count();
-    assert_eq!(count, 1, "{lines}");
+    if !skipped_elsewhere("what we log of it") {
+        broker().wait_for_line("dl4.x");
+        let lines = broker().log();
+        let count = lines
+            .lines()
+            .filter(|line| line.contains("dl4.x") && line.contains("WARN"))
+            .count();
+        assert_eq!(count, 1, "{lines}");
+    }
     c.call::<exchange::DeclareOk>(1, x("dl4.x", "fanout"));
     c.queue_declare(1, "dl4.dead", q(""));
     c.bind(1, "dl4.dead", "dl4.x", "");

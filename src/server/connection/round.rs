@@ -25,6 +25,15 @@ const PUBLISH_BATCH_MAX: usize = 512;
 /// Deliveries whose channel and queue are fetched into the processor's cache together.
 const WARM_ITEMS: usize = 16;
 
+/// Text with parts that come from a stranger, who must not write lines of his own into the log.
+fn printable(text: &str) -> String {
+    let escaped = |c: char| match c.is_control() {
+        true => c.escape_debug().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
+}
+
 impl ConnectionTask {
     pub(super) fn round(&mut self) {
         let now_ms = self.hub.now_ms();
@@ -37,6 +46,9 @@ impl ConnectionTask {
         self.hub.carry_out(&mut self.effects);
         self.handle_durability();
         self.check_room();
+        if let Some(complaint) = self.session.take_complaint() {
+            tracing::warn!(peer = %self.peer, "{}", printable(&complaint));
+        }
     }
 
     /// Moves the outbox into the session: all of it when `is_whole`, else as long as the output is short.
@@ -123,8 +135,7 @@ impl ConnectionTask {
                 self.session.login_result(Ok(()));
             }
             Err(error) => {
-                // Escaped: strangers do not write lines of their own into the log.
-                let (user, mechanism) = (login.user.escape_debug(), login.mechanism.name());
+                let (user, mechanism) = (printable(&login.user), login.mechanism.name());
                 tracing::info!(peer = %self.peer, mechanism, "login refused: user '{user}' {error}");
                 self.session.login_result(Err(LoginRefused));
             }
