@@ -9,9 +9,9 @@ use super::checkpointer;
 use super::clients::Clients;
 use super::hub::{Hub, Machine};
 use super::journal::StorageJournal;
+use super::length_limits;
 use super::listeners::Listeners;
 use super::memory;
-use super::readers::load_runs;
 use super::signals::Signals;
 use super::tls::TlsError;
 use super::worker::WorkerQueue;
@@ -178,7 +178,7 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         },
     ));
     hub.check_disk();
-    apply_length_limits(&hub, &mut effects);
+    length_limits::apply(&hub, &mut effects);
     hub.carry_out(&mut effects);
     if hub.recovery.salvage.is_some() {
         // What was salvaged must not depend on damaged bytes any longer: the next start begins behind them.
@@ -189,23 +189,6 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
     // Nobody uses what recovery took any more, and a broker that rests would keep it.
     allocator::give_back();
     Ok(hub)
-}
-
-/// Queues that came back with more than they may have (what was unacked before the crash is ready now) drop their heads
-/// before anybody looks: for that, runs in index files are read here and now. Mostly there are none, or few.
-fn apply_length_limits(hub: &Hub, effects: &mut Effects) {
-    loop {
-        let loads = std::mem::take(&mut effects.run_loads);
-        let (now, later): (Vec<_>, Vec<_>) =
-            loads.into_iter().partition(|load| load.queue.is_too_long());
-        effects.run_loads = later;
-        if now.is_empty() {
-            return;
-        }
-        for load in now {
-            load_runs(hub, load, effects);
-        }
-    }
 }
 
 /// Says place by place what `--on-corruption quarantine` let pass.
