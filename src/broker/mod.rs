@@ -46,6 +46,7 @@ mod route_cache;
 mod routing;
 mod rules;
 mod salvage;
+pub mod stamp;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -160,6 +160,25 @@ pub struct AccessArgs {
     )]
     pub max_exchanges: u64,
 
+    /// Milliseconds that a consumer may hold a delivery; then its channel is closed, or it is cancelled if it takes from a
+    /// quorum queue. 0 for any time
+    #[arg(
+        long,
+        env = "STRATAMQ_CONSUMER_TIMEOUT_MS",
+        default_value_t = 0,
+        value_name = "MS"
+    )]
+    pub consumer_timeout_ms: u64,
+
+    /// Prefetch of consumers on channels that have not asked for any; 0 for no limit
+    #[arg(
+        long,
+        env = "STRATAMQ_DEFAULT_PREFETCH",
+        default_value_t = 0,
+        value_name = "N"
+    )]
+    pub default_prefetch: u16,
+
     /// What clients are told as the product; some change what they do for other products than RabbitMQ
     #[arg(
         long,
@@ -329,6 +348,10 @@ pub struct AccessConfig {
     pub queues_max: Option<u64>,
     /// Exchanges of all vhosts; `None` for any number.
     pub exchanges_max: Option<u64>,
+    /// How long a consumer may hold a delivery; 0 for any time.
+    pub consumer_timeout_ms: u64,
+    /// Prefetch of consumers on channels that have not asked for any.
+    pub default_prefetch: u16,
     /// `product` of the server properties.
     pub product: String,
     /// `version` of the server properties.
@@ -432,6 +455,8 @@ impl AccessConfig {
             vhosts_max: limit(args.max_vhosts),
             queues_max: limit(args.max_queues),
             exchanges_max: limit(args.max_exchanges),
+            consumer_timeout_ms: args.consumer_timeout_ms,
+            default_prefetch: args.default_prefetch,
             product: args.product.clone(),
             product_version: args.product_version.clone(),
         })

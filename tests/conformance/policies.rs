@@ -251,6 +251,8 @@ fn expires_of_a_policy_ends_an_unused_queue() {
     c.call::<queue::DeclareOk>(1, q("po9e"));
     policy("po9e", r#"{"expires": 100}"#);
     wait_until("the queue is gone", || {
+        // To look whether it is there is to use it: not before it may have gone.
+        std::thread::sleep(SILENCE * 3);
         let mut c = client();
         c.try_queue_declare(1, "po9e", passive()).is_err()
     });
