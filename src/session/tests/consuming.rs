@@ -376,8 +376,8 @@ fn what_a_closing_channel_or_connection_holds_goes_back() {
     peer.session.receive(&mut peer.input, 0);
     let _close = peer.session.poll_event();
     peer.deliver(delivery(1, Some(1), 3)).serve();
-    assert_eq!(peer.settled, [("Requeue".into(), vec![3])]);
-    peer.expect_log(&["0 settle 1 Requeue", "ended"]);
+    assert_eq!(peer.settled, [("Return".into(), vec![3])]);
+    peer.expect_log(&["0 settle 1 Return", "ended"]);
 }
 
 #[test]
