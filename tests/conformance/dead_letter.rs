@@ -599,29 +599,29 @@ fn letters_between_durable_queues_keep_everything() {
 #[test]
 fn dead_letters_are_routed_like_any_message() {
     let mut c = client();
-    c.exchange_declare(1, "dl6.alternate", "fanout", false);
+    c.exchange_declare(1, "dl6b.alternate", "fanout", false);
     let with_alternate = stratamq::amqp::method::exchange::Declare {
-        arguments: table([("alternate-exchange", string("dl6.alternate"))]),
-        ..x("dl6.x", "direct")
+        arguments: table([("alternate-exchange", string("dl6b.alternate"))]),
+        ..x("dl6b.x", "direct")
     };
     c.call::<stratamq::amqp::method::exchange::DeclareOk>(1, with_alternate);
-    c.exchange_declare(1, "dl6.next", "fanout", false);
-    c.exchange_bind(1, "dl6.next", "dl6.x", "dl6.bound");
-    for queue in ["dl6.to-alternate", "dl6.to-next"] {
+    c.exchange_declare(1, "dl6b.next", "fanout", false);
+    c.exchange_bind(1, "dl6b.next", "dl6b.x", "dl6b.bound");
+    for queue in ["dl6b.to-alternate", "dl6b.to-next"] {
         c.queue_declare(1, queue, q(""));
     }
     let full = [
         ("x-max-length", int(1)),
         ("x-overflow", string("reject-publish")),
     ];
-    c.call::<queue::DeclareOk>(1, q_with("dl6.full", full));
-    c.bind(1, "dl6.to-alternate", "dl6.alternate", "");
-    c.bind(1, "dl6.to-next", "dl6.next", "");
-    c.bind(1, "dl6.full", "dl6.next", "");
-    for name in ["dl6.bound", "dl6.unbound"] {
+    c.call::<queue::DeclareOk>(1, q_with("dl6b.full", full));
+    c.bind(1, "dl6b.to-alternate", "dl6b.alternate", "");
+    c.bind(1, "dl6b.to-next", "dl6b.next", "");
+    c.bind(1, "dl6b.full", "dl6b.next", "");
+    for name in ["dl6b.bound", "dl6b.unbound"] {
         c.call::<queue::DeclareOk>(
             1,
-            q_with(name, [("x-dead-letter-exchange", string("dl6.x"))]),
+            q_with(name, [("x-dead-letter-exchange", string("dl6b.x"))]),
         );
         fill(&mut c, name, &["a", "b"]);
         for _ in 0..2 {
@@ -629,22 +629,26 @@ fn dead_letters_are_routed_like_any_message() {
             c.nack(1, got.tag, false);
         }
     }
-    wait_ready(&mut c, "dl6.to-alternate", 2);
-    wait_ready(&mut c, "dl6.to-next", 2);
-    assert_eq!(drain(&mut c, "dl6.full"), ["a"], "the other one is refused");
+    wait_ready(&mut c, "dl6b.to-alternate", 2);
+    wait_ready(&mut c, "dl6b.to-next", 2);
+    assert_eq!(
+        drain(&mut c, "dl6b.full"),
+        ["a"],
+        "the other one is refused"
+    );
     // Nothing is bound any more: gone, and nobody is told.
     c.call::<queue::DeclareOk>(
         1,
         q_with(
-            "dl6.lost",
+            "dl6b.lost",
             [("x-dead-letter-exchange", string("amq.direct"))],
         ),
     );
-    fill(&mut c, "dl6.lost", &["m"]);
-    let got = c.get(1, "dl6.lost").expect("m");
+    fill(&mut c, "dl6b.lost", &["m"]);
+    let got = c.get(1, "dl6b.lost").expect("m");
     c.nack(1, got.tag, false);
     settle(&mut c, 1);
-    assert_eq!(counts(&mut c, "dl6.lost").0, 0);
+    assert_eq!(counts(&mut c, "dl6b.lost").0, 0);
 }
 
 /// DL-19, VD-3: an `x-death` of the client that makes no sense is overwritten by the first death, and kept nowhere.
