@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use stratamq::amqp::field_table::{FieldTable, FieldValue};
 use stratamq::amqp::method::{basic, queue};
 
@@ -154,4 +156,167 @@ fn counts_of_failures_survive_a_killed_broker() {
         c.queue_declare(1, "other", durable());
     }
     assert!(c.get(1, "q").is_none(), "it failed once too often");
+}
+
+/// AK-12: a clean stop flags what was unacked and nothing else, on queues with and without priorities. After a crash what
+/// may have been delivered is flagged, and what certainly was not is not: that is a deviation.
+#[test]
+fn only_what_may_have_been_delivered_is_flagged_after_a_restart() {
+    let mut broker = TestBroker::start();
+    let mut c = client(&broker);
+    for (queue, levels) in [("plain", None), ("levels", Some(5))] {
+        let declare = || match levels {
+            Some(levels) => with([("x-max-priority", FieldValue::SignedInt(levels))]),
+            None => durable(),
+        };
+        c.queue_declare(1, queue, declare());
+        let messages = [
+            urgent("a", 0),
+            urgent("b", 3),
+            urgent("c", 0),
+            urgent("d", 3),
+        ];
+        confirmed(&mut c, queue, &messages);
+        let first = c.get(1, queue).expect("four are there");
+        c.ack(1, first.tag);
+        let held = c.get(1, queue).expect("three are there");
+        let held = held.message.body_text();
+        broker.terminate();
+        broker.restart();
+        c = client(&broker);
+        c.queue_declare(1, queue, declare());
+        let mut flagged = Vec::new();
+        while let Some(got) = c.get(1, queue) {
+            c.ack(1, got.tag);
+            if got.is_redelivered {
+                flagged.push(got.message.body_text());
+            }
+        }
+        assert_eq!(flagged, [held], "{queue}");
+    }
+}
+
+/// TT-10: the time a message has left goes on while the broker is down, and comes with it over a kill -9.
+#[test]
+fn expiry_survives_a_killed_broker() {
+    let mut broker = TestBroker::start();
+    let mut c = client(&broker);
+    c.queue_declare(1, "q", durable());
+    let expiring = |body: &str, expiration: &str| {
+        Message::with(body.as_bytes().to_vec(), |properties| {
+            properties.set_delivery_mode(Some(2));
+            properties.set_expiration(Some(support::raw::text(expiration)));
+        })
+    };
+    let messages = [
+        expiring("short", "200"),
+        expiring("long", "600000"),
+        Message::persistent("for ever"),
+    ];
+    confirmed(&mut c, "q", &messages);
+    broker.kill();
+    std::thread::sleep(Duration::from_millis(250));
+    broker.restart();
+    c = client(&broker);
+    assert_eq!(drain(&mut c, "q"), ["long", "for ever"]);
+}
+
+/// TT-17: the lease of a durable queue begins anew with the broker.
+#[test]
+fn leases_begin_anew_with_the_broker() {
+    let mut broker = TestBroker::start();
+    let mut c = client(&broker);
+    c.queue_declare(1, "q", with([("x-expires", FieldValue::SignedInt(1500))]));
+    broker.kill();
+    std::thread::sleep(Duration::from_millis(1600));
+    broker.restart();
+    c = client(&broker);
+    c.queue_declare(1, "q", support::raw::passive());
+    drop(c);
+    std::thread::sleep(Duration::from_millis(1700));
+    c = client(&broker);
+    let gone = c.try_queue_declare(1, "q", support::raw::passive());
+    assert!(gone.is_err(), "nobody used it");
+}
+
+/// AK-19, AK-21, VD-7: off unless it is asked for; then it closes the channel of a classic queue, and what was held goes
+/// back.
+#[test]
+fn an_overdue_acknowledgement_closes_the_channel() {
+    let broker = TestBroker::builder()
+        .arg("--consumer-timeout-ms")
+        .arg("200")
+        .start();
+    let mut c = client(&broker);
+    c.queue_declare(1, "q", durable());
+    confirmed(&mut c, "q", &[Message::persistent("m")]);
+    c.open_channel(3);
+    c.consume(3, "q", "t");
+    c.next_delivery(3);
+    let close = match c.try_next(3) {
+        Err(support::raw::Trouble::ChannelClosed(close)) => close,
+        other => panic!("the channel should be closed: {other:?}"),
+    };
+    assert_eq!(
+        (close.reply_code, close.class_id, close.method_id),
+        (406, 0, 0)
+    );
+    assert_eq!(
+        close.reply_text.as_str(),
+        "PRECONDITION_FAILED - delivery acknowledgement on channel 3 timed out. Timeout value used: 200 ms. This timeout value can be configured, see consumers doc guide to learn more"
+    );
+    assert!(c.get(1, "q").expect("it went back").is_redelivered);
+}
+
+/// AK-20: a consumer of a quorum queue is cancelled, by its own timeout or that of the queue; the channel goes on, the
+/// message goes back without a failure, and a late acknowledgement does no harm.
+#[test]
+fn an_overdue_consumer_of_a_quorum_queue_is_cancelled() {
+    let broker = TestBroker::start();
+    let mut c = client(&broker);
+    let quorum = ("x-queue-type", FieldValue::text("quorum"));
+    let timeout = |timeout_ms| ("x-consumer-timeout", FieldValue::SignedInt(timeout_ms));
+    c.queue_declare(1, "by-queue", with([quorum.clone(), timeout(200)]));
+    c.queue_declare(1, "by-consumer", with([quorum, timeout(600_000)]));
+    for queue in ["by-queue", "by-consumer"] {
+        confirmed(&mut c, queue, &[Message::persistent("m")]);
+        let mut consume = basic::Consume {
+            queue: support::raw::text(queue),
+            consumer_tag: support::raw::text(queue),
+            ..basic::Consume::default()
+        };
+        if queue == "by-consumer" {
+            consume.arguments.set("x-consumer-timeout", 200);
+        }
+        c.call::<basic::ConsumeOk>(1, consume);
+        let held = c.next_delivery(1);
+        let cancel = c.expect::<basic::Cancel>(1);
+        assert_eq!((cancel.consumer_tag.as_str(), cancel.nowait), (queue, true));
+        c.ack(1, held.tag);
+        let again = c.get(1, queue).expect("it went back");
+        assert!(again.is_redelivered);
+        assert_eq!(again.message.properties.header("x-delivery-count"), None);
+        c.ack(1, again.tag);
+    }
+}
+
+/// QS-8: no limit of prefetch unless one is configured.
+#[test]
+fn the_default_of_prefetch_can_be_configured() {
+    for (words, expected) in [(&[][..], 3), (&["--default-prefetch", "2"][..], 2)] {
+        let builder = words
+            .iter()
+            .fold(TestBroker::builder(), |builder, word| builder.arg(word));
+        let broker = builder.start();
+        let mut c = client(&broker);
+        c.queue_declare(1, "q", durable());
+        c.consume(1, "q", "t");
+        let messages = ["a", "b", "c"].map(Message::persistent);
+        confirmed(&mut c, "q", &messages);
+        for _ in 0..expected {
+            c.next_delivery(1);
+        }
+        let declared = c.queue_declare(1, "q", support::raw::passive());
+        assert_eq!(declared.message_count, 3 - expected);
+    }
 }

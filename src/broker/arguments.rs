@@ -133,6 +133,13 @@ impl QueueArguments {
         Arc::new(self)
     }
 
+    /// True when a dead letter stays in the queue until another one has it: `at-least-once`, which works with
+    /// `reject-publish` alone.
+    #[must_use]
+    pub fn keeps_letters(&self) -> bool {
+        self.is_at_least_once && self.overflow == Overflow::RejectPublish
+    }
+
     /// Ranks of seqs that the queue has; 0 without priorities.
     #[must_use]
     pub fn rank_count(&self) -> u16 {

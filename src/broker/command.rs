@@ -302,6 +302,8 @@ pub enum ReplyBody {
     Consuming {
         /// The new consumer.
         consumer: ConsumerId,
+        /// How long it may hold a delivery, 0 for any time; `None` when it does not say.
+        timeout_ms: Option<u64>,
     },
     /// `basic.get-ok`.
     Got {

@@ -409,6 +409,10 @@ impl Connection {
         self.check_queue_access(Operation::Read, &consume.queue)?;
         let queue = self.find_queue(&consume.queue)?;
         let priority = self.consumer_priority(consume, &queue)?;
+        // The argument of a consumer goes before that of its queue (AK-20).
+        let timeout_ms = self.consumer_number(consume, "x-consumer-timeout")?;
+        let own_timeout_ms = timeout_ms.map(|timeout_ms| u64::try_from(timeout_ms).unwrap_or(0));
+        let timeout_ms = own_timeout_ms.or_else(|| queue.settings().consumer_timeout_ms);
         let id = self.shared.issue_consumer_id();
         let channel_credit = Arc::clone(&self.channels.entry(channel).or_default().credit);
         let spec = ConsumerSpec {
@@ -437,7 +441,10 @@ impl Connection {
         self.consumers
             .insert(id, (channel, QueueHandle::clone(&queue)));
         Ok(Reply {
-            body: ReplyBody::Consuming { consumer: id },
+            body: ReplyBody::Consuming {
+                consumer: id,
+                timeout_ms,
+            },
             durable_at: None,
         })
     }
@@ -466,12 +473,18 @@ impl Connection {
                 ));
             }
         }
-        let Some(value) = consume.arguments.get("x-priority") else {
-            return Ok(0);
+        Ok(self.consumer_number(consume, "x-priority")?.unwrap_or(0))
+    }
+
+    fn consumer_number(&self, consume: &Consume, name: &str) -> Result<Option<i64>, BrokerError> {
+        let Some(value) = consume.arguments.get(name) else {
+            return Ok(None);
         };
-        value.as_integer().ok_or_else(|| {
-            let reason = format!(": \"expected integer, got {}\"", value.type_name());
-            refuse("x-priority", &reason)
+        value.as_integer().map(Some).ok_or_else(|| {
+            let (queue, vhost, found) = (&consume.queue, self.vhost.name(), value.type_name());
+            precondition_failed(format!(
+                "invalid arg '{name}' for queue '{queue}' in vhost '{vhost}': \"expected integer, got {found}\""
+            ))
         })
     }
 

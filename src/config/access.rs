@@ -133,6 +133,25 @@ pub struct AccessArgs {
     )]
     pub max_consumers_per_channel: u64,
 
+    /// Milliseconds that a consumer may hold a delivery; then its channel is closed, or it is cancelled if it takes from a
+    /// quorum queue. 0 for any time
+    #[arg(
+        long,
+        env = "STRATAMQ_CONSUMER_TIMEOUT_MS",
+        default_value_t = 0,
+        value_name = "MS"
+    )]
+    pub consumer_timeout_ms: u64,
+
+    /// Prefetch of consumers on channels that have not asked for any; 0 for no limit
+    #[arg(
+        long,
+        env = "STRATAMQ_DEFAULT_PREFETCH",
+        default_value_t = 0,
+        value_name = "N"
+    )]
+    pub default_prefetch: u16,
+
     /// What clients are told as the product; some change what they do for other products than RabbitMQ
     #[arg(
         long,
@@ -296,6 +315,10 @@ pub struct AccessConfig {
     pub channels_max: Option<u64>,
     /// Consumers of one channel; `None` for any number.
     pub channel_consumers_max: Option<u64>,
+    /// How long a consumer may hold a delivery; 0 for any time.
+    pub consumer_timeout_ms: u64,
+    /// Prefetch of consumers on channels that have not asked for any.
+    pub default_prefetch: u16,
     /// `product` of the server properties.
     pub product: String,
     /// `version` of the server properties.
@@ -396,6 +419,8 @@ impl AccessConfig {
             connections_max: limit(args.max_connections),
             channels_max: limit(args.max_channels),
             channel_consumers_max: limit(args.max_consumers_per_channel),
+            consumer_timeout_ms: args.consumer_timeout_ms,
+            default_prefetch: args.default_prefetch,
             product: args.product.clone(),
             product_version: args.product_version.clone(),
         })

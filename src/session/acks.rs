@@ -217,6 +217,29 @@ impl DeliveryTags {
             && holder.is_some_and(|holder| Arc::ptr_eq(&holder.queue, queue))
     }
 
+    /// The last tag given.
+    pub(super) fn last_tag(&self) -> u64 {
+        self.last_tag
+    }
+
+    /// Outstanding deliveries up to the tag `last`, in tag order, with their queues and consumers.
+    pub(super) fn upto(
+        &self,
+        last: u64,
+    ) -> impl Iterator<Item = (u64, &QueueHandle, Option<ConsumerId>)> {
+        let chunks = self.chunks.iter();
+        let chunks = chunks.take_while(move |chunk| chunk.number * CHUNK_TAGS <= last);
+        let places = chunks.flat_map(|chunk| {
+            let first = chunk.number * CHUNK_TAGS;
+            (first..).zip(chunk.holders)
+        });
+        let outstanding = places.filter(move |(tag, _)| *tag <= last);
+        outstanding.filter_map(|(tag, number)| {
+            let holder = self.holders.get(number)?;
+            Some((tag, &holder.queue, holder.consumer))
+        })
+    }
+
     /// Outstanding deliveries.
     #[cfg(test)]
     fn len(&self) -> usize {

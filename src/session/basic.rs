@@ -166,6 +166,9 @@ impl Session {
         method: MethodId,
     ) -> Handled {
         let channel = self.channel(id)?;
+        if channel.ages.is_excused(scope) {
+            return Ok(());
+        }
         let Mode::Tx(transaction) = &mut channel.mode else {
             return self.settle_now(id, scope, outcome, method);
         };

@@ -22,6 +22,7 @@ use super::content::Content;
 use super::number_map::NumberMap;
 use super::options::ChannelSlot;
 
+use super::overdue::Ages;
 use crate::amqp::frame::Frame;
 use crate::amqp::method::{Method, MethodId};
 use crate::amqp::reply_code::ChannelReplyCode;
@@ -37,6 +38,7 @@ pub(super) struct Channel {
     /// The publish that is arriving.
     pub(super) content: Content,
     pub(super) tags: DeliveryTags,
+    pub(super) ages: Ages,
     pub(super) consumers: Consumers,
     /// Prefetch of consumers started from now on.
     pub(super) prefetch: u16,

@@ -12,6 +12,7 @@ use super::channel::{AfterEnd, ChannelState};
 use super::close::{CloseReason, Failure};
 use super::event::Event;
 use super::heartbeat::Beat;
+use super::overdue::Watch;
 use super::{AfterEnding, Alarm, Ending, OUTPUT_HIGH_BYTES, Phase, Session, Work};
 use crate::amqp::content::FrameSink;
 use crate::amqp::frame::{self, Frame, FrameError, FrameKind};
@@ -252,7 +253,10 @@ impl Session {
         };
         match self.phase {
             Phase::Lingering { until_ms } | Phase::AwaitCloseOk { until_ms } => Some(until_ms),
-            Phase::Running => heartbeat(),
+            Phase::Running => {
+                let watch = self.watch.as_ref().map(Watch::due_at_ms);
+                heartbeat().into_iter().chain(watch).min()
+            }
             Phase::Ending(_) | Phase::Finished => None,
             _ => Some(self.handshake_deadline_ms),
         }
@@ -268,7 +272,12 @@ impl Session {
                 self.phase = Phase::Finished;
             }
             Phase::Lingering { .. } | Phase::AwaitCloseOk { .. } => {}
-            Phase::Running => self.check_heartbeat(),
+            Phase::Running => {
+                self.check_heartbeat();
+                if matches!(self.phase, Phase::Running) {
+                    self.check_overdue();
+                }
+            }
             Phase::Ending(_) | Phase::Finished => {}
             _ if now_ms >= self.handshake_deadline_ms => {
                 let limit_ms = self.options.handshake_timeout_ms;

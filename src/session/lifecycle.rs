@@ -69,6 +69,7 @@ impl Session {
         }
         let channel = Channel {
             _slot: self.take_channel_slot()?,
+            prefetch: self.options.default_prefetch,
             ..Channel::default()
         };
         self.channels.insert(id, channel);

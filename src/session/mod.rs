@@ -59,6 +59,7 @@ mod modes;
 mod number_map;
 pub mod options;
 pub mod output;
+mod overdue;
 mod sasl;
 mod topology;
 
@@ -84,6 +85,7 @@ use channel::Channel;
 use close::{CloseReason, Failure};
 use handshake::ClientCapabilities;
 use heartbeat::Heartbeat;
+use overdue::Watch;
 
 /// Output above which nothing is read, and a server should stop moving its outbox into the session.
 pub const OUTPUT_HIGH_BYTES: usize = 1024 * 1024;
@@ -114,6 +116,8 @@ pub struct Session {
     /// At least the bytes of contents that are unfinished, over all channels.
     unfinished_bytes: u64,
     heartbeat: Option<Heartbeat>,
+    /// Looks for deliveries that are not acknowledged; none while no consumer has a timeout.
+    watch: Option<Watch>,
     /// Heartbeats sent; they do not count as something written.
     beat_count: u64,
     /// Bytes ever received, and those of them that still lie in the caller's buffer.
@@ -203,6 +207,8 @@ impl Session {
     #[must_use]
     pub fn new(options: SessionOptions, now_ms: u64) -> Self {
         let deadline_ms = now_ms + options.handshake_timeout_ms;
+        let timeout_ms = options.consumer_timeout_ms;
+        let watch = (timeout_ms > 0).then(|| Watch::new(timeout_ms, now_ms));
         Self {
             channel_max: options.channel_max,
             options,
@@ -218,6 +224,7 @@ impl Session {
             held_bytes: 0,
             unfinished_bytes: 0,
             heartbeat: None,
+            watch,
             beat_count: 0,
             received_total: 0,
             input_left: 0,

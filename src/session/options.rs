@@ -27,6 +27,10 @@ pub struct SessionOptions {
     pub channel_budget: Option<Arc<ChannelBudget>>,
     /// Consumers a channel may have; `None` for any number.
     pub channel_consumers_max: Option<u64>,
+    /// How long a delivery may be unacknowledged; 0 for any time.
+    pub consumer_timeout_ms: u64,
+    /// Prefetch of consumers on channels that say none; 0 for no limit.
+    pub default_prefetch: u16,
     /// Open channels offered in `tune`; at least 1.
     pub channel_max: u16,
     /// Largest frame offered in `tune`, in bytes, frame header and end included; at least 8192.
@@ -142,6 +146,8 @@ impl Default for SessionOptions {
             mechanisms: Mechanisms::default(),
             channel_budget: None,
             channel_consumers_max: None,
+            consumer_timeout_ms: 0,
+            default_prefetch: 0,
             channel_max: CHANNEL_MAX_DEFAULT,
             frame_max_bytes: FRAME_MAX_DEFAULT,
             heartbeat_secs: 60,

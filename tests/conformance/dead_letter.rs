@@ -593,3 +593,83 @@ fn letters_between_durable_queues_keep_everything() {
         c.queue_delete(1, queue);
     }
 }
+
+/// DL-6, LL-11: a dead letter takes the alternate exchange and exchange bindings like any message; what no queue takes is
+/// gone, and so is what a queue refuses.
+#[test]
+fn dead_letters_are_routed_like_any_message() {
+    let mut c = client();
+    c.exchange_declare(1, "dl6.alternate", "fanout", false);
+    let with_alternate = stratamq::amqp::method::exchange::Declare {
+        arguments: table([("alternate-exchange", string("dl6.alternate"))]),
+        ..x("dl6.x", "direct")
+    };
+    c.call::<stratamq::amqp::method::exchange::DeclareOk>(1, with_alternate);
+    c.exchange_declare(1, "dl6.next", "fanout", false);
+    c.exchange_bind(1, "dl6.next", "dl6.x", "dl6.bound");
+    for queue in ["dl6.to-alternate", "dl6.to-next"] {
+        c.queue_declare(1, queue, q(""));
+    }
+    let full = [
+        ("x-max-length", int(1)),
+        ("x-overflow", string("reject-publish")),
+    ];
+    c.call::<queue::DeclareOk>(1, q_with("dl6.full", full));
+    c.bind(1, "dl6.to-alternate", "dl6.alternate", "");
+    c.bind(1, "dl6.to-next", "dl6.next", "");
+    c.bind(1, "dl6.full", "dl6.next", "");
+    for name in ["dl6.bound", "dl6.unbound"] {
+        c.call::<queue::DeclareOk>(
+            1,
+            q_with(name, [("x-dead-letter-exchange", string("dl6.x"))]),
+        );
+        fill(&mut c, name, &["a", "b"]);
+        for _ in 0..2 {
+            let got = c.get(1, name).expect("it is there");
+            c.nack(1, got.tag, false);
+        }
+    }
+    wait_ready(&mut c, "dl6.to-alternate", 2);
+    wait_ready(&mut c, "dl6.to-next", 2);
+    assert_eq!(drain(&mut c, "dl6.full"), ["a"], "the other one is refused");
+    // Nothing is bound any more: gone, and nobody is told.
+    c.call::<queue::DeclareOk>(
+        1,
+        q_with(
+            "dl6.lost",
+            [("x-dead-letter-exchange", string("amq.direct"))],
+        ),
+    );
+    fill(&mut c, "dl6.lost", &["m"]);
+    let got = c.get(1, "dl6.lost").expect("m");
+    c.nack(1, got.tag, false);
+    settle(&mut c, 1);
+    assert_eq!(counts(&mut c, "dl6.lost").0, 0);
+}
+
+/// DL-19, VD-3: an `x-death` of the client that makes no sense is overwritten by the first death, and kept nowhere.
+#[test]
+fn a_malformed_history_of_the_client_is_overwritten() {
+    let mut c = client();
+    let arguments = [
+        ("x-dead-letter-exchange", string("")),
+        ("x-dead-letter-routing-key", string("dl19.dead")),
+    ];
+    c.call::<queue::DeclareOk>(1, q_with("dl19", arguments));
+    c.queue_declare(1, "dl19.dead", q(""));
+    let message = Message::with("m", |properties| {
+        properties.set_header("x-death", "not a history");
+    });
+    c.publish(1, "", "dl19", &message);
+    settle(&mut c, 1);
+    let got = c.get(1, "dl19").expect("m");
+    // Until then it is the client's own.
+    let header = got.message.properties.header("x-death");
+    assert_eq!(header, Some(string("not a history")));
+    c.nack(1, got.tag, false);
+    wait_ready(&mut c, "dl19.dead", 1);
+    let dead = c.get(1, "dl19.dead").expect("the letter");
+    let header = dead.message.properties.header("x-death");
+    assert!(matches!(header, Some(FieldValue::Array(deaths)) if deaths.len() == 1));
+    assert_eq!(dead.message.properties.header("x-invalid-headers"), None);
+}

@@ -48,14 +48,13 @@ fn headers(delivered: &Delivered) -> (Option<i64>, Option<i64>) {
 fn quorum_queues_are_durable_shared_and_named() {
     let mut c = client();
     let thing = "for queue 'qq1' in vhost '/'";
-    let cases: [(&str, fn(&mut queue::Declare)); 3] = [
-        ("auto-delete", |declare| declare.auto_delete = true),
-        ("exclusive-owner", |declare| declare.exclusive = true),
-        ("non-durable", |declare| declare.durable = false),
-    ];
-    for (property, change) in cases {
-        let mut declare = quorum("qq1", []);
-        change(&mut declare);
+    for property in ["auto-delete", "exclusive-owner", "non-durable"] {
+        let declare = queue::Declare {
+            auto_delete: property == "auto-delete",
+            exclusive: property == "exclusive-owner",
+            durable: property != "non-durable",
+            ..quorum("qq1", [])
+        };
         let text = format!("PRECONDITION_FAILED - invalid property '{property}' {thing}");
         refused(&mut c, declare, 406, &text);
     }
@@ -265,6 +264,43 @@ fn returned_messages_go_ahead() {
     c.nack(1, b.tag, true);
     c.nack(1, a.tag, true);
     assert_eq!(drain(&mut c, "qq5"), ["b", "a", "urgent", "c", "d"]);
+}
+
+/// DL-24: with at-least-once a dead letter stays until somebody takes it: while the exchange is missing, while nothing is
+/// bound to it, while its queue refuses it.
+#[test]
+fn at_least_once_letters_wait_for_somebody_who_takes_them() {
+    let mut c = client();
+    declare(
+        &mut c,
+        "dl24",
+        [
+            ("x-dead-letter-exchange", string("dl24.x")),
+            ("x-dead-letter-strategy", string("at-least-once")),
+            ("x-overflow", string("reject-publish")),
+        ],
+    );
+    fill(&mut c, "dl24", &["a", "b"]);
+    for body in ["a", "b"] {
+        let got = c.get(1, "dl24").expect("both are there");
+        assert_eq!(got.message.body_text(), body);
+        c.nack(1, got.tag, false);
+    }
+    settle(&mut c, 1);
+    c.exchange_declare(1, "dl24.x", "fanout", false);
+    let full = [
+        ("x-max-length", int(1)),
+        ("x-overflow", string("reject-publish")),
+    ];
+    c.call::<queue::DeclareOk>(1, q_with("dl24.dead", full));
+    c.bind(1, "dl24.dead", "dl24.x", "");
+    let mut bodies = Vec::new();
+    for _ in 0..2 {
+        wait_ready(&mut c, "dl24.dead", 1);
+        bodies.extend(drain(&mut c, "dl24.dead"));
+    }
+    bodies.sort();
+    assert_eq!(bodies, ["a", "b"]);
 }
 
 /// QQ-6: a limit of the channel is refused.

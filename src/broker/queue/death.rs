@@ -33,6 +33,8 @@ const READ_MAX_BYTES: u64 = 1 << 20;
 
 /// Bytes of a queue's dead letters that may be on their way to the disk.
 const LETTERS_MAX_BYTES: u64 = 1 << 20;
+/// Pause before a letter that nobody took is tried again (DL-24).
+const RETRY_MS: u64 = 1000;
 /// By how much a letter that is a group of its own may exceed the size of a group: a message of the largest size
 /// does, because of the headers that tell of its deaths. The log takes it, in a segment longer than usual.
 const LETTER_EXCESS_MAX_BYTES: u64 = 16 << 20;
@@ -184,7 +186,8 @@ fn bury_group(
             })
             .count();
         let end = start + fitting.max(1);
-        push_group(turn, source, &dying[start..end], &letters[start..end]);
+        let (dying, letters) = (&dying[start..end], &letters[start..end]);
+        push_group(turn, source, settings, dying, letters);
         start = end;
     }
 }
@@ -210,6 +213,7 @@ fn keep_unburied(turn: &mut Turn<'_>, source: &QueueHandle, seq: Seq) {
 fn push_group(
     turn: &mut Turn<'_>,
     source: &QueueHandle,
+    settings: &QueueArguments,
     dying: &[Dying],
     letters: &[Option<DeadLetter>],
 ) {
@@ -225,6 +229,12 @@ fn push_group(
         .map(|letter| letter_bytes(letter.as_ref()))
         .sum();
     for (one, letter) in dying.iter().zip(letters) {
+        if settings.keeps_letters() && !is_wanted(&mut locked, letter.as_ref()) {
+            let rare = locked.state_of(source.id()).rare.get_or_insert_default();
+            rare.stuck.push_back((one.seq, one.reason));
+            rare.retry_at_ms = turn.now_ms + RETRY_MS;
+            continue;
+        }
         // The source first: what a self dead-lettering queue drops must not be what it just got.
         let (queue, state) = locked.entry_of(source.id());
         state.end(queue, &mut batch, one.seq, SettleCause::DeadLettered);
@@ -239,6 +249,25 @@ fn push_group(
         letters.end = receipt.end;
     }
     locked.conclude(turn, Batch::default());
+}
+
+/// True when there is a queue for the letter, and none of them refuses it.
+fn is_wanted(locked: &mut Locked<'_>, letter: Option<&DeadLetter>) -> bool {
+    let Some(letter) = letter else {
+        return false;
+    };
+    let mut has_target = false;
+    for target in &letter.targets {
+        let state = locked.state_of(target.id());
+        if state.is_deleted {
+            continue;
+        }
+        if state.refuses(&letter.message) {
+            return false;
+        }
+        has_target = true;
+    }
+    has_target
 }
 
 /// Puts a dead letter into its targets. Their limits hold; a refusal is silent (LL-11).

@@ -150,6 +150,7 @@ pub fn delete(
     state.release_all();
     state.slots.clear();
     state.leaving.clear();
+    state.rare = None;
     state.due.clear();
     state.hidden.clear();
     locked.conclude(turn, batch);

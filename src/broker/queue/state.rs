@@ -166,7 +166,7 @@ impl QueueState {
         message: &Arc<Message>,
         status: Status,
     ) -> Option<Seq> {
-        if self.rules.bound == Bound::Refuse && self.would_overflow(message) {
+        if self.refuses(message) {
             let settings = &self.settings;
             if settings.overflow == Overflow::RejectPublishDlx && settings.dead_letter.is_some() {
                 turn.refused.push(Refused {
@@ -216,6 +216,11 @@ impl QueueState {
             self.due.push(expires_at_ms, seq);
         }
         Some(seq)
+    }
+
+    /// True when the queue does not take the message.
+    pub(super) fn refuses(&self, message: &Message) -> bool {
+        self.rules.bound == Bound::Refuse && self.would_overflow(message)
     }
 
     fn would_overflow(&self, message: &Message) -> bool {
@@ -364,6 +369,11 @@ impl QueueState {
         if self.slots.sums().total_count() == 0 {
             self.reservation.rest();
         }
+        if let Some(rare) = &mut self.rare
+            && rare.retry_at_ms <= turn.now_ms
+        {
+            self.leaving.extend(rare.stuck.drain(..));
+        }
         if !self.leaving.is_empty() && !self.is_dead_lettering {
             turn.dying.push(Arc::clone(queue));
         }
@@ -389,7 +399,11 @@ impl QueueState {
         if self.is_deleted {
             return;
         }
-        if !self.rules.has_lease && !self.slots.may_expire() {
+        let retry_at_ms = match &self.rare {
+            Some(rare) if !rare.stuck.is_empty() => rare.retry_at_ms,
+            _ => 0,
+        };
+        if !self.rules.has_lease && !self.slots.may_expire() && retry_at_ms == 0 {
             return;
         }
         let head_ms = match queue.traits.is_delay {
@@ -397,6 +411,7 @@ impl QueueState {
             false => {
                 let heads = self.slots.heads();
                 let due = heads.iter().map(|head| self.head_due_at_ms(*head, now_ms));
+                let due = due.chain([retry_at_ms]);
                 due.filter(|due_at_ms| *due_at_ms != 0).min().unwrap_or(0)
             }
         };

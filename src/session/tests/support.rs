@@ -307,6 +307,7 @@ impl Peer {
                 self.consumer_count += 1;
                 ReplyBody::Consuming {
                     consumer: ConsumerId(self.consumer_count),
+                    timeout_ms: None,
                 }
             }
             Command::TxCommit { publish_count, .. } => ReplyBody::Committed {
