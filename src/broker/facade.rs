@@ -27,11 +27,12 @@ use super::queue::{
 };
 use super::records;
 use super::reply_to::ReplyConsumers;
+use super::stamp::Stamps;
 use super::vhost::{Removed, Vhost};
 use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
 use crate::storage::run::FiledRun;
-use crate::storage::types::{ImageEntry, Lsn, QueueId, Seq};
+use crate::storage::types::{ImageEntry, Lsn, Position, QueueId, Seq};
 use crate::sync::{lock, read, write};
 
 /// The vhost of a blank broker.
@@ -50,6 +51,8 @@ pub struct BrokerOptions {
     pub resident_max_bytes: u64,
     /// When queues use index files.
     pub index: IndexLimits,
+    /// What it writes into messages.
+    pub stamps: Stamps,
     /// A part of the log is lost: what the messages that are left need is made again.
     pub is_salvaged: bool,
 }
@@ -60,6 +63,7 @@ impl Default for BrokerOptions {
             loopback_users: vec![DEFAULT_USER.to_owned()],
             resident_max_bytes: 128 << 20,
             index: IndexLimits::default(),
+            stamps: Stamps::default(),
             is_salvaged: false,
         }
     }
@@ -228,6 +232,33 @@ impl Broker {
         effects: &mut Effects,
     ) {
         queue::fetched(&mut self.shared.turn(now_ms, effects), queue, results);
+    }
+
+    /// The durable queues that must know the sizes of entries and do not, with those; see [`Queue::unsized_entries`].
+    ///
+    /// [`Queue::unsized_entries`]: queue::Queue::unsized_entries
+    #[must_use]
+    pub fn unsized_entries(&self) -> Vec<(QueueHandle, Vec<(Seq, Position)>)> {
+        let queues: Vec<QueueHandle> = {
+            let meta = lock(&self.shared.meta);
+            meta.durable_queues.values().cloned().collect()
+        };
+        let unknown = queues.into_iter().map(|queue| {
+            let entries = queue.unsized_entries();
+            (queue, entries)
+        });
+        unknown.filter(|(_, entries)| !entries.is_empty()).collect()
+    }
+
+    /// Sizes of bodies of a queue, in bytes.
+    pub fn sized(
+        &self,
+        queue: &QueueHandle,
+        sizes: &[(Seq, u32)],
+        now_ms: u64,
+        effects: &mut Effects,
+    ) {
+        queue::sized(&mut self.shared.turn(now_ms, effects), queue, sizes);
     }
 
     /// Keeps messages of a durable queue aside that are known to be unreadable; gives their number.

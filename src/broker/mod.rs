@@ -42,6 +42,7 @@ mod restore;
 mod route_cache;
 mod routing;
 mod salvage;
+pub mod stamp;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -39,8 +39,8 @@ impl Connection {
     ///
     /// # Errors
     /// The refusal, which closes the channel; it does not wait for the commit.
-    pub fn tx_publish(&mut self, publish: &Publish) -> Result<(), BrokerError> {
-        let routed = self.check_and_route(publish)?;
+    pub fn tx_publish(&mut self, publish: &Publish, now_ms: u64) -> Result<(), BrokerError> {
+        let routed = self.check_and_route(publish, now_ms)?;
         let channel = self.channel_mut(publish.channel);
         if let Some(names) = routed.replies {
             let index = channel.transaction.len();
@@ -75,7 +75,7 @@ impl Connection {
                 self.routes
                     .warm(next.map(|publish| publish.message.routing_key()));
             }
-            let routed = match self.check_and_route(publish) {
+            let routed = match self.check_and_route(publish, now_ms) {
                 Ok(routed) => routed,
                 Err(error) => {
                     self.publish_run(&mut run, batch, now_ms, effects, out);
@@ -151,7 +151,7 @@ impl Connection {
         loop {
             self.routes.clear();
             // The message has passed the checks; an exchange that went since routes nowhere.
-            let routed = self.check_and_route(publish);
+            let routed = self.check_and_route(publish, now_ms);
             let Routed {
                 message, targets, ..
             } = routed.unwrap_or_else(|_| Routed {
@@ -195,14 +195,22 @@ impl Connection {
     }
 
     /// Checks a message and finds its queues. The message comes back without its `BCC` header.
-    pub(super) fn check_and_route(&mut self, publish: &Publish) -> Result<Routed, BrokerError> {
+    pub(super) fn check_and_route(
+        &mut self,
+        publish: &Publish,
+        now_ms: u64,
+    ) -> Result<Routed, BrokerError> {
         self.renew_cache();
         let message = &publish.message;
         let (exchange, key) = (message.exchange(), message.routing_key());
         let recent = self.routes.recent(exchange, key).cloned();
         let checked = self.check_message(publish.channel, message, recent.is_some())?;
         let FurtherKeys { cc, bcc } = checked.further_keys;
-        let rewrite = checked.rewrite;
+        let mut rewrite = checked.rewrite;
+        let stamps = &self.shared.options.stamps;
+        if !stamps.is_off() {
+            rewrite.stamped = Some(stamps.apply(message.properties(), now_ms));
+        }
         let is_plain = cc.is_empty() && bcc.is_empty();
         if is_plain && let Some(targets) = recent {
             return Ok(Routed {
@@ -269,6 +277,7 @@ impl Connection {
             rewrite: Rewrite {
                 reply_name,
                 expiration,
+                stamped: None,
             },
         })
     }
@@ -324,6 +333,8 @@ struct Rewrite {
     reply_name: Option<ShortString>,
     /// What its `expiration` becomes, if anything (PP-3).
     expiration: Option<ShortString>,
+    /// All of them with the broker's stamps, if it puts any (CC-8).
+    stamped: Option<Properties>,
 }
 
 /// Messages of one set of targets that are given to it as they are; fewer join a mixed run.
@@ -483,11 +494,15 @@ fn reply_keys(exchange: &ShortString, keys: &[ShortString]) -> Option<Box<[Short
 /// The message as receivers see it (CC-3, DR-3, PP-3). The hidden keys stay known for dead-lettering.
 fn visible_copy(message: &Arc<Message>, bcc: Vec<ShortString>, rewrite: Rewrite) -> Arc<Message> {
     let is_rewritten = rewrite.reply_name.is_some() || rewrite.expiration.is_some();
-    let mut properties = match message.properties().has_bcc() {
-        true => message.properties().without_bcc(),
-        false if !is_rewritten => return Arc::clone(message),
-        false => message.properties().clone(),
-    };
+    let has_bcc = message.properties().has_bcc();
+    if !has_bcc && !is_rewritten && rewrite.stamped.is_none() {
+        return Arc::clone(message);
+    }
+    let published = || message.properties().clone();
+    let mut properties = rewrite.stamped.unwrap_or_else(published);
+    if has_bcc {
+        properties = properties.without_bcc();
+    }
     if let Some(name) = rewrite.reply_name {
         properties = properties.edit().set_reply_to(Some(name)).build();
     }

@@ -165,6 +165,25 @@ pub struct ServerArgs {
     )]
     pub on_corruption: OnCorruptionArg,
 
+    /// Writes the time of arrival into messages, as header `timestamp_in_ms` and property `timestamp`: into none, those
+    /// without one, or all
+    #[arg(
+        long,
+        env = "STRATAMQ_STAMP_TIME",
+        default_value = "off",
+        value_name = "WHEN"
+    )]
+    pub stamp_time: StampArg,
+
+    /// Writes the name of this broker into messages, as header `x-routed-by`: into none, those without one, or all
+    #[arg(
+        long,
+        env = "STRATAMQ_STAMP_NODE",
+        default_value = "off",
+        value_name = "WHEN"
+    )]
+    pub stamp_node: StampArg,
+
     /// Bytes a second that are read again in the background, to find damage before a consumer needs the data; 0
     /// for none
     #[arg(
@@ -203,6 +222,17 @@ pub enum FsyncArg {
     Interval,
     /// Leave it to the operating system.
     Never,
+}
+
+/// Values of `--stamp-time` and `--stamp-node`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StampArg {
+    /// Leave messages as they are.
+    Off,
+    /// Where a message has none.
+    Fill,
+    /// Always.
+    Overwrite,
 }
 
 /// Values of `--on-corruption`.

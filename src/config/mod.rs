@@ -64,6 +64,10 @@ pub struct Config {
     pub queue_index_min_messages: u64,
     /// What to do about damaged data at the start.
     pub on_corruption: args::OnCorruptionArg,
+    /// Whether messages get the time of their arrival.
+    pub stamp_time: args::StampArg,
+    /// Whether messages get the name of this broker.
+    pub stamp_node: args::StampArg,
     /// Bytes a second that are read again in the background; 0 for none.
     pub scrub_rate_bytes: u64,
 }
@@ -180,6 +184,8 @@ impl Config {
             memory_limit: args.memory_limit,
             queue_index_min_messages: args.queue_index_min_messages,
             on_corruption: args.on_corruption,
+            stamp_time: args.stamp_time,
+            stamp_node: args.stamp_node,
             scrub_rate_bytes: args.scrub_rate.0,
         })
     }

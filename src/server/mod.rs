@@ -21,6 +21,7 @@ pub mod clients;
 mod connection;
 mod hub;
 mod journal;
+mod length_limits;
 mod listeners;
 mod memory;
 mod readers;

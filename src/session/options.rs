@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::amqp::limits::{CHANNEL_MAX_DEFAULT, FRAME_MAX_DEFAULT, MESSAGE_MAX_BYTES_DEFAULT};
 
+/// The broker's name, which clients are told and stamped messages carry.
+pub(crate) const CLUSTER_NAME: &str = "stratamq";
+
 /// Identity, offers and limits of the server side of one connection.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
@@ -142,7 +145,7 @@ impl Default for SessionOptions {
             information: "StrataMQ, a durable AMQP 0-9-1 broker; licensed under MIT or Apache-2.0"
                 .into(),
             copyright: "Copyright (c) the StrataMQ authors".into(),
-            cluster_name: "stratamq".into(),
+            cluster_name: CLUSTER_NAME.into(),
             mechanisms: Mechanisms::default(),
             channel_budget: None,
             channel_consumers_max: None,

@@ -211,7 +211,7 @@ impl ConnectionTask {
             return;
         };
         self.published_at_ms = self.hub.now_ms();
-        if let Err(error) = domain.tx_publish(publish) {
+        if let Err(error) = domain.tx_publish(publish, self.published_at_ms) {
             self.session.publish_refused(publish.channel, error);
         }
     }

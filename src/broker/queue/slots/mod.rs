@@ -288,6 +288,23 @@ impl Slots {
         true
     }
 
+    /// Sets the size of the body of the entry `seq`, whose message is not here.
+    pub(super) fn set_body_bytes(&mut self, seq: Seq, body_bytes: u32) {
+        let Some((index, at)) = self.locate(seq) else {
+            return;
+        };
+        let Some(resident) = self.runs[index].resident_mut() else {
+            return;
+        };
+        let slot = &mut resident.slots[at];
+        if slot.message.is_some() {
+            return;
+        }
+        let before = std::mem::replace(&mut slot.body_bytes, body_bytes);
+        self.sums.subtract(slot.status, before);
+        self.sums.add(slot.status, body_bytes);
+    }
+
     /// Sets or drops the content of the entry `seq`.
     pub(super) fn set_message(&mut self, seq: Seq, message: Option<Arc<Message>>) {
         let Some((index, at)) = self.locate(seq) else {
