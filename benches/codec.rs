@@ -118,7 +118,7 @@ fn encode_delivery(criterion: &mut Criterion) {
                     sink.chunks.clear();
                     for delivery_tag in 1..=MESSAGE_COUNT {
                         let head = DeliverHead {
-                            consumer_tag: &consumer_tag,
+                            consumer_tag: consumer_tag.as_bytes(),
                             delivery_tag,
                             is_redelivered: false,
                             exchange: exchange.as_bytes(),

@@ -3,9 +3,9 @@
 mod support;
 
 use stratamq::amqp::field_table::FieldTable;
-use stratamq::amqp::method::queue;
+use stratamq::amqp::method::{basic, queue};
 use support::TestBroker;
-use support::raw::{Client, Message, durable};
+use support::raw::{Client, Message, durable, passive, text};
 use support::status::Status;
 
 const CHANNEL: u16 = 1;
@@ -167,6 +167,56 @@ fn length_limit_holds_from_the_first_moment_after_a_restart() {
     assert_eq!(u64::from(found), MOST);
     let first = client.get(CHANNEL, QUEUE).expect("the first that stays");
     assert_eq!(first.message.body_text().parse(), Ok(HELD - MOST));
+}
+
+/// The size of a body stands in no index; a record is longer than that, by its properties.
+#[test]
+fn length_limit_in_bytes_holds_after_a_restart() {
+    const COUNT: u64 = 100;
+    const BODY: &str = "a body of a few bytes";
+    let mut broker = TestBroker::start();
+    let mut client = broker.client(CHANNEL);
+    let limit = i64::try_from(BODY.len()).expect("small") * 100;
+    for (queue, overflow) in [("drops", "drop-head"), ("refuses", "reject-publish")] {
+        let declare = queue::Declare {
+            arguments: FieldTable::new()
+                .with("x-max-length-bytes", limit)
+                .with("x-overflow", overflow),
+            ..durable()
+        };
+        client.queue_declare(CHANNEL, queue, declare);
+    }
+    client.confirm_select(CHANNEL);
+    for queue in ["drops", "refuses"] {
+        for _ in 0..COUNT {
+            let message = Message::with(BODY, |properties| {
+                properties.set_delivery_mode(Some(2));
+                properties.set_message_id(Some(text("as long as the body")));
+            });
+            client.push_publish(CHANNEL, "", queue, &message);
+        }
+    }
+    client.flush().expect("the broker reads");
+    client.wait_confirms_upto(CHANNEL, 2 * COUNT);
+    for is_kill in [true, false] {
+        if is_kill {
+            broker.kill();
+        } else {
+            broker.terminate();
+        }
+        broker.restart();
+        let mut client = broker.client(CHANNEL);
+        client.confirm_select(CHANNEL);
+        client.publish(CHANNEL, "", "drops", &Message::persistent(BODY));
+        client.wait_confirm(CHANNEL);
+        client.publish(CHANNEL, "", "refuses", &Message::persistent("x"));
+        let nack: basic::Nack = client.expect(CHANNEL);
+        assert_eq!(nack.delivery_tag, 2);
+        for queue in ["drops", "refuses"] {
+            let found = client.queue_declare(CHANNEL, queue, passive());
+            assert_eq!(u64::from(found.message_count), COUNT, "{queue}");
+        }
+    }
 }
 
 #[test]

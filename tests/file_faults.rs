@@ -359,8 +359,7 @@ fn a_file_of_another_store_is_no_file_of_this_one() {
     for name in ["reserve", "LOCK", INDEX_1] {
         assert_eq!(store.delivers(|dir| place(dir, name)), 0, "{name}");
     }
-    // At most the messages that were in it. One passes if the other store has the same queue, seq and length in the same
-    // place: a delivery checks these and the payload, and only the scrubber and `verify` look at the file's header.
+    // The messages that were in it are lost; none of theirs passes for one of ours.
     let lost = store.delivers(|dir| {
         place(dir, FIRST);
         let verified = std::process::Command::new(env!("CARGO_BIN_EXE_strata-dump"))
@@ -371,7 +370,7 @@ fn a_file_of_another_store_is_no_file_of_this_one() {
         let said = String::from_utf8_lossy(&verified.stdout);
         assert!(!verified.status.success() && said.contains(FIRST), "{said}");
     });
-    assert!(lost < 12, "{lost}");
+    assert!((5..12).contains(&lost), "{lost}");
 }
 
 /// Nobody, who is not root.

@@ -41,6 +41,7 @@ fn push_many(client: &mut Client, count: usize, length: usize) {
     client.flush().expect("the broker reads");
 }
 
+/// CF-11: an idle queue does not wait for company.
 #[test]
 fn always_syncs_for_every_confirm_that_is_waited_for() {
     let (broker, mut client) = start(&["--fsync=always"]);
@@ -158,6 +159,7 @@ fn hold_messages(client: &mut Client, count: usize) -> Vec<u64> {
         .collect()
 }
 
+/// AD-1: nobody waits for an ack; it is written with what comes next, or by itself within `--ack-fsync-ms`.
 #[test]
 fn acks_alone_are_synced_late_or_soon_as_ack_fsync_ms_says() {
     // Late: far beyond the end of the test.

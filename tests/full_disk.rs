@@ -39,6 +39,7 @@ fn name_of(body: &[u8]) -> String {
     String::from_utf8_lossy(body.get(..8).unwrap_or_default()).into_owned()
 }
 
+/// MD-4: consumers go on, which is how an alarm ends.
 #[test]
 fn at_zero_bytes_free_the_broker_starts_delivers_and_takes_acks() {
     let Some(disk) = SmallDisk::mount("64m") else {

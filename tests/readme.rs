@@ -52,6 +52,14 @@ fn table_of_flags_is_the_command_line() {
     assert_eq!(flags_of_page(), of_code);
 }
 
+/// VD-18: the memory alarm is where RabbitMQ 4 has it.
+#[test]
+fn memory_is_limited_to_six_tenths() {
+    let page = flags_of_page();
+    let limit = page.iter().find(|row| row[0] == "--memory-limit");
+    assert_eq!(limit.map(|row| row[3].as_str()), Some("60%"));
+}
+
 #[test]
 fn every_default_of_the_table_can_be_typed() {
     let set = flags_of_page().into_iter();

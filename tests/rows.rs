@@ -4,6 +4,7 @@
 //! ```text
 //!   row ---+--- a test names it, in its doc comment or inside         `/// CO-13 to CO-16.`
 //!          +--- tests/DEVIATIONS.md has it in its first column         ours is different, and why
+//!          +--- tests/rows/no-claims.txt lists it with a reason        it says nothing about what a broker like ours does
 //!          +--- tests/rows/pending.txt lists it                        not shown yet: the list only gets shorter
 //! ```
 //! A row in two of these places, or in none, fails here. `cargo test --test rows -- --nocapture` prints the sums.
@@ -167,6 +168,15 @@ fn pending_rows() -> BTreeSet<Row> {
     lines.flat_map(rows_in).collect()
 }
 
+/// Rows that claim nothing of ours, from lines of `ROWS: why`.
+fn rows_without_claim() -> BTreeSet<Row> {
+    let path = root().join("tests/rows/no-claims.txt");
+    let text = std::fs::read_to_string(path).expect("it is there");
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let lines = lines.map(|line| line.split_once(": ").expect("rows, a colon and the reason"));
+    lines.flat_map(|(rows, _)| rows_in(rows)).collect()
+}
+
 fn names<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Vec<String> {
     let names = rows.into_iter();
     names
@@ -191,6 +201,7 @@ fn the_finder_sees_what_a_test_names() {
 fn every_row_is_tested_or_a_deviation_or_known_to_be_open() {
     let known = known_rows();
     let (tested, pending, deviations) = (tested_rows(), pending_rows(), deviations());
+    let without_claim = rows_without_claim();
     let deviating: BTreeSet<Row> = deviations.iter().flatten().cloned().collect();
     let mut sums: BTreeMap<&str, (usize, usize, usize)> = BTreeMap::new();
     for (letters, number) in &known {
@@ -207,27 +218,33 @@ fn every_row_is_tested_or_a_deviation_or_known_to_be_open() {
         );
     }
     println!(
-        "{} rows, {} open, {} deviations",
+        "{} rows, {} open, {} deviations, {} rows that claim nothing",
         known.len(),
         pending.len(),
-        deviations.len()
+        deviations.len(),
+        without_claim.len()
     );
 
     let all = tested.iter().chain(&pending).chain(&deviating);
+    let all = all.chain(&without_claim);
     let strangers: BTreeSet<&Row> = all.filter(|row| !known.contains(row)).collect();
     assert!(
         strangers.is_empty(),
         "there are no such rows: {:?}",
         names(strangers)
     );
+    let places = [&tested, &pending, &deviating, &without_claim];
     let nowhere = known
         .iter()
-        .filter(|row| !tested.contains(row) && !pending.contains(row) && !deviating.contains(row));
+        .filter(|row| !places.iter().any(|place| place.contains(*row)));
     let nowhere = names(nowhere);
     assert!(
         nowhere.is_empty(),
         "no test, no deviation, not listed as open: {nowhere:?}"
     );
+    let placed = deviating.union(&without_claim).cloned().collect();
+    let twice = names(pending.intersection(&placed));
+    assert!(twice.is_empty(), "open, and in another list: {twice:?}");
     let done = names(pending.intersection(&tested));
     assert!(
         done.is_empty(),

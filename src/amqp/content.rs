@@ -165,8 +165,8 @@ impl Lane {
 /// What `basic.deliver` says of a message.
 #[derive(Clone, Copy, Debug)]
 pub struct DeliverHead<'a> {
-    /// The consumer's tag.
-    pub consumer_tag: &'a ShortString,
+    /// The consumer's tag: the bytes of a [`ShortString`].
+    pub consumer_tag: &'a [u8],
     /// The channel's number for this delivery.
     pub delivery_tag: u64,
     /// It may have been delivered before.
@@ -243,7 +243,7 @@ pub fn encode_deliver(
     content: &RawContent<'_>,
 ) {
     put_method(sink, lane, basic::Deliver::ID, |writer| {
-        writer.put(head.consumer_tag);
+        writer.put_short(head.consumer_tag);
         writer.put(&head.delivery_tag);
         writer.put(&head.is_redelivered);
         writer.put_short(head.exchange);

@@ -18,6 +18,39 @@ pub enum Overflow {
     RejectPublishDlx,
 }
 
+impl Overflow {
+    /// The one of that name.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "drop-head" => Self::DropHead,
+            "reject-publish" => Self::RejectPublish,
+            "reject-publish-dlx" => Self::RejectPublishDlx,
+            _ => return None,
+        })
+    }
+}
+
+/// Whose semantics a queue has. The engine below is the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum QueueKind {
+    /// A classic queue.
+    #[default]
+    Classic,
+    /// A quorum queue, of one member: it counts failed deliveries, and its messages are always persistent.
+    Quorum,
+}
+
+impl QueueKind {
+    /// Its module in RabbitMQ, which refusals name.
+    #[must_use]
+    pub fn module(self) -> &'static str {
+        match self {
+            Self::Classic => "rabbit_classic_queue",
+            Self::Quorum => "rabbit_quorum_queue",
+        }
+    }
+}
+
 /// Where dead letters of a queue go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetterTarget {
@@ -30,6 +63,16 @@ pub struct DeadLetterTarget {
 /// The arguments of a queue that mean something to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueArguments {
+    /// `x-queue-type`.
+    pub kind: QueueKind,
+    /// `x-max-priority`.
+    pub max_priority: Option<u8>,
+    /// `x-delivery-limit`: failed deliveries that a message may have; `None` for any number.
+    pub delivery_limit: Option<u64>,
+    /// `x-consumer-timeout`.
+    pub consumer_timeout_ms: Option<u64>,
+    /// `x-dead-letter-strategy` is `at-least-once`.
+    pub is_at_least_once: bool,
     /// `x-message-ttl`.
     pub message_ttl_ms: Option<u64>,
     /// `x-expires`.
@@ -54,8 +97,27 @@ pub struct ArgumentError(pub String);
 /// Longest `x-expires`, 10 years, as RabbitMQ has it; the same as the longest message TTL.
 const EXPIRES_MAX_MS: u64 = TTL_MAX_MS;
 
+/// Failed deliveries that a message of a quorum queue may have (QQ-2).
+const DELIVERY_LIMIT_DEFAULT: u64 = 20;
+/// Levels of a quorum queue above level 0 (PR-7).
+const QUORUM_TOP_LEVEL: u8 = 31;
+/// Level of a message without priority in a quorum queue.
+const QUORUM_DEFAULT_LEVEL: u8 = 4;
+
+/// Arguments that streams and classic queues know: a quorum queue refuses them.
+const NOT_OF_QUORUM: [&str; 8] = [
+    "x-max-priority",
+    "x-queue-mode",
+    "x-queue-version",
+    "x-queue-master-locator",
+    "x-max-age",
+    "x-stream-max-segment-size-bytes",
+    "x-stream-filter-size-bytes",
+    "x-initial-cluster-size",
+];
+
 /// Arguments that only other queue types know (reference section 7.3): a classic queue refuses them.
-const OF_OTHER_TYPES: [&str; 14] = [
+const NOT_OF_CLASSIC: [&str; 14] = [
     "x-delivery-limit",
     "x-quorum-initial-group-size",
     "x-dead-letter-strategy",
@@ -83,7 +145,42 @@ impl QueueArguments {
         Arc::new(self)
     }
 
-    /// Checks and understands the arguments of `queue.declare` for a classic queue.
+    /// True when a dead letter stays in the queue until another one has it: `at-least-once`, which works with
+    /// `reject-publish` alone.
+    #[must_use]
+    pub fn keeps_letters(&self) -> bool {
+        self.is_at_least_once && self.overflow == Overflow::RejectPublish
+    }
+
+    /// Ranks of seqs that the queue has; 0 without priorities.
+    #[must_use]
+    pub fn rank_count(&self) -> u16 {
+        self.top_level().map_or(0, |top| u16::from(top) + 1)
+    }
+
+    /// The highest level; `None` without priorities.
+    fn top_level(&self) -> Option<u8> {
+        match self.kind {
+            QueueKind::Quorum => Some(QUORUM_TOP_LEVEL),
+            // 0 behaves as 1 (PR-1).
+            QueueKind::Classic => self.max_priority.map(|top| top.max(1)),
+        }
+    }
+
+    /// The rank of a message with this `priority` property: the lower the more urgent, 0 without priorities.
+    #[must_use]
+    pub fn rank_of(&self, priority: Option<u8>) -> u16 {
+        let Some(top) = self.top_level() else {
+            return 0;
+        };
+        let default = match self.kind {
+            QueueKind::Quorum => QUORUM_DEFAULT_LEVEL,
+            QueueKind::Classic => 0,
+        };
+        1 + u16::from(top - priority.unwrap_or(default).min(top))
+    }
+
+    /// Checks and understands the arguments of `queue.declare`.
     ///
     /// # Errors
     /// The reply text for 406, naming the argument, the queue and the vhost.
@@ -93,8 +190,18 @@ impl QueueArguments {
             queue,
             vhost,
         };
-        parser.check_type()?;
+        let kind = parser.kind()?;
+        parser.check_foreign(kind)?;
+        parser.check_without_effect()?;
         Ok(Self {
+            kind,
+            max_priority: parser.max_priority()?,
+            delivery_limit: match kind {
+                QueueKind::Classic => None,
+                QueueKind::Quorum => parser.delivery_limit()?,
+            },
+            consumer_timeout_ms: parser.number("x-consumer-timeout", 0, u64::MAX)?,
+            is_at_least_once: parser.is_at_least_once()?,
             message_ttl_ms: parser.number("x-message-ttl", 0, TTL_MAX_MS)?,
             expires_ms: parser.number("x-expires", 1, EXPIRES_MAX_MS)?,
             max_length: parser.number("x-max-length", 0, u64::MAX)?,
@@ -120,32 +227,86 @@ impl Parser<'_> {
         ))
     }
 
-    fn check_type(&self) -> Result<(), ArgumentError> {
-        if let Some(value) = self.arguments.get("x-queue-type") {
-            let text = value.as_text();
-            let is_classic = matches!(text, Some("" | "classic" | "undefined"))
-                || matches!(value, FieldValue::Void);
-            if !is_classic {
+    fn kind(&self) -> Result<QueueKind, ArgumentError> {
+        let Some(value) = self.arguments.get("x-queue-type") else {
+            return Ok(QueueKind::Classic);
+        };
+        let text = value.as_text();
+        match text {
+            Some("" | "classic" | "undefined") => Ok(QueueKind::Classic),
+            Some("quorum") => Ok(QueueKind::Quorum),
+            None if matches!(value, FieldValue::Void) => Ok(QueueKind::Classic),
+            _ => {
                 let found = text.unwrap_or(value.type_name());
-                return Err(self.invalid(
-                    "x-queue-type",
-                    format_args!("\"unsupported queue type '{found}'\""),
-                ));
+                let reason = format_args!("\"unsupported queue type '{found}'\"");
+                Err(self.invalid("x-queue-type", reason))
             }
         }
-        if self.arguments.get("x-max-priority").is_some() {
-            return Err(self.invalid("x-max-priority", "\"priority queues are not supported\""));
-        }
-        let foreign = OF_OTHER_TYPES
-            .iter()
-            .find(|name| self.arguments.get(name).is_some());
-        foreign.map_or(Ok(()), |name| {
-            let (queue, vhost) = (self.queue, self.vhost);
+    }
+
+    fn check_foreign(&self, kind: QueueKind) -> Result<(), ArgumentError> {
+        let foreign = match kind {
+            QueueKind::Classic => &NOT_OF_CLASSIC[..],
+            QueueKind::Quorum => &NOT_OF_QUORUM[..],
+        };
+        let mut foreign = foreign.iter();
+        let found = foreign.find(|name| self.arguments.get(name).is_some());
+        found.map_or(Ok(()), |name| {
+            let (queue, vhost, module) = (self.queue, self.vhost, kind.module());
             Err(ArgumentError(format!(
-                "invalid arg '{name}' for queue '{queue}' in vhost '{vhost}' of queue type \
-                 rabbit_classic_queue"
+                "invalid arg '{name}' for queue '{queue}' in vhost '{vhost}' of queue type {module}"
             )))
         })
+    }
+
+    /// Arguments about other members of a quorum queue, and about memory it does not need: checked, then forgotten.
+    /// Delayed retry would be missed by whoever asks for it, and is refused.
+    fn check_without_effect(&self) -> Result<(), ArgumentError> {
+        self.number("x-quorum-initial-group-size", 1, u64::MAX)?;
+        for name in [
+            "x-consumer-disconnected-timeout",
+            "x-max-in-memory-length",
+            "x-max-in-memory-bytes",
+        ] {
+            self.number(name, 0, u64::MAX)?;
+        }
+        let retry = self.arguments.get("x-delayed-retry-type");
+        if retry.is_some_and(|value| value.as_text() != Some("disabled")) {
+            return Err(self.invalid("x-delayed-retry-type", "\"delayed retry is not supported\""));
+        }
+        Ok(())
+    }
+
+    fn max_priority(&self) -> Result<Option<u8>, ArgumentError> {
+        let name = "x-max-priority";
+        let number = self.number(name, 0, u64::MAX)?;
+        let level = number.map(|number| {
+            u8::try_from(number)
+                .map_err(|_| self.invalid(name, format_args!("{{max_value_exceeded,{number}}}")))
+        });
+        level.transpose()
+    }
+
+    /// A negative limit is none.
+    fn delivery_limit(&self) -> Result<Option<u64>, ArgumentError> {
+        let name = "x-delivery-limit";
+        let Some(value) = self.arguments.get(name) else {
+            return Ok(Some(DELIVERY_LIMIT_DEFAULT));
+        };
+        let Some(number) = value.as_integer() else {
+            let found = value.type_name();
+            return Err(self.invalid(name, format_args!("\"expected integer, got {found}\"")));
+        };
+        Ok(u64::try_from(number).ok())
+    }
+
+    fn is_at_least_once(&self) -> Result<bool, ArgumentError> {
+        let name = "x-dead-letter-strategy";
+        match self.arguments.get(name).map(FieldValue::as_text) {
+            None | Some(Some("at-most-once")) => Ok(false),
+            Some(Some("at-least-once")) => Ok(true),
+            Some(_) => Err(self.invalid(name, "invalid_dlx_strategy")),
+        }
     }
 
     fn number(&self, name: &str, min: u64, max: u64) -> Result<Option<u64>, ArgumentError> {
@@ -182,16 +343,12 @@ impl Parser<'_> {
         let Some(value) = self.arguments.get(name) else {
             return Ok(Overflow::default());
         };
-        let FieldValue::LongString(text) = value else {
+        if !matches!(value, FieldValue::LongString(_)) {
             let found = value.type_name();
             return Err(self.invalid(name, format_args!("{{unacceptable_type,{found}}}")));
-        };
-        match &text[..] {
-            b"drop-head" => Ok(Overflow::DropHead),
-            b"reject-publish" => Ok(Overflow::RejectPublish),
-            b"reject-publish-dlx" => Ok(Overflow::RejectPublishDlx),
-            _ => Err(self.invalid(name, "invalid_overflow")),
         }
+        let overflow = value.as_text().and_then(Overflow::from_name);
+        overflow.ok_or_else(|| self.invalid(name, "invalid_overflow"))
     }
 
     fn dead_letter(&self) -> Result<Option<DeadLetterTarget>, ArgumentError> {
@@ -277,8 +434,8 @@ mod tests {
         );
         check_refused(
             "x-queue-type",
-            FieldValue::text("quorum"),
-            "invalid arg 'x-queue-type' for queue 'Q' in vhost '/': \"unsupported queue type 'quorum'\"",
+            FieldValue::text("stream"),
+            "invalid arg 'x-queue-type' for queue 'Q' in vhost '/': \"unsupported queue type 'stream'\"",
         );
         check_refused(
             "x-max-age",

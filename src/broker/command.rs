@@ -72,8 +72,20 @@ pub enum SettleOutcome {
     Ack,
     /// `basic.reject`/`nack` without requeue: dead-letter or drop.
     Reject,
-    /// Back to the original position, as a failed delivery (`reject`/`nack` with requeue).
+    /// Back to the original position, as a failed delivery: `reject` with requeue, and what a channel held when it
+    /// ended.
     Requeue,
+    /// Back to the original position, as if nothing had been tried: `nack` with requeue, `recover`, and what did not
+    /// reach its consumer.
+    Return,
+}
+
+impl SettleOutcome {
+    /// True when the message goes back to its queue.
+    #[must_use]
+    pub fn is_requeue(self) -> bool {
+        matches!(self, Self::Requeue | Self::Return)
+    }
 }
 
 /// A delivered, unsettled message, as the session remembers it behind a delivery tag.
@@ -223,6 +235,8 @@ pub enum Command {
     },
     /// `tx.rollback`: forgets the publishes that were routed for the channel.
     TxRollback,
+    /// A channel is opened. Answered by `Done`, or refused for a limit of the user.
+    OpenChannel,
     /// The channel ends: cancel its consumers, then requeue what it holds.
     CloseChannel {
         /// All deliveries it has not settled, outbox included.
@@ -290,6 +304,8 @@ pub enum ReplyBody {
     Consuming {
         /// The new consumer.
         consumer: ConsumerId,
+        /// How long it may hold a delivery, 0 for any time; `None` when it does not say.
+        timeout_ms: Option<u64>,
     },
     /// `basic.get-ok`.
     Got {

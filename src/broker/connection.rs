@@ -6,25 +6,29 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::access::{Operation, Permissions, User};
+use super::access::{Operation, Permissions, TopicPermissionsByExchange, User};
+use super::arguments::QueueKind;
 use super::command::{Command, Consume, ConsumerId, Published, Reply, ReplyBody};
 use super::command::{SettleOutcome, Unacked};
 use super::consumer::{ChannelCredit, ConsumerSpec};
 use super::effects::Effects;
 use super::error::BrokerError;
+use super::exchange::ExchangeKind;
 use super::facade::Shared;
 use super::outbox::Outbox;
-use super::publish::RouteCache;
 use super::queue::{
     self, Aftermath, ConnectionId, ConsumeRefusal, DeleteCondition, DeleteRefusal, GetOutcome,
     QueueHandle, RoutedPublish,
 };
 use super::refusal::{
-    access_refused, exclusive_use, locked_queue, no_queue, precondition_failed, vhost_deleted,
+    access_refused, exclusive_use, get_beside_active, locked_queue, no_conditional_delete,
+    no_global_prefetch, no_queue, precondition_failed, vhost_deleted,
 };
 use super::reply_to::{REPLY_TO, Registered, is_reply_name};
+use super::route_cache::RouteCache;
 use super::vhost::Vhost;
 use crate::amqp::field_table::{FieldTable, FieldValue};
+use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
 use crate::storage::types::Lsn;
 
@@ -33,6 +37,11 @@ const DEFAULT_EXCHANGE: &str = "amq.default";
 /// Consumers and exclusive queues are swept of deleted ones from this many on.
 const SWEEP_MIN_COUNT: usize = 64;
 /// Arguments of a consumer that other queue types know and this one refuses.
+const STREAM_CONSUMER_ARGUMENTS: [&str; 3] = [
+    "x-stream-offset",
+    "x-stream-filter",
+    "x-stream-match-unfiltered",
+];
 const FOREIGN_CONSUMER_ARGUMENTS: [&str; 4] = [
     "x-stream-offset",
     "x-stream-filter",
@@ -49,6 +58,8 @@ pub(super) struct Channel {
     pending_get: Option<QueueHandle>,
     /// Publishes of its open transaction.
     pub(super) transaction: Vec<RoutedPublish>,
+    /// It was opened, and counts among the channels of the user.
+    is_open: bool,
     /// Direct replies among those: index of the publish, and whom it answers.
     pub(super) transaction_replies: Vec<(usize, Box<[ShortString]>)>,
     /// Its requester for direct reply-to, if it has one.
@@ -62,6 +73,8 @@ pub struct Connection {
     pub(super) user: User,
     pub(super) vhost: Arc<Vhost>,
     permissions: Arc<Permissions>,
+    /// Read at the same time.
+    topic_permissions: TopicPermissionsByExchange,
     /// Version of users and permissions that `permissions` was read under.
     permissions_version: u64,
     outbox: Arc<Outbox>,
@@ -99,6 +112,7 @@ impl Connection {
             user,
             vhost,
             permissions,
+            topic_permissions: TopicPermissionsByExchange::new(),
             // Below every version: the first check reads again, so a change since the open is seen.
             permissions_version: u64::MAX,
             outbox,
@@ -185,6 +199,7 @@ impl Connection {
                 channel.transaction_replies.clear();
                 Ok(done(None))
             }
+            Command::OpenChannel => self.open_channel(channel),
             Command::CloseChannel { unacked } => {
                 self.close_channel(channel, unacked, now_ms, effects);
                 Ok(done(None))
@@ -242,6 +257,8 @@ impl Connection {
         if version != self.permissions_version {
             let access = crate::sync::read(&self.shared.access);
             let now = access.permissions_of(self.user.name(), self.vhost.name());
+            self.topic_permissions =
+                access.topic_permissions_of(self.user.name(), self.vhost.name());
             self.permissions = now?;
             drop(access);
             self.permissions_version = version;
@@ -279,6 +296,35 @@ impl Connection {
             return Ok(());
         }
         Err(self.refused(operation, "queue", name.as_str()))
+    }
+
+    /// Topic permissions, which only topic exchanges have (AZ-2). An exchange that is not there is somebody else's concern.
+    pub(super) fn check_topic_access(
+        &mut self,
+        operation: Operation,
+        exchange: &ShortString,
+        keys: &[ShortString],
+    ) -> Result<(), BrokerError> {
+        self.permissions();
+        let Some(permissions) = self.topic_permissions.get(exchange) else {
+            return Ok(());
+        };
+        let refused = keys
+            .iter()
+            .find(|key| !permissions.allows(operation, key.as_str()));
+        let Some(key) = refused else {
+            return Ok(());
+        };
+        let topology = self.vhost.read();
+        let kind = topology.exchange(exchange).map(|found| found.spec().kind);
+        if kind != Some(ExchangeKind::Topic) {
+            return Ok(());
+        }
+        let (vhost, user) = (self.vhost.name(), self.user.name());
+        Err(access_refused(format!(
+            "{operation} access to topic '{key}' in exchange '{exchange}' in vhost '{vhost}' \
+             refused for user '{user}'"
+        )))
     }
 
     /// Passive declares need any of the three.
@@ -348,6 +394,15 @@ impl Connection {
         };
         self.check_owner(&queue)?;
         let vhost = self.vhost.name();
+        if queue.is_quorum() {
+            let flags = [
+                (condition.if_unused, "if-unused"),
+                (condition.if_empty, "if-empty"),
+            ];
+            if let Some((_, flag)) = flags.into_iter().find(|(is_set, _)| *is_set) {
+                return Err(no_conditional_delete(name, vhost, flag));
+            }
+        }
         match self.shared.delete_queue(&queue, condition, now_ms, effects) {
             Ok((messages, durable_at)) => Ok(Reply {
                 body: ReplyBody::Removed { messages },
@@ -392,7 +447,11 @@ impl Connection {
         }
         self.check_queue_access(Operation::Read, &consume.queue)?;
         let queue = self.find_queue(&consume.queue)?;
-        let priority = self.consumer_priority(consume)?;
+        let priority = self.consumer_priority(consume, &queue)?;
+        // The argument of a consumer goes before that of its queue (AK-20).
+        let timeout_ms = self.consumer_number(consume, "x-consumer-timeout")?;
+        let own_timeout_ms = timeout_ms.map(|timeout_ms| u64::try_from(timeout_ms).unwrap_or(0));
+        let timeout_ms = own_timeout_ms.or_else(|| queue.settings().consumer_timeout_ms);
         let id = self.shared.issue_consumer_id();
         let channel_credit = Arc::clone(&self.channels.entry(channel).or_default().credit);
         let spec = ConsumerSpec {
@@ -410,6 +469,7 @@ impl Connection {
             |refusal| match refusal {
                 ConsumeRefusal::Deleted => no_queue(name, self.vhost.name()),
                 ConsumeRefusal::ExclusiveUse => exclusive_use(name, self.vhost.name()),
+                ConsumeRefusal::ChannelLimit => no_global_prefetch(name, self.vhost.name()),
             },
         )?;
         if self.consumers.len() >= SWEEP_MIN_COUNT
@@ -420,29 +480,50 @@ impl Connection {
         self.consumers
             .insert(id, (channel, QueueHandle::clone(&queue)));
         Ok(Reply {
-            body: ReplyBody::Consuming { consumer: id },
+            body: ReplyBody::Consuming {
+                consumer: id,
+                timeout_ms,
+            },
             durable_at: None,
         })
     }
 
-    fn consumer_priority(&self, consume: &Consume) -> Result<i64, BrokerError> {
+    fn consumer_priority(
+        &self,
+        consume: &Consume,
+        queue: &QueueHandle,
+    ) -> Result<i64, BrokerError> {
         let refuse = |argument: &str, reason: &str| {
             let (queue, vhost) = (&consume.queue, self.vhost.name());
             precondition_failed(format!(
                 "invalid arg '{argument}' for queue '{queue}' in vhost '{vhost}'{reason}"
             ))
         };
-        for argument in FOREIGN_CONSUMER_ARGUMENTS {
+        let kind = queue.kind();
+        let foreign = match kind {
+            QueueKind::Classic => &FOREIGN_CONSUMER_ARGUMENTS[..],
+            QueueKind::Quorum => &STREAM_CONSUMER_ARGUMENTS[..],
+        };
+        for argument in foreign {
             if consume.arguments.get(argument).is_some() {
-                return Err(refuse(argument, " of queue type rabbit_classic_queue"));
+                return Err(refuse(
+                    argument,
+                    &format!(" of queue type {}", kind.module()),
+                ));
             }
         }
-        let Some(value) = consume.arguments.get("x-priority") else {
-            return Ok(0);
+        Ok(self.consumer_number(consume, "x-priority")?.unwrap_or(0))
+    }
+
+    fn consumer_number(&self, consume: &Consume, name: &str) -> Result<Option<i64>, BrokerError> {
+        let Some(value) = consume.arguments.get(name) else {
+            return Ok(None);
         };
-        value.as_integer().ok_or_else(|| {
-            let reason = format!(": \"expected integer, got {}\"", value.type_name());
-            refuse("x-priority", &reason)
+        value.as_integer().map(Some).ok_or_else(|| {
+            let (queue, vhost, found) = (&consume.queue, self.vhost.name(), value.type_name());
+            precondition_failed(format!(
+                "invalid arg '{name}' for queue '{queue}' in vhost '{vhost}': \"expected integer, got {found}\""
+            ))
         })
     }
 
@@ -474,6 +555,9 @@ impl Connection {
     ) -> Result<Reply, BrokerError> {
         self.check_queue_access(Operation::Read, name)?;
         let queue = self.find_queue(name)?;
+        if queue.is_quorum() && queue.is_single_active() {
+            return Err(get_beside_active(name, self.vhost.name()));
+        }
         let turn = &mut self.shared.turn(now_ms, effects);
         let body = match queue::get(turn, &queue, channel, &self.outbox, is_no_ack) {
             GetOutcome::Got(delivery, remaining) => ReplyBody::Got {
@@ -552,6 +636,19 @@ impl Connection {
 
     /// Cancels the channel's consumers, requeues what it holds, then deletes queues that lost their last
     /// consumer: in this order, so that nothing comes back to a consumer that is going.
+    fn open_channel(&mut self, channel: u16) -> Result<Reply, BrokerError> {
+        let user = self.user.shared_name();
+        self.shared.open_channel(user).map_err(|max_count| {
+            let text = format!(
+                "number of channels opened for user '{user}' has reached the maximum allowed user \
+                 limit of {max_count}"
+            );
+            BrokerError::connection(ConnectionReplyCode::NotAllowed, text)
+        })?;
+        self.channel_mut(channel).is_open = true;
+        Ok(done(None))
+    }
+
     fn close_channel(
         &mut self,
         channel: u16,
@@ -570,6 +667,9 @@ impl Connection {
         }
         self.cancel_replies(channel, None);
         let state = self.channels.remove(&channel).unwrap_or_default();
+        if state.is_open {
+            self.shared.close_channel(self.user.name());
+        }
         if let Some(queue) = state.pending_get {
             queue::abandon_get(&queue, channel, &self.outbox);
         }

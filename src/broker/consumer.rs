@@ -6,6 +6,7 @@
 //! Higher `x-priority` is served first; equal ones take turns, one message each. A consumer that cannot
 //! take a message (its limits, or a full outbox) is passed over until something gives it room again.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -39,14 +40,17 @@ pub struct ConsumerSpec {
 
 /// The prefetch limit that the consumers of one channel share.
 ///
+/// A queue that found no room is noted here once, and when there is room it is served in its turn. So what comes back serves as
+/// many queues as it has room for, however many wait.
+///
 /// Lock order: a queue's lock, then the one inside.
 #[derive(Debug, Default)]
 pub struct ChannelCredit {
     /// 0 for none.
     limit: AtomicU32,
     used: AtomicU32,
-    /// Queues that passed over a consumer because of this limit.
-    waiting: Mutex<Vec<Weak<Queue>>>,
+    /// Queues that passed over a consumer because of this limit, the one that waits longest first.
+    waiting: Mutex<VecDeque<Weak<Queue>>>,
 }
 
 impl ChannelCredit {
@@ -62,22 +66,24 @@ impl ChannelCredit {
         self.used.load(Ordering::SeqCst)
     }
 
+    /// True when the channel has a limit.
+    pub(super) fn has_limit(&self) -> bool {
+        self.limit.load(Ordering::SeqCst) != 0
+    }
+
     fn has_room(&self) -> bool {
         let limit = self.limit.load(Ordering::SeqCst);
         limit == 0 || self.used() < limit
     }
 
-    /// True when a delivery may be tried; else `queue` is told when there is room.
-    fn check_room(&self, queue: &QueueHandle) -> bool {
+    /// True when a delivery may be tried; else `queue` is told when there is room. It is noted, unless `is_noted` says that it
+    /// is: that is the caller's to keep, and to clear when [`ChannelCredit::next_waiting`] gave the queue back.
+    fn check_room(&self, queue: &QueueHandle, is_noted: &mut bool) -> bool {
         if self.has_room() {
             return true;
         }
-        let mut waiting = lock(&self.waiting);
-        let is_known = waiting
-            .iter()
-            .any(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(queue)));
-        if !is_known {
-            waiting.push(Arc::downgrade(queue));
+        if !std::mem::replace(is_noted, true) {
+            lock(&self.waiting).push_back(Arc::downgrade(queue));
         }
         // Room may have come up between the check and the note: then nobody may read the note.
         self.has_room()
@@ -97,23 +103,44 @@ impl ChannelCredit {
             .is_ok()
     }
 
-    /// Gives back room; the queues to try again are added to `resumed`.
-    fn give_back(&self, count: u32, resumed: &mut Vec<QueueHandle>) {
+    /// Gives back room; added to `resumed` when there are queues to serve with it.
+    fn give_back(self: &Arc<Self>, count: u32, resumed: &mut Vec<Arc<Self>>) {
         self.used.fetch_sub(count, Ordering::SeqCst);
         if self.limit.load(Ordering::SeqCst) != 0 {
-            self.take_waiting(resumed);
+            self.resume(resumed);
         }
     }
 
-    /// Sets the limit, 0 for none; the queues to try again are added to `resumed`.
-    pub(super) fn set_limit(&self, limit: u32, resumed: &mut Vec<QueueHandle>) {
+    /// Sets the limit, 0 for none; added to `resumed` when there are queues to try again.
+    pub(super) fn set_limit(self: &Arc<Self>, limit: u32, resumed: &mut Vec<Arc<Self>>) {
         self.limit.store(limit, Ordering::SeqCst);
-        self.take_waiting(resumed);
+        self.resume(resumed);
     }
 
-    fn take_waiting(&self, resumed: &mut Vec<QueueHandle>) {
-        let waiting = std::mem::take(&mut *lock(&self.waiting));
-        resumed.extend(waiting.iter().filter_map(Weak::upgrade));
+    fn resume(self: &Arc<Self>, resumed: &mut Vec<Arc<Self>>) {
+        let is_there = resumed.last().is_some_and(|last| Arc::ptr_eq(last, self));
+        if !is_there && !lock(&self.waiting).is_empty() {
+            resumed.push(Arc::clone(self));
+        }
+    }
+
+    /// The queue to serve next, as long as there is room: whoever takes the last of it leaves the others to whoever gives
+    /// some back. The queue's note is gone.
+    pub(super) fn next_waiting(&self) -> Option<QueueHandle> {
+        while self.has_room() {
+            let next = lock(&self.waiting).pop_front()?;
+            // Of a deleted queue nothing is left to serve.
+            if let Some(queue) = next.upgrade() {
+                return Some(queue);
+            }
+        }
+        None
+    }
+
+    /// Queues that wait.
+    #[cfg(test)]
+    pub(super) fn waiting_count(&self) -> usize {
+        lock(&self.waiting).len()
     }
 }
 
@@ -124,6 +151,8 @@ pub(super) struct Consumer {
     unacked_count: u32,
     /// Its outbox has a note of the queue.
     is_noted: bool,
+    /// Its channel's credit has one.
+    awaits_credit: bool,
 }
 
 impl Consumer {
@@ -131,7 +160,9 @@ impl Consumer {
         let spec = &self.spec;
         let has_credit = spec.is_no_ack
             || ((spec.prefetch == 0 || self.unacked_count < u32::from(spec.prefetch))
-                && spec.channel_credit.check_room(queue));
+                && spec
+                    .channel_credit
+                    .check_room(queue, &mut self.awaits_credit));
         has_credit && !spec.outbox.check_full(queue, &mut self.is_noted)
     }
 }
@@ -207,6 +238,15 @@ impl Consumers {
         }
     }
 
+    /// `credit` has given back its note of the queue.
+    pub(super) fn refresh_after_credit(&mut self, credit: &Arc<ChannelCredit>) {
+        self.refresh();
+        let all = self.groups.iter_mut().flat_map(|group| &mut group.members);
+        for consumer in all.filter(|consumer| consumer.awaits_credit) {
+            consumer.awaits_credit = !Arc::ptr_eq(&consumer.spec.channel_credit, credit);
+        }
+    }
+
     pub(super) fn add(&mut self, spec: ConsumerSpec) {
         self.refresh();
         let priority = spec.priority;
@@ -214,6 +254,7 @@ impl Consumers {
             spec,
             unacked_count: 0,
             is_noted: false,
+            awaits_credit: false,
         };
         match self
             .groups
@@ -314,11 +355,30 @@ impl Consumers {
         None
     }
 
-    /// The active consumer, chosen for good: first by priority, then by age.
+    /// Chooses the one that is served, if there is none: first by priority, then by age.
+    pub(super) fn elect(&mut self) {
+        if self.active.is_none() {
+            let first = self.groups.first().and_then(|group| group.members.first());
+            self.active = first.map(|consumer| consumer.spec.id);
+        }
+    }
+
+    /// The active consumer, chosen for good. In a quorum queue one of higher priority
+    /// takes over, once the active one has settled what it holds (SA-3).
     fn pick_active(&mut self, queue: &QueueHandle) -> Option<ConsumerIndex> {
-        let first = self.groups.first()?.members.first()?.spec.id;
-        let active = *self.active.get_or_insert(first);
-        let index = self.find(active)?;
+        self.elect();
+        let mut index = self.find(self.active?)?;
+        if index.group > 0 && queue.is_quorum() {
+            if self.groups[index.group].members[index.member].unacked_count > 0 {
+                return None;
+            }
+            self.active = None;
+            self.elect();
+            index = ConsumerIndex {
+                group: 0,
+                member: 0,
+            };
+        }
         self.groups[index.group].members[index.member]
             .can_take(queue)
             .then_some(index)
@@ -339,9 +399,14 @@ impl Consumers {
         Some(&group.members[index.member].spec)
     }
 
-    /// `count` messages that consumer `id` held were settled or went back; the queues that its channel's
-    /// credit had stopped are added to `resumed`.
-    pub(super) fn give_back(&mut self, id: ConsumerId, count: u32, resumed: &mut Vec<QueueHandle>) {
+    /// `count` messages that consumer `id` held were settled or went back; its channel's credit is added to `resumed` when
+    /// it had stopped queues.
+    pub(super) fn give_back(
+        &mut self,
+        id: ConsumerId,
+        count: u32,
+        resumed: &mut Vec<Arc<ChannelCredit>>,
+    ) {
         self.refresh();
         if let Some(index) = self.find(id) {
             let consumer = &mut self.groups[index.group].members[index.member];

@@ -34,6 +34,8 @@ pub enum DeathReason {
     Expired,
     /// The queue was too long.
     MaxLength,
+    /// It failed too often in a quorum queue.
+    DeliveryLimit,
 }
 
 impl DeathReason {
@@ -44,6 +46,7 @@ impl DeathReason {
             Self::Rejected => "rejected",
             Self::Expired => "expired",
             Self::MaxLength => "maxlen",
+            Self::DeliveryLimit => "delivery_limit",
         }
     }
 }

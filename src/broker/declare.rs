@@ -1,10 +1,12 @@
 //! `queue.declare`, `exchange.declare` and `exchange.delete`: the order of the checks is the contract.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::access::Operation;
-use super::arguments::QueueArguments;
+use super::arguments::{QueueArguments, QueueKind};
 use super::command::{ExchangeDeclare, QueueDeclare, Reply, ReplyBody};
 use super::connection::{Connection, done, exchange_argument, without_line_breaks};
 use super::delayed;
@@ -27,7 +29,7 @@ use crate::sync::lock;
 /// Random bytes in a generated name.
 const GENERATED_NAME_BYTES: usize = 16;
 /// Arguments that must not differ on a redeclare, beside `x-queue-type`.
-const COMPARED_ARGUMENTS: [&str; 13] = [
+const COMPARED_ARGUMENTS: [&str; 19] = [
     "x-expires",
     "x-message-ttl",
     "x-dead-letter-exchange",
@@ -41,6 +43,12 @@ const COMPARED_ARGUMENTS: [&str; 13] = [
     "x-queue-version",
     "x-queue-master-locator",
     "x-queue-leader-locator",
+    "x-delivery-limit",
+    "x-dead-letter-strategy",
+    "x-quorum-initial-group-size",
+    "x-consumer-timeout",
+    "x-max-in-memory-length",
+    "x-max-in-memory-bytes",
 ];
 
 impl Connection {
@@ -57,6 +65,7 @@ impl Connection {
         if declare.is_passive {
             return self.declare_queue_passively(&stripped, now_ms, effects);
         }
+        let declare = &*self.with_default_type(declare);
         let name = self.queue_name(&declare.queue)?;
         self.check_queue_access(Operation::Configure, &name)?;
         let existing = self.vhost.read().queue(&name).cloned();
@@ -76,6 +85,24 @@ impl Connection {
         self.check_redeclare(declare, &queue)?;
         let durable_at = self.pending_meta(queue.spec().is_durable);
         Ok(self.queue_declared(&queue, durable_at, now_ms, effects))
+    }
+
+    /// The declare with the queue type of the vhost, when it names none. A type that does not fit what is asked for gives
+    /// way to classic (section 7.3).
+    fn with_default_type<'a>(&self, declare: &'a QueueDeclare) -> Cow<'a, QueueDeclare> {
+        let settings = self.vhost.settings();
+        let fits = declare.is_durable
+            && !declare.is_exclusive
+            && !declare.is_auto_delete
+            && !declare.queue.is_empty();
+        let is_wanted = settings.queue_type() != "classic" && fits;
+        if !is_wanted || names_queue_type(&declare.arguments) {
+            return Cow::Borrowed(declare);
+        }
+        let mut declare = declare.clone();
+        let kind = FieldValue::text(settings.queue_type());
+        declare.arguments.set("x-queue-type", kind);
+        Cow::Owned(declare)
     }
 
     fn declare_queue_passively(
@@ -145,15 +172,15 @@ impl Connection {
                 check_property("auto_delete", &thing, received, current)
             })
             .and_then(|()| {
+                let received = with_queue_type(&declare.arguments);
+                let current = with_queue_type(&spec.arguments);
+                check_argument("x-queue-type", &thing, &received, &current)
+            })
+            .and_then(|()| {
                 let mut names = COMPARED_ARGUMENTS.into_iter();
                 names.try_for_each(|name| {
                     check_argument(name, &thing, &declare.arguments, &spec.arguments)
                 })
-            })
-            .and_then(|()| {
-                let received = with_queue_type(&declare.arguments);
-                let current = with_queue_type(&spec.arguments);
-                check_argument("x-queue-type", &thing, &received, &current)
             })
             .map_err(precondition_failed)
     }
@@ -172,8 +199,12 @@ impl Connection {
             self.check_exchange_access(Operation::Write, &exchange)?;
         }
         // Parsed from a copy: names in it outlive the frame.
-        QueueArguments::parse(&arguments.detached(), name.as_str(), &vhost)
-            .map_err(|error| precondition_failed(error.to_string()))
+        let settings = QueueArguments::parse(&arguments.detached(), name.as_str(), &vhost)
+            .map_err(|error| precondition_failed(error.to_string()))?;
+        if settings.kind == QueueKind::Quorum {
+            check_quorum(declare, &thing)?;
+        }
+        Ok(settings)
     }
 
     fn create_queue(
@@ -185,12 +216,27 @@ impl Connection {
         effects: &mut Effects,
     ) -> Result<Created, BrokerError> {
         let mut meta = lock(&self.shared.meta);
+        let vhost_max_count = self.shared.queue_limit(self.vhost.name());
+        let is_full = self.shared.is_full_of_queues();
         let mut topology = self.vhost.write_new_queue();
         if topology.is_deleted {
             return Err(vhost_deleted(self.vhost.name()));
         }
         if let Some(queue) = topology.queue(name) {
             return Ok(Created::Existing(QueueHandle::clone(queue)));
+        }
+        if let Some(max_count) = is_full {
+            return Err(precondition_failed(format!(
+                "cannot declare queue '{name}': queue limit in cluster ({max_count}) is reached"
+            )));
+        }
+        if let Some(max_count) = vhost_max_count
+            && topology.queues_count() >= max_count
+        {
+            let vhost = self.vhost.name();
+            return Err(precondition_failed(format!(
+                "cannot declare queue '{name}': queue limit in vhost '{vhost}' ({max_count}) is reached"
+            )));
         }
         let spec = QueueSpec {
             id: meta.issue_queue_id(),
@@ -204,7 +250,9 @@ impl Connection {
         let is_durable = spec.is_durable;
         let change = is_durable.then(|| Change::QueueDeclared(records::queue(&spec)));
         let durable_at = self.shared.push(&mut meta, change.as_slice(), effects);
-        let queue = Queue::new(spec, settings.shared(), meta.last_lsn(), now_ms);
+        let policies = topology.policies();
+        let settings = policies.queue_settings(name, &spec.arguments, settings);
+        let queue = Queue::new(spec, settings, meta.last_lsn(), now_ms);
         if is_durable {
             let handle = QueueHandle::clone(&queue);
             meta.durable_queues.insert(queue.id(), handle);
@@ -317,6 +365,7 @@ impl Connection {
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
         let mut meta = lock(&self.shared.meta);
+        let is_full = self.shared.is_full_of_exchanges();
         let mut topology = self.vhost.write();
         if topology.is_deleted {
             return Err(vhost_deleted(self.vhost.name()));
@@ -329,6 +378,12 @@ impl Connection {
                 self.shared
                     .unless_durable(is_durable.then(|| meta.last_lsn())),
             ));
+        }
+        if let Some(max_count) = is_full {
+            let (name, vhost) = (&spec.name, self.vhost.name());
+            return Err(precondition_failed(format!(
+                "cannot declare exchange '{name}' in vhost '{vhost}': exchange limit of {max_count} is reached"
+            )));
         }
         let delay_queue = (spec.kind == ExchangeKind::Delayed)
             .then(|| delayed::queue_spec(&spec, meta.issue_queue_id(), self.vhost.name()));
@@ -401,10 +456,37 @@ impl Connection {
     }
 }
 
+/// A quorum queue is durable and everybody's, and has a name of its own (QQ-1, QU-10).
+fn check_quorum(declare: &QueueDeclare, thing: &str) -> Result<(), BrokerError> {
+    if declare.queue.is_empty() {
+        let module = QueueKind::Quorum.module();
+        let text = format!("Cannot declare a server-named queue for type {module}");
+        return Err(precondition_failed(text));
+    }
+    let properties = [
+        (declare.is_auto_delete, "auto-delete"),
+        (declare.is_exclusive, "exclusive-owner"),
+        (!declare.is_durable, "non-durable"),
+    ];
+    match properties.into_iter().find(|(is_wrong, _)| *is_wrong) {
+        Some((_, name)) => Err(precondition_failed(format!(
+            "invalid property '{name}' for {thing}"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// What a declare found or made.
 enum Created {
     New(QueueHandle, Option<Lsn>),
     Existing(QueueHandle),
+}
+
+/// True when the arguments say what type of queue it is.
+fn names_queue_type(arguments: &FieldTable) -> bool {
+    arguments
+        .get("x-queue-type")
+        .is_some_and(|value| !matches!(value.as_text(), Some("" | "undefined")))
 }
 
 /// The arguments with the queue type that the absent one stands for.

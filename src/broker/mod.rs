@@ -27,20 +27,26 @@ pub mod exchange;
 mod facade;
 pub mod fuzz;
 pub mod journal;
+mod limits;
 pub mod memory;
 pub mod message;
 pub mod meta;
 mod meta_log;
 mod operator;
 pub mod outbox;
+mod pattern;
+mod policy;
 mod publish;
 pub mod queue;
 mod records;
 mod refusal;
 mod reply_to;
 mod restore;
+mod route_cache;
 mod routing;
+mod rules;
 mod salvage;
+pub mod stamp;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -8,10 +8,9 @@
 //! otherwise pay for a lock set and a push with every message.
 //!
 //! What the checks and the topology said about an exchange and a key is kept by the connection until one
-//! of them changes. Messages with `CC` or `BCC`, and those an exchange had a say in that looks at more than keys, are
-//! routed every time.
+//! of them changes (`route_cache`). Messages with `CC` or `BCC`, and those an exchange had a say in that looks at more than
+//! keys, are routed every time.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -22,134 +21,17 @@ use super::connection::Connection;
 use super::effects::Effects;
 use super::error::BrokerError;
 use super::message::{Message, MessageParts, TTL_MAX_MS};
-use super::queue::{self, GROUP_QUEUES_MAX, QueueHandle, RoutedPublish};
+use super::queue::{self, GROUP_QUEUES_MAX, RoutedPublish};
 use super::refusal::{access_refused, no_exchange, precondition_failed};
 use super::reply_to::is_requester_name;
+use super::route_cache::SharedTargets;
 use super::routing::{Targets, is_same_set};
 use crate::amqp::field_table::FieldValue;
 use crate::amqp::properties::{BCC_HEADER, CC_HEADER, Properties};
 use crate::amqp::short_string::ShortString;
 
-/// Routes a connection remembers; when there are more, it forgets all and begins anew. About 1 MiB when full.
-const CACHED_ROUTES_MAX: usize = 4096;
-/// Fewest places of the routes used last; a power of two.
-const RECENT_PLACES_MIN: usize = 16;
-/// Places for each route that is remembered, so that few of them share one.
-const RECENT_PLACES_PER_ROUTE: usize = 4;
-
-/// Targets of a message, shared with the cache.
-type SharedTargets = Arc<[QueueHandle]>;
-
-/// What a connection remembers of exchanges it may publish to.
-#[derive(Debug, Default)]
-pub(super) struct RouteCache {
-    /// Versions of the topology and of the permissions it holds for.
-    versions: (u64, u64),
-    /// How many queues there had been; matters only to routes without a queue.
-    queues_version: u64,
-    has_unroutable: bool,
-    /// Exchange, then routing key. An exchange that is here has passed the checks.
-    exchanges: HashMap<ShortString, HashMap<ShortString, SharedTargets>>,
-    routes_count: usize,
-    /// Copies of some of these routes, each in one of the two places its key leads to: found without hashing.
-    recent: Vec<Option<RecentRoute>>,
-}
-
-/// One line of the processor's cache, for keys of usual length.
-#[derive(Debug, Clone)]
-struct RecentRoute {
-    exchange: Box<[u8]>,
-    key: SmallVec<[u8; 23]>,
-    targets: SharedTargets,
-}
-
-const _: () = assert!(size_of::<Option<RecentRoute>>() == 64);
-
-/// Where a key stands among so many places (a power of two): by its last bytes, in which an application's keys differ.
-fn recent_place(key: &ShortString, places_count: usize) -> usize {
-    let tail = key.as_bytes().iter().rev().take(8);
-    // The golden ratio spreads what differs in the last byte only; the upper half of the product depends on all bytes.
-    let mixed = tail.fold(key.len() as u64, |mixed, byte| {
-        (mixed ^ u64::from(*byte)).wrapping_mul(0x9E37_79B9_7F4A_7C15)
-    });
-    usize::try_from(mixed >> 32).unwrap_or_default() & (places_count - 1)
-}
-
-impl RouteCache {
-    /// Forgets everything unless it holds for these versions.
-    fn renew(&mut self, versions: (u64, u64), queues_version: u64) {
-        let is_missed = self.has_unroutable && self.queues_version != queues_version;
-        if self.versions != versions || is_missed {
-            self.clear();
-            self.versions = versions;
-        }
-        self.queues_version = queues_version;
-    }
-
-    fn clear(&mut self) {
-        self.exchanges.clear();
-        self.recent.clear();
-        self.routes_count = 0;
-        self.has_unroutable = false;
-    }
-
-    fn has_exchange(&self, name: &ShortString) -> bool {
-        self.exchanges.contains_key(name)
-    }
-
-    /// A route that was used a short time ago. Its exchange has passed the checks.
-    fn recent(&self, exchange: &ShortString, key: &ShortString) -> Option<&SharedTargets> {
-        if self.recent.is_empty() {
-            return None;
-        }
-        let place = recent_place(key, self.recent.len());
-        [place, place ^ 1].into_iter().find_map(|place| {
-            let route = self.recent.get(place)?.as_ref()?;
-            let is_it = route.key[..] == key.as_bytes()[..]
-                && route.exchange[..] == exchange.as_bytes()[..];
-            is_it.then_some(&route.targets)
-        })
-    }
-
-    fn get(&mut self, exchange: &ShortString, key: &ShortString) -> Option<&SharedTargets> {
-        let (exchange, routes) = self.exchanges.get_key_value(exchange)?;
-        let (key, targets) = routes.get_key_value(key)?;
-        let places_count = (self.routes_count * RECENT_PLACES_PER_ROUTE).next_power_of_two();
-        if places_count > self.recent.len() {
-            // What stood there has its place elsewhere now.
-            self.recent.clear();
-            let places_count = places_count.max(RECENT_PLACES_MIN);
-            self.recent.resize(places_count, None);
-        }
-        let place = recent_place(key, self.recent.len());
-        // Whoever stood here is found in the other place: two keys that lead to one do not drive each other out.
-        self.recent.swap(place, place ^ 1);
-        self.recent[place] = Some(RecentRoute {
-            exchange: exchange.as_bytes()[..].into(),
-            key: SmallVec::from_slice(key.as_bytes()),
-            targets: Arc::clone(targets),
-        });
-        Some(targets)
-    }
-
-    fn insert_exchange(&mut self, name: &ShortString) {
-        if self.exchanges.len() >= CACHED_ROUTES_MAX {
-            self.clear();
-        }
-        self.exchanges.entry(name.detached()).or_default();
-    }
-
-    fn insert(&mut self, exchange: &ShortString, key: &ShortString, targets: &SharedTargets) {
-        if self.routes_count >= CACHED_ROUTES_MAX {
-            self.clear();
-        }
-        // Copies of the names: slices would keep whole frames alive.
-        let routes = self.exchanges.entry(exchange.detached()).or_default();
-        routes.insert(key.detached(), Arc::clone(targets));
-        self.has_unroutable |= targets.is_empty();
-        self.routes_count += 1;
-    }
-}
+/// Publishes whose routes are fetched together.
+const ROUTED_TOGETHER: usize = 32;
 
 impl Connection {
     /// Takes a publish of a transaction: checks it and finds its queues now, and keeps it for the
@@ -157,8 +39,8 @@ impl Connection {
     ///
     /// # Errors
     /// The refusal, which closes the channel; it does not wait for the commit.
-    pub fn tx_publish(&mut self, publish: &Publish) -> Result<(), BrokerError> {
-        let routed = self.check_and_route(publish)?;
+    pub fn tx_publish(&mut self, publish: &Publish, now_ms: u64) -> Result<(), BrokerError> {
+        let routed = self.check_and_route(publish, now_ms)?;
         let channel = self.channel_mut(publish.channel);
         if let Some(names) = routed.replies {
             let index = channel.transaction.len();
@@ -188,7 +70,12 @@ impl Connection {
         run.confirms.reserve(batch.len());
         out.reserve(batch.len());
         for (index, publish) in batch.iter().enumerate() {
-            let routed = match self.check_and_route(publish) {
+            if index % ROUTED_TOGETHER == 0 {
+                let next = batch.iter().skip(index).take(ROUTED_TOGETHER);
+                self.routes
+                    .warm(next.map(|publish| publish.message.routing_key()));
+            }
+            let routed = match self.check_and_route(publish, now_ms) {
                 Ok(routed) => routed,
                 Err(error) => {
                     self.publish_run(&mut run, batch, now_ms, effects, out);
@@ -264,7 +151,7 @@ impl Connection {
         loop {
             self.routes.clear();
             // The message has passed the checks; an exchange that went since routes nowhere.
-            let routed = self.check_and_route(publish);
+            let routed = self.check_and_route(publish, now_ms);
             let Routed {
                 message, targets, ..
             } = routed.unwrap_or_else(|_| Routed {
@@ -308,18 +195,26 @@ impl Connection {
     }
 
     /// Checks a message and finds its queues. The message comes back without its `BCC` header.
-    pub(super) fn check_and_route(&mut self, publish: &Publish) -> Result<Routed, BrokerError> {
+    pub(super) fn check_and_route(
+        &mut self,
+        publish: &Publish,
+        now_ms: u64,
+    ) -> Result<Routed, BrokerError> {
         self.renew_cache();
         let message = &publish.message;
         let (exchange, key) = (message.exchange(), message.routing_key());
         let recent = self.routes.recent(exchange, key).cloned();
         let checked = self.check_message(publish.channel, message, recent.is_some())?;
         let FurtherKeys { cc, bcc } = checked.further_keys;
-        let reply_name = checked.reply_name;
+        let mut rewrite = checked.rewrite;
+        let stamps = &self.shared.options.stamps;
+        if !stamps.is_off() {
+            rewrite.stamped = Some(stamps.apply(message.properties(), now_ms));
+        }
         let is_plain = cc.is_empty() && bcc.is_empty();
         if is_plain && let Some(targets) = recent {
             return Ok(Routed {
-                message: visible_copy(message, bcc, reply_name),
+                message: visible_copy(message, bcc, rewrite),
                 targets,
                 replies: None,
             });
@@ -327,7 +222,7 @@ impl Connection {
         if is_plain && let Some(targets) = self.routes.get(exchange, key) {
             return Ok(Routed {
                 targets: Arc::clone(targets),
-                message: visible_copy(message, bcc, reply_name),
+                message: visible_copy(message, bcc, rewrite),
                 replies: None,
             });
         }
@@ -346,7 +241,7 @@ impl Connection {
         if is_plain && !route.is_for_one_message && replies.is_none() {
             self.routes.insert(exchange, key, &targets);
         }
-        let message = visible_copy(message, bcc, reply_name);
+        let message = visible_copy(message, bcc, rewrite);
         route.remember(&message);
         Ok(Routed {
             message,
@@ -369,16 +264,25 @@ impl Connection {
         }
         let properties = message.properties();
         let reply_name = self.reply_name(channel, properties)?;
-        if let Some(expiration) = properties.expiration() {
-            check_expiration(expiration).map_err(precondition_failed)?;
-        }
+        let expiration = match properties.expiration() {
+            Some(expiration) => check_expiration(expiration).map_err(precondition_failed)?,
+            None => None,
+        };
         let further_keys = further_keys(properties)?;
+        let FurtherKeys { cc, bcc } = &further_keys;
+        for keys in [std::slice::from_ref(message.routing_key()), cc, bcc] {
+            self.check_topic_access(Operation::Write, exchange, keys)?;
+        }
         if let Some(user_id) = properties.user_id() {
             self.check_user_id(user_id)?;
         }
         Ok(Checked {
             further_keys,
-            reply_name,
+            rewrite: Rewrite {
+                reply_name,
+                expiration,
+                stamped: None,
+            },
         })
     }
 
@@ -423,8 +327,18 @@ pub(super) struct Routed {
 /// What the checks of a publish have found in its properties.
 struct Checked {
     further_keys: FurtherKeys,
-    /// What its `reply_to` becomes, if anything.
+    rewrite: Rewrite,
+}
+
+/// Properties that receivers see otherwise than they were published. Usually none.
+#[derive(Default)]
+struct Rewrite {
+    /// What its `reply_to` becomes, if anything (DR-3).
     reply_name: Option<ShortString>,
+    /// What its `expiration` becomes, if anything (PP-3).
+    expiration: Option<ShortString>,
+    /// All of them with the broker's stamps, if it puts any (CC-8).
+    stamped: Option<Properties>,
 }
 
 /// Messages of one set of targets that are given to it as they are; fewer join a mixed run.
@@ -524,8 +438,9 @@ fn keys_in(properties: &Properties, header: &str) -> Result<Vec<ShortString>, Br
     }
 }
 
-/// The `expiration` property is a decimal number, with RabbitMQ's texts for everything else (TT-2).
-fn check_expiration(text: &[u8]) -> Result<(), String> {
+/// The `expiration` property is a decimal number, with RabbitMQ's texts for everything else (TT-2); the number as it is
+/// usually written, if this is not it.
+fn check_expiration(text: &[u8]) -> Result<Option<ShortString>, String> {
     let shown = String::from_utf8_lossy(text);
     let refuse = |reason: String| Err(format!("invalid expiration '{shown}': {reason}"));
     let (is_negative, unsigned) = match text.split_first() {
@@ -556,7 +471,14 @@ fn check_expiration(text: &[u8]) -> Result<(), String> {
     if number > u128::from(TTL_MAX_MS) {
         return refuse(format!("{{value_too_large,{number}}}"));
     }
-    Ok(())
+    let is_plain = text == b"0"
+        || text
+            .first()
+            .is_some_and(|first| matches!(first, b'1'..=b'9'));
+    if is_plain {
+        return Ok(None);
+    }
+    Ok(ShortString::from_text(&number.to_string()))
 }
 
 /// The keys that name requesters, on the default exchange.
@@ -573,19 +495,23 @@ fn reply_keys(exchange: &ShortString, keys: &[ShortString]) -> Option<Box<[Short
     (!names.is_empty()).then(|| names.into_boxed_slice())
 }
 
-/// The message as receivers see it (CC-3, DR-3). The hidden keys stay known for dead-lettering.
-fn visible_copy(
-    message: &Arc<Message>,
-    bcc: Vec<ShortString>,
-    reply_name: Option<ShortString>,
-) -> Arc<Message> {
-    let mut properties = match message.properties().has_bcc() {
-        true => message.properties().without_bcc(),
-        false if reply_name.is_none() => return Arc::clone(message),
-        false => message.properties().clone(),
-    };
-    if let Some(name) = reply_name {
+/// The message as receivers see it (CC-3, DR-3, PP-3). The hidden keys stay known for dead-lettering.
+fn visible_copy(message: &Arc<Message>, bcc: Vec<ShortString>, rewrite: Rewrite) -> Arc<Message> {
+    let is_rewritten = rewrite.reply_name.is_some() || rewrite.expiration.is_some();
+    let has_bcc = message.properties().has_bcc();
+    if !has_bcc && !is_rewritten && rewrite.stamped.is_none() {
+        return Arc::clone(message);
+    }
+    let published = || message.properties().clone();
+    let mut properties = rewrite.stamped.unwrap_or_else(published);
+    if has_bcc {
+        properties = properties.without_bcc();
+    }
+    if let Some(name) = rewrite.reply_name {
         properties = properties.edit().set_reply_to(Some(name)).build();
+    }
+    if let Some(number) = rewrite.expiration {
+        properties = properties.edit().set_expiration(Some(number)).build();
     }
     Arc::new(Message::from_parts(&MessageParts {
         exchange: message.exchange().clone(),

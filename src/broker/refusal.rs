@@ -31,6 +31,29 @@ pub(crate) fn locked_queue(name: &ShortString, vhost: &str) -> BrokerError {
     BrokerError::channel(ChannelReplyCode::ResourceLocked, text)
 }
 
+/// A quorum queue with a single active consumer hands nothing out beside it (GT-5).
+pub(crate) fn get_beside_active(name: &ShortString, vhost: &str) -> BrokerError {
+    let text = format!(
+        "cannot obtain access to locked queue '{name}' in vhost '{vhost}'. basic.get operations are not \
+         supported by <<\"quorum\">> queues with single active consumer"
+    );
+    BrokerError::channel(ChannelReplyCode::ResourceLocked, text)
+}
+
+pub(crate) fn no_global_prefetch(name: &ShortString, vhost: &str) -> BrokerError {
+    let text = format!("queue '{name}' in vhost '{vhost}' does not support global qos");
+    BrokerError::connection(ConnectionReplyCode::NotImplemented, text)
+}
+
+/// `if-unused` and `if-empty` on a quorum queue (QU-33).
+pub(crate) fn no_conditional_delete(name: &ShortString, vhost: &str, flag: &str) -> BrokerError {
+    let text = format!(
+        "cannot delete queue '{name}' in vhost '{vhost}'. queue.delete operations with {flag} flag set are \
+         not supported by quorum queues"
+    );
+    BrokerError::connection(ConnectionReplyCode::NotImplemented, text)
+}
+
 pub(crate) fn default_exchange() -> BrokerError {
     access_refused("operation not permitted on the default exchange")
 }

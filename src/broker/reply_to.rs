@@ -128,7 +128,10 @@ impl Connection {
         });
         self.channel_mut(channel).replies = Some(Registered { consumer, name });
         Ok(Reply {
-            body: ReplyBody::Consuming { consumer },
+            body: ReplyBody::Consuming {
+                consumer,
+                timeout_ms: None,
+            },
             durable_at: None,
         })
     }

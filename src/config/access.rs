@@ -133,6 +133,52 @@ pub struct AccessArgs {
     )]
     pub max_consumers_per_channel: u64,
 
+    /// Virtual hosts there may be; 0 for any number
+    #[arg(
+        long,
+        env = "STRATAMQ_MAX_VHOSTS",
+        default_value_t = 0,
+        value_name = "N"
+    )]
+    pub max_vhosts: u64,
+
+    /// Queues that all virtual hosts together may have; 0 for any number
+    #[arg(
+        long,
+        env = "STRATAMQ_MAX_QUEUES",
+        default_value_t = 0,
+        value_name = "N"
+    )]
+    pub max_queues: u64,
+
+    /// Exchanges that all virtual hosts together may have, seven predeclared ones in each; 0 for any number
+    #[arg(
+        long,
+        env = "STRATAMQ_MAX_EXCHANGES",
+        default_value_t = 0,
+        value_name = "N"
+    )]
+    pub max_exchanges: u64,
+
+    /// Milliseconds that a consumer may hold a delivery; then its channel is closed, or it is cancelled if it takes from a
+    /// quorum queue. 0 for any time
+    #[arg(
+        long,
+        env = "STRATAMQ_CONSUMER_TIMEOUT_MS",
+        default_value_t = 0,
+        value_name = "MS"
+    )]
+    pub consumer_timeout_ms: u64,
+
+    /// Prefetch of consumers on channels that have not asked for any; 0 for no limit
+    #[arg(
+        long,
+        env = "STRATAMQ_DEFAULT_PREFETCH",
+        default_value_t = 0,
+        value_name = "N"
+    )]
+    pub default_prefetch: u16,
+
     /// What clients are told as the product; some change what they do for other products than RabbitMQ
     #[arg(
         long,
@@ -296,6 +342,16 @@ pub struct AccessConfig {
     pub channels_max: Option<u64>,
     /// Consumers of one channel; `None` for any number.
     pub channel_consumers_max: Option<u64>,
+    /// Vhosts; `None` for any number.
+    pub vhosts_max: Option<u64>,
+    /// Queues of all vhosts; `None` for any number.
+    pub queues_max: Option<u64>,
+    /// Exchanges of all vhosts; `None` for any number.
+    pub exchanges_max: Option<u64>,
+    /// How long a consumer may hold a delivery; 0 for any time.
+    pub consumer_timeout_ms: u64,
+    /// Prefetch of consumers on channels that have not asked for any.
+    pub default_prefetch: u16,
     /// `product` of the server properties.
     pub product: String,
     /// `version` of the server properties.
@@ -396,6 +452,11 @@ impl AccessConfig {
             connections_max: limit(args.max_connections),
             channels_max: limit(args.max_channels),
             channel_consumers_max: limit(args.max_consumers_per_channel),
+            vhosts_max: limit(args.max_vhosts),
+            queues_max: limit(args.max_queues),
+            exchanges_max: limit(args.max_exchanges),
+            consumer_timeout_ms: args.consumer_timeout_ms,
+            default_prefetch: args.default_prefetch,
             product: args.product.clone(),
             product_version: args.product_version.clone(),
         })
@@ -411,6 +472,18 @@ impl AccessConfig {
                 ByteSize(self.message_max_bytes),
                 ByteSize(max_bytes)
             )));
+        }
+        Ok(())
+    }
+}
+
+impl AccessConfig {
+    /// EXTERNAL without certificates would lock everybody out and say nothing.
+    pub(super) fn check_with_tls(&self, tls: Option<&TlsConfig>) -> Result<(), ConfigError> {
+        let is_wanted = self.mechanisms.contains(&MechanismArg::External);
+        if is_wanted && tls.is_none_or(|tls| tls.verify == VerifyArg::None) {
+            let text = "EXTERNAL in --auth-mechanisms needs --tls-port, and --tls-verify optional or require";
+            return Err(ConfigError(text.to_owned()));
         }
         Ok(())
     }

@@ -64,6 +64,10 @@ pub struct Config {
     pub queue_index_min_messages: u64,
     /// What to do about damaged data at the start.
     pub on_corruption: args::OnCorruptionArg,
+    /// Whether messages get the time of their arrival.
+    pub stamp_time: args::StampArg,
+    /// Whether messages get the name of this broker.
+    pub stamp_node: args::StampArg,
     /// Bytes a second that are read again in the background; 0 for none.
     pub scrub_rate_bytes: u64,
 }
@@ -153,6 +157,7 @@ impl Config {
         let access = AccessConfig::from_args(&args.access)?;
         access.check_with_segments(args.segment_size.0)?;
         let tls = args.tls.listener()?;
+        access.check_with_tls(tls.as_ref())?;
         if args.amqp_port == Port::Off && tls.is_none() {
             let text = "--amqp-port and --tls-port are both off: nobody could connect";
             return Err(ConfigError(text.to_owned()));
@@ -179,6 +184,8 @@ impl Config {
             memory_limit: args.memory_limit,
             queue_index_min_messages: args.queue_index_min_messages,
             on_corruption: args.on_corruption,
+            stamp_time: args.stamp_time,
+            stamp_node: args.stamp_node,
             scrub_rate_bytes: args.scrub_rate.0,
         })
     }
@@ -291,5 +298,11 @@ mod tests {
             ),
         );
         check(&["--segment-size", "1MiB"], Ok(()));
+        check(
+            &[&listener[..], &["--auth-mechanisms", "PLAIN,EXTERNAL"]].concat(),
+            Err(
+                "EXTERNAL in --auth-mechanisms needs --tls-port, and --tls-verify optional or require",
+            ),
+        );
     }
 }

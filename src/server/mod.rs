@@ -21,6 +21,7 @@ pub mod clients;
 mod connection;
 mod hub;
 mod journal;
+mod length_limits;
 mod listeners;
 mod memory;
 mod readers;
@@ -192,6 +193,8 @@ fn session_options(config: &Config, hub: &Hub) -> SessionOptions {
         },
         channel_budget: channels_max.map(|max| Arc::new(ChannelBudget::new(max))),
         channel_consumers_max: access.channel_consumers_max,
+        consumer_timeout_ms: access.consumer_timeout_ms,
+        default_prefetch: access.default_prefetch,
         channel_max: access.channel_max,
         frame_max_bytes: access.frame_max_bytes,
         heartbeat_secs: access.heartbeat_secs,

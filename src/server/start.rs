@@ -9,19 +9,21 @@ use super::checkpointer;
 use super::clients::Clients;
 use super::hub::{Hub, Machine};
 use super::journal::StorageJournal;
+use super::length_limits;
 use super::listeners::Listeners;
 use super::memory;
-use super::readers::load_runs;
 use super::signals::Signals;
 use super::tls::TlsError;
 use super::worker::WorkerQueue;
 use crate::allocator;
 use crate::broker::effects::Effects;
 use crate::broker::queue::IndexLimits;
+use crate::broker::stamp::{Stamp, Stamps};
 use crate::broker::{Broker, BrokerOptions, RestoreError};
-use crate::config::args::OnCorruptionArg;
+use crate::config::args::{OnCorruptionArg, StampArg};
 use crate::config::{Config, FsyncMode};
 use crate::disk::{Clock, Disk, RealClock, RealDisk, machine};
+use crate::session::options::CLUSTER_NAME;
 use crate::storage::salvage::Salvage;
 use crate::storage::{FsyncPolicy, OnCorruption, Options, Storage, StorageError};
 
@@ -79,6 +81,14 @@ fn is_unreadable(operation: &str, kind: ErrorKind) -> bool {
     is_read && is_of_the_file
 }
 
+fn stamp(when: StampArg) -> Stamp {
+    match when {
+        StampArg::Off => Stamp::Off,
+        StampArg::Fill => Stamp::Fill,
+        StampArg::Overwrite => Stamp::Overwrite,
+    }
+}
+
 fn storage_options(config: &Config, memory_limit_bytes: u64) -> Options {
     Options {
         fsync: match config.fsync {
@@ -133,6 +143,14 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         BrokerOptions {
             loopback_users: config.access.loopback_users.clone(),
             resident_max_bytes: memory::contents_max_bytes(memory_limit_bytes),
+            vhost_max_count: config.access.vhosts_max,
+            queue_max_count: config.access.queues_max,
+            exchange_max_count: config.access.exchanges_max,
+            stamps: Stamps {
+                time: stamp(config.stamp_time),
+                node: stamp(config.stamp_node),
+                node_name: CLUSTER_NAME.to_owned(),
+            },
             is_salvaged: recovered.report.salvage.is_some(),
             index: IndexLimits {
                 min_messages: config.queue_index_min_messages,
@@ -163,7 +181,7 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         },
     ));
     hub.check_disk();
-    apply_length_limits(&hub, &mut effects);
+    length_limits::apply(&hub, &mut effects);
     hub.carry_out(&mut effects);
     if hub.recovery.salvage.is_some() {
         // What was salvaged must not depend on damaged bytes any longer: the next start begins behind them.
@@ -174,23 +192,6 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
     // Nobody uses what recovery took any more, and a broker that rests would keep it.
     allocator::give_back();
     Ok(hub)
-}
-
-/// Queues that came back with more than they may have (what was unacked before the crash is ready now) drop their heads
-/// before anybody looks: for that, runs in index files are read here and now. Mostly there are none, or few.
-fn apply_length_limits(hub: &Hub, effects: &mut Effects) {
-    loop {
-        let loads = std::mem::take(&mut effects.run_loads);
-        let (now, later): (Vec<_>, Vec<_>) =
-            loads.into_iter().partition(|load| load.queue.is_too_long());
-        effects.run_loads = later;
-        if now.is_empty() {
-            return;
-        }
-        for load in now {
-            load_runs(hub, load, effects);
-        }
-    }
 }
 
 /// Says place by place what `--on-corruption quarantine` let pass.

@@ -9,10 +9,13 @@
 //!
 //! 1. Tags rise by one with every delivery; those taken without acknowledgement leave no entry.
 //! 2. A chunk that has no entry is dropped, so one that is never acknowledged costs 64 places, not all behind it.
-//! 3. A holder is known while it has entries; some that have none are remembered, because they will come back.
+//! 3. A holder is known while it has entries; as many that have none are remembered as the channel has consumers, because
+//!    they will come back.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+
+use smallvec::SmallVec;
 
 use super::number_map::NumberMap;
 use crate::broker::command::{ConsumerId, Seq, Unacked};
@@ -22,7 +25,11 @@ use crate::broker::queue::QueueHandle;
 const CHUNK_TAGS: u64 = 64;
 /// The same, as a length.
 const CHUNK_LEN: usize = 64;
-/// Holders without deliveries that are remembered at least; of many, three quarters may be idle.
+/// Tags whose holders are looked at together; a part of a chunk.
+const WARM_TAGS: u64 = 16;
+/// The same, as a length.
+const WARM_LEN: usize = 16;
+/// Holders without deliveries that are remembered at least.
 const IDLE_HOLDERS_MIN: usize = 16;
 
 /// Which deliveries an acknowledgement speaks of (AMQP 0-9-1 section 1.8.3.13).
@@ -55,7 +62,7 @@ pub(super) struct UnknownTag(pub(super) u64);
 pub(super) type Outstanding = (u64, Unacked);
 
 /// Number of a holder, from 1; 0 where there is no delivery.
-type HolderNumber = u32;
+pub(super) type HolderNumber = u32;
 const NOBODY: HolderNumber = 0;
 
 /// The deliveries of 64 tags.
@@ -78,6 +85,8 @@ pub(super) struct DeliveryTags {
     /// A chunk for the next deliveries.
     spare: Option<Box<Chunk>>,
     count: usize,
+    /// The first of the tags whose holders were looked at last.
+    warmed_from: u64,
     holders: Holders,
 }
 
@@ -103,10 +112,56 @@ impl DeliveryTags {
         seq: Seq,
         consumer: Option<ConsumerId>,
     ) -> u64 {
+        let mut newest = self.holders.newest;
+        self.next_of(&mut newest, queue, seq, consumer)
+    }
+
+    /// The same for a holder that is probably `known` as it was the last time. Its number now comes back there.
+    pub(super) fn next_of(
+        &mut self,
+        known: &mut HolderNumber,
+        queue: &QueueHandle,
+        seq: Seq,
+        consumer: Option<ConsumerId>,
+    ) -> u64 {
         self.last_tag += 1;
-        let holder = self.holders.add(queue, consumer);
-        self.put(self.last_tag, seq, holder);
+        *known = self.holders.add(*known, queue, consumer);
+        self.put(self.last_tag, seq, *known);
         self.last_tag
+    }
+
+    /// The channel has so many consumers.
+    pub(super) fn expect_holders(&mut self, consumers_count: usize) {
+        self.holders.idle_max = consumers_count.max(IDLE_HOLDERS_MIN);
+        self.holders.limit_idle();
+    }
+
+    /// Reads a word of a holder.
+    pub(super) fn warm_holder(&self, holder: HolderNumber) -> u64 {
+        self.holders
+            .get(holder)
+            .map_or(0, |holder| u64::from(holder.count))
+    }
+
+    /// Where there are many holders, looks at those of the deliveries from `tag` on: they will probably be acknowledged next,
+    /// and the processor fetches their queues side by side that way.
+    fn warm_next(&mut self, chunk: usize, tag: u64) {
+        let first = tag - tag % WARM_TAGS;
+        if self.warmed_from == first {
+            return;
+        }
+        self.warmed_from = first;
+        if self.holders.known.len() <= IDLE_HOLDERS_MIN {
+            return;
+        }
+        let holders = self.chunks.get(chunk).map(|chunk| &chunk.holders);
+        let holders =
+            holders.and_then(|holders| holders.get(place(first)..place(first) + WARM_LEN));
+        let holders = holders.unwrap_or_default().iter();
+        let queues = holders.filter_map(|number| Some(&self.holders.get(*number)?.queue));
+        let queues: SmallVec<[&QueueHandle; WARM_LEN]> = queues.collect();
+        let ids = queues.into_iter().map(|queue| queue.id().0);
+        std::hint::black_box(ids.fold(0, |seen, id| seen ^ id));
     }
 
     /// Hands the deliveries in `scope` to `settle`, in tag order.
@@ -146,7 +201,8 @@ impl DeliveryTags {
     /// Puts back what `take` gave, after a rollback.
     pub(super) fn restore(&mut self, outstanding: impl IntoIterator<Item = Outstanding>) {
         for (tag, unacked) in outstanding {
-            let holder = self.holders.add(&unacked.queue, unacked.consumer);
+            let newest = self.holders.newest;
+            let holder = self.holders.add(newest, &unacked.queue, unacked.consumer);
             self.put(tag, unacked.seq, holder);
         }
     }
@@ -159,6 +215,29 @@ impl DeliveryTags {
         let holder = self.holders.get(chunk.holders[place(self.last_tag)]);
         chunk.seqs[place(self.last_tag)] == seq.0
             && holder.is_some_and(|holder| Arc::ptr_eq(&holder.queue, queue))
+    }
+
+    /// The last tag given.
+    pub(super) fn last_tag(&self) -> u64 {
+        self.last_tag
+    }
+
+    /// Outstanding deliveries up to the tag `last`, in tag order, with their queues and consumers.
+    pub(super) fn upto(
+        &self,
+        last: u64,
+    ) -> impl Iterator<Item = (u64, &QueueHandle, Option<ConsumerId>)> {
+        let chunks = self.chunks.iter();
+        let chunks = chunks.take_while(move |chunk| chunk.number * CHUNK_TAGS <= last);
+        let places = chunks.flat_map(|chunk| {
+            let first = chunk.number * CHUNK_TAGS;
+            (first..).zip(chunk.holders)
+        });
+        let outstanding = places.filter(move |(tag, _)| *tag <= last);
+        outstanding.filter_map(|(tag, number)| {
+            let holder = self.holders.get(number)?;
+            Some((tag, &holder.queue, holder.consumer))
+        })
     }
 
     /// Outstanding deliveries.
@@ -221,6 +300,7 @@ impl DeliveryTags {
 
     /// Ends one delivery of the chunk at `index`.
     fn take_one(&mut self, index: usize, tag: u64) -> Option<Unacked> {
+        self.warm_next(index, tag);
         let chunk = self.chunks.get_mut(index)?;
         let holder = std::mem::replace(&mut chunk.holders[place(tag)], NOBODY);
         if holder == NOBODY {
@@ -275,7 +355,7 @@ fn key_of(queue: &QueueHandle, consumer: Option<ConsumerId>) -> HolderKey {
 }
 
 /// The holders of one channel, numbered from 1.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Holders {
     known: Vec<Option<Holder>>,
     by_key: NumberMap<HolderKey, HolderNumber>,
@@ -284,6 +364,21 @@ struct Holders {
     newest: HolderNumber,
     /// Known ones without deliveries.
     idle_count: usize,
+    /// How many of these there may be.
+    idle_max: usize,
+}
+
+impl Default for Holders {
+    fn default() -> Self {
+        Self {
+            known: Vec::new(),
+            by_key: NumberMap::default(),
+            free: Vec::new(),
+            newest: NOBODY,
+            idle_count: 0,
+            idle_max: IDLE_HOLDERS_MIN,
+        }
+    }
 }
 
 impl Holders {
@@ -297,14 +392,18 @@ impl Holders {
         self.known.get_mut(index)?.as_mut()
     }
 
-    /// Counts a delivery; the number of who holds it.
-    fn add(&mut self, queue: &QueueHandle, consumer: Option<ConsumerId>) -> HolderNumber {
-        let newest = self.newest;
-        let is_newest = self
-            .get(newest)
+    /// Counts a delivery; the number of who holds it, which is probably `guess`.
+    fn add(
+        &mut self,
+        guess: HolderNumber,
+        queue: &QueueHandle,
+        consumer: Option<ConsumerId>,
+    ) -> HolderNumber {
+        let is_it = self
+            .get(guess)
             .is_some_and(|holder| holder.consumer == consumer && Arc::ptr_eq(&holder.queue, queue));
-        let number = if is_newest {
-            newest
+        let number = if is_it {
+            guess
         } else {
             self.number_of(queue, consumer)
         };
@@ -356,17 +455,16 @@ impl Holders {
         };
         if holder.count == 0 {
             self.idle_count += 1;
-            // In proportion to those there are: a consumer of a thousand queues holds something of each now and then.
-            let idle_max = (self.known.len() - self.known.len() / 4).max(IDLE_HOLDERS_MIN);
-            if self.idle_count > idle_max {
-                self.forget_idle();
-            }
+            self.limit_idle();
         }
         unacked
     }
 
     /// Keeps (3).
-    fn forget_idle(&mut self) {
+    fn limit_idle(&mut self) {
+        if self.idle_count <= self.idle_max {
+            return;
+        }
         for (number, place) in (1..).zip(&mut self.known) {
             if let Some(holder) = place.take_if(|holder| holder.count == 0) {
                 self.by_key.remove(&key_of(&holder.queue, holder.consumer));

@@ -101,8 +101,19 @@ impl Session {
                     message_count: messages,
                 },
             ),
-            (Awaiting::Consume { tag, is_nowait }, ReplyBody::Consuming { consumer, .. }) => {
+            (
+                Awaiting::Consume { tag, is_nowait },
+                ReplyBody::Consuming {
+                    consumer,
+                    timeout_ms,
+                },
+            ) => {
+                if let Some(timeout_ms) = timeout_ms {
+                    self.set_timeout(id, consumer, timeout_ms);
+                }
+                let channel = self.channel(id)?;
                 channel.consumers.insert(tag.clone(), consumer);
+                channel.tags.expect_holders(channel.consumers.count());
                 told(is_nowait, basic::ConsumeOk { consumer_tag: tag })
             }
             (
@@ -114,6 +125,7 @@ impl Session {
                 ReplyBody::Done,
             ) => {
                 channel.consumers.remove(consumer);
+                channel.tags.expect_holders(channel.consumers.count());
                 told(is_nowait, basic::CancelOk { consumer_tag: tag })
             }
             (

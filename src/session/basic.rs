@@ -130,22 +130,19 @@ impl Session {
 
     pub(super) fn nack(&mut self, id: u16, method: &basic::Nack) -> Handled {
         let scope = AckScope::new(method.delivery_tag, method.multiple);
-        self.settle(id, scope, refusal(method.requeue), basic::Nack::ID)
+        let outcome = refusal(method.requeue, SettleOutcome::Return);
+        self.settle(id, scope, outcome, basic::Nack::ID)
     }
 
     pub(super) fn reject(&mut self, id: u16, method: &basic::Reject) -> Handled {
         let scope = AckScope::One(method.delivery_tag);
-        self.settle(id, scope, refusal(method.requeue), basic::Reject::ID)
+        let outcome = refusal(method.requeue, SettleOutcome::Requeue);
+        self.settle(id, scope, outcome, basic::Reject::ID)
     }
 
     pub(super) fn recover(&mut self, id: u16, method: &basic::Recover) -> Handled {
         check_recover(method.requeue, basic::Recover::ID)?;
-        self.settle_now(
-            id,
-            AckScope::All,
-            SettleOutcome::Requeue,
-            basic::Recover::ID,
-        )?;
+        self.settle_now(id, AckScope::All, SettleOutcome::Return, basic::Recover::ID)?;
         self.send(id, basic::RecoverOk {});
         Ok(())
     }
@@ -155,7 +152,7 @@ impl Session {
         self.settle_now(
             id,
             AckScope::All,
-            SettleOutcome::Requeue,
+            SettleOutcome::Return,
             basic::RecoverAsync::ID,
         )
     }
@@ -169,6 +166,9 @@ impl Session {
         method: MethodId,
     ) -> Handled {
         let channel = self.channel(id)?;
+        if channel.ages.is_excused(scope) {
+            return Ok(());
+        }
         let Mode::Tx(transaction) = &mut channel.mode else {
             return self.settle_now(id, scope, outcome, method);
         };
@@ -222,9 +222,9 @@ impl Session {
     }
 }
 
-fn refusal(is_requeue: bool) -> SettleOutcome {
+fn refusal(is_requeue: bool, requeue: SettleOutcome) -> SettleOutcome {
     match is_requeue {
-        true => SettleOutcome::Requeue,
+        true => requeue,
         false => SettleOutcome::Reject,
     }
 }

@@ -13,13 +13,16 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::acks::{DeliveryTags, Outstanding};
+use smallvec::SmallVec;
+
+use super::acks::{DeliveryTags, HolderNumber, Outstanding};
 use super::close::CloseReason;
 use super::confirms::Confirms;
 use super::content::Content;
 use super::number_map::NumberMap;
 use super::options::ChannelSlot;
 
+use super::overdue::Ages;
 use crate::amqp::frame::Frame;
 use crate::amqp::method::{Method, MethodId};
 use crate::amqp::reply_code::ChannelReplyCode;
@@ -35,6 +38,7 @@ pub(super) struct Channel {
     /// The publish that is arriving.
     pub(super) content: Content,
     pub(super) tags: DeliveryTags,
+    pub(super) ages: Ages,
     pub(super) consumers: Consumers,
     /// Prefetch of consumers started from now on.
     pub(super) prefetch: u16,
@@ -176,13 +180,26 @@ pub(super) struct Transaction {
 #[derive(Debug, Default)]
 pub(super) struct Consumers {
     by_tag: BTreeMap<ShortString, ConsumerId>,
-    by_id: NumberMap<ConsumerId, ShortString>,
+    by_id: NumberMap<ConsumerId, Taker>,
+}
+
+/// What a delivery to a consumer needs: one line of the processor's cache.
+#[derive(Debug)]
+pub(super) struct Taker {
+    /// The consumer's tag, a [`ShortString`].
+    pub(super) tag: SmallVec<[u8; 24]>,
+    /// What the channel's tags called it last.
+    pub(super) holder: HolderNumber,
 }
 
 impl Consumers {
     pub(super) fn insert(&mut self, tag: ShortString, consumer: ConsumerId) {
-        self.by_tag.insert(tag.clone(), consumer);
-        self.by_id.insert(consumer, tag);
+        let taker = Taker {
+            tag: SmallVec::from_slice(tag.as_bytes()),
+            holder: HolderNumber::default(),
+        };
+        self.by_tag.insert(tag, consumer);
+        self.by_id.insert(consumer, taker);
     }
     pub(super) fn count(&self) -> usize {
         self.by_tag.len()
@@ -190,12 +207,15 @@ impl Consumers {
     pub(super) fn id(&self, tag: &ShortString) -> Option<ConsumerId> {
         self.by_tag.get(tag).copied()
     }
-    pub(super) fn tag(&self, consumer: ConsumerId) -> Option<&ShortString> {
+    pub(super) fn taker(&self, consumer: ConsumerId) -> Option<&Taker> {
         self.by_id.get(&consumer)
     }
+    pub(super) fn taker_mut(&mut self, consumer: ConsumerId) -> Option<&mut Taker> {
+        self.by_id.get_mut(&consumer)
+    }
     pub(super) fn remove(&mut self, consumer: ConsumerId) -> Option<ShortString> {
-        let tag = self.by_id.remove(&consumer)?;
-        self.by_tag.remove(&tag);
+        let taker = self.by_id.remove(&consumer)?;
+        let (tag, _) = self.by_tag.remove_entry(&taker.tag[..])?;
         Some(tag)
     }
 }

@@ -59,11 +59,16 @@ pub(super) fn reply_text(name: &str, text: &str) -> ShortString {
 }
 
 impl CloseReason<ConnectionReplyCode> {
+    /// What the client is told.
+    pub(super) fn reply_text(&self) -> ShortString {
+        reply_text(self.code.name(), &self.text)
+    }
+
     /// `connection.close` with this reason.
     pub(super) fn close(&self) -> Method {
         Method::from(connection::Close {
             reply_code: self.code.code(),
-            reply_text: reply_text(self.code.name(), &self.text),
+            reply_text: self.reply_text(),
             class_id: self.method.class_id,
             method_id: self.method.method_id,
         })

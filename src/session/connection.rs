@@ -12,6 +12,7 @@ use super::channel::{AfterEnd, ChannelState};
 use super::close::{CloseReason, Failure};
 use super::event::Event;
 use super::heartbeat::Beat;
+use super::overdue::Watch;
 use super::{AfterEnding, Alarm, Ending, OUTPUT_HIGH_BYTES, Phase, Session, Work};
 use crate::amqp::content::FrameSink;
 use crate::amqp::frame::{self, Frame, FrameError, FrameKind};
@@ -40,9 +41,10 @@ impl Session {
     /// The stream of frames is broken: nothing that follows can be understood.
     pub(super) fn handle_frame_error(&mut self, error: FrameError) {
         let Phase::Running = self.phase else {
-            return self.linger();
+            return self.refuse(format!("handshake refused: {error}"));
         };
         if let Failure::Connection(reason) = Failure::from(error) {
+            self.complain(reason.reply_text().to_string());
             self.fail_connection(AfterEnding::CloseAndLinger(reason));
         }
     }
@@ -221,6 +223,12 @@ impl Session {
         }
     }
 
+    /// Gives the connection up, in silence.
+    pub(super) fn refuse(&mut self, complaint: impl Into<String>) {
+        self.complain(complaint);
+        self.linger();
+    }
+
     pub(super) fn linger(&mut self) {
         let until_ms = self.now_ms + self.options.linger_ms;
         self.phase = Phase::Lingering { until_ms };
@@ -245,7 +253,10 @@ impl Session {
         };
         match self.phase {
             Phase::Lingering { until_ms } | Phase::AwaitCloseOk { until_ms } => Some(until_ms),
-            Phase::Running => heartbeat(),
+            Phase::Running => {
+                let watch = self.watch.as_ref().map(Watch::due_at_ms);
+                heartbeat().into_iter().chain(watch).min()
+            }
             Phase::Ending(_) | Phase::Finished => None,
             _ => Some(self.handshake_deadline_ms),
         }
@@ -261,9 +272,18 @@ impl Session {
                 self.phase = Phase::Finished;
             }
             Phase::Lingering { .. } | Phase::AwaitCloseOk { .. } => {}
-            Phase::Running => self.check_heartbeat(),
+            Phase::Running => {
+                self.check_heartbeat();
+                if matches!(self.phase, Phase::Running) {
+                    self.check_overdue();
+                }
+            }
             Phase::Ending(_) | Phase::Finished => {}
-            _ if now_ms >= self.handshake_deadline_ms => self.handle_eof(),
+            _ if now_ms >= self.handshake_deadline_ms => {
+                let limit_ms = self.options.handshake_timeout_ms;
+                self.complain(format!("handshake not done in {limit_ms} ms"));
+                self.handle_eof();
+            }
             _ => {}
         }
     }
@@ -287,7 +307,13 @@ impl Session {
                 frame::encode_heartbeat(self.output.buffer());
                 self.beat_count += 1;
             }
-            Beat::Missed => self.fail_connection(AfterEnding::Silence),
+            Beat::Missed => {
+                let timeout_secs = heartbeat.interval_ms() / 1000;
+                self.complain(format!(
+                    "missed heartbeats from client, timeout: {timeout_secs}s"
+                ));
+                self.fail_connection(AfterEnding::Silence);
+            }
         }
     }
 

@@ -132,7 +132,7 @@ impl Session {
         let is_method = frame.kind == FrameKind::Method && frame.channel == 0;
         match Method::decode(&frame.payload) {
             Ok(method) if is_method => self.handle_handshake_method(method),
-            _ => self.linger(),
+            _ => self.refuse("handshake refused: a frame out of order"),
         }
     }
 
@@ -149,7 +149,10 @@ impl Session {
                 self.send(0, connection::CloseOk {});
                 self.phase = Phase::Finished;
             }
-            _ => self.linger(),
+            (_, method) => {
+                let name = method.name();
+                self.refuse(format!("handshake refused: {name} out of order"));
+            }
         }
     }
 
@@ -157,11 +160,17 @@ impl Session {
         self.client = ClientCapabilities::of(&start_ok.client_properties);
         let mechanisms = &self.options.mechanisms;
         let Some(mechanism) = mechanisms.find(start_ok.mechanism.as_str()) else {
-            return self.linger();
+            let name = start_ok.mechanism.as_str();
+            let text = format!("login refused: there is no mechanism '{name}'");
+            return self.refuse(text);
         };
         match mechanisms.claim(mechanism, &start_ok.response) {
-            Claim::Malformed => self.linger(),
+            Claim::Malformed => {
+                let name = mechanism.name();
+                self.refuse(format!("login refused: {name} response malformed"));
+            }
             Claim::Nobody => {
+                self.complain("login refused: no client certificate that names a user");
                 self.phase = Phase::LoggingIn(mechanism);
                 self.login_result(Err(LoginRefused));
             }
@@ -206,6 +215,7 @@ impl Session {
 
     fn tune_ok(&mut self, tune_ok: &connection::TuneOk) {
         if let Err(text) = check_tune_ok(&self.options, tune_ok) {
+            self.complain(format!("handshake refused: {text}"));
             self.send_close(
                 ConnectionReplyCode::NotAllowed,
                 text,

@@ -69,10 +69,12 @@ impl Session {
         }
         let channel = Channel {
             _slot: self.take_channel_slot()?,
+            prefetch: self.options.default_prefetch,
             ..Channel::default()
         };
         self.channels.insert(id, channel);
-        self.send(id, channel::OpenOk::default());
+        let ok = Awaiting::Ok(Some(channel::OpenOk::default().into()));
+        self.ask(id, channel::Open::ID, Command::OpenChannel, ok);
         Ok(())
     }
 

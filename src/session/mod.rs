@@ -59,6 +59,7 @@ mod modes;
 mod number_map;
 pub mod options;
 pub mod output;
+mod overdue;
 mod sasl;
 mod topology;
 
@@ -84,6 +85,7 @@ use channel::Channel;
 use close::{CloseReason, Failure};
 use handshake::ClientCapabilities;
 use heartbeat::Heartbeat;
+use overdue::Watch;
 
 /// Output above which nothing is read, and a server should stop moving its outbox into the session.
 pub const OUTPUT_HIGH_BYTES: usize = 1024 * 1024;
@@ -114,6 +116,8 @@ pub struct Session {
     /// At least the bytes of contents that are unfinished, over all channels.
     unfinished_bytes: u64,
     heartbeat: Option<Heartbeat>,
+    /// Looks for deliveries that are not acknowledged; none while no consumer has a timeout.
+    watch: Option<Watch>,
     /// Heartbeats sent; they do not count as something written.
     beat_count: u64,
     /// Bytes ever received, and those of them that still lie in the caller's buffer.
@@ -127,6 +131,8 @@ pub struct Session {
     unconfirmed: Vec<u16>,
     alarm: Alarm,
     has_room: bool,
+    /// Why the connection is being given up, until the server has taken it.
+    complaint: Option<String>,
     /// When a handshake must be over.
     handshake_deadline_ms: u64,
     /// Consumer tags generated.
@@ -201,6 +207,8 @@ impl Session {
     #[must_use]
     pub fn new(options: SessionOptions, now_ms: u64) -> Self {
         let deadline_ms = now_ms + options.handshake_timeout_ms;
+        let timeout_ms = options.consumer_timeout_ms;
+        let watch = (timeout_ms > 0).then(|| Watch::new(timeout_ms, now_ms));
         Self {
             channel_max: options.channel_max,
             options,
@@ -216,6 +224,7 @@ impl Session {
             held_bytes: 0,
             unfinished_bytes: 0,
             heartbeat: None,
+            watch,
             beat_count: 0,
             received_total: 0,
             input_left: 0,
@@ -224,6 +233,7 @@ impl Session {
             unconfirmed: Vec::new(),
             alarm: Alarm::default(),
             has_room: true,
+            complaint: None,
             tag_count: 0,
         }
     }
@@ -328,6 +338,16 @@ impl Session {
         self.alarm.is_blocking && channels.any(|channel| channel.unfinished_bytes() > 0)
     }
 
+    /// Why the connection is being given up, for the log; the client may know nothing of it. Once.
+    #[must_use]
+    pub fn take_complaint(&mut self) -> Option<String> {
+        self.complaint.take()
+    }
+
+    fn complain(&mut self, text: impl Into<String>) {
+        self.complaint.get_or_insert_with(|| text.into());
+    }
+
     /// True when the socket is to be closed as soon as the output is written.
     #[must_use]
     pub fn is_finished(&self) -> bool {
@@ -347,7 +367,10 @@ impl Session {
     fn fail(&mut self, channel: u16, failure: Failure) {
         match failure {
             Failure::Channel(reason) => self.fail_channel(channel, reason),
-            Failure::Connection(reason) => self.fail_connection(AfterEnding::Close(reason)),
+            Failure::Connection(reason) => {
+                self.complain(reason.reply_text().to_string());
+                self.fail_connection(AfterEnding::Close(reason));
+            }
         }
     }
 }

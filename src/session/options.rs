@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::amqp::limits::{CHANNEL_MAX_DEFAULT, FRAME_MAX_DEFAULT, MESSAGE_MAX_BYTES_DEFAULT};
 
+/// The broker's name, which clients are told and stamped messages carry.
+pub(crate) const CLUSTER_NAME: &str = "stratamq";
+
 /// Identity, offers and limits of the server side of one connection.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
@@ -27,6 +30,10 @@ pub struct SessionOptions {
     pub channel_budget: Option<Arc<ChannelBudget>>,
     /// Consumers a channel may have; `None` for any number.
     pub channel_consumers_max: Option<u64>,
+    /// How long a delivery may be unacknowledged; 0 for any time.
+    pub consumer_timeout_ms: u64,
+    /// Prefetch of consumers on channels that say none; 0 for no limit.
+    pub default_prefetch: u16,
     /// Open channels offered in `tune`; at least 1.
     pub channel_max: u16,
     /// Largest frame offered in `tune`, in bytes, frame header and end included; at least 8192.
@@ -138,10 +145,12 @@ impl Default for SessionOptions {
             information: "StrataMQ, a durable AMQP 0-9-1 broker; licensed under MIT or Apache-2.0"
                 .into(),
             copyright: "Copyright (c) the StrataMQ authors".into(),
-            cluster_name: "stratamq".into(),
+            cluster_name: CLUSTER_NAME.into(),
             mechanisms: Mechanisms::default(),
             channel_budget: None,
             channel_consumers_max: None,
+            consumer_timeout_ms: 0,
+            default_prefetch: 0,
             channel_max: CHANNEL_MAX_DEFAULT,
             frame_max_bytes: FRAME_MAX_DEFAULT,
             heartbeat_secs: 60,

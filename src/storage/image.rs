@@ -6,14 +6,14 @@
 //!
 //! Invariants:
 //! 1. Entries and runs stand in ascending seq; a seq occurs once, in an entry or in a run.
-//! 2. `next_seq` is above every seq any applied record named. A seq between entries that is not there was
+//! 2. `next_seq` is above the count of every seq any applied record named. A seq between entries that is not there was
 //!    settled, or was taken by a message that never was logged; both mean the same.
 //! 3. Applying a record is idempotent: one that starts below `last_lsn` is already contained and skipped.
 
-use std::collections::VecDeque;
-
 use super::run::FiledRun;
-use super::types::{ImageEntry, Lsn, Position, QueueId, Seq, SeqRange};
+use super::types::{ImageEntry, Lsn, QueueId, Seq, SeqRange};
+
+pub use super::entries::Entries;
 
 /// The unsettled messages of a queue and what is known about them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,9 +22,9 @@ pub struct QueueImage {
     pub id: QueueId,
     /// End of the last record that touched it: records that start below are contained.
     pub last_lsn: Lsn,
-    /// Seq of the next message.
+    /// Seq of the next message; in a queue with priorities, the bound of all counts.
     pub next_seq: Seq,
-    /// Any message below may have been delivered before.
+    /// Any message whose count is below may have been delivered before.
     pub reserved_upto: Seq,
     /// The unsettled messages that are not in `runs`.
     pub entries: Entries,
@@ -57,7 +57,8 @@ impl QueueImage {
     }
 
     /// Applies that a message was copied to the place that `entry` names. Below `known_below` one that is not here was
-    /// settled; any other is here from now on.
+    /// settled; any other is here from now on, and so is one with a priority: a bound for all levels does not tell
+    /// what was settled from what came later.
     pub fn apply_copy(&mut self, entry: ImageEntry, known_below: Seq) {
         if let Some(known) = self.entries.get_mut(entry.seq) {
             known.position = entry.position;
@@ -65,7 +66,7 @@ impl QueueImage {
             if let Some(run) = self.run_mut(FiledRun::number_of(entry.seq)) {
                 run.note_copy(entry.position);
             }
-        } else if entry.seq >= known_below {
+        } else if entry.seq >= known_below || entry.seq.rank() > 0 {
             self.name_seq(entry.seq);
             self.entries.insert(entry);
         }
@@ -191,7 +192,7 @@ impl QueueImage {
     }
 
     fn name_seq(&mut self, seq: Seq) {
-        self.next_seq = self.next_seq.max(Seq(seq.0.saturating_add(1)));
+        self.next_seq = self.next_seq.max(Seq(seq.count() + 1));
     }
 
     fn touch(&mut self, end: Lsn) {
@@ -199,190 +200,10 @@ impl QueueImage {
     }
 }
 
-/// Entries in ascending seq, made for what queues do: arrive at the tail, leave at the head.
-///
-/// A message that leaves from the middle stays as a tombstone (length 0, which no record has) until it
-/// reaches the head or tombstones outnumber the living; so every operation is cheap on average.
-#[derive(Clone, Default)]
-pub struct Entries {
-    slots: VecDeque<ImageEntry>,
-    dead_count: usize,
-}
-
-/// Length of a tombstone. Real records are at least as long as their header.
-const DEAD_LEN_BYTES: u32 = 0;
-
-fn is_live(entry: &ImageEntry) -> bool {
-    entry.position.len_bytes != DEAD_LEN_BYTES
-}
-
-impl Entries {
-    /// Number of entries.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.slots.len() - self.dead_count
-    }
-
-    /// True when there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// All entries in ascending seq.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &ImageEntry> + '_ {
-        self.slots.iter().filter(|entry| is_live(entry))
-    }
-
-    /// The entries of a run of seqs, ascending.
-    pub fn range(&self, range: SeqRange) -> impl Iterator<Item = &ImageEntry> + '_ {
-        let from = self.slots.partition_point(|entry| entry.seq < range.first);
-        let entries = self.slots.range(from..);
-        entries
-            .take_while(move |entry| entry.seq <= range.last)
-            .filter(|entry| is_live(entry))
-    }
-
-    /// The entry of `seq`.
-    #[must_use]
-    pub fn get(&self, seq: Seq) -> Option<&ImageEntry> {
-        let index = self
-            .slots
-            .binary_search_by_key(&seq, |entry| entry.seq)
-            .ok()?;
-        self.slots.get(index).filter(|entry| is_live(entry))
-    }
-
-    /// The entry of `seq`, to be changed; its seq must stay.
-    pub fn get_mut(&mut self, seq: Seq) -> Option<&mut ImageEntry> {
-        let index = self
-            .slots
-            .binary_search_by_key(&seq, |entry| entry.seq)
-            .ok()?;
-        self.slots.get_mut(index).filter(|entry| is_live(entry))
-    }
-
-    /// Makes room for `count` more entries.
-    pub fn reserve(&mut self, count: usize) {
-        self.slots.reserve(count);
-    }
-
-    /// Adds an entry at its place, replacing one of the same seq. Cheap at the tail.
-    ///
-    /// # Panics
-    /// When the entry names a record of length 0: there is none.
-    pub fn insert(&mut self, entry: ImageEntry) {
-        assert!(is_live(&entry), "a record is longer than its header");
-        if self.slots.back().is_none_or(|last| last.seq < entry.seq) {
-            self.slots.push_back(entry);
-            return;
-        }
-        match self
-            .slots
-            .binary_search_by_key(&entry.seq, |other| other.seq)
-        {
-            Ok(index) => {
-                if let Some(slot) = self.slots.get_mut(index) {
-                    self.dead_count -= usize::from(!is_live(slot));
-                    *slot = entry;
-                }
-            }
-            Err(index) => self.slots.insert(index, entry),
-        }
-    }
-
-    /// Removes the entry of `seq`.
-    pub fn remove(&mut self, seq: Seq) {
-        self.remove_range(SeqRange {
-            first: seq,
-            last: seq,
-        });
-    }
-
-    /// Removes every entry of a run; the cost is that of the entries met, not of the run's length.
-    pub fn remove_range(&mut self, range: SeqRange) {
-        let from = self.slots.partition_point(|entry| entry.seq < range.first);
-        for entry in self.slots.range_mut(from..) {
-            if entry.seq > range.last {
-                break;
-            }
-            if is_live(entry) {
-                entry.position.len_bytes = DEAD_LEN_BYTES;
-                self.dead_count += 1;
-            }
-        }
-        self.drop_dead_head();
-        if self.dead_count > self.slots.len() / 2 + 16 {
-            self.compact();
-        }
-    }
-
-    fn drop_dead_head(&mut self) {
-        while self.slots.front().is_some_and(|entry| !is_live(entry)) {
-            self.slots.pop_front();
-            self.dead_count -= 1;
-        }
-    }
-
-    /// Gives up the places of entries that left.
-    pub fn compact(&mut self) {
-        if self.dead_count > 0 {
-            self.slots.retain(is_live);
-            self.dead_count = 0;
-        }
-    }
-
-    /// Position of the entry of `seq`.
-    #[must_use]
-    pub fn position(&self, seq: Seq) -> Option<Position> {
-        self.get(seq).map(|entry| entry.position)
-    }
-}
-
-impl PartialEq for Entries {
-    fn eq(&self, other: &Self) -> bool {
-        self.len() == other.len() && self.iter().eq(other.iter())
-    }
-}
-
-impl Eq for Entries {}
-
-impl std::fmt::Debug for Entries {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.iter()).finish()
-    }
-}
-
-impl FromIterator<ImageEntry> for Entries {
-    fn from_iter<I: IntoIterator<Item = ImageEntry>>(iter: I) -> Self {
-        let mut entries = Self::default();
-        let iter = iter.into_iter();
-        entries.reserve(iter.size_hint().0);
-        for entry in iter {
-            entries.insert(entry);
-        }
-        entries
-    }
-}
-
-impl IntoIterator for Entries {
-    type Item = ImageEntry;
-    type IntoIter = std::iter::Filter<
-        std::collections::vec_deque::IntoIter<ImageEntry>,
-        fn(&ImageEntry) -> bool,
-    >;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.slots.into_iter().filter(is_live)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::types::SegmentId;
-    use proptest::prelude::*;
-    use std::collections::BTreeMap;
+    use crate::storage::types::{Position, SegmentId};
 
     fn entry(seq: u64) -> ImageEntry {
         ImageEntry {
@@ -436,34 +257,28 @@ mod tests {
     }
 
     #[test]
+    fn bounds_hold_for_the_counts_of_all_ranks() {
+        let mut image = QueueImage::new(QueueId(1), Lsn(0));
+        image.apply_publish(entry(Seq::new(9, 7).0), Lsn(8), Lsn(16));
+        image.apply_publish(entry(Seq::new(2, 3).0), Lsn(16), Lsn(24));
+        assert_eq!(image.next_seq, Seq(8));
+        assert!(
+            image
+                .entries
+                .iter()
+                .map(|entry| entry.seq.rank())
+                .eq([2, 9])
+        );
+        assert!(Seq::new(9, 7).is_within(image.next_seq));
+        assert!(!Seq::new(2, 8).is_within(image.next_seq));
+    }
+
+    #[test]
     fn requeue_marks_the_message_redelivered() {
         let mut image = QueueImage::new(QueueId(1), Lsn(0));
         image.apply_publish(entry(1), Lsn(8), Lsn(16));
         image.apply_requeue(Seq(1), 2, Lsn(16), Lsn(24));
         let found = image.entries.get(Seq(1)).copied().expect("it stays");
         assert_eq!((found.delivery_count, found.is_redelivered), (2, true));
-    }
-
-    proptest! {
-        #[test]
-        fn entries_behave_like_a_map(steps in prop::collection::vec((0u8..3, 1u64..80, 0u64..40), 0..120)) {
-            let mut entries = Entries::default();
-            let mut model = BTreeMap::new();
-            for (kind, seq, width) in steps {
-                if kind < 2 {
-                    entries.insert(entry(seq));
-                    model.insert(seq, entry(seq));
-                } else {
-                    entries.remove_range(run(seq, seq + width));
-                    model.retain(|key, _| !(seq..=seq + width).contains(key));
-                }
-                prop_assert_eq!(entries.len(), model.len());
-                prop_assert!(entries.iter().eq(model.values()));
-                for key in 0..130 {
-                    prop_assert_eq!(entries.get(Seq(key)), model.get(&key));
-                }
-            }
-            prop_assert!(entries.into_iter().eq(model.into_values()));
-        }
     }
 }

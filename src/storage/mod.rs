@@ -27,6 +27,7 @@ mod cold;
 mod commit;
 mod compaction;
 mod engine;
+mod entries;
 mod error;
 mod file;
 mod filing;

@@ -276,6 +276,12 @@ impl FiledRun {
         seq.0 / RUN_SEQS
     }
 
+    /// Rank of all seqs of the run `number`.
+    #[must_use]
+    pub const fn rank_of(number: u64) -> u16 {
+        Seq(number * RUN_SEQS).rank()
+    }
+
     /// Place of `seq` inside its run.
     #[must_use]
     #[expect(

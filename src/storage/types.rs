@@ -72,9 +72,39 @@ impl fmt::Display for QueueId {
     }
 }
 
-/// Position of a message in its queue: rising, unique per queue, with gaps. The first seq is 1.
+/// Position of a message in its queue, `rank << 48 | count`: unique per queue, with gaps, in the order of delivery.
+///
+/// Most queues have rank 0 alone, and their seqs count up from 1. A queue with priorities has a rank for each level,
+/// the lower the more urgent, from 1 on; each counts for itself. Bounds (next seq, reservation) have rank 0 and hold
+/// for the counts of all ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Seq(pub u64);
+
+impl Seq {
+    /// Bits of a seq that hold the count: at a million messages a second they last for nine years.
+    pub const COUNT_BITS: u32 = 48;
+
+    /// The seq with this count in this rank.
+    #[must_use]
+    pub const fn new(rank: u16, count: u64) -> Self {
+        Self(((rank as u64) << Self::COUNT_BITS) | count)
+    }
+    /// Its rank.
+    #[must_use]
+    pub const fn rank(self) -> u16 {
+        (self.0 >> Self::COUNT_BITS) as u16
+    }
+    /// Its count.
+    #[must_use]
+    pub const fn count(self) -> u64 {
+        self.0 & ((1 << Self::COUNT_BITS) - 1)
+    }
+    /// True when it is below a bound that holds for all ranks.
+    #[must_use]
+    pub const fn is_within(self, bound: Self) -> bool {
+        self.count() < bound.0
+    }
+}
 
 /// A run of seqs, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -176,3 +176,61 @@ fn the_name_of_a_connection_is_shown() {
     let line = broker.wait_for_line("orders-importer");
     assert!(line.contains("guest"), "{line}");
 }
+
+/// CN-19, CN-20, CN-25, CN-31, CN-44, CN-47: what a client is not told stands in the log, in one line that it cannot forge.
+#[test]
+fn the_log_says_why_nobody_got_in() {
+    let broker = broker(&["--login-delay-ms", "50", "--handshake-timeout-ms", "5000"]);
+    let started = || {
+        let mut c = Client::connect_tcp(broker.address());
+        c.send_bytes(HEADER).expect("sent");
+        c.expect::<connection::Start>(0);
+        c
+    };
+    let login = |mechanism: &str, response: &'static [u8]| {
+        let mut c = started();
+        c.send(
+            0,
+            connection::StartOk {
+                client_properties: Login::default().client_properties(),
+                mechanism: text(mechanism),
+                response: response.into(),
+                locale: text("en_US"),
+            },
+        );
+        c
+    };
+    let _unknown = login("KERBEROS\n", b"");
+    broker.wait_for_line("login refused: there is no mechanism 'KERBEROS\\n'");
+    let _malformed = login("PLAIN", b"nonsense");
+    broker.wait_for_line("login refused: PLAIN response malformed");
+    let _wrong = login("PLAIN", b"\0ev\nil\0guess");
+    broker.wait_for_line("login refused: user 'ev\\nil' has given invalid credentials");
+    let mut early = started();
+    early.send(0, connection::Open::default());
+    broker.wait_for_line("handshake refused: connection.open out of order");
+    let mut tuned = login("PLAIN", b"\0guest\0guest");
+    tuned.expect::<connection::Tune>(0);
+    tuned.send(
+        0,
+        connection::TuneOk {
+            channel_max: 1,
+            frame_max: 100,
+            heartbeat: 0,
+        },
+    );
+    broker.wait_for_line(
+        "handshake refused: negotiated frame_max = 100 is lower than the minimum allowed value (4096)",
+    );
+    let mut fatal = Client::connect(broker.address());
+    fatal.send(7, stratamq::amqp::method::tx::Select {});
+    broker.wait_for_line("CHANNEL_ERROR - expected 'channel.open'");
+    let _silent = Client::login(
+        broker.address(),
+        &Login {
+            heartbeat_secs: 1,
+            ..Login::default()
+        },
+    );
+    broker.wait_for_line("missed heartbeats from client, timeout: 1s");
+}

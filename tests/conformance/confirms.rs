@@ -73,7 +73,8 @@ fn every_publish_is_answered_exactly_once() {
     assert_eq!(c.queue_delete(1, "cf2"), 241);
 }
 
-/// CF-6, LL-5, LL-7, PB-6: one refusing queue makes it a nack, no return; the other keeps its copy.
+/// CF-6, CF-9, CT-6, CT-10, LL-5, LL-7, PB-6: one refusing queue makes it a nack, no return; the other keeps its copy. There is no
+/// other reason for a nack: a queue is no process that could be gone.
 #[test]
 fn a_queue_that_refuses_makes_it_a_nack() {
     let mut c = client();

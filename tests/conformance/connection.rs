@@ -76,7 +76,7 @@ fn every_other_header_is_told_ours_and_nothing_else() {
     }
 }
 
-/// CN-10 to CN-14.
+/// CN-10 to CN-14; VD-22: ANONYMOUS is not offered unless somebody has asked for it.
 #[test]
 fn start_offers_all_that_clients_gate_on() {
     let (_c, start) = started();
@@ -108,6 +108,7 @@ fn start_offers_all_that_clients_gate_on() {
         "consumer_priorities",
         "authentication_failure_close",
         "per_consumer_qos",
+        "direct_reply_to",
     ] {
         assert_eq!(
             capabilities.get_bool(capability),

@@ -246,7 +246,7 @@ fn prefetch_limits_each_consumer_started_after_it() {
     assert_eq!(delivered(&mut c, 1).len(), 2);
 }
 
-/// QS-3, QS-9.
+/// QS-3, QS-9, VD-6.
 #[test]
 fn global_prefetch_limits_the_channel_at_once() {
     let mut c = client();
@@ -368,4 +368,36 @@ fn lower_priorities_get_what_higher_ones_cannot_take() {
     c.ack(3, tag);
     fill(&mut c, "co9", &["e"]);
     assert_eq!(bodies(delivered(&mut c, 3)), ["e"]);
+}
+
+/// CO-12: frames of one delivery come one behind the other, whatever else goes on on the channel.
+#[test]
+fn frames_of_a_delivery_are_contiguous() {
+    let mut c = client();
+    c.queue_declare(1, "co12", q(""));
+    c.confirm_select(1);
+    c.consume(1, "co12", "one");
+    c.consume(1, "co12", "two");
+    // Each takes three frames; the client accepts no other frame of a channel in between.
+    let body = |number: u8| vec![number; 300_000];
+    for number in 0..20 {
+        c.publish(1, "", "co12", &Message::plain(body(number)));
+    }
+    for number in 0..20 {
+        assert_eq!(c.next_delivery(1).message.body, body(number));
+    }
+    c.wait_confirms_upto(1, 20);
+}
+
+/// QS-4, VD-6: the global flag means one limit for all consumers of the channel, as it did up to 4.2.
+#[test]
+fn the_global_flag_is_honoured() {
+    let mut c = client();
+    c.queue_declare(1, "qs4", q(""));
+    prefetch(&mut c, 1, 2, true);
+    c.consume(1, "qs4", "one");
+    c.consume(1, "qs4", "two");
+    fill(&mut c, "qs4", &["a", "b", "c", "d"]);
+    assert_eq!(delivered(&mut c, 1).len(), 2);
+    assert_eq!(counts(&mut c, "qs4").0, 2);
 }

@@ -3,6 +3,7 @@
 use stratamq::amqp::field_table::{FieldTable, FieldValue};
 use stratamq::amqp::method::{basic, exchange, queue};
 
+use super::elsewhere::skipped_elsewhere;
 use super::stage::*;
 use crate::support::raw::{Client, Delivered, Message, durable, text};
 
@@ -73,7 +74,7 @@ fn keys(keys: &[&str]) -> FieldValue {
     FieldValue::Array(keys.iter().map(|key| string(key)).collect())
 }
 
-/// DL-1, DL-8, DL-12 to DL-14, DL-16 and the table of 18.2.
+/// DL-1, DL-8, DL-12 to DL-14, DL-16, VD-4 and the table of 18.2.
 #[test]
 fn a_rejected_message_tells_its_story_exactly() {
     let mut c = stage("dl1", []);
@@ -86,7 +87,7 @@ fn a_rejected_message_tells_its_story_exactly() {
             .set_header("mine", int(7))
             .set_header("CC", keys(&["cc"]))
             .set_header("BCC", keys(&["bcc"]))
-            // DL-17: what a client says of deaths means nothing.
+            // DL-17, VD-3: what a client says of deaths means nothing.
             .set_header("x-death", string("mine"))
             .set_header("x-first-death-queue", string("mine"));
     });
@@ -101,6 +102,7 @@ fn a_rejected_message_tells_its_story_exactly() {
         (letter.exchange.as_str(), letter.routing_key.as_str()),
         ("dl1.x", "dl1.key")
     );
+    // VD-20: nobody has been given it from this queue.
     assert!(!letter.is_redelivered, "AK-13");
     assert_eq!(letter.message.body_text(), "body");
     let properties = &letter.message.properties;
@@ -409,6 +411,9 @@ fn a_loop_of_expiry_alone_ends() {
             wait_ready(&mut c, queue, 0);
         }
     }
+    if skipped_elsewhere("what we log of it") {
+        return;
+    }
     // Twice round dl20, one line: operators want to know, once.
     broker().wait_for_line("dl22.self");
     broker().wait_for_line("dl20.");
@@ -436,13 +441,15 @@ fn a_missing_dead_letter_exchange_loses_letters_until_it_exists() {
     };
     reject_one(&mut c);
     reject_one(&mut c);
-    broker().wait_for_line("dl4.x");
-    let lines = broker().log();
-    let count = lines
-        .lines()
-        .filter(|line| line.contains("dl4.x") && line.contains("WARN"))
-        .count();
-    assert_eq!(count, 1, "{lines}");
+    if !skipped_elsewhere("what we log of it") {
+        broker().wait_for_line("dl4.x");
+        let lines = broker().log();
+        let count = lines
+            .lines()
+            .filter(|line| line.contains("dl4.x") && line.contains("WARN"))
+            .count();
+        assert_eq!(count, 1, "{lines}");
+    }
     c.call::<exchange::DeclareOk>(1, x("dl4.x", "fanout"));
     c.queue_declare(1, "dl4.dead", q(""));
     c.bind(1, "dl4.dead", "dl4.x", "");
@@ -517,4 +524,88 @@ fn letters_between_durable_queues_keep_everything() {
     for queue in ["dl11", "dl11.dead"] {
         c.queue_delete(1, queue);
     }
+}
+
+/// DL-6, LL-11: a dead letter takes the alternate exchange and exchange bindings like any message; what no queue takes is
+/// gone, and so is what a queue refuses.
+#[test]
+fn dead_letters_are_routed_like_any_message() {
+    let mut c = client();
+    c.exchange_declare(1, "dl6b.alternate", "fanout", false);
+    let with_alternate = stratamq::amqp::method::exchange::Declare {
+        arguments: table([("alternate-exchange", string("dl6b.alternate"))]),
+        ..x("dl6b.x", "direct")
+    };
+    c.call::<stratamq::amqp::method::exchange::DeclareOk>(1, with_alternate);
+    c.exchange_declare(1, "dl6b.next", "fanout", false);
+    c.exchange_bind(1, "dl6b.next", "dl6b.x", "dl6b.bound");
+    for queue in ["dl6b.to-alternate", "dl6b.to-next"] {
+        c.queue_declare(1, queue, q(""));
+    }
+    let full = [
+        ("x-max-length", int(1)),
+        ("x-overflow", string("reject-publish")),
+    ];
+    c.call::<queue::DeclareOk>(1, q_with("dl6b.full", full));
+    c.bind(1, "dl6b.to-alternate", "dl6b.alternate", "");
+    c.bind(1, "dl6b.to-next", "dl6b.next", "");
+    c.bind(1, "dl6b.full", "dl6b.next", "");
+    for name in ["dl6b.bound", "dl6b.unbound"] {
+        c.call::<queue::DeclareOk>(
+            1,
+            q_with(name, [("x-dead-letter-exchange", string("dl6b.x"))]),
+        );
+        fill(&mut c, name, &["a", "b"]);
+        for _ in 0..2 {
+            let got = c.get(1, name).expect("it is there");
+            c.nack(1, got.tag, false);
+        }
+    }
+    wait_ready(&mut c, "dl6b.to-alternate", 2);
+    wait_ready(&mut c, "dl6b.to-next", 2);
+    assert_eq!(
+        drain(&mut c, "dl6b.full"),
+        ["a"],
+        "the other one is refused"
+    );
+    // Nothing is bound any more: gone, and nobody is told.
+    c.call::<queue::DeclareOk>(
+        1,
+        q_with(
+            "dl6b.lost",
+            [("x-dead-letter-exchange", string("amq.direct"))],
+        ),
+    );
+    fill(&mut c, "dl6b.lost", &["m"]);
+    let got = c.get(1, "dl6b.lost").expect("m");
+    c.nack(1, got.tag, false);
+    settle(&mut c, 1);
+    assert_eq!(counts(&mut c, "dl6b.lost").0, 0);
+}
+
+/// DL-19, VD-3: an `x-death` of the client that makes no sense is overwritten by the first death, and kept nowhere.
+#[test]
+fn a_malformed_history_of_the_client_is_overwritten() {
+    let mut c = client();
+    let arguments = [
+        ("x-dead-letter-exchange", string("")),
+        ("x-dead-letter-routing-key", string("dl19.dead")),
+    ];
+    c.call::<queue::DeclareOk>(1, q_with("dl19", arguments));
+    c.queue_declare(1, "dl19.dead", q(""));
+    let message = Message::with("m", |properties| {
+        properties.set_header("x-death", "not a history");
+    });
+    c.publish(1, "", "dl19", &message);
+    settle(&mut c, 1);
+    let got = c.get(1, "dl19").expect("m");
+    // Until then it is the client's own.
+    let header = got.message.properties.header("x-death");
+    assert_eq!(header, Some(string("not a history")));
+    c.nack(1, got.tag, false);
+    wait_ready(&mut c, "dl19.dead", 1);
+    let dead = c.get(1, "dl19.dead").expect("the letter");
+    let header = dead.message.properties.header("x-death");
+    assert!(matches!(header, Some(FieldValue::Array(deaths)) if deaths.len() == 1));
+    assert_eq!(dead.message.properties.header("x-invalid-headers"), None);
 }

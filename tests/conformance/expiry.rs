@@ -49,9 +49,8 @@ fn per_message_expiration_is_kept_on_delivery() {
     for expiration in ["60000", "+60000", "0060000"] {
         c.publish(1, "", "tt13", &expiring("m", expiration));
     }
-    settle(&mut c, 1);
+    wait_ready(&mut c, "tt13", 3);
     let got = drain_all(&mut c, "tt13");
-    assert_eq!(got.len(), 3);
     assert_eq!(got[0].message.properties.expiration(), Some(&b"60000"[..]));
 }
 
@@ -87,10 +86,12 @@ fn requeue_keeps_the_first_expiry() {
 fn expired_without_a_dead_letter_exchange_is_gone() {
     let mut c = client();
     c.queue_declare(1, "tt12", q(""));
+    c.confirm_select(1);
     let message = Message::with("m", |properties| {
         properties.set_expiration(Some(text("20")));
     });
     c.publish(1, "", "tt12", &message);
+    c.wait_confirm(1);
     wait_ready(&mut c, "tt12", 0);
     assert!(c.get(1, "tt12").is_none());
 }

@@ -301,7 +301,7 @@ fn broken_properties_are_not_accepted() {
     }
 }
 
-/// FR-3: before tune-ok a frame has at most 8192 bytes.
+/// FR-3, VD-1: before tune-ok a frame has at most 8192 bytes.
 #[test]
 fn a_large_frame_before_tune_ok_ends_the_handshake() {
     let mut c = Client::connect_tcp(address());

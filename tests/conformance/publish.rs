@@ -62,7 +62,7 @@ fn immediate_is_not_implemented() {
     );
 }
 
-/// PB-4, PB-5, PB-10, CF-5.
+/// PB-4, PB-5, PB-10, CF-5, CT-1.
 #[test]
 fn mandatory_messages_without_a_queue_come_back_before_their_confirm() {
     let mut c = client();
@@ -97,7 +97,7 @@ fn mandatory_messages_without_a_queue_come_back_before_their_confirm() {
     assert_eq!(ack.delivery_tag, 2);
 }
 
-/// PP-1: all fourteen properties.
+/// PP-1, VD-14: all fourteen properties; a delivery mode that means nothing stays as it is.
 #[test]
 fn properties_are_delivered_as_published() {
     let mut c = client();
@@ -216,7 +216,7 @@ fn a_full_last_frame_is_not_followed_by_an_empty_one() {
     }
 }
 
-/// PB-3.
+/// PB-3, VD-2: the limit is that of today's RabbitMQ.
 #[test]
 fn one_byte_more_than_the_largest_message_closes_the_channel() {
     let mut c = client();

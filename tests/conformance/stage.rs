@@ -8,6 +8,7 @@ use std::time::Duration;
 use stratamq::amqp::field_table::{FieldTable, FieldValue};
 use stratamq::amqp::method::{Method, MethodId, basic, channel, exchange, queue};
 
+use super::elsewhere::other_broker;
 use crate::support::TestBroker;
 use crate::support::raw::{Client, Delivered, Message, Trouble, text};
 
@@ -21,8 +22,9 @@ struct Stage {
     _reaper: Child,
 }
 
-/// The broker of all tests.
+/// The broker of all tests, when it is ours: see [`skipped_elsewhere`](super::elsewhere::skipped_elsewhere).
 pub(crate) fn broker() -> &'static TestBroker {
+    assert!(other_broker().is_none(), "the other broker is not ours");
     static STAGE: OnceLock<Stage> = OnceLock::new();
     let stage = STAGE.get_or_init(|| {
         let broker = TestBroker::builder().arg("--ack-fsync-ms").arg("5").start();
@@ -44,8 +46,9 @@ pub(crate) fn broker() -> &'static TestBroker {
     &stage.broker
 }
 
+/// Where the broker listens, ours or another one.
 pub(crate) fn address() -> SocketAddr {
-    broker().address()
+    other_broker().unwrap_or_else(|| broker().address())
 }
 
 /// A connection with channel 1 open.

@@ -2,6 +2,7 @@
 
 use stratamq::amqp::method::{MethodId, basic, exchange, queue};
 
+use super::elsewhere::skipped_elsewhere;
 use super::stage::*;
 use crate::support::raw::{Client, Login, Message, Trouble, exclusive, text};
 
@@ -43,6 +44,9 @@ fn open_refused(login: &Login, code: u16, reply_text: &str) {
 /// Section 27: the table, operation by operation.
 #[test]
 fn every_operation_wants_its_permission() {
+    if skipped_elsewhere("users and permissions are set by our own commands") {
+        return;
+    }
     let mut admin = client();
     for name in ["az.x", "az.dlx"] {
         admin.call::<exchange::DeclareOk>(1, x(name, "direct"));
@@ -164,9 +168,12 @@ fn every_operation_wants_its_permission() {
     assert_eq!(drain(&mut c, "mine.q"), ["m"]);
 }
 
-/// EX-8, QU-18: a passive declare wants any of the three.
+/// EX-8, QU-18, VD-9: a passive declare wants any of the three.
 #[test]
 fn any_permission_allows_a_look() {
+    if skipped_elsewhere("users and permissions are set by our own commands") {
+        return;
+    }
     let mut admin = client();
     admin.queue_declare(1, "az8.q", q(""));
     admin.call::<exchange::DeclareOk>(1, x("az8.x", "direct"));
@@ -191,6 +198,9 @@ fn any_permission_allows_a_look() {
 /// AU-6: revoked permissions hit a running channel.
 #[test]
 fn revoked_permissions_hit_running_channels() {
+    if skipped_elsewhere("users and permissions are set by our own commands") {
+        return;
+    }
     let mut c = user("au6.p", ".*", ".*", ".*");
     c.queue_declare(1, "au6.p", q(""));
     c.publish(1, "", "au6.p", &Message::plain("m"));
@@ -215,6 +225,9 @@ fn revoked_permissions_hit_running_channels() {
 /// CN-37, CN-40, VH-1, VH-2, VH-3.
 #[test]
 fn a_vhost_wants_to_exist_and_to_be_allowed() {
+    if skipped_elsewhere("users and permissions are set by our own commands") {
+        return;
+    }
     open_refused(
         &Login {
             vhost: "cn37".into(),
@@ -300,6 +313,9 @@ fn client_of_new_vhost(vhost: &str) -> Client {
 /// AU-6, VH-5, CN-57.
 #[test]
 fn deleting_user_or_vhost_closes_the_connections() {
+    if skipped_elsewhere("users and permissions are set by our own commands") {
+        return;
+    }
     let mut c = user("au6.u", ".*", ".*", ".*");
     let mut other = client();
     cli(&["user", "delete", "au6.u"]);
@@ -336,6 +352,9 @@ fn deleting_user_or_vhost_closes_the_connections() {
 /// AU-4: passwords are checked anew after a change.
 #[test]
 fn a_new_password_replaces_the_old() {
+    if skipped_elsewhere("users and permissions are set by our own commands") {
+        return;
+    }
     cli(&["user", "add", "au4", "--password", "first"]);
     cli(&["permission", "set", "au4", ".*", ".*", ".*"]);
     let with = |password: &str| Login {

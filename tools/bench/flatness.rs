@@ -1,8 +1,10 @@
 //! Durable confirmed throughput against the number of queues: one log and one fdatasync a commit serve all of them, so neither the
 //! rate, nor the syncs, nor the bytes written for a message should depend on it.
 //!
-//! The numbers are measured in turn, and all of them again in every repetition: a shared machine changes its speed from minute to
-//! minute, and only what was measured side by side may be divided.
+//! The numbers are measured in turn, and all of them again in every repetition, there and back: a shared machine changes its speed
+//! from minute to minute, and only what was measured side by side may be divided; going back the other way, a drift that lasts
+//! favours neither. Before all that, one measurement warms up broker, log and disk and does not count: it would always be one of
+//! the number that the others are divided by.
 
 use crate::args::{AckMode, Args};
 use crate::broker::{Broker, OwnArgs};
@@ -33,13 +35,13 @@ pub(crate) struct FlatnessArgs {
     #[arg(long, default_value_t = 1024)]
     body_size: usize,
     /// Seconds of each measurement.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 2)]
     duration: u64,
     /// Messages of each measurement, in place of a duration.
     #[arg(long, value_parser = restart::count)]
     messages: Option<u64>,
     /// How often all of it is repeated; medians are shown.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
     #[command(flatten)]
     pub(crate) own: OwnArgs,
@@ -63,8 +65,11 @@ struct Measured {
     confirmed_per_sec: f64,
     /// Of the first number of queues, in the same repetition.
     confirmed_ratio: f64,
+    /// The smallest and the largest of these ratios.
+    confirmed_ratio_range: (f64, f64),
     messages_per_broker_cpu_sec: f64,
     cpu_ratio: f64,
+    cpu_ratio_range: (f64, f64),
     fdatasync_per_sec: f64,
     messages_per_fdatasync: f64,
     bytes_per_message: f64,
@@ -84,8 +89,16 @@ struct Sample {
 pub(crate) fn run(args: &FlatnessArgs) -> Result<FlatnessReport, BenchError> {
     let (broker, raw) = Broker::start(&args.own)?;
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); args.counts.len()];
-    for _ in 0..args.repeats {
-        for (queues, samples) in args.counts.iter().zip(&mut samples) {
+    if let Some(first) = args.counts.first() {
+        measure(args, &broker, *first)?;
+    }
+    for repeat in 0..args.repeats {
+        let mut round: Vec<(&u64, &mut Vec<Sample>)> =
+            args.counts.iter().zip(&mut samples).collect();
+        if repeat % 2 == 1 {
+            round.reverse();
+        }
+        for (queues, samples) in round {
             samples.push(measure(args, &broker, *queues)?);
         }
     }
@@ -146,16 +159,25 @@ impl Measured {
     fn new(queues: u64, samples: Vec<Sample>, first: &[Sample]) -> Self {
         let middle = |of: fn(&Sample) -> f64| median(samples.iter().map(of));
         // Neighbours in time are divided, not medians of different minutes.
-        let ratio = |of: fn(&Sample) -> f64| {
+        let ratios = |of: fn(&Sample) -> f64| {
             let pairs = samples.iter().zip(first);
-            median(pairs.map(|(sample, first)| of(sample) / of(first).max(f64::MIN_POSITIVE)))
+            pairs.map(move |(sample, first)| of(sample) / of(first).max(f64::MIN_POSITIVE))
+        };
+        let ratio = |of: fn(&Sample) -> f64| median(ratios(of));
+        let range = |of: fn(&Sample) -> f64| {
+            let all = ratios(of);
+            all.fold((f64::MAX, 0.0_f64), |(min, max), ratio| {
+                (min.min(ratio), max.max(ratio))
+            })
         };
         Self {
             queues,
             confirmed_per_sec: middle(|sample| sample.confirmed_per_sec),
             confirmed_ratio: ratio(|sample| sample.confirmed_per_sec),
+            confirmed_ratio_range: range(|sample| sample.confirmed_per_sec),
             messages_per_broker_cpu_sec: middle(|sample| sample.messages_per_broker_cpu_sec),
             cpu_ratio: ratio(|sample| sample.messages_per_broker_cpu_sec),
+            cpu_ratio_range: range(|sample| sample.messages_per_broker_cpu_sec),
             fdatasync_per_sec: middle(|sample| sample.fdatasync_per_sec),
             messages_per_fdatasync: middle(|sample| sample.messages_per_fdatasync),
             bytes_per_message: middle(|sample| sample.bytes_per_message),
@@ -163,6 +185,11 @@ impl Measured {
             samples,
         }
     }
+}
+
+/// The median, and what it lies between.
+fn spread(middle: f64, (min, max): (f64, f64)) -> String {
+    format!("{middle:.2} ({min:.2}-{max:.2})")
 }
 
 impl Table for FlatnessReport {
@@ -187,9 +214,9 @@ impl Table for FlatnessReport {
             grid.row(vec![
                 each.queues.to_string(),
                 format!("{:.0}", each.confirmed_per_sec),
-                format!("{:.2}", each.confirmed_ratio),
+                spread(each.confirmed_ratio, each.confirmed_ratio_range),
                 format!("{:.0}", each.messages_per_broker_cpu_sec),
-                format!("{:.2}", each.cpu_ratio),
+                spread(each.cpu_ratio, each.cpu_ratio_range),
                 format!("{:.0}", each.fdatasync_per_sec),
                 format!("{:.2}", each.fdatasync_per_sec / raw_per_sec),
                 format!("{:.1}", each.messages_per_fdatasync),

@@ -160,7 +160,7 @@ fn the_fast_encoders_write_what_the_method_table_says() {
 
     let mut sink = BytesMut::new();
     let head = DeliverHead {
-        consumer_tag: &name("c-1"),
+        consumer_tag: b"c-1",
         delivery_tag: 77,
         is_redelivered: true,
         exchange: exchange.as_bytes(),

@@ -10,7 +10,8 @@
 //! A void argument asks for presence only. `all` of nothing matches everything, `any` of nothing nothing.
 
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -89,19 +90,108 @@ impl HeadersPattern {
     }
 }
 
-/// All bindings with their patterns.
+/// What equal values have in common, for those that are worth being looked up: text and binary by their bytes, integers of all
+/// widths by value.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Indexed {
+    Integer(i64),
+    Bytes(Bytes),
+}
+
+impl Indexed {
+    fn of(value: &FieldValue) -> Option<Self> {
+        match value {
+            FieldValue::LongString(bytes) | FieldValue::Binary(bytes) => {
+                Some(Self::Bytes(bytes.clone()))
+            }
+            value => value.as_integer().map(Self::Integer),
+        }
+    }
+}
+
+/// Where a binding stands: a message that it matches leads there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    /// It matches every message.
+    Always,
+    /// Messages with that header.
+    Key(Bytes),
+    /// Messages with that header and that value.
+    Value(Bytes, Indexed),
+}
+
+impl HeadersPattern {
+    /// Where a binding stands: `all` of something under the one thing that says most, `any` under each; nowhere when it can match
+    /// nothing.
+    fn places(&self) -> Vec<Place> {
+        let place_of = |(key, value): &(Bytes, FieldValue)| match value {
+            FieldValue::Table(_) | FieldValue::Array(_) => None,
+            value => Some(match Indexed::of(value) {
+                Some(indexed) => Place::Value(key.clone(), indexed),
+                None => Place::Key(key.clone()),
+            }),
+        };
+        if self.is_all && self.wanted.is_empty() {
+            return vec![Place::Always];
+        }
+        let mut places = Vec::with_capacity(self.wanted.len());
+        for wanted in &self.wanted {
+            match place_of(wanted) {
+                Some(place) if !places.contains(&place) => places.push(place),
+                None if self.is_all => return Vec::new(),
+                _ => {}
+            }
+        }
+        if self.is_all {
+            let is_value = |place: &Place| matches!(place, Place::Value(..));
+            let best = places.iter().position(is_value).unwrap_or(0);
+            places.swap(0, best);
+            places.truncate(1);
+        }
+        places
+    }
+}
+
+/// A binding with its pattern; it is known by itself alone.
+#[derive(Clone, Debug)]
+struct Entry<T> {
+    pattern: Arc<HeadersPattern>,
+    item: T,
+}
+
+impl<T: PartialEq> PartialEq for Entry<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.item == other.item
+    }
+}
+
+impl<T: Eq> Eq for Entry<T> {}
+
+impl<T: Hash> Hash for Entry<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.item.hash(state);
+    }
+}
+
+/// All bindings with their patterns, to be found by the headers of a message.
+///
+/// ```text
+///   {a: 1, b: 2}            under (a, 1)              every message with a = 1 looks whether b is 2
+///   any of {a: 1, b: void}  under (a, 1) and under b
+///   {}                      always
+/// ```
+/// So a message costs what its headers lead to, not what is bound.
 #[derive(Debug)]
 pub struct HeadersTable<T> {
-    items: Items<T>,
-    /// In the order of the items.
-    patterns: Vec<HeadersPattern>,
+    patterns: HashMap<T, Arc<HeadersPattern>>,
+    places: HashMap<Place, Items<Entry<T>>>,
 }
 
 impl<T> Default for HeadersTable<T> {
     fn default() -> Self {
         Self {
-            items: Items::default(),
-            patterns: Vec::new(),
+            patterns: HashMap::new(),
+            places: HashMap::new(),
         }
     }
 }
@@ -109,33 +199,62 @@ impl<T> Default for HeadersTable<T> {
 impl<T: Clone + Eq + Hash> HeadersTable<T> {
     /// Adds a binding.
     pub fn insert(&mut self, pattern: HeadersPattern, item: T) {
-        self.items.insert(item);
-        self.patterns.push(pattern);
+        let pattern = Arc::new(pattern);
+        for place in pattern.places() {
+            self.places.entry(place).or_default().insert(Entry {
+                pattern: Arc::clone(&pattern),
+                item: item.clone(),
+            });
+        }
+        self.patterns.insert(item, pattern);
     }
 
     /// Removes a binding.
     pub fn remove(&mut self, item: &T) {
-        if let Some(place) = self.items.remove(item) {
-            self.patterns.swap_remove(place);
+        let Some((item, pattern)) = self.patterns.remove_entry(item) else {
+            return;
+        };
+        let entry = Entry { pattern, item };
+        for place in entry.pattern.places() {
+            if let Some(entries) = self.places.get_mut(&place) {
+                entries.remove(&entry);
+                if entries.is_empty() {
+                    self.places.remove(&place);
+                }
+            }
         }
     }
 
-    /// Visits the bindings that match `headers`.
+    /// Visits the bindings that match `headers`; one that wants any of several may be visited for each of them.
     pub fn route<'a>(&'a self, headers: &FieldTable, mut visit: impl FnMut(&'a T)) {
         let mut by_key: HashMap<&[u8], &FieldValue> = HashMap::with_capacity(headers.len());
         for (key, value) in headers {
             by_key.entry(key).or_insert(value);
         }
-        for (pattern, item) in self.patterns.iter().zip(self.items.iter()) {
-            if pattern.matches(&by_key) {
-                visit(item);
+        let mut look = |place: &Place| {
+            let entries = self.places.get(place).into_iter();
+            for entry in entries.flat_map(Items::iter) {
+                if entry.pattern.matches(&by_key) {
+                    visit(&entry.item);
+                }
             }
+        };
+        look(&Place::Always);
+        for (key, value) in headers {
+            if let Some(indexed) = Indexed::of(value) {
+                look(&Place::Value(key.clone(), indexed));
+            }
+            look(&Place::Key(key.clone()));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
     use super::*;
 
     fn text(value: &'static str) -> FieldValue {
@@ -219,6 +338,76 @@ mod tests {
         ] {
             check(&[("k", wanted.clone())], &[("k", header)], expected);
             check(&[("k", wanted)], &[], false);
+        }
+    }
+
+    #[test]
+    fn message_looks_only_at_bindings_its_headers_lead_to() {
+        let mut routes = HeadersTable::default();
+        for number in 0..1000 {
+            let wanted = [("k", FieldValue::Long(number)), ("common", text("x"))];
+            let pattern = HeadersPattern::parse(&table(&wanted)).expect("valid");
+            routes.insert(pattern, number);
+        }
+        assert_eq!(routes.places.len(), 1000);
+        let headers = table(&[("common", text("x")), ("k", FieldValue::Byte(7))]);
+        let mut found = Vec::new();
+        routes.route(&headers, |item| found.push(*item));
+        assert_eq!(found, [7]);
+        for number in 0..1000 {
+            routes.remove(&number);
+        }
+        assert!(routes.places.is_empty() && routes.patterns.is_empty());
+    }
+
+    fn any_value() -> impl Strategy<Value = FieldValue> {
+        prop_oneof![
+            Just(FieldValue::Void),
+            (0..3i64).prop_map(FieldValue::Long),
+            (0..3i8).prop_map(FieldValue::Byte),
+            Just(FieldValue::Double(1.0)),
+            Just(FieldValue::Bool(true)),
+            Just(text("1")),
+            Just(FieldValue::Binary(Bytes::from_static(b"1"))),
+            Just(FieldValue::Array(vec![])),
+        ]
+    }
+
+    fn any_table() -> impl Strategy<Value = FieldTable> {
+        let key = prop::sample::select(vec!["a", "b", "x-c"]);
+        let pairs = prop::collection::vec((key, any_value()), 0..4);
+        pairs.prop_map(|pairs| table(&pairs))
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_looking_at_every_binding(
+            bindings in prop::collection::vec((any_table(), 0..4usize), 0..8),
+            headers in any_table(),
+            removed in prop::collection::vec(0..8usize, 0..3),
+        ) {
+            let words = ["all", "any", "all-with-x", "any-with-x"];
+            let mut routes = HeadersTable::default();
+            let mut naive = BTreeMap::new();
+            for (index, (mut arguments, word)) in bindings.into_iter().enumerate() {
+                arguments.set("x-match", words[word]);
+                let pattern = HeadersPattern::parse(&arguments).expect("valid");
+                routes.insert(pattern.clone(), index);
+                naive.insert(index, pattern);
+            }
+            for index in removed {
+                routes.remove(&index);
+                naive.remove(&index);
+            }
+            let mut found = BTreeSet::new();
+            routes.route(&headers, |item| { found.insert(*item); });
+            let mut by_key: HashMap<&[u8], &FieldValue> = HashMap::new();
+            for (key, value) in &headers {
+                by_key.entry(key).or_insert(value);
+            }
+            let expected = naive.iter().filter(|(_, pattern)| pattern.matches(&by_key));
+            let expected: BTreeSet<usize> = expected.map(|(index, _)| *index).collect();
+            prop_assert_eq!(found, expected);
         }
     }
 

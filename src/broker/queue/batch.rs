@@ -42,6 +42,8 @@ pub(super) struct Batch {
     publications: Vec<Publication>,
     refs: Vec<Ref>,
     settlements: SmallVec<[Settlement; 1]>,
+    /// The queues of `settlements` do not ascend.
+    is_settled_back: bool,
     requeues: Vec<(QueueId, Seq, u32)>,
     handouts: Vec<Handout>,
     is_waited: bool,
@@ -100,6 +102,15 @@ impl Batch {
     }
 
     pub(super) fn settle_range(&mut self, queue: QueueId, cause: SettleCause, range: SeqRange) {
+        let is_next = self
+            .settlements
+            .last()
+            .is_none_or(|last| last.queue < queue);
+        if is_next && !self.is_settled_back {
+            // Nearly always: queues are settled in the order of their ids.
+            self.add_settlement(queue, cause, range);
+            return;
+        }
         let open = self
             .settlements
             .iter_mut()
@@ -117,6 +128,15 @@ impl Batch {
             }
             return;
         }
+        self.is_settled_back |= !is_next
+            && self
+                .settlements
+                .last()
+                .is_some_and(|last| last.queue != queue);
+        self.add_settlement(queue, cause, range);
+    }
+
+    fn add_settlement(&mut self, queue: QueueId, cause: SettleCause, range: SeqRange) {
         self.settlements.push(Settlement {
             queue,
             cause,

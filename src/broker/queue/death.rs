@@ -33,6 +33,8 @@ const READ_MAX_BYTES: u64 = 1 << 20;
 
 /// Bytes of a queue's dead letters that may be on their way to the disk.
 const LETTERS_MAX_BYTES: u64 = 1 << 20;
+/// Pause before a letter that nobody took is tried again (DL-24).
+const RETRY_MS: u64 = 1000;
 /// By how much a letter that is a group of its own may exceed the size of a group: a message of the largest size
 /// does, because of the headers that tell of its deaths. The log takes it, in a segment longer than usual.
 const LETTER_EXCESS_MAX_BYTES: u64 = 16 << 20;
@@ -119,18 +121,22 @@ fn take_dying(turn: &mut Turn<'_>, source: &QueueHandle) -> (Vec<Dying>, Arc<Que
 
 /// True when enough dead letters of the queue are on their way; then it is called again.
 fn must_wait(turn: &mut Turn<'_>, source: &QueueHandle, state: &mut QueueState) -> bool {
-    if state.letters_bytes < LETTERS_MAX_BYTES || state.leaving.is_empty() {
+    let Some(rare) = &mut state.rare else {
+        return false;
+    };
+    let letters = &mut rare.letters;
+    if letters.bytes < LETTERS_MAX_BYTES || state.leaving.is_empty() {
         return false;
     }
-    if turn.shared.journal().confirm_lsn() >= state.letters_end {
-        state.letters_bytes = 0;
+    if turn.shared.journal().confirm_lsn() >= letters.end {
+        letters.bytes = 0;
         state.awaits_letters = false;
         return false;
     }
     if !state.awaits_letters {
         state.awaits_letters = true;
         let again = AfterDurable::Redispatch(QueueHandle::clone(source));
-        turn.effects.after_durable.push((state.letters_end, again));
+        turn.effects.after_durable.push((letters.end, again));
     }
     true
 }
@@ -180,7 +186,8 @@ fn bury_group(
             })
             .count();
         let end = start + fitting.max(1);
-        push_group(turn, source, &dying[start..end], &letters[start..end]);
+        let (dying, letters) = (&dying[start..end], &letters[start..end]);
+        push_group(turn, source, settings, dying, letters);
         start = end;
     }
 }
@@ -206,6 +213,7 @@ fn keep_unburied(turn: &mut Turn<'_>, source: &QueueHandle, seq: Seq) {
 fn push_group(
     turn: &mut Turn<'_>,
     source: &QueueHandle,
+    settings: &QueueArguments,
     dying: &[Dying],
     letters: &[Option<DeadLetter>],
 ) {
@@ -221,6 +229,12 @@ fn push_group(
         .map(|letter| letter_bytes(letter.as_ref()))
         .sum();
     for (one, letter) in dying.iter().zip(letters) {
+        if settings.keeps_letters() && !is_wanted(&mut locked, letter.as_ref()) {
+            let rare = locked.state_of(source.id()).rare.get_or_insert_default();
+            rare.stuck.push_back((one.seq, one.reason));
+            rare.retry_at_ms = turn.now_ms + RETRY_MS;
+            continue;
+        }
         // The source first: what a self dead-lettering queue drops must not be what it just got.
         let (queue, state) = locked.entry_of(source.id());
         state.end(queue, &mut batch, one.seq, SettleCause::DeadLettered);
@@ -229,11 +243,31 @@ fn push_group(
         }
     }
     if let Some(receipt) = batch.carry_out(turn, &mut locked) {
-        let state = locked.state_of(source.id());
-        state.letters_bytes += letters_bytes;
-        state.letters_end = receipt.end;
+        let rare = &mut locked.state_of(source.id()).rare;
+        let letters = &mut rare.get_or_insert_default().letters;
+        letters.bytes += letters_bytes;
+        letters.end = receipt.end;
     }
     locked.conclude(turn, Batch::default());
+}
+
+/// True when there is a queue for the letter, and none of them refuses it.
+fn is_wanted(locked: &mut Locked<'_>, letter: Option<&DeadLetter>) -> bool {
+    let Some(letter) = letter else {
+        return false;
+    };
+    let mut has_target = false;
+    for target in &letter.targets {
+        let state = locked.state_of(target.id());
+        if state.is_deleted {
+            continue;
+        }
+        if state.refuses(&letter.message) {
+            return false;
+        }
+        has_target = true;
+    }
+    has_target
 }
 
 /// Puts a dead letter into its targets. Their limits hold; a refusal is silent (LL-11).

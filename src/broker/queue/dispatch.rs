@@ -9,7 +9,7 @@ use super::slots::{Head, Status};
 use super::state::{Locked, PendingGet, QueueState, is_expired, lock_queues};
 use super::{FetchFailure, GetOutcome, QueueHandle, Turn};
 use crate::broker::command::Delivery;
-use crate::broker::consumer::ConsumerIndex;
+use crate::broker::consumer::{ChannelCredit, ConsumerIndex};
 use crate::broker::dead_letter::DeathReason;
 use crate::broker::message::Message;
 use crate::broker::outbox::{Outbox, OutboxItem};
@@ -34,7 +34,7 @@ impl QueueState {
         fresh: Option<Seq>,
     ) {
         while !self.gets.is_empty() || !self.consumers.is_empty() {
-            let seq = match self.slots.first_ready() {
+            let seq = match self.next_ready() {
                 Head::Entry(seq) => seq,
                 Head::Filed(seq) => {
                     if self.pick(queue).is_some() {
@@ -103,7 +103,10 @@ impl QueueState {
         if message.is_none() {
             self.read_missing(queue, turn, seq);
         }
-        message
+        match queue.traits.is_quorum {
+            true => message.map(|message| self.with_counts(seq, message)),
+            false => message,
+        }
     }
 
     fn hand_to(
@@ -189,7 +192,8 @@ impl QueueState {
         seq: Seq,
         is_settled: bool,
     ) {
-        self.delivered_upto = self.delivered_upto.max(seq.0 + 1);
+        self.note_taken(seq);
+        self.delivered_upto = self.delivered_upto.max(seq.count() + 1);
         if is_settled {
             self.end(queue, batch, seq, SettleCause::Acked);
         } else {
@@ -271,6 +275,9 @@ impl QueueState {
 
     /// Tells everybody who waits for a message that there is none.
     pub(super) fn answer_gets_empty(&mut self, batch: &mut Batch) {
+        if self.gets.is_empty() {
+            return;
+        }
         for get in self.gets.take() {
             let item = OutboxItem::GetReady {
                 channel: get.channel,
@@ -283,15 +290,25 @@ impl QueueState {
 
 /// Tries again to deliver: an outbox was drained, or a reservation is durable (`AfterDurable::Redispatch`).
 pub fn dispatch(turn: &mut Turn<'_>, queue: &QueueHandle) {
-    dispatch_one(turn, queue);
-    turn.finish();
-}
-
-pub(super) fn dispatch_one(turn: &mut Turn<'_>, queue: &QueueHandle) {
     let mut locked = Locked::one(queue);
     let mut batch = Batch::default();
     let (_, state) = locked.first();
     state.consumers.refresh();
+    state.dispatch(queue, turn, &mut batch, None);
+    locked.conclude(turn, batch);
+    turn.finish();
+}
+
+/// Serves a queue that `credit` gave back, because there is room.
+pub(super) fn dispatch_resumed(
+    turn: &mut Turn<'_>,
+    queue: &QueueHandle,
+    credit: &Arc<ChannelCredit>,
+) {
+    let mut locked = Locked::one(queue);
+    let mut batch = Batch::default();
+    let (_, state) = locked.first();
+    state.consumers.refresh_after_credit(credit);
     state.dispatch(queue, turn, &mut batch, None);
     locked.conclude(turn, batch);
 }
@@ -386,7 +403,7 @@ pub fn get(
     }
     state.lease_from_ms = turn.now_ms;
     state.expire_heads(queue, turn.now_ms, &mut batch);
-    let outcome = match state.slots.first_ready() {
+    let outcome = match state.next_ready() {
         Head::None => GetOutcome::Empty,
         Head::Filed(seq) => {
             state.gets.push_back(PendingGet {

@@ -34,6 +34,8 @@ impl Queue {
         }
         let reserved_upto = match kind {
             ImageKind::Running => state.reservation.pushed_upto(),
+            // Lower levels have messages that were not delivered: those that were are marked one by one.
+            ImageKind::Stopped if state.slots.has_ranks() => state.slots.redelivered_below(),
             ImageKind::Stopped => Seq(state.delivered_upto),
         };
         let mut image = QueueImage::new(self.spec.id, state.last_lsn);

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::batch::Batch;
-use super::dispatch::dispatch_one;
+use super::dispatch::dispatch_resumed;
 use super::state::Locked;
 use super::{Aftermath, ConsumeRefusal, DeleteCondition, DeleteRefusal, Purged, QueueHandle, Turn};
 use crate::broker::command::ConsumerId;
 use crate::broker::consumer::{ChannelCredit, ConsumerSpec};
 use crate::broker::outbox::OutboxItem;
 use crate::storage::types::SettleCause;
+
+/// Unacked deliveries that a consumer of a quorum queue may hold at most.
+const QUORUM_PREFETCH_MAX: u16 = 2000;
 
 /// Adds a consumer and delivers what it may have.
 ///
@@ -19,13 +22,24 @@ use crate::storage::types::SettleCause;
 pub fn consume(
     turn: &mut Turn<'_>,
     queue: &QueueHandle,
-    consumer: ConsumerSpec,
+    mut consumer: ConsumerSpec,
 ) -> Result<(), ConsumeRefusal> {
     let mut locked = Locked::one(queue);
     let mut batch = Batch::default();
     let (_, state) = locked.first();
     if state.is_deleted {
         return Err(ConsumeRefusal::Deleted);
+    }
+    if queue.traits.is_quorum {
+        if consumer.channel_credit.has_limit() {
+            return Err(ConsumeRefusal::ChannelLimit);
+        }
+        // CO-20, QS-5.
+        consumer.is_exclusive = false;
+        consumer.prefetch = match consumer.prefetch {
+            0 => QUORUM_PREFETCH_MAX,
+            count => count.min(QUORUM_PREFETCH_MAX),
+        };
     }
     // Without an exclusive consumer several may share; a queue with a single active one takes no
     // exclusive one at all (CO-19, CO-20).
@@ -35,6 +49,9 @@ pub fn consume(
         return Err(ConsumeRefusal::ExclusiveUse);
     }
     state.consumers.add(consumer);
+    if queue.traits.is_single_active {
+        state.consumers.elect();
+    }
     state.had_consumer = true;
     state.dispatch(queue, turn, &mut batch, None);
     locked.conclude(turn, batch);
@@ -53,7 +70,11 @@ pub fn cancel(turn: &mut Turn<'_>, queue: &QueueHandle, consumer: ConsumerId) ->
     }
     let is_unused =
         queue.spec.is_auto_delete && was_there && state.consumers.is_empty() && !state.is_deleted;
-    // The active consumer of the queue may have been the one that left.
+    // The active consumer of the queue may have been the one that left: whoever comes next must not be faster than those
+    // who wait.
+    if queue.traits.is_single_active {
+        state.consumers.elect();
+    }
     state.dispatch(queue, turn, &mut batch, None);
     locked.conclude(turn, batch);
     turn.finish();
@@ -129,6 +150,7 @@ pub fn delete(
     state.release_all();
     state.slots.clear();
     state.leaving.clear();
+    state.rare = None;
     state.due.clear();
     state.hidden.clear();
     locked.conclude(turn, batch);
@@ -164,8 +186,10 @@ impl Turn<'_> {
     /// channel got credit again, and messages that die.
     pub(super) fn finish(&mut self) {
         loop {
-            if let Some(queue) = self.resumed.pop() {
-                dispatch_one(self, &queue);
+            if let Some(credit) = self.resumed.pop() {
+                while let Some(queue) = credit.next_waiting() {
+                    dispatch_resumed(self, &queue, &credit);
+                }
             } else if let Some(refused) = self.refused.pop() {
                 super::death::bury_refused(self, &refused);
             } else if let Some(queue) = self.dying.pop() {

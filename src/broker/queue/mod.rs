@@ -31,10 +31,13 @@ mod lifecycle;
 mod paging;
 mod publish;
 mod quarantine;
+mod quorum;
+mod rare;
 mod read_ahead;
 mod reservation;
 mod seldom;
 mod settle;
+mod sizing;
 mod slots;
 mod spill;
 mod state;
@@ -45,8 +48,9 @@ use std::sync::{Arc, Mutex};
 use self::batch::Batch;
 use self::paging::EntriesGauge;
 use self::state::{Locked, QueueState};
-use super::arguments::{Overflow, QueueArguments};
+use super::arguments::{Overflow, QueueArguments, QueueKind};
 use super::command::{ConfirmAt, Delivery};
+use super::consumer::ChannelCredit;
 use super::dead_letter::{DeadLetterRouter, Warned};
 use super::delayed::exchange_of;
 use super::effects::Effects;
@@ -64,6 +68,7 @@ pub use self::paging::{IndexLimits, run_loaded};
 pub use self::publish::{GROUP_QUEUES_MAX, commit, publish, publish_group, reveal};
 pub use self::quarantine::{Unreadable, quarantine};
 pub use self::settle::settle;
+pub use self::sizing::sized;
 pub use self::spill::{Shed, moved, shed, spilled};
 
 /// A client connection, unique in the process.
@@ -123,6 +128,7 @@ const _: () = assert!(size_of::<Queue>() <= 624);
 struct Traits {
     is_durable: bool,
     is_single_active: bool,
+    is_quorum: bool,
     /// Entries go in the order of their time.
     is_delay: bool,
 }
@@ -195,8 +201,8 @@ pub struct Turn<'a> {
     pub now_ms: u64,
     /// What to do after all locks are released.
     pub effects: &'a mut Effects,
-    /// Queues to dispatch again: their channel has credit.
-    resumed: Vec<QueueHandle>,
+    /// Channels that have credit again, for queues that wait for it.
+    resumed: Vec<Arc<ChannelCredit>>,
     /// Queues with messages on their way to a dead-letter exchange.
     dying: Vec<QueueHandle>,
     /// Messages that a queue refused and dead-letters.
@@ -252,6 +258,8 @@ pub enum ConsumeRefusal {
     Deleted,
     /// An exclusive consumer is there, or the new one wants to be alone and is not.
     ExclusiveUse,
+    /// A quorum queue serves no channel with a limit of its own.
+    ChannelLimit,
 }
 
 /// Answer of [`get`].
@@ -434,6 +442,7 @@ impl Queue {
             traits: Traits {
                 is_durable: spec.is_durable,
                 is_single_active: state.settings.is_single_active_consumer,
+                is_quorum: state.settings.kind == QueueKind::Quorum,
                 is_delay: spec.delays_for().is_some(),
             },
             is_deleted: AtomicBool::new(false),
@@ -448,6 +457,27 @@ impl Queue {
     #[must_use]
     pub fn spec(&self) -> &QueueSpec {
         &self.spec
+    }
+
+    /// True when it has the semantics of a quorum queue.
+    #[must_use]
+    pub fn is_quorum(&self) -> bool {
+        self.traits.is_quorum
+    }
+
+    /// Whose semantics it has.
+    #[must_use]
+    pub fn kind(&self) -> QueueKind {
+        match self.traits.is_quorum {
+            true => QueueKind::Quorum,
+            false => QueueKind::Classic,
+        }
+    }
+
+    /// True when it serves one consumer at a time.
+    #[must_use]
+    pub fn is_single_active(&self) -> bool {
+        self.traits.is_single_active
     }
 
     /// Its id.
@@ -518,7 +548,10 @@ impl Queue {
     /// or became too many meanwhile.
     pub fn renew_lease(self: &Arc<Self>, turn: &mut Turn<'_>) {
         let mut locked = Locked::one(self);
-        locked.first().1.lease_from_ms = turn.now_ms;
+        // A quorum queue is used by those who take from it alone (TT-18).
+        if !self.traits.is_quorum {
+            locked.first().1.lease_from_ms = turn.now_ms;
+        }
         locked.conclude(turn, Batch::default());
         turn.finish();
     }

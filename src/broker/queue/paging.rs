@@ -181,21 +181,23 @@ impl QueueState {
             return;
         }
         let drops = self.rules.drops_head();
-        match self.slots.first_ready() {
-            Head::Filed(seq) => {
-                let base_ms = self
-                    .slots
-                    .filed_run(seq)
-                    .map_or(0, |run| run.expiry_base_ms);
-                let is_due = base_ms != 0
-                    && base_ms <= turn.now_ms
-                    && self.leaving.len() < LEAVING_MAX_COUNT;
-                if is_due || (drops && self.is_too_long()) {
-                    self.load(queue, turn, seq);
+        for (level, head) in self.slots.heads().into_iter().enumerate() {
+            // What is too much is dropped from the first level.
+            let drops = drops && level == 0;
+            match head {
+                Head::Filed(seq) => {
+                    let run = self.slots.filed_run(seq);
+                    let base_ms = run.map_or(0, |run| run.expiry_base_ms);
+                    let is_due = base_ms != 0
+                        && base_ms <= turn.now_ms
+                        && self.leaving.len() < LEAVING_MAX_COUNT;
+                    if is_due || (drops && self.is_too_long()) {
+                        self.load(queue, turn, seq);
+                    }
                 }
+                Head::Entry(seq) if drops => self.load_ahead(queue, turn, seq),
+                Head::Entry(_) | Head::None => {}
             }
-            Head::Entry(seq) if drops => self.load_ahead(queue, turn, seq),
-            Head::Entry(_) | Head::None => {}
         }
     }
 

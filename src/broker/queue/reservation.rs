@@ -13,6 +13,8 @@
 //! messages in vain after a crash. So steps double while a backlog drains, and start small again once the
 //! queue has been empty. The next one is asked for when half of the last is delivered; in haste when the backlog goes on
 //! beyond it, since lazy traffic reaches the disk later than such a backlog the end of a step.
+//!
+//! A reservation is a bound of counts, which holds for all levels of a queue with priorities.
 
 use crate::storage::types::{Lsn, Seq};
 
@@ -61,12 +63,12 @@ impl Reservation {
 
     /// A PUBLISH of `seq` pushed from here on comes after a reservation above it.
     pub(super) fn precedes(&self, seq: Seq) -> bool {
-        seq.0 < self.pushed_upto
+        seq.count() < self.pushed_upto
     }
 
     /// A reservation above `seq` is durable.
     pub(super) fn allows(&mut self, seq: Seq, confirm_lsn: impl FnOnce() -> Lsn) -> bool {
-        if seq.0 < self.durable_upto {
+        if seq.count() < self.durable_upto {
             return true;
         }
         if let Some((lsn, upto)) = self.pending
@@ -76,19 +78,19 @@ impl Reservation {
             self.pending = None;
             self.is_hurried &= upto < self.pushed_upto;
         }
-        seq.0 < self.durable_upto
+        seq.count() < self.durable_upto
     }
 
     /// The reservation to push in front of the PUBLISH of `seq`, which a consumer waits for.
     pub(super) fn ask_ahead_of_publish(&mut self, seq: Seq) -> Ask {
-        self.push(seq.0 + self.step, false)
+        self.push(seq.count() + self.step, false)
     }
 
     /// The reservation to push because `seq`, which is wanted now, is not allowed; `None` when it is on
     /// its way with all speed.
     pub(super) fn ask_blocked(&mut self, seq: Seq) -> Option<Ask> {
-        if seq.0 >= self.pushed_upto {
-            let ask = self.push(seq.0 + self.step, true);
+        if seq.count() >= self.pushed_upto {
+            let ask = self.push(seq.count() + self.step, true);
             self.grow();
             return Some(ask);
         }
@@ -101,11 +103,11 @@ impl Reservation {
 
     /// The reservation to push early, while `seq` leaves a backlog that goes on up to `next_seq`.
     pub(super) fn ask_early(&mut self, seq: Seq, next_seq: Seq) -> Option<Ask> {
-        let is_near = seq.0 + self.step / 2 >= self.pushed_upto;
+        let is_near = seq.count() + self.step / 2 >= self.pushed_upto;
         if !is_near || self.pending.is_some() || next_seq.0 <= self.pushed_upto {
             return None;
         }
-        let mut ask = self.push(self.pushed_upto.max(seq.0) + self.step, false);
+        let mut ask = self.push(self.pushed_upto.max(seq.count()) + self.step, false);
         ask.is_urgent = next_seq > ask.upto;
         self.grow();
         Some(ask)

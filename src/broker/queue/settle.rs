@@ -16,8 +16,8 @@ const GROUP_QUEUES_MAX: usize = 64;
 /// Settles delivered messages of any queues; gives back the consumers' and channels' credit. `items` comes back sorted by queue.
 pub fn settle(turn: &mut Turn<'_>, items: &mut [Unacked], outcome: SettleOutcome) {
     if !is_of_one_queue(items) {
-        // Stable: the messages of a queue stay in the order of their delivery.
-        items.sort_by_key(|item| item.queue.id());
+        // Stable: the messages of a queue stay in the order of their delivery. Each queue is asked for its id once.
+        items.sort_by_cached_key(|item| item.queue.id());
     }
     let mut rest = &*items;
     while !rest.is_empty() {
@@ -50,7 +50,7 @@ fn settle_group(turn: &mut Turn<'_>, items: &[Unacked], outcome: SettleOutcome) 
     settle_in(turn, &mut locked, &mut batch, items, outcome);
     for (queue, state) in locked.iter_mut() {
         state.dispatch(queue, turn, &mut batch, None);
-        if outcome == SettleOutcome::Requeue {
+        if outcome.is_requeue() {
             state.expire_heads(queue, turn.now_ms, &mut batch);
             state.enforce_limits(queue, &mut batch);
         }
@@ -103,18 +103,22 @@ impl QueueState {
             match outcome {
                 SettleOutcome::Ack => self.end(queue, batch, seq, SettleCause::Acked),
                 SettleOutcome::Reject => self.let_die(queue, batch, seq, DeathReason::Rejected),
-                SettleOutcome::Requeue => self.put_back(queue, batch, seq),
+                SettleOutcome::Requeue => self.put_back(queue, batch, seq, true),
+                SettleOutcome::Return => self.put_back(queue, batch, seq, false),
             }
         }
     }
 
     /// Back to its place, marked (AK-7).
-    fn put_back(&mut self, queue: &QueueHandle, batch: &mut Batch, seq: Seq) {
+    fn put_back(&mut self, queue: &QueueHandle, batch: &mut Batch, seq: Seq, is_failure: bool) {
+        if queue.traits.is_quorum && !self.count_return(queue, batch, seq, is_failure) {
+            return;
+        }
         self.slots.set_status(seq, Status::Ready);
         let mut logged_count = None;
         self.slots.update(seq, |slot| {
             slot.is_redelivered = true;
-            slot.delivery_count = slot.delivery_count.saturating_add(1);
+            slot.delivery_count = slot.delivery_count.saturating_add(u16::from(is_failure));
             logged_count = slot.is_logged.then_some(slot.delivery_count);
         });
         if let Some(delivery_count) = logged_count {

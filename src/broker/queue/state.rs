@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::batch::Batch;
 use super::due::DueList;
 use super::paging::LOAD_WINDOW_MIN;
+use super::rare::Rare;
 use super::read_ahead::ReadAhead;
 use super::reservation::Reservation;
 use super::seldom::Seldom;
@@ -52,7 +53,7 @@ pub(super) struct QueueState {
     pub(super) rules: Rules,
     /// A thread is writing dead letters of this queue: others leave it to that one, to keep the order.
     pub(super) is_dead_lettering: bool,
-    /// They are too many; the queue is called when `letters_end` is durable.
+    /// They are too many; the queue is called when the last of them is durable.
     pub(super) awaits_letters: bool,
     /// Something was written to a spill file since the start.
     pub(super) has_spilled: bool,
@@ -67,14 +68,11 @@ pub(super) struct QueueState {
     pub(super) released: Seldom<Position>,
     pub(super) consumers: Consumers,
     pub(super) reservation: Reservation,
-    /// Above every seq that was ever delivered.
+    /// Above the count of every seq that was ever delivered.
     pub(super) delivered_upto: u64,
     /// How far bodies have been asked for ahead of the consumers.
     pub(super) read_ahead: ReadAhead,
-    /// Bytes of dead letters written since it was last known that all of them are durable, and the end of the
-    /// last one in the log.
-    pub(super) letters_bytes: u64,
-    pub(super) letters_end: Lsn,
+    pub(super) rare: Option<Box<Rare>>,
     /// Of a delay queue: who goes when.
     pub(super) due: DueList,
     /// Publishes of transactions, with the LSN from which they are visible.
@@ -99,17 +97,17 @@ impl QueueState {
         last_lsn: Lsn,
         now_ms: u64,
     ) -> Self {
+        let rank_count = settings.rank_count();
         Self {
             rules: Rules::of(&settings),
             settings,
-            slots: Slots::new(next_seq),
+            slots: Slots::new(next_seq, rank_count),
             consumers: Consumers::default(),
             reservation: Reservation::new(reserved_upto),
             gets: Seldom::default(),
             leaving: Seldom::default(),
             is_dead_lettering: false,
-            letters_bytes: 0,
-            letters_end: Lsn::default(),
+            rare: None,
             due: DueList::default(),
             awaits_letters: false,
             hidden: Seldom::default(),
@@ -168,7 +166,7 @@ impl QueueState {
         message: &Arc<Message>,
         status: Status,
     ) -> Option<Seq> {
-        if self.rules.bound == Bound::Refuse && self.would_overflow(message) {
+        if self.refuses(message) {
             let settings = &self.settings;
             if settings.overflow == Overflow::RejectPublishDlx && settings.dead_letter.is_some() {
                 turn.refused.push(Refused {
@@ -193,9 +191,14 @@ impl QueueState {
             false => ttl_ms,
         };
         let expires_at_ms = ttl_ms.map_or(0, |ttl_ms| turn.now_ms.saturating_add(ttl_ms).max(1));
-        let seq = self.slots.next_seq();
+        let rank = match self.slots.has_ranks() {
+            true => self.settings.rank_of(message.properties().priority()),
+            false => 0,
+        };
+        let seq = self.slots.next_seq_in(rank);
         let mut slot = Slot::arrived(status, Arc::clone(message), expires_at_ms);
-        if queue.traits.is_durable && message.is_persistent() {
+        let is_kept = message.is_persistent() || queue.traits.is_quorum;
+        if queue.traits.is_durable && is_kept {
             slot.is_logged = true;
             let is_wanted = status == Status::Ready
                 && self.slots.sums().ready_count == 0
@@ -207,12 +210,17 @@ impl QueueState {
             slot.is_covered = self.reservation.precedes(seq);
             batch.add_ref(queue.spec.id, seq, expires_at_ms);
         }
-        let pushed = self.slots.push(slot);
+        let pushed = self.slots.push(rank, slot);
         debug_assert_eq!(pushed, seq, "seqs are given in order");
         if queue.traits.is_delay {
             self.due.push(expires_at_ms, seq);
         }
         Some(seq)
+    }
+
+    /// True when the queue does not take the message.
+    pub(super) fn refuses(&self, message: &Message) -> bool {
+        self.rules.bound == Bound::Refuse && self.would_overflow(message)
     }
 
     fn would_overflow(&self, message: &Message) -> bool {
@@ -248,7 +256,7 @@ impl QueueState {
             || settings.max_length_bytes.is_some_and(|max| bytes > max)
     }
 
-    /// Removes expired messages from the head (TT-5: only there).
+    /// Removes expired messages from the head (TT-5: only there), with priorities from that of each level (TT-6).
     pub(super) fn expire_heads(&mut self, queue: &QueueHandle, now_ms: u64, batch: &mut Batch) {
         if queue.traits.is_delay {
             return self.take_due(now_ms);
@@ -256,15 +264,16 @@ impl QueueState {
         if !self.slots.may_expire() {
             return;
         }
-        while let Some(seq) = self.slots.first_ready().entry() {
-            let is_due = self
-                .slots
-                .get(seq)
-                .is_some_and(|slot| is_expired(slot, now_ms));
-            if !is_due {
-                return;
+        for head in self.slots.heads() {
+            let mut head = head.entry();
+            while let Some(seq) = head {
+                let slot = self.slots.get(seq);
+                if !slot.is_some_and(|slot| is_expired(slot, now_ms)) {
+                    break;
+                }
+                self.let_die(queue, batch, seq, DeathReason::Expired);
+                head = self.slots.head_after(seq);
             }
-            self.let_die(queue, batch, seq, DeathReason::Expired);
         }
     }
 
@@ -282,7 +291,7 @@ impl QueueState {
             return;
         }
         let cause = match reason {
-            DeathReason::Rejected => SettleCause::Rejected,
+            DeathReason::Rejected | DeathReason::DeliveryLimit => SettleCause::Rejected,
             DeathReason::Expired => SettleCause::Expired,
             DeathReason::MaxLength => SettleCause::MaxLength,
         };
@@ -299,6 +308,9 @@ impl QueueState {
     ) {
         if let Some(slot) = self.slots.remove(seq) {
             self.forget(&slot);
+            if let Some(rare) = &mut self.rare {
+                rare.unfailed.remove(&seq);
+            }
             if slot.is_logged {
                 batch.settle(queue.spec.id, cause, seq);
             }
@@ -357,6 +369,11 @@ impl QueueState {
         if self.slots.sums().total_count() == 0 {
             self.reservation.rest();
         }
+        if let Some(rare) = &mut self.rare
+            && rare.retry_at_ms <= turn.now_ms
+        {
+            self.leaving.extend(rare.stuck.drain(..));
+        }
         if !self.leaving.is_empty() && !self.is_dead_lettering {
             turn.dying.push(Arc::clone(queue));
         }
@@ -382,20 +399,21 @@ impl QueueState {
         if self.is_deleted {
             return;
         }
-        if !self.rules.has_lease && !self.slots.may_expire() {
+        let retry_at_ms = match &self.rare {
+            Some(rare) if !rare.stuck.is_empty() => rare.retry_at_ms,
+            _ => 0,
+        };
+        if !self.rules.has_lease && !self.slots.may_expire() && retry_at_ms == 0 {
             return;
         }
-        let head_ms = match self.slots.first_ready() {
-            _ if queue.traits.is_delay => self.next_due_at_ms(now_ms),
-            Head::None => 0,
-            Head::Entry(seq) => self.slots.get(seq).map_or(0, |slot| slot.expires_at_ms),
-            // Not before the earliest of the run. When that is past, the run is on its way.
-            Head::Filed(seq) => self
-                .slots
-                .filed_run(seq)
-                .map(|run| run.expiry_base_ms)
-                .filter(|base_ms| *base_ms > now_ms)
-                .unwrap_or(0),
+        let head_ms = match queue.traits.is_delay {
+            true => self.next_due_at_ms(now_ms),
+            false => {
+                let heads = self.slots.heads();
+                let due = heads.iter().map(|head| self.head_due_at_ms(*head, now_ms));
+                let due = due.chain([retry_at_ms]);
+                due.filter(|due_at_ms| *due_at_ms != 0).min().unwrap_or(0)
+            }
         };
         let due_at_ms = match (head_ms, self.lease_due_at_ms()) {
             (0, lease_ms) => lease_ms.unwrap_or(0),
@@ -407,6 +425,21 @@ impl QueueState {
                 due_at_ms,
                 queue: Arc::clone(queue),
             });
+        }
+    }
+
+    /// When this head of a level is to be looked at for its expiry; 0 for never.
+    fn head_due_at_ms(&self, head: Head, now_ms: u64) -> u64 {
+        match head {
+            Head::None => 0,
+            Head::Entry(seq) => self.slots.get(seq).map_or(0, |slot| slot.expires_at_ms),
+            // Not before the earliest of the run. When that is past, the run is on its way.
+            Head::Filed(seq) => self
+                .slots
+                .filed_run(seq)
+                .map(|run| run.expiry_base_ms)
+                .filter(|base_ms| *base_ms > now_ms)
+                .unwrap_or(0),
         }
     }
 

@@ -406,7 +406,7 @@ fn transaction_publishes_and_settles() {
         let publish = message("", queue, &persistent());
         client
             .connection
-            .tx_publish(&publish)
+            .tx_publish(&publish, 0)
             .expect("a good publish");
     }
     // Routes are those of the publish: a queue that comes later gets nothing.
@@ -424,6 +424,6 @@ fn transaction_publishes_and_settles() {
     }
     let refused = client
         .connection
-        .tx_publish(&message("none", "", &persistent()));
+        .tx_publish(&message("none", "", &persistent()), 0);
     assert!(refused.is_err(), "refusals do not wait for the commit");
 }

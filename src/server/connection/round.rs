@@ -22,6 +22,17 @@ use crate::telemetry::Counters;
 
 /// Publishes gathered before they go to the domain; bounds what one call holds.
 const PUBLISH_BATCH_MAX: usize = 512;
+/// Deliveries whose channel and queue are fetched into the processor's cache together.
+const WARM_ITEMS: usize = 16;
+
+/// Text with parts that come from a stranger, who must not write lines of his own into the log.
+fn printable(text: &str) -> String {
+    let escaped = |c: char| match c.is_control() {
+        true => c.escape_debug().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
+}
 
 impl ConnectionTask {
     pub(super) fn round(&mut self) {
@@ -35,6 +46,9 @@ impl ConnectionTask {
         self.hub.carry_out(&mut self.effects);
         self.handle_durability();
         self.check_room();
+        if let Some(complaint) = self.session.take_complaint() {
+            tracing::warn!(peer = %self.peer, "{}", printable(&complaint));
+        }
     }
 
     /// Moves the outbox into the session: all of it when `is_whole`, else as long as the output is short.
@@ -55,7 +69,14 @@ impl ConnectionTask {
                 return;
             }
             let mut delivered_count = 0;
+            let mut warm_count = 0;
             while is_whole || self.takes_deliveries() {
+                if warm_count == 0 {
+                    let next = self.items.iter().rev().take(WARM_ITEMS);
+                    warm_count = next.len();
+                    self.session.warm(next);
+                }
+                warm_count = warm_count.saturating_sub(1);
                 let Some(item) = self.items.last() else { break };
                 delivered_count += u64::from(matches!(
                     item,
@@ -114,8 +135,7 @@ impl ConnectionTask {
                 self.session.login_result(Ok(()));
             }
             Err(error) => {
-                // Escaped: strangers do not write lines of their own into the log.
-                let (user, mechanism) = (login.user.escape_debug(), login.mechanism.name());
+                let (user, mechanism) = (printable(&login.user), login.mechanism.name());
                 tracing::info!(peer = %self.peer, mechanism, "login refused: user '{user}' {error}");
                 self.session.login_result(Err(LoginRefused));
             }
@@ -191,7 +211,7 @@ impl ConnectionTask {
             return;
         };
         self.published_at_ms = self.hub.now_ms();
-        if let Err(error) = domain.tx_publish(publish) {
+        if let Err(error) = domain.tx_publish(publish, self.published_at_ms) {
             self.session.publish_refused(publish.channel, error);
         }
     }

@@ -192,7 +192,7 @@ fn acknowledgements_settle_what_they_name() {
     check_settled(&[ack(2, false), ack(3, true)], &[("Ack", &[2, 1, 3])]);
     check_settled(&[ack(0, true)], &[("Ack", &[1, 2, 3, 4])]);
     check_settled(&[ack(0, true), ack(0, true)], &[("Ack", &[1, 2, 3, 4])]);
-    check_settled(&[nack(2, true, true)], &[("Requeue", &[1, 2])]);
+    check_settled(&[nack(2, true, true)], &[("Return", &[1, 2])]);
     check_settled(&[nack(2, false, false)], &[("Reject", &[2])]);
     check_settled(
         &[reject(4, false), ack(2, true)],
@@ -201,7 +201,7 @@ fn acknowledgements_settle_what_they_name() {
     check_settled(&[reject(4, true)], &[("Requeue", &[4])]);
     check_settled(
         &[basic::RecoverAsync { requeue: true }.into()],
-        &[("Requeue", &[1, 2, 3, 4])],
+        &[("Return", &[1, 2, 3, 4])],
     );
 }
 
@@ -209,7 +209,7 @@ fn acknowledgements_settle_what_they_name() {
 fn recover_requeues_all_and_is_answered() {
     let mut peer = holding(2);
     peer.method(1, basic::Recover { requeue: true }).serve();
-    assert_eq!(peer.settled, [("Requeue".into(), vec![1, 2])]);
+    assert_eq!(peer.settled, [("Return".into(), vec![1, 2])]);
     peer.expect(1, basic::RecoverOk {});
 }
 
@@ -299,7 +299,7 @@ fn a_cancelled_consumer_keeps_what_it_has_and_later_deliveries_go_back() {
     peer.method(1, ack(1, false)).serve();
     assert_eq!(
         peer.settled,
-        [("Requeue".into(), vec![2]), ("Ack".into(), vec![1])]
+        [("Return".into(), vec![2]), ("Ack".into(), vec![1])]
     );
     peer.method(1, consume("c")).serve();
     peer.expect(
@@ -369,15 +369,15 @@ fn what_a_closing_channel_or_connection_holds_goes_back() {
     peer.deliver(delivery(1, Some(1), 3)).serve();
     assert_eq!(peer.settled, [("Close".into(), vec![1, 2, 3])]);
     peer.deliver(delivery(1, Some(1), 4)).serve();
-    assert_eq!(peer.settled.last(), Some(&("Requeue".into(), vec![4])));
+    assert_eq!(peer.settled.last(), Some(&("Return".into(), vec![4])));
 
     let mut peer = holding(2);
     peer.method(0, connection::Close::default());
     peer.session.receive(&mut peer.input, 0);
     let _close = peer.session.poll_event();
     peer.deliver(delivery(1, Some(1), 3)).serve();
-    assert_eq!(peer.settled, [("Requeue".into(), vec![3])]);
-    peer.expect_log(&["0 settle 1 Requeue", "ended"]);
+    assert_eq!(peer.settled, [("Return".into(), vec![3])]);
+    peer.expect_log(&["0 settle 1 Return", "ended"]);
 }
 
 #[test]

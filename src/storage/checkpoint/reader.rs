@@ -227,7 +227,8 @@ impl Reader {
         let mut previous = Seq(0);
         for index in 0..count {
             let entry = decode_entry(self.take(size)?)?;
-            let is_in_order = (index == 0 || previous < entry.seq) && entry.seq < image.next_seq;
+            let is_in_order =
+                (index == 0 || previous < entry.seq) && entry.seq.is_within(image.next_seq);
             if !is_in_order {
                 return Err(ReadFailure::Bad("entries are not in order"));
             }
@@ -285,7 +286,7 @@ impl Reader {
             let is_in_order = previous.is_none_or(|previous| previous.number < run.number)
                 && run
                     .live_range()
-                    .is_some_and(|live| live.last < image.next_seq);
+                    .is_some_and(|live| live.last.is_within(image.next_seq));
             let mut packed = image.entries.range(run.range());
             let is_twice = packed.any(|entry| run.live.contains(FiledRun::index_of(entry.seq)));
             if !is_in_order || is_twice || self.at > end {

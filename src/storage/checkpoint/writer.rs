@@ -123,7 +123,7 @@ impl Writer {
         for entry in image.entries.iter() {
             // What is written must be readable: the log that could replace it is about to be freed.
             assert!(
-                entry.seq < image.next_seq,
+                entry.seq.is_within(image.next_seq),
                 "the tail of a queue is above its messages"
             );
             self.buffer.extend_from_slice(&encode_entry(entry)[..size]);

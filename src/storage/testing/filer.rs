@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::storage::format::StoreId;
 use crate::storage::index::block;
 use crate::storage::run::FiledRun;
-use crate::storage::types::{ImageEntry, QueueId, SegmentId};
+use crate::storage::types::{ImageEntry, QueueId, SegmentId, Seq};
 use crate::storage::{Options, QueueImage, ReadError, Recovered, Storage};
 
 /// See the module.
@@ -129,9 +129,11 @@ impl Filer {
             let run = filed.and_then(|filed| filed.get(&number));
             run.is_none_or(|run| !run.live.contains(FiledRun::index_of(entry.seq)))
         };
-        let tail = FiledRun::number_of(whole.next_seq);
+        let tail = |rank| FiledRun::number_of(Seq::new(rank, whole.next_seq.0));
         runs.into_iter()
-            .filter(|(number, _)| self.min_messages == 0 || *number < tail)
+            .filter(|(number, _)| {
+                self.min_messages == 0 || *number < tail(FiledRun::rank_of(*number))
+            })
             .filter(|(number, entries)| entries.iter().any(|entry| is_missing(*number, entry)))
             .map(|(_, entries)| entries)
             .take(max_count)

@@ -128,6 +128,8 @@ impl Client {
             ..connection::Close::default()
         };
         self.call::<connection::CloseOk>(0, close);
+        // Some brokers leave it to the client to close the socket.
+        let _ = self.stream().shutdown(std::net::Shutdown::Write);
         self.expect_end();
     }
 

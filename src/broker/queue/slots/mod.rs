@@ -9,6 +9,9 @@
 //! A run is dropped when nothing in it is left. While the queue is empty the last run restarts at
 //! `next_seq`, so a queue that never gets deep touches the same few slots over and over.
 //!
+//! With priorities the runs of each level stand behind those of the higher ones, and entries arrive at the end of each
+//! level (`tails`): so the order of seqs is the order of delivery there too.
+//!
 //! The runs of a deep queue leave memory for the queue's index file and come back when they are wanted (`run`,
 //! `paging`). An entry of a filed run is counted in the sums but cannot be looked up: it is ready, and nobody knows
 //! its seq by name.
@@ -18,13 +21,17 @@ mod paging;
 mod run;
 mod slot;
 mod sums;
+mod tails;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use smallvec::{SmallVec, smallvec};
+
 use self::run::{Body, Run};
+use self::tails::Tails;
 use crate::broker::message::Message;
-use crate::storage::run::RUN_SEQS;
+use crate::storage::run::{FiledRun, RUN_SEQS};
 use crate::storage::types::{Position, Seq};
 
 pub(super) use self::paging::{PagedIn, Policy, Shed};
@@ -59,7 +66,7 @@ impl Head {
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Slots {
-    next_seq: u64,
+    tails: Tails,
     /// No entry below this is ready.
     ready_from: u64,
     /// Ascending by number, not necessarily dense.
@@ -80,11 +87,16 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    pub(super) fn new(next_seq: Seq) -> Self {
+    /// Entries from `next_seq` on, in this many ranks; 0 for a queue without priorities.
+    pub(super) fn new(next_seq: Seq, rank_count: u16) -> Self {
+        Self::with_tails(Tails::new(next_seq, rank_count))
+    }
+
+    fn with_tails(tails: Tails) -> Self {
         Self {
+            tails,
             runs: VecDeque::new(),
             spare: None,
-            next_seq: next_seq.0,
             ready_from: 0,
             absent_count: 0,
             slot_count: 0,
@@ -117,30 +129,40 @@ impl Slots {
         &self.sums
     }
 
-    /// The seq that the next entry gets.
+    /// Above the count of every seq that was given.
     pub(super) fn next_seq(&self) -> Seq {
-        Seq(self.next_seq)
+        self.tails.bound()
     }
 
-    /// Appends an entry.
-    pub(super) fn push(&mut self, slot: Slot) -> Seq {
-        let seq = self.next_seq;
-        self.next_seq += 1;
-        self.append(seq, slot);
-        Seq(seq)
+    /// The seq that the next entry of `rank` gets.
+    pub(super) fn next_seq_in(&self, rank: u16) -> Seq {
+        self.tails.next(rank)
+    }
+
+    /// True when the order of delivery is that of priorities.
+    pub(super) fn has_ranks(&self) -> bool {
+        self.tails.has_ranks()
+    }
+
+    /// What is below counts as redelivered anyway.
+    pub(super) fn redelivered_below(&self) -> Seq {
+        Seq(self.redelivered_below)
+    }
+
+    /// Appends an entry to those of its rank.
+    pub(super) fn push(&mut self, rank: u16, slot: Slot) -> Seq {
+        let seq = self.tails.take(rank);
+        self.append(seq.0, slot);
+        seq
     }
 
     fn append(&mut self, seq: u64, slot: Slot) {
         let number = seq / RUN_SEQS;
-        if self.runs.back().is_none_or(|run| run.number != number) {
-            if self.runs.capacity() == 0 {
-                // Most queues never have a second one.
-                self.runs.reserve_exact(1);
-            }
-            let slots = self.fresh_slots();
-            self.runs.push_back(Run::new(seq, slots));
-        }
-        let run = self.runs.back_mut().expect("pushed above when missing");
+        let index = match self.runs.back() {
+            Some(run) if run.number == number => self.runs.len() - 1,
+            _ => self.run_for(seq),
+        };
+        let run = &mut self.runs[index];
         let is_first = run.live_count == 0;
         run.live_count += 1;
         if slot.status == Status::Ready {
@@ -151,9 +173,9 @@ impl Slots {
         self.sums.resident_bytes += slot.resident_bytes();
         self.absent_count += u64::from(slot.message.is_none());
         self.may_expire |= slot.expires_at_ms != 0;
-        let resident = run
-            .resident_mut()
-            .expect("a run with a block gets no more entries: next_seq is above it");
+        let resident = run.resident_mut().expect(
+            "a run with a block gets no more entries: the next seq of its rank is above it",
+        );
         debug_assert_eq!(resident.block, None, "a run with a block is complete");
         resident.is_offered = false;
         let before = resident.slots.len();
@@ -167,6 +189,20 @@ impl Slots {
         resident.content_count += u16::from(slot.message.is_some());
         resident.slots.push(slot);
         self.slot_count = self.slot_count + resident.slots.len() as u64 - before as u64;
+    }
+
+    /// Index of the run that the entry `seq`, which arrives, belongs to; it is made if need be.
+    fn run_for(&mut self, seq: u64) -> usize {
+        let found = self.find_run(seq / RUN_SEQS);
+        found.unwrap_or_else(|at| {
+            if self.runs.capacity() == 0 {
+                // Most queues never have a second one.
+                self.runs.reserve_exact(1);
+            }
+            let slots = self.fresh_slots(at);
+            self.runs.insert(at, Run::new(seq, slots));
+            at
+        })
     }
 
     /// Index of the run that holds `number`, or where it would stand.
@@ -252,6 +288,23 @@ impl Slots {
         true
     }
 
+    /// Sets the size of the body of the entry `seq`, whose message is not here.
+    pub(super) fn set_body_bytes(&mut self, seq: Seq, body_bytes: u32) {
+        let Some((index, at)) = self.locate(seq) else {
+            return;
+        };
+        let Some(resident) = self.runs[index].resident_mut() else {
+            return;
+        };
+        let slot = &mut resident.slots[at];
+        if slot.message.is_some() {
+            return;
+        }
+        let before = std::mem::replace(&mut slot.body_bytes, body_bytes);
+        self.sums.subtract(slot.status, before);
+        self.sums.add(slot.status, body_bytes);
+    }
+
     /// Sets or drops the content of the entry `seq`.
     pub(super) fn set_message(&mut self, seq: Seq, message: Option<Arc<Message>>) {
         let Some((index, at)) = self.locate(seq) else {
@@ -310,7 +363,8 @@ impl Slots {
 
     /// A run in memory has no entries left: forgets it, unless the next entry belongs to it.
     fn end_run(&mut self, index: usize) {
-        if self.runs[index].number != self.next_seq / RUN_SEQS
+        let number = self.runs[index].number;
+        if number != self.tails.run_beside(number)
             && let Some(Run {
                 body: Body::Resident(mut resident),
                 ..
@@ -332,13 +386,17 @@ impl Slots {
         if self.runs.capacity() > 1 {
             self.runs.shrink_to(1);
         }
-        for resident in self.runs.iter_mut().filter_map(Run::resident_mut) {
+        for run in &mut self.runs {
+            let next_seq = self.tails.next(FiledRun::rank_of(run.number));
+            let Some(resident) = run.resident_mut() else {
+                continue;
+            };
             self.slot_count -= resident.slots.len() as u64;
             resident.slots.clear();
             if resident.slots.capacity() > IDLE_MAX_SLOTS {
                 resident.slots = Vec::new();
             }
-            resident.first = self.next_seq;
+            resident.first = next_seq.0;
         }
     }
 
@@ -346,10 +404,36 @@ impl Slots {
     pub(super) fn first_ready(&mut self) -> Head {
         let found = self.ready_at_or_after(Seq(self.ready_from));
         self.ready_from = match found {
-            Head::None => self.next_seq,
+            Head::None => u64::MAX,
             Head::Entry(seq) | Head::Filed(seq) => seq.0,
         };
         found
+    }
+
+    /// The first ready entry of each rank, in order.
+    pub(super) fn heads(&mut self) -> SmallVec<[Head; 1]> {
+        if !self.has_ranks() {
+            return smallvec![self.first_ready()];
+        }
+        let mut heads = SmallVec::new();
+        let mut head = self.first_ready();
+        while let Head::Entry(seq) | Head::Filed(seq) = head {
+            heads.push(head);
+            let Some(rank) = seq.rank().checked_add(1) else {
+                break;
+            };
+            head = self.ready_at_or_after(Seq::new(rank, 0));
+        }
+        heads
+    }
+
+    /// The first ready entry in memory of the rank of `seq`, which was it until now.
+    pub(super) fn head_after(&mut self, seq: Seq) -> Option<Seq> {
+        if !self.has_ranks() {
+            return self.first_ready().entry();
+        }
+        let head = self.ready_at_or_after(seq).entry();
+        head.filter(|head| head.rank() == seq.rank())
     }
 
     /// The first ready entry that is not below `from`.
@@ -419,6 +503,6 @@ impl Slots {
 
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
-        *self = Self::new(Seq(self.next_seq));
+        *self = Self::with_tails(self.tails.anew());
     }
 }

@@ -88,7 +88,7 @@ impl Slots {
                 self.restore_run(run);
             }
             let mut slot = Slot::restored(&entry);
-            slot.is_redelivered |= entry.seq < redelivered_below;
+            slot.is_redelivered |= entry.seq.is_within(redelivered_below);
             self.append(entry.seq.0, slot);
         }
         for run in runs {
@@ -96,8 +96,8 @@ impl Slots {
         }
         self.runs.shrink_to_fit();
         // A run with a block gets no more entries.
-        if let Some(last) = self.runs.back().filter(|run| run.has_block()) {
-            self.next_seq = self.next_seq.max((last.number + 1) * RUN_SEQS);
+        for run in self.runs.iter().filter(|run| run.has_block()) {
+            self.tails.close(run.number);
         }
     }
 
@@ -247,11 +247,10 @@ impl Slots {
         policy: Policy,
         max_count: usize,
     ) -> Vec<Vec<ImageEntry>> {
-        let tail = self.next_seq / RUN_SEQS;
         let mut offered = Vec::new();
         for index in self.resident_indexes() {
             let run = &mut self.runs[index];
-            let is_complete = policy.closes_tail || run.number < tail;
+            let is_complete = policy.closes_tail || run.number < self.tails.run_beside(run.number);
             if offered.len() == max_count || !is_complete || run.live_count == 0 {
                 continue;
             }
@@ -298,7 +297,7 @@ impl Slots {
         if is_same {
             resident.is_offered = false;
             resident.block = Some(Block::of(filed));
-            self.next_seq = self.next_seq.max((filed.number + 1) * RUN_SEQS);
+            self.tails.close(filed.number);
         }
         is_same
     }
@@ -412,19 +411,17 @@ impl Slots {
             self.runs.push_back(run);
         }
         purged.close();
-        self.ready_from = self.next_seq;
+        self.ready_from = u64::MAX;
         if self.sums.total_count() == 0 {
             self.rest();
         }
         purged
     }
 
-    /// Room for a new run at the end of a queue that is deep already.
-    pub(super) fn fresh_slots(&mut self) -> Vec<Slot> {
-        let is_deep = self
-            .runs
-            .back()
-            .is_some_and(|run| usize::from(run.live_count) > RUN_LEN / 2);
+    /// Room for a new run, at index `at`, of a queue that is deep already.
+    pub(super) fn fresh_slots(&mut self, at: usize) -> Vec<Slot> {
+        let before = at.checked_sub(1).and_then(|before| self.runs.get(before));
+        let is_deep = before.is_some_and(|run| usize::from(run.live_count) > RUN_LEN / 2);
         self.spare.take().unwrap_or_else(|| {
             let capacity = if is_deep { RUN_LEN } else { 0 };
             Vec::with_capacity(capacity)
@@ -457,6 +454,10 @@ impl PurgedRuns {
     }
 
     fn extend(&mut self, range: SeqRange) {
+        // Between two levels there are seqs that are yet to be given.
+        if (self.open).is_some_and(|open| open.first.rank() != range.first.rank()) {
+            self.close();
+        }
         let open = self.open.get_or_insert(range);
         open.last = range.last;
     }

@@ -209,7 +209,7 @@ impl Resident {
             content_bytes += u64::from(slot.body_bytes);
             count_use(&mut segments, slot.position());
             let count = u8::try_from(slot.delivery_count).ok()?;
-            let is_redelivered = (slot.is_redelivered && seq.0 >= redelivered_below)
+            let is_redelivered = (slot.is_redelivered && seq.count() >= redelivered_below)
                 || (marks_unacked && slot.status == Status::Unacked);
             if count > 0 || is_redelivered {
                 let marks = marks.get_or_insert_with(no_marks);
@@ -271,7 +271,7 @@ pub(super) fn revive(
         slot.delivery_count = marks.map_or(0, |marks| {
             u16::from(marks.delivery_counts[usize::from(index)])
         });
-        slot.is_redelivered = seq.0 < redelivered_below
+        slot.is_redelivered = seq.count() < redelivered_below
             || marks.is_some_and(|marks| marks.redelivered.contains(index));
         slot.body_bytes = shares.next();
         revived.slots.push(slot);

@@ -77,6 +77,47 @@ fn channel_limit_is_shared_over_queues_and_resumes_both() {
     assert_eq!(deliveries(&first).len() + deliveries(&second).len(), 2);
 }
 
+#[test]
+fn channel_limit_serves_waiting_queues_in_turn_and_no_more_than_it_has_room_for() {
+    let mut rig = Rig::new();
+    let credit = Arc::new(ChannelCredit::new());
+    rig.turn(|turn| set_channel_prefetch(turn, &credit, 1));
+    let queues: Vec<_> = (0..20)
+        .map(|index| rig.queue(&format!("q{index}")))
+        .collect();
+    let consumers: Vec<_> = queues
+        .iter()
+        .map(|queue| rig.consume(queue, |spec| spec.channel_credit = Arc::clone(&credit)))
+        .collect();
+    for queue in &queues {
+        rig.publish_texts(queue, "a");
+        // Noted once, however often it is turned away.
+        rig.publish_texts(queue, "b");
+    }
+    let mut order = Vec::new();
+    for _ in &queues {
+        let waiting_count = credit.waiting_count();
+        let mut held = Vec::new();
+        for (index, consumer) in consumers.iter().enumerate() {
+            let got = deliveries(consumer);
+            order.extend(got.iter().map(|_| index));
+            held.extend(got);
+        }
+        assert_eq!(held.len(), 1);
+        // The queue that gives room back has one more message, which it is offered before all others.
+        rig.settle(&held, SettleOutcome::Ack);
+        let again: Vec<_> = consumers.iter().flat_map(deliveries).collect();
+        assert_eq!(shown(&again), ["b"]);
+        // So nobody was called.
+        assert_eq!(credit.waiting_count(), waiting_count);
+        assert!(waiting_count <= queues.len());
+        rig.settle(&again, SettleOutcome::Ack);
+        rig.settle_down();
+    }
+    assert_eq!(order, (0..queues.len()).collect::<Vec<_>>());
+    assert_eq!((credit.used(), credit.waiting_count()), (0, 0));
+}
+
 /// Proves I16.
 #[test]
 fn requeued_messages_go_back_to_their_places() {

@@ -4,6 +4,7 @@ mod delivery;
 mod dying;
 mod groups;
 mod index;
+mod levels;
 mod model;
 mod obeying;
 mod paging;

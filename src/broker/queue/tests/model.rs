@@ -378,14 +378,14 @@ proptest! {
     fn slots_behave_like_a_map(steps in prop::collection::vec((0u8..5, 0u64..700), 0..900)) {
         use super::super::slots::{Slot, Slots, Status};
         let content = Arc::new(transient("m"));
-        let mut slots = Slots::new(Seq(250));
+        let mut slots = Slots::new(Seq(250), 0);
         let mut model: BTreeMap<Seq, Status> = BTreeMap::new();
         for (kind, at) in steps {
             let seq = Seq(250 + at);
             match kind {
                 0 | 1 => {
                     let arrived = Slot::arrived(Status::Ready, Arc::clone(&content), 0);
-                    model.insert(slots.push(arrived), Status::Ready);
+                    model.insert(slots.push(0, arrived), Status::Ready);
                 }
                 2 => prop_assert_eq!(
                     slots.remove(seq).map(|slot| slot.status),

@@ -391,7 +391,7 @@ fn transient_transaction_is_visible_at_once() {
 
 #[test]
 fn straggler_does_not_keep_the_memory_of_what_was_settled_behind_it() {
-    let mut slots = super::super::slots::Slots::new(Seq(1));
+    let mut slots = super::super::slots::Slots::new(Seq(1), 0);
     let content = Arc::new(transient("m"));
     let arrived = || {
         super::super::slots::Slot::arrived(
@@ -400,9 +400,9 @@ fn straggler_does_not_keep_the_memory_of_what_was_settled_behind_it() {
             0,
         )
     };
-    slots.push(arrived());
+    slots.push(0, arrived());
     for _ in 0..100_000 {
-        let seq = slots.push(arrived());
+        let seq = slots.push(0, arrived());
         slots.remove(seq);
     }
     assert!(slots.run_count() <= 2);

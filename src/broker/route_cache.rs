@@ -1,0 +1,231 @@
+//! What a connection remembers of exchanges it may publish to, and of where their messages go.
+//!
+//! ```text
+//!   exchanges   name -> key -> targets      all of it; a look-up hashes both names
+//!   recent      [ key, exchange, targets ] [ .. ] [ ] [ .. ] ..    copies of it, found by the end of the key
+//!                 ^ home of a key; it stands there or in one of the places behind
+//! ```
+//! A publisher that goes round a thousand queues finds neither kind in the processor's cache. So a copy is one line of 64
+//! bytes, and the lines of a batch are fetched together before they are used one by one ([`RouteCache::warm`]).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::queue::QueueHandle;
+use crate::amqp::short_string::ShortString;
+
+/// Routes a connection remembers; when there are more, it forgets all and begins anew. About 1 MiB when full.
+const CACHED_ROUTES_MAX: usize = 4096;
+/// Fewest places of the routes used last; a power of two.
+const RECENT_PLACES_MIN: usize = 16;
+/// Places for each route that is remembered, so that most stand at their home.
+const RECENT_PLACES_PER_ROUTE: usize = 4;
+/// Places that a route may stand in, its home first.
+const RECENT_SEARCH_MAX: usize = 8;
+
+/// Targets of a message, shared with the cache.
+pub(super) type SharedTargets = Arc<[QueueHandle]>;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct RouteCache {
+    /// Versions of the topology and of the permissions it holds for.
+    versions: (u64, u64),
+    /// How many queues there had been; matters only to routes without a queue.
+    queues_version: u64,
+    has_unroutable: bool,
+    /// Exchange, then routing key. An exchange that is here has passed the checks.
+    exchanges: HashMap<ShortString, HashMap<ShortString, SharedTargets>>,
+    routes_count: usize,
+    /// Copies of some of these routes. None is ever taken out, so an empty place ends a search.
+    recent: Vec<Option<RecentRoute>>,
+}
+
+/// One line of the processor's cache, for keys of usual length.
+#[derive(Debug, Clone)]
+#[repr(align(64))]
+struct RecentRoute {
+    exchange: Box<[u8]>,
+    key: SmallVec<[u8; 23]>,
+    targets: SharedTargets,
+}
+
+const _: () = assert!(size_of::<Option<RecentRoute>>() == 64);
+
+impl RecentRoute {
+    fn is_of(&self, exchange: &ShortString, key: &ShortString) -> bool {
+        self.key[..] == key.as_bytes()[..] && self.exchange[..] == exchange.as_bytes()[..]
+    }
+}
+
+/// Where a key is looked for first among so many places (a power of two): by its last bytes, in which an application's keys differ.
+fn home_of(key: &ShortString, places_count: usize) -> usize {
+    let bytes = key.as_bytes();
+    let tail = match bytes.last_chunk::<8>() {
+        Some(tail) => u64::from_le_bytes(*tail),
+        None => bytes
+            .iter()
+            .fold(0, |tail, byte| tail << 8 | u64::from(*byte)),
+    };
+    // What differs in one digit shall differ in all bits that are used.
+    let mixed = (tail ^ bytes.len() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    usize::try_from(mixed >> 32).unwrap_or_default() & (places_count - 1)
+}
+
+impl RouteCache {
+    /// Forgets everything unless it holds for these versions.
+    pub(super) fn renew(&mut self, versions: (u64, u64), queues_version: u64) {
+        let is_missed = self.has_unroutable && self.queues_version != queues_version;
+        if self.versions != versions || is_missed {
+            self.clear();
+            self.versions = versions;
+        }
+        self.queues_version = queues_version;
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.exchanges.clear();
+        self.recent.clear();
+        self.routes_count = 0;
+        self.has_unroutable = false;
+    }
+
+    pub(super) fn has_exchange(&self, name: &ShortString) -> bool {
+        self.exchanges.contains_key(name)
+    }
+
+    /// Looks at the routes of some keys, which the processor fetches side by side that way: three times one after the other,
+    /// for the route, its targets and the first of these, where it would wait three times for each of the keys.
+    pub(super) fn warm<'a>(&self, keys: impl Iterator<Item = &'a ShortString>) {
+        if self.recent.len() <= RECENT_PLACES_MIN {
+            return;
+        }
+        let home = |key| self.recent.get(home_of(key, self.recent.len()))?.as_ref();
+        let targets = keys.filter_map(|key| Some(&home(key)?.targets));
+        let targets: SmallVec<[&SharedTargets; 32]> = targets.collect();
+        let queues = targets.into_iter().filter_map(|targets| targets.first());
+        let queues: SmallVec<[&QueueHandle; 32]> = queues.collect();
+        let ids = queues.into_iter().map(|queue| queue.id().0);
+        std::hint::black_box(ids.fold(0, |seen, id| seen ^ id));
+    }
+
+    /// Places of a key among the recent routes, its home first; behind the last place comes the first.
+    fn places(&self, key: &ShortString) -> impl Iterator<Item = usize> + use<> {
+        let count = self.recent.len();
+        let home = home_of(key, count);
+        (home..home + RECENT_SEARCH_MAX).map(move |place| place & (count - 1))
+    }
+
+    /// A route that was used before. Its exchange has passed the checks.
+    pub(super) fn recent(
+        &self,
+        exchange: &ShortString,
+        key: &ShortString,
+    ) -> Option<&SharedTargets> {
+        if self.recent.is_empty() {
+            return None;
+        }
+        let places = self.places(key);
+        let mut routes = places.map_while(|place| self.recent.get(place)?.as_ref());
+        let route = routes.find(|route| route.is_of(exchange, key));
+        route.map(|route| &route.targets)
+    }
+
+    /// Any route that is remembered; it becomes a recent one.
+    pub(super) fn get(
+        &mut self,
+        exchange: &ShortString,
+        key: &ShortString,
+    ) -> Option<&SharedTargets> {
+        let targets = self.exchanges.get(exchange)?.get(key)?;
+        let places_count = (self.routes_count * RECENT_PLACES_PER_ROUTE).next_power_of_two();
+        if places_count > self.recent.len() {
+            // What stood there has its place elsewhere now.
+            self.recent.clear();
+            let places_count = places_count.max(RECENT_PLACES_MIN);
+            self.recent.resize(places_count, None);
+        }
+        let is_free = |place: &usize| self.recent.get(*place).is_some_and(Option::is_none);
+        // Where all are taken, the newer route drives out the one at its home.
+        let free = self.places(key).find(is_free);
+        let place = free.unwrap_or_else(|| home_of(key, self.recent.len()));
+        self.recent[place] = Some(RecentRoute {
+            exchange: exchange.as_bytes()[..].into(),
+            key: SmallVec::from_slice(key.as_bytes()),
+            targets: Arc::clone(targets),
+        });
+        Some(targets)
+    }
+
+    pub(super) fn insert_exchange(&mut self, name: &ShortString) {
+        if self.exchanges.len() >= CACHED_ROUTES_MAX {
+            self.clear();
+        }
+        self.exchanges.entry(name.detached()).or_default();
+    }
+
+    pub(super) fn insert(
+        &mut self,
+        exchange: &ShortString,
+        key: &ShortString,
+        targets: &SharedTargets,
+    ) {
+        if self.routes_count >= CACHED_ROUTES_MAX {
+            self.clear();
+        }
+        // Copies of the names: slices would keep whole frames alive.
+        let routes = self.exchanges.entry(exchange.detached()).or_default();
+        routes.insert(key.detached(), Arc::clone(targets));
+        self.has_unroutable |= targets.is_empty();
+        self.routes_count += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> ShortString {
+        ShortString::from_text(text).expect("short")
+    }
+
+    /// Remembers `count` routes without targets and asks for each once.
+    fn filled(count: usize) -> (RouteCache, Vec<ShortString>) {
+        let mut cache = RouteCache::default();
+        let keys: Vec<ShortString> = (0..count)
+            .map(|index| name(&format!("queue.{index}")))
+            .collect();
+        for key in &keys {
+            cache.insert(&name("x"), key, &Arc::from([]));
+        }
+        for key in &keys {
+            assert!(cache.get(&name("x"), key).is_some());
+        }
+        (cache, keys)
+    }
+
+    #[test]
+    fn every_route_used_once_is_a_recent_one() {
+        for count in [1, 16, 1000, CACHED_ROUTES_MAX] {
+            let (cache, keys) = filled(count);
+            cache.warm(keys.iter());
+            let recent = keys
+                .iter()
+                .filter(|key| cache.recent(&name("x"), key).is_some());
+            assert_eq!(recent.count(), count);
+            assert!(cache.recent(&name("y"), &name("queue.0")).is_none());
+            assert!(cache.recent(&name("x"), &name("queue")).is_none());
+        }
+    }
+
+    #[test]
+    fn keys_that_differ_in_digits_stand_apart() {
+        let keys = (0..1000).map(|index| name(&format!("orders.{index:06}")));
+        let homes: std::collections::HashSet<usize> = keys.map(|key| home_of(&key, 4096)).collect();
+        // A random function would fill about 888.
+        assert!(homes.len() > 800, "{} places", homes.len());
+    }
+}
