@@ -33,7 +33,7 @@ fn installed() -> PathBuf {
 
 /// The broker under the suite.
 enum Stage {
-    Own(TestBroker),
+    Own(Box<TestBroker>),
     Other(String),
 }
 
@@ -43,8 +43,10 @@ impl Stage {
         if let Ok(url) = std::env::var("STRATAMQ_TEST_URL") {
             return Self::Other(url);
         }
-        let builder = flags.iter().fold(TestBroker::builder(), |b, flag| b.arg(flag));
-        Self::Own(builder.start())
+        let builder = flags
+            .iter()
+            .fold(TestBroker::builder(), |b, flag| b.arg(flag));
+        Self::Own(Box::new(builder.start()))
     }
 
     fn url(&self) -> String {
@@ -135,6 +137,7 @@ fn celery_works() {
             "results",
             "acks_late_killed_worker",
             "countdown_and_eta",
+            "priorities",
             "remote_control",
             "events",
             "broker_restarted",

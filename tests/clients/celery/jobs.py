@@ -21,6 +21,7 @@ app.conf.update(
         Queue("celery.eta"),
         Queue("celery.controlled"),
         Queue("celery.watched"),
+        Queue("celery.ranked", queue_arguments={"x-max-priority": 10}),
     ],
     task_create_missing_queues=True,
     task_publish_retry=True,

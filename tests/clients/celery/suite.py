@@ -181,6 +181,16 @@ def eta_beyond_the_prefetch():
     same(left("celery.eta"), 3, "held ones came back")
 
 
+def priorities():
+    """Tasks of a queue with priorities run by rank when the worker comes late."""
+    for number, priority in enumerate([0, 9, 5, 9, 1, 5]):
+        jobs.stamp.apply_async([f"ranked{number}"], queue="celery.ranked", priority=priority)
+    with worker("ranked", "celery.ranked", "--prefetch-multiplier", "1"):
+        until("all ran", lambda: len(lines("ran ranked")) == 6)
+    order = [line.split()[1] for line in lines("ran ranked")]
+    same(order, [f"ranked{number}" for number in [1, 3, 2, 5, 4, 0]], "order")
+
+
 def remote_control():
     """inspect, revoke (of a task that waits and one that runs), add_consumer and cancel_consumer: fanout and reply queues."""
     with worker("controlled", "celery.controlled") as one, worker("other", "celery.default") as other:
@@ -288,7 +298,15 @@ def broker_restarted():
     same(len(lines("ran kept")), 20, "none twice")
 
 
-SCENARIOS = [results, acks_late_killed_worker, countdown_and_eta, remote_control, events, broker_restarted]
+SCENARIOS = [
+    results,
+    acks_late_killed_worker,
+    countdown_and_eta,
+    priorities,
+    remote_control,
+    events,
+    broker_restarted,
+]
 # Run when they are named only.
 OTHERS = [eta_beyond_the_prefetch]
 
