@@ -170,7 +170,7 @@ fn queues_of_a_vhost_are_limited() {
     cli(&["vhost", "delete", "qu7"]);
 }
 
-/// AZ-2: write on every publish, CC and BCC included, read on bind and unbind; other exchanges and types are free.
+/// AZ-2, CC-5: write on every publish, CC and BCC included, read on bind and unbind; other exchanges and types are free.
 #[test]
 fn topic_permissions_are_about_keys_of_topic_exchanges() {
     add_user("az.2");
