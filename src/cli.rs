@@ -6,10 +6,16 @@ use std::process::ExitCode;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use stratamq::config::args::{ConnectionCommand, PermissionCommand, UserCommand, VhostCommand};
+use stratamq::config::args::{
+    ConnectionCommand, LimitCommand, LimitOwnerArgs, PermissionCommand, PolicyCommand,
+    TopicPermissionCommand, UserCommand, VhostCommand,
+};
 use stratamq::config::{Command, Config};
 use stratamq::server::StartError;
-use stratamq::server::admin::{self, AdminClientError, PermissionEntry, Request, UserEntry};
+use stratamq::server::admin::{
+    self, AdminClientError, LimitWire, PermissionEntry, PolicyWire, Request, TopicPermissionWire,
+    UserEntry, VhostWire,
+};
 use stratamq::server::clients::ConnectionEntry;
 use stratamq::server::status::Status;
 
@@ -20,6 +26,10 @@ pub(crate) fn run(config: &Config, command: Command) -> ExitCode {
         Command::User(command) => user(config, command),
         Command::Permission(command) => permission(config, command),
         Command::Vhost(command) => vhost(config, command),
+        Command::Policy(command) => policy(config, command, false),
+        Command::OperatorPolicy(command) => policy(config, command, true),
+        Command::TopicPermission(command) => topic_permission(config, command),
+        Command::Limit(command) => limit(config, command),
         Command::Connection(command) => connection(config, command),
     };
     match outcome {
@@ -121,9 +131,162 @@ fn vhost(config: &Config, command: VhostCommand) -> Result<(), CliError> {
         VhostCommand::List { json } => {
             return list(config, Request::ListVhosts, json, String::clone);
         }
+        VhostCommand::Describe { json } => {
+            return list(
+                config,
+                Request::DescribeVhosts,
+                json,
+                |vhost: &VhostWire| {
+                    format!(
+                        "{}\t'{}'\t[{}]\tdefault queue type {}\t{}",
+                        vhost.name,
+                        vhost.description,
+                        vhost.tags.join(", "),
+                        vhost.default_queue_type,
+                        match vhost.protected_from_deletion {
+                            true => "protected",
+                            false => "not protected",
+                        }
+                    )
+                },
+            );
+        }
+        VhostCommand::Set {
+            name,
+            description,
+            tags,
+            default_queue_type,
+            protected,
+        } => Request::ChangeVhost {
+            name,
+            description,
+            tags: (!tags.is_empty()).then_some(tags),
+            default_queue_type,
+            is_protected: protected,
+        },
     };
     admin::run_command(config, request)?;
     Ok(())
+}
+
+fn policy(config: &Config, command: PolicyCommand, is_operator: bool) -> Result<(), CliError> {
+    let request = match command {
+        PolicyCommand::Set {
+            name,
+            pattern,
+            definition,
+            priority,
+            apply_to,
+            vhost,
+        } => Request::SetPolicy {
+            is_operator,
+            vhost,
+            name,
+            pattern,
+            definition,
+            priority,
+            apply_to,
+        },
+        PolicyCommand::Clear { name, vhost } => Request::ClearPolicy {
+            is_operator,
+            vhost,
+            name,
+        },
+        PolicyCommand::List { json } => {
+            let request = Request::ListPolicies { is_operator };
+            return list(config, request, json, |policy: &PolicyWire| {
+                format!(
+                    "{}\t{}\tpattern '{}'\tapply to {}\tpriority {}\t{}",
+                    policy.vhost,
+                    policy.name,
+                    policy.pattern,
+                    policy.apply_to,
+                    policy.priority,
+                    policy.definition
+                )
+            });
+        }
+    };
+    admin::run_command(config, request)?;
+    Ok(())
+}
+
+fn topic_permission(config: &Config, command: TopicPermissionCommand) -> Result<(), CliError> {
+    let request = match command {
+        TopicPermissionCommand::Set {
+            user,
+            exchange,
+            write,
+            read,
+            vhost,
+        } => Request::SetTopicPermissions {
+            user,
+            vhost,
+            exchange,
+            write,
+            read,
+        },
+        TopicPermissionCommand::Clear {
+            user,
+            exchange,
+            vhost,
+        } => Request::ClearTopicPermissions {
+            user,
+            vhost,
+            exchange,
+        },
+        TopicPermissionCommand::List { json } => {
+            let request = Request::ListTopicPermissions;
+            return list(config, request, json, |entry: &TopicPermissionWire| {
+                format!(
+                    "{}\t{}\t{}\twrite '{}'\tread '{}'",
+                    entry.vhost, entry.user, entry.exchange, entry.write, entry.read
+                )
+            });
+        }
+    };
+    admin::run_command(config, request)?;
+    Ok(())
+}
+
+fn limit(config: &Config, command: LimitCommand) -> Result<(), CliError> {
+    let request = match command {
+        LimitCommand::Set { owner, name, value } => {
+            let (is_of_user, owner) = limit_owner(owner);
+            Request::SetLimit {
+                is_of_user,
+                owner,
+                name,
+                value,
+            }
+        }
+        LimitCommand::Clear { owner, name } => {
+            let (is_of_user, owner) = limit_owner(owner);
+            Request::ClearLimit {
+                is_of_user,
+                owner,
+                name,
+            }
+        }
+        LimitCommand::List { json } => {
+            return list(config, Request::ListLimits, json, |limit: &LimitWire| {
+                format!(
+                    "{} '{}'\t{}\t{}",
+                    limit.of, limit.owner, limit.name, limit.value
+                )
+            });
+        }
+    };
+    admin::run_command(config, request)?;
+    Ok(())
+}
+
+/// Whether it is of a user, and whose it is; the command line has exactly one of both.
+fn limit_owner(owner: LimitOwnerArgs) -> (bool, String) {
+    match (owner.user, owner.vhost) {
+        (Some(user), _) => (true, user),
+        (None, vhost) => (false, vhost.unwrap_or_default()),
+    }
 }
 
 fn connection(config: &Config, command: ConnectionCommand) -> Result<(), CliError> {

@@ -7,22 +7,26 @@
 //! Invariants: (1) a comparison with a stored hash takes the same time wherever they differ; (2) a
 //! pattern that does not compile denies; (3) no text made here says which of name and password was wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use regex::{Regex, RegexBuilder};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::admin::TopicPermissionsEntry;
+use super::limits::{Limits, Of};
+use super::pattern::NamePattern;
+use crate::amqp::short_string::ShortString;
+
 /// Bytes of the salt in front of a password hash.
 const SALT_BYTES: usize = 4;
-/// Compiled size a permission pattern may have: protects from patterns that eat the memory.
-const PATTERN_MAX_BYTES: usize = 1 << 20;
 /// The tag that lets a user publish with somebody else's `user-id`.
 const IMPERSONATOR_TAG: &str = "impersonator";
+/// The tag of a user that is not to be deleted.
+const PROTECTED_TAG: &str = "protected";
 
 /// An authenticated user.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +39,9 @@ impl User {
     /// The name logged in with.
     #[must_use]
     pub fn name(&self) -> &str {
+        &self.name
+    }
+    pub(crate) fn shared_name(&self) -> &Arc<str> {
         &self.name
     }
     /// Tags at the time of the login.
@@ -123,6 +130,13 @@ pub(crate) struct Account {
     pub(crate) tags: Vec<String>,
 }
 
+impl Account {
+    /// It is not to be deleted.
+    pub(crate) fn is_protected(&self) -> bool {
+        self.tags.iter().any(|tag| tag == PROTECTED_TAG)
+    }
+}
+
 /// Kinds of access that a permission grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Operation {
@@ -152,20 +166,16 @@ pub(crate) struct Pattern {
 enum Compiled {
     Nothing,
     Everything,
-    Regex(Regex),
+    Regex(NamePattern),
 }
 
 impl Pattern {
     /// Compiles `text`; the error says what is wrong with it.
-    pub(crate) fn new(text: &str) -> Result<Self, regex::Error> {
+    pub(crate) fn new(text: &str) -> Result<Self, String> {
         let compiled = match text {
             "" | "^$" => Compiled::Nothing,
             ".*" => Compiled::Everything,
-            text => Compiled::Regex(
-                RegexBuilder::new(text)
-                    .size_limit(PATTERN_MAX_BYTES)
-                    .build()?,
-            ),
+            text => Compiled::Regex(NamePattern::new(text)?),
         };
         let text = text.to_owned();
         Ok(Self { text, compiled })
@@ -187,7 +197,7 @@ impl Pattern {
         match &self.compiled {
             Compiled::Nothing => false,
             Compiled::Everything => true,
-            Compiled::Regex(regex) => regex.is_match(name),
+            Compiled::Regex(pattern) => pattern.matches(name),
         }
     }
 }
@@ -222,13 +232,68 @@ impl Permissions {
     }
 }
 
-/// All accounts and permissions. Guarded by the broker.
+/// What routing keys one user may use with one topic exchange (AZ-2).
+#[derive(Debug)]
+pub(crate) struct TopicPermissions {
+    /// As set, without the names filled in.
+    entry: TopicPermissionsEntry,
+    write: Pattern,
+    read: Pattern,
+}
+
+impl TopicPermissions {
+    /// Compiles the patterns with the names of the user and the vhost in their places.
+    ///
+    /// # Errors
+    /// The pattern that does not compile, and why.
+    pub(crate) fn new(entry: &TopicPermissionsEntry) -> Result<Self, (&str, String)> {
+        let compile = |text| expanded(text, entry).map_err(|error| (text, error));
+        Ok(Self {
+            write: compile(&entry.write)?,
+            read: compile(&entry.read)?,
+            entry: entry.clone(),
+        })
+    }
+
+    /// The same; a broken pattern denies (AZ-4).
+    pub(crate) fn new_or_deny(entry: &TopicPermissionsEntry) -> Self {
+        let compile = |text| expanded(text, entry).unwrap_or_else(|_| Pattern::new_or_deny(""));
+        Self {
+            write: compile(&entry.write),
+            read: compile(&entry.read),
+            entry: entry.clone(),
+        }
+    }
+
+    /// True when the user may publish (`Write`) or bind (`Read`) with that key.
+    pub(crate) fn allows(&self, operation: Operation, routing_key: &str) -> bool {
+        match operation {
+            Operation::Write => self.write.matches(routing_key),
+            Operation::Read => self.read.matches(routing_key),
+            Operation::Configure => false,
+        }
+    }
+}
+
+fn expanded(text: &str, entry: &TopicPermissionsEntry) -> Result<Pattern, String> {
+    let text = text.replace("{username}", &regex::escape(&entry.user));
+    Pattern::new(&text.replace("{vhost}", &regex::escape(&entry.vhost)))
+}
+
+/// Topic permissions of one user in one vhost, by exchange.
+pub(crate) type TopicPermissionsByExchange = HashMap<ShortString, Arc<TopicPermissions>>;
+
+/// All accounts, permissions and limits. Guarded by the broker.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Access {
     /// By user name.
     pub(crate) accounts: BTreeMap<String, Account>,
     /// By (vhost, user).
     pub(crate) permissions: BTreeMap<(String, String), Arc<Permissions>>,
+    /// By (vhost, user).
+    topics: BTreeMap<(String, String), TopicPermissionsByExchange>,
+    /// Of vhosts and users.
+    pub(crate) limits: Limits,
 }
 
 impl Access {
@@ -270,12 +335,59 @@ impl Access {
     /// Forgets a user and all permissions given to it; false when unknown.
     pub(crate) fn remove_user(&mut self, user: &str) -> bool {
         self.permissions.retain(|(_, of), _| of != user);
+        self.topics.retain(|(_, of), _| of != user);
+        self.limits.remove_owner(Of::User, user);
         self.accounts.remove(user).is_some()
     }
 
     /// Forgets the permissions given in a vhost.
     pub(crate) fn remove_vhost(&mut self, vhost: &str) {
         self.permissions.retain(|(within, _), _| within != vhost);
+        self.topics.retain(|(within, _), _| within != vhost);
+        self.limits.remove_owner(Of::Vhost, vhost);
+    }
+
+    /// The topic permissions of `user` in `vhost`; exchanges that are not in it are free to use.
+    pub(crate) fn topic_permissions_of(
+        &self,
+        user: &str,
+        vhost: &str,
+    ) -> TopicPermissionsByExchange {
+        if self.topics.is_empty() {
+            return HashMap::new();
+        }
+        let key = (vhost.to_owned(), user.to_owned());
+        self.topics.get(&key).cloned().unwrap_or_default()
+    }
+
+    /// Adds or replaces topic permissions. A name that no exchange can have is about none.
+    pub(crate) fn set_topic_permissions(
+        &mut self,
+        entry: &TopicPermissionsEntry,
+        permissions: TopicPermissions,
+    ) {
+        if let Some(exchange) = ShortString::from_text(&entry.exchange) {
+            let key = (entry.vhost.clone(), entry.user.clone());
+            let of_user = self.topics.entry(key).or_default();
+            of_user.insert(exchange, Arc::new(permissions));
+        }
+    }
+
+    /// Takes topic permissions away.
+    pub(crate) fn clear_topic_permissions(&mut self, user: &str, vhost: &str, exchange: &str) {
+        let key = (vhost.to_owned(), user.to_owned());
+        if let Some(of_user) = self.topics.get_mut(&key) {
+            of_user.retain(|name, _| name.as_str() != exchange);
+            if of_user.is_empty() {
+                self.topics.remove(&key);
+            }
+        }
+    }
+
+    /// All topic permissions, as set.
+    pub(crate) fn topic_permissions(&self) -> impl Iterator<Item = TopicPermissionsEntry> {
+        let all = self.topics.values().flat_map(HashMap::values);
+        all.map(|permissions| permissions.entry.clone())
     }
 }
 

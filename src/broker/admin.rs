@@ -74,6 +74,140 @@ pub enum AdminCommand {
     ListVhosts,
     /// Lists queues of all vhosts.
     ListQueues,
+    /// Lists vhosts and what is said about them.
+    DescribeVhosts,
+    /// Changes what is said about a vhost.
+    ChangeVhost {
+        /// Name.
+        name: String,
+        /// What changes.
+        change: VhostChange,
+    },
+    /// Adds or replaces a policy; it holds at once.
+    SetPolicy {
+        /// An operator policy.
+        is_operator: bool,
+        /// The policy.
+        policy: PolicyEntry,
+    },
+    /// Takes a policy away.
+    ClearPolicy {
+        /// An operator policy.
+        is_operator: bool,
+        /// Its vhost.
+        vhost: String,
+        /// Its name.
+        name: String,
+    },
+    /// Lists policies of all vhosts.
+    ListPolicies {
+        /// Operator policies.
+        is_operator: bool,
+    },
+    /// Sets what routing keys a user may use with a topic exchange.
+    SetTopicPermissions(TopicPermissionsEntry),
+    /// Takes topic permissions away: then every key is allowed.
+    ClearTopicPermissions {
+        /// User.
+        user: String,
+        /// Vhost.
+        vhost: String,
+        /// The exchange; `None` for all.
+        exchange: Option<String>,
+    },
+    /// Lists all topic permissions.
+    ListTopicPermissions,
+    /// Sets a limit.
+    SetLimit(LimitEntry),
+    /// Takes a limit away.
+    ClearLimit {
+        /// Whose.
+        owner: LimitOwner,
+        /// Which.
+        name: String,
+    },
+    /// Lists all limits.
+    ListLimits,
+}
+
+/// A policy, as set and as listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyEntry {
+    /// Vhost.
+    pub vhost: String,
+    /// Name.
+    pub name: String,
+    /// Pattern of the names of the objects it applies to.
+    pub pattern: String,
+    /// `all`, `queues`, `classic_queues`, `quorum_queues`, `streams` or `exchanges`.
+    pub apply_to: String,
+    /// The matching policy of the highest priority applies.
+    pub priority: i64,
+    /// Keys and values, a JSON object.
+    pub definition: String,
+}
+
+/// Topic permissions, as set and as listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicPermissionsEntry {
+    /// Vhost.
+    pub vhost: String,
+    /// User.
+    pub user: String,
+    /// The topic exchange.
+    pub exchange: String,
+    /// Pattern of the keys it may publish with; `{username}` and `{vhost}` stand for names.
+    pub write: String,
+    /// The same of the keys it may bind with.
+    pub read: String,
+}
+
+/// Whose a limit is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LimitOwner {
+    /// Of a vhost: `max-connections`, `max-queues`.
+    Vhost(String),
+    /// Of a user: `max-connections`, `max-channels`.
+    User(String),
+}
+
+/// A limit, as set and as listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitEntry {
+    /// Whose.
+    pub owner: LimitOwner,
+    /// Which.
+    pub name: String,
+    /// How many; negative for no limit.
+    pub value: i64,
+}
+
+/// What is to change about a vhost; `None` stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VhostChange {
+    /// In the operator's words.
+    pub description: Option<String>,
+    /// Tags.
+    pub tags: Option<Vec<String>>,
+    /// The type of queues that are declared without one.
+    pub default_queue_type: Option<String>,
+    /// It is not to be deleted.
+    pub is_protected: Option<bool>,
+}
+
+/// A vhost in a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VhostEntry {
+    /// Name.
+    pub name: String,
+    /// In the operator's words.
+    pub description: String,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// The type of queues that are declared without one.
+    pub default_queue_type: String,
+    /// It is not to be deleted.
+    pub is_protected: bool,
 }
 
 /// Answer to an [`AdminCommand`].
@@ -98,6 +232,14 @@ pub enum AdminReplyBody {
     Vhosts(Vec<String>),
     /// Queues.
     Queues(Vec<QueueRow>),
+    /// Vhosts and what is said about them.
+    VhostEntries(Vec<VhostEntry>),
+    /// Policies or operator policies.
+    Policies(Vec<PolicyEntry>),
+    /// Topic permissions.
+    TopicPermissions(Vec<TopicPermissionsEntry>),
+    /// Limits.
+    Limits(Vec<LimitEntry>),
 }
 
 /// A user in a listing.
@@ -160,6 +302,18 @@ pub enum AdminError {
     /// No such vhost.
     #[error("vhost '{0}' does not exist")]
     NoSuchVhost(String),
+    /// A vhost that is not to be deleted.
+    #[error("vhost '{0}' is protected from deletion")]
+    VhostProtected(String),
+    /// A user with the tag `protected`.
+    #[error("user '{0}' is protected from deletion")]
+    UserProtected(String),
+    /// No such policy.
+    #[error("policy '{0}' does not exist")]
+    NoSuchPolicy(String),
+    /// Something that cannot be set; the text says why.
+    #[error("{0}")]
+    Invalid(String),
     /// Empty, or longer than 255 bytes.
     #[error("a name must have 1 to 255 bytes")]
     BadName,

@@ -18,6 +18,18 @@ pub enum Overflow {
     RejectPublishDlx,
 }
 
+impl Overflow {
+    /// The one of that name.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "drop-head" => Self::DropHead,
+            "reject-publish" => Self::RejectPublish,
+            "reject-publish-dlx" => Self::RejectPublishDlx,
+            _ => return None,
+        })
+    }
+}
+
 /// Whose semantics a queue has. The engine below is the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum QueueKind {
@@ -331,16 +343,12 @@ impl Parser<'_> {
         let Some(value) = self.arguments.get(name) else {
             return Ok(Overflow::default());
         };
-        let FieldValue::LongString(text) = value else {
+        if !matches!(value, FieldValue::LongString(_)) {
             let found = value.type_name();
             return Err(self.invalid(name, format_args!("{{unacceptable_type,{found}}}")));
-        };
-        match &text[..] {
-            b"drop-head" => Ok(Overflow::DropHead),
-            b"reject-publish" => Ok(Overflow::RejectPublish),
-            b"reject-publish-dlx" => Ok(Overflow::RejectPublishDlx),
-            _ => Err(self.invalid(name, "invalid_overflow")),
         }
+        let overflow = value.as_text().and_then(Overflow::from_name);
+        overflow.ok_or_else(|| self.invalid(name, "invalid_overflow"))
     }
 
     fn dead_letter(&self) -> Result<Option<DeadLetterTarget>, ArgumentError> {

@@ -113,6 +113,8 @@ impl Connection {
             return Err(default_exchange());
         }
         self.check_exchange_access(Operation::Read, &source)?;
+        let key = std::slice::from_ref(&bind.routing_key);
+        self.check_topic_access(Operation::Read, &source, key)?;
         // A copy: a binding outlives the frame it came in.
         let arguments = bind.arguments.canonical().detached();
         let key = BindingKey {

@@ -235,6 +235,8 @@ pub enum Command {
     },
     /// `tx.rollback`: forgets the publishes that were routed for the channel.
     TxRollback,
+    /// A channel is opened. Answered by `Done`, or refused for a limit of the user.
+    OpenChannel,
     /// The channel ends: cancel its consumers, then requeue what it holds.
     CloseChannel {
         /// All deliveries it has not settled, outbox included.

@@ -6,13 +6,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::access::{Operation, Permissions, User};
+use super::access::{Operation, Permissions, TopicPermissionsByExchange, User};
 use super::arguments::QueueKind;
 use super::command::{Command, Consume, ConsumerId, Published, Reply, ReplyBody};
 use super::command::{SettleOutcome, Unacked};
 use super::consumer::{ChannelCredit, ConsumerSpec};
 use super::effects::Effects;
 use super::error::BrokerError;
+use super::exchange::ExchangeKind;
 use super::facade::Shared;
 use super::outbox::Outbox;
 use super::queue::{
@@ -27,6 +28,7 @@ use super::reply_to::{REPLY_TO, Registered, is_reply_name};
 use super::route_cache::RouteCache;
 use super::vhost::Vhost;
 use crate::amqp::field_table::{FieldTable, FieldValue};
+use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
 use crate::storage::types::Lsn;
 
@@ -56,6 +58,8 @@ pub(super) struct Channel {
     pending_get: Option<QueueHandle>,
     /// Publishes of its open transaction.
     pub(super) transaction: Vec<RoutedPublish>,
+    /// It was opened, and counts among the channels of the user.
+    is_open: bool,
     /// Direct replies among those: index of the publish, and whom it answers.
     pub(super) transaction_replies: Vec<(usize, Box<[ShortString]>)>,
     /// Its requester for direct reply-to, if it has one.
@@ -69,6 +73,8 @@ pub struct Connection {
     pub(super) user: User,
     pub(super) vhost: Arc<Vhost>,
     permissions: Arc<Permissions>,
+    /// Read at the same time.
+    topic_permissions: TopicPermissionsByExchange,
     /// Version of users and permissions that `permissions` was read under.
     permissions_version: u64,
     outbox: Arc<Outbox>,
@@ -106,6 +112,7 @@ impl Connection {
             user,
             vhost,
             permissions,
+            topic_permissions: TopicPermissionsByExchange::new(),
             // Below every version: the first check reads again, so a change since the open is seen.
             permissions_version: u64::MAX,
             outbox,
@@ -192,6 +199,7 @@ impl Connection {
                 channel.transaction_replies.clear();
                 Ok(done(None))
             }
+            Command::OpenChannel => self.open_channel(channel),
             Command::CloseChannel { unacked } => {
                 self.close_channel(channel, unacked, now_ms, effects);
                 Ok(done(None))
@@ -249,6 +257,8 @@ impl Connection {
         if version != self.permissions_version {
             let access = crate::sync::read(&self.shared.access);
             let now = access.permissions_of(self.user.name(), self.vhost.name());
+            self.topic_permissions =
+                access.topic_permissions_of(self.user.name(), self.vhost.name());
             self.permissions = now?;
             drop(access);
             self.permissions_version = version;
@@ -286,6 +296,35 @@ impl Connection {
             return Ok(());
         }
         Err(self.refused(operation, "queue", name.as_str()))
+    }
+
+    /// Topic permissions, which only topic exchanges have (AZ-2). An exchange that is not there is somebody else's concern.
+    pub(super) fn check_topic_access(
+        &mut self,
+        operation: Operation,
+        exchange: &ShortString,
+        keys: &[ShortString],
+    ) -> Result<(), BrokerError> {
+        self.permissions();
+        let Some(permissions) = self.topic_permissions.get(exchange) else {
+            return Ok(());
+        };
+        let refused = keys
+            .iter()
+            .find(|key| !permissions.allows(operation, key.as_str()));
+        let Some(key) = refused else {
+            return Ok(());
+        };
+        let topology = self.vhost.read();
+        let kind = topology.exchange(exchange).map(|found| found.spec().kind);
+        if kind != Some(ExchangeKind::Topic) {
+            return Ok(());
+        }
+        let (vhost, user) = (self.vhost.name(), self.user.name());
+        Err(access_refused(format!(
+            "{operation} access to topic '{key}' in exchange '{exchange}' in vhost '{vhost}' \
+             refused for user '{user}'"
+        )))
     }
 
     /// Passive declares need any of the three.
@@ -597,6 +636,19 @@ impl Connection {
 
     /// Cancels the channel's consumers, requeues what it holds, then deletes queues that lost their last
     /// consumer: in this order, so that nothing comes back to a consumer that is going.
+    fn open_channel(&mut self, channel: u16) -> Result<Reply, BrokerError> {
+        let user = self.user.shared_name();
+        self.shared.open_channel(user).map_err(|max_count| {
+            let text = format!(
+                "number of channels opened for user '{user}' has reached the maximum allowed user \
+                 limit of {max_count}"
+            );
+            BrokerError::connection(ConnectionReplyCode::NotAllowed, text)
+        })?;
+        self.channel_mut(channel).is_open = true;
+        Ok(done(None))
+    }
+
     fn close_channel(
         &mut self,
         channel: u16,
@@ -615,6 +667,9 @@ impl Connection {
         }
         self.cancel_replies(channel, None);
         let state = self.channels.remove(&channel).unwrap_or_default();
+        if state.is_open {
+            self.shared.close_channel(self.user.name());
+        }
         if let Some(queue) = state.pending_get {
             queue::abandon_get(&queue, channel, &self.outbox);
         }

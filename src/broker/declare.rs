@@ -1,5 +1,7 @@
 //! `queue.declare`, `exchange.declare` and `exchange.delete`: the order of the checks is the contract.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
@@ -63,6 +65,7 @@ impl Connection {
         if declare.is_passive {
             return self.declare_queue_passively(&stripped, now_ms, effects);
         }
+        let declare = &*self.with_default_type(declare);
         let name = self.queue_name(&declare.queue)?;
         self.check_queue_access(Operation::Configure, &name)?;
         let existing = self.vhost.read().queue(&name).cloned();
@@ -82,6 +85,24 @@ impl Connection {
         self.check_redeclare(declare, &queue)?;
         let durable_at = self.pending_meta(queue.spec().is_durable);
         Ok(self.queue_declared(&queue, durable_at, now_ms, effects))
+    }
+
+    /// The declare with the queue type of the vhost, when it names none. A type that does not fit what is asked for gives
+    /// way to classic (section 7.3).
+    fn with_default_type<'a>(&self, declare: &'a QueueDeclare) -> Cow<'a, QueueDeclare> {
+        let settings = self.vhost.settings();
+        let fits = declare.is_durable
+            && !declare.is_exclusive
+            && !declare.is_auto_delete
+            && !declare.queue.is_empty();
+        let is_wanted = settings.queue_type() != "classic" && fits;
+        if !is_wanted || names_queue_type(&declare.arguments) {
+            return Cow::Borrowed(declare);
+        }
+        let mut declare = declare.clone();
+        let kind = FieldValue::text(settings.queue_type());
+        declare.arguments.set("x-queue-type", kind);
+        Cow::Owned(declare)
     }
 
     fn declare_queue_passively(
@@ -195,12 +216,27 @@ impl Connection {
         effects: &mut Effects,
     ) -> Result<Created, BrokerError> {
         let mut meta = lock(&self.shared.meta);
+        let vhost_max_count = self.shared.queue_limit(self.vhost.name());
+        let is_full = self.shared.is_full_of_queues();
         let mut topology = self.vhost.write_new_queue();
         if topology.is_deleted {
             return Err(vhost_deleted(self.vhost.name()));
         }
         if let Some(queue) = topology.queue(name) {
             return Ok(Created::Existing(QueueHandle::clone(queue)));
+        }
+        if let Some(max_count) = is_full {
+            return Err(precondition_failed(format!(
+                "cannot declare queue '{name}': queue limit in cluster ({max_count}) is reached"
+            )));
+        }
+        if let Some(max_count) = vhost_max_count
+            && topology.queues_count() >= max_count
+        {
+            let vhost = self.vhost.name();
+            return Err(precondition_failed(format!(
+                "cannot declare queue '{name}': queue limit in vhost '{vhost}' ({max_count}) is reached"
+            )));
         }
         let spec = QueueSpec {
             id: meta.issue_queue_id(),
@@ -214,7 +250,9 @@ impl Connection {
         let is_durable = spec.is_durable;
         let change = is_durable.then(|| Change::QueueDeclared(records::queue(&spec)));
         let durable_at = self.shared.push(&mut meta, change.as_slice(), effects);
-        let queue = Queue::new(spec, settings.shared(), meta.last_lsn(), now_ms);
+        let policies = topology.policies();
+        let settings = policies.queue_settings(name, &spec.arguments, settings);
+        let queue = Queue::new(spec, settings, meta.last_lsn(), now_ms);
         if is_durable {
             let handle = QueueHandle::clone(&queue);
             meta.durable_queues.insert(queue.id(), handle);
@@ -327,6 +365,7 @@ impl Connection {
         effects: &mut Effects,
     ) -> Result<Reply, BrokerError> {
         let mut meta = lock(&self.shared.meta);
+        let is_full = self.shared.is_full_of_exchanges();
         let mut topology = self.vhost.write();
         if topology.is_deleted {
             return Err(vhost_deleted(self.vhost.name()));
@@ -339,6 +378,12 @@ impl Connection {
                 self.shared
                     .unless_durable(is_durable.then(|| meta.last_lsn())),
             ));
+        }
+        if let Some(max_count) = is_full {
+            let (name, vhost) = (&spec.name, self.vhost.name());
+            return Err(precondition_failed(format!(
+                "cannot declare exchange '{name}' in vhost '{vhost}': exchange limit of {max_count} is reached"
+            )));
         }
         let delay_queue = (spec.kind == ExchangeKind::Delayed)
             .then(|| delayed::queue_spec(&spec, meta.issue_queue_id(), self.vhost.name()));
@@ -435,6 +480,13 @@ fn check_quorum(declare: &QueueDeclare, thing: &str) -> Result<(), BrokerError> 
 enum Created {
     New(QueueHandle, Option<Lsn>),
     Existing(QueueHandle),
+}
+
+/// True when the arguments say what type of queue it is.
+fn names_queue_type(arguments: &FieldTable) -> bool {
+    arguments
+        .get("x-queue-type")
+        .is_some_and(|value| !matches!(value.as_text(), Some("" | "undefined")))
 }
 
 /// The arguments with the queue type that the absent one stands for.

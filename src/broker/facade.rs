@@ -17,6 +17,7 @@ use super::dead_letter::DeadLetterRouter;
 use super::effects::Effects;
 use super::error::BrokerError;
 use super::journal::Journal;
+use super::limits::{MAX_CHANNELS, MAX_CONNECTIONS, Of};
 use super::message::Message;
 use super::meta::{Change, VhostV1};
 use super::meta_log::MetaLog;
@@ -51,6 +52,12 @@ pub struct BrokerOptions {
     pub resident_max_bytes: u64,
     /// When queues use index files.
     pub index: IndexLimits,
+    /// Vhosts there may be; `None` for any number.
+    pub vhost_max_count: Option<u64>,
+    /// Queues there may be in all vhosts together.
+    pub queue_max_count: Option<u64>,
+    /// Exchanges there may be in all vhosts together, predeclared ones included.
+    pub exchange_max_count: Option<u64>,
     /// What it writes into messages.
     pub stamps: Stamps,
     /// A part of the log is lost: what the messages that are left need is made again.
@@ -65,6 +72,9 @@ impl Default for BrokerOptions {
             index: IndexLimits::default(),
             stamps: Stamps::default(),
             is_salvaged: false,
+            vhost_max_count: None,
+            queue_max_count: None,
+            exchange_max_count: None,
         }
     }
 }
@@ -97,6 +107,8 @@ pub(crate) struct Shared {
     /// Rises with every change of `access`, before its lock is released; for caches.
     access_version: AtomicU64,
     connections: Mutex<HashMap<ConnectionId, Registration>>,
+    /// Open channels by user, where there are any.
+    channels: Mutex<HashMap<Arc<str>, u64>>,
     next_connection: AtomicU64,
     next_consumer: AtomicU64,
     /// End of the newest META record, for who must not take `meta`.
@@ -327,6 +339,7 @@ impl Shared {
             reply_consumers: ReplyConsumers::default(),
             access_version: AtomicU64::new(0),
             connections: Mutex::default(),
+            channels: Mutex::default(),
             next_connection: AtomicU64::new(1),
             next_consumer: AtomicU64::new(1),
             newest_meta: AtomicU64::new(0),
@@ -402,10 +415,13 @@ impl Shared {
         result
     }
 
+    /// The checks of an open, in RabbitMQ's order (reference section 3.5). The connection is registered already, so it
+    /// counts itself.
     fn open(&self, user: &User, name: &str) -> Result<(Arc<Vhost>, Arc<Permissions>), BrokerError> {
         let refuse = |text: String| BrokerError::connection(ConnectionReplyCode::NotAllowed, text);
         let vhost = self.vhost(name);
         let vhost = vhost.ok_or_else(|| refuse(format!("vhost {name} not found")))?;
+        self.check_connection_limits(user.name(), name)?;
         let access = read(&self.access);
         // The user may have been deleted between login and open.
         let permissions = access
@@ -420,6 +436,71 @@ impl Shared {
             ))
         })?;
         Ok((vhost, permissions))
+    }
+
+    fn check_connection_limits(&self, user: &str, vhost: &str) -> Result<(), BrokerError> {
+        let refuse = |text: String| {
+            Err(BrokerError::connection(
+                ConnectionReplyCode::NotAllowed,
+                text,
+            ))
+        };
+        let (of_vhost, of_user) = {
+            let limits = &read(&self.access).limits;
+            (
+                limits.get(Of::Vhost, vhost, MAX_CONNECTIONS),
+                limits.get(Of::User, user, MAX_CONNECTIONS),
+            )
+        };
+        if let Some(max_count) = of_vhost
+            && self.count_connections(|one| &*one.vhost == vhost) > max_count
+        {
+            return refuse(format!(
+                "access to vhost '{vhost}' refused for user '{user}': connection limit \
+                 ({max_count}) is reached"
+            ));
+        }
+        if let Some(max_count) = of_user
+            && self.count_connections(|one| &*one.user == user) > max_count
+        {
+            return refuse(format!(
+                "connection refused for user '{user}': user connection limit ({max_count}) is reached"
+            ));
+        }
+        Ok(())
+    }
+
+    fn count_connections(&self, is_meant: impl Fn(&Registration) -> bool) -> u64 {
+        let connections = lock(&self.connections);
+        connections.values().filter(|one| is_meant(one)).count() as u64
+    }
+
+    /// A user opens one more channel.
+    ///
+    /// # Errors
+    /// The limit of its channels, over all its connections, when that is reached.
+    pub(crate) fn open_channel(&self, user: &Arc<str>) -> Result<(), u64> {
+        let max_count = read(&self.access).limits.get(Of::User, user, MAX_CHANNELS);
+        let mut channels = lock(&self.channels);
+        let count = channels.entry(Arc::clone(user)).or_default();
+        if let Some(max_count) = max_count
+            && *count >= max_count
+        {
+            return Err(max_count);
+        }
+        *count += 1;
+        Ok(())
+    }
+
+    /// A channel of a user is gone.
+    pub(crate) fn close_channel(&self, user: &str) {
+        let mut channels = lock(&self.channels);
+        if let Some(count) = channels.get_mut(user) {
+            *count -= 1;
+            if *count == 0 {
+                channels.remove(user);
+            }
+        }
     }
 
     /// A connection ended.

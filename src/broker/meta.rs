@@ -13,11 +13,19 @@
 //! means it; (2) a body is used up to its last byte; (3) no length in a body is believed before it is
 //! checked against a limit; (4) applying a record twice is the same as applying it once.
 
+mod bodies;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+pub use self::bodies::{
+    BindingV1, ExchangeNameV1, ExchangeV1, LimitNameV1, LimitV1, PermissionsNameV1, PermissionsV1,
+    PolicyNameV1, PolicyV1, QueueIdV1, QueueV1, TopicPermissionsNameV1, TopicPermissionsV1,
+    UserNameV1, UserV1, VhostSettingsV1, VhostV1,
+};
 
 /// Largest body of one record: names and one field table.
 const RECORD_MAX_BYTES: usize = 16 << 20;
@@ -25,8 +33,8 @@ const RECORD_MAX_BYTES: usize = 16 << 20;
 const SNAPSHOT_MAX_BYTES: usize = 1 << 30;
 /// Kind in the envelope of a snapshot.
 pub const SNAPSHOT_KIND: u16 = 0;
-/// Version of the snapshot's body.
-pub const SNAPSHOT_VERSION: u16 = 1;
+/// Version of the snapshot's body that is written. Version 1, which ends before the policies, is read too.
+pub const SNAPSHOT_VERSION: u16 = 2;
 /// Kind, version, length.
 const ENVELOPE_BYTES: usize = 8;
 
@@ -68,120 +76,6 @@ pub enum RestoreError {
     },
 }
 
-/// A virtual host.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct VhostV1 {
-    /// Its name.
-    pub name: String,
-}
-
-/// A user, complete.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UserV1 {
-    /// Its name.
-    pub name: String,
-    /// `base64(salt + SHA-256(salt + password))`, or empty.
-    pub password_hash: String,
-    /// Its tags.
-    pub tags: Vec<String>,
-}
-
-/// The name of a user.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UserNameV1 {
-    /// The name.
-    pub name: String,
-}
-
-/// Permissions of a user in a vhost.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PermissionsV1 {
-    /// The vhost.
-    pub vhost: String,
-    /// The user.
-    pub user: String,
-    /// Pattern.
-    pub configure: String,
-    /// Pattern.
-    pub write: String,
-    /// Pattern.
-    pub read: String,
-}
-
-/// Names a user in a vhost.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PermissionsNameV1 {
-    /// The vhost.
-    pub vhost: String,
-    /// The user.
-    pub user: String,
-}
-
-/// A durable exchange.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExchangeV1 {
-    /// Its vhost.
-    pub vhost: String,
-    /// Its name.
-    pub name: String,
-    /// The name of its type, as clients declare it.
-    pub kind: String,
-    /// Deleted with its last binding as source.
-    pub is_auto_delete: bool,
-    /// Refuses publishes from clients.
-    pub is_internal: bool,
-    /// The arguments as a field table on the wire, length included.
-    pub arguments: Vec<u8>,
-}
-
-/// Names an exchange.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExchangeNameV1 {
-    /// Its vhost.
-    pub vhost: String,
-    /// Its name.
-    pub name: String,
-}
-
-/// A durable queue.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QueueV1 {
-    /// Its id in the storage engine.
-    pub id: u64,
-    /// Its vhost.
-    pub vhost: String,
-    /// Its name.
-    pub name: String,
-    /// Deleted with its last consumer.
-    pub is_auto_delete: bool,
-    /// The arguments as a field table on the wire, length included.
-    pub arguments: Vec<u8>,
-}
-
-/// Names a queue.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QueueIdV1 {
-    /// Its id in the storage engine.
-    pub id: u64,
-}
-
-/// A binding between two durable ends. Ordered by destination, so that those of a queue stand together.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct BindingV1 {
-    /// Its vhost.
-    pub vhost: String,
-    /// The destination is a queue, not an exchange.
-    pub is_to_queue: bool,
-    /// Name of the destination.
-    pub destination: String,
-    /// Name of the source exchange.
-    pub source: String,
-    /// Binding key.
-    pub routing_key: String,
-    /// The arguments, sorted by name, as a field table on the wire, length included.
-    pub arguments: Vec<u8>,
-}
-
 /// Everything, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct SnapshotV1 {
@@ -192,6 +86,37 @@ struct SnapshotV1 {
     exchanges: Vec<ExchangeV1>,
     queues: Vec<QueueV1>,
     bindings: Vec<BindingV1>,
+}
+
+/// The same with what policies, limits and settings of vhosts there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct SnapshotV2 {
+    next_queue_id: u64,
+    users: Vec<UserV1>,
+    permissions: Vec<PermissionsV1>,
+    vhosts: Vec<VhostV1>,
+    exchanges: Vec<ExchangeV1>,
+    queues: Vec<QueueV1>,
+    bindings: Vec<BindingV1>,
+    policies: Vec<PolicyV1>,
+    topic_permissions: Vec<TopicPermissionsV1>,
+    limits: Vec<LimitV1>,
+    vhost_settings: Vec<VhostSettingsV1>,
+}
+
+impl From<SnapshotV1> for SnapshotV2 {
+    fn from(before: SnapshotV1) -> Self {
+        Self {
+            next_queue_id: before.next_queue_id,
+            users: before.users,
+            permissions: before.permissions,
+            vhosts: before.vhosts,
+            exchanges: before.exchanges,
+            queues: before.queues,
+            bindings: before.bindings,
+            ..Self::default()
+        }
+    }
 }
 
 /// The kinds of META records: variant, number, version, struct.
@@ -261,6 +186,20 @@ changes! {
     BindingAdded = 11 v 1 BindingV1,
     /// A binding was removed.
     BindingRemoved = 12 v 1 BindingV1,
+    /// A policy or an operator policy was added or changed.
+    PolicySet = 13 v 1 PolicyV1,
+    /// A policy or an operator policy was taken away.
+    PolicyCleared = 14 v 1 PolicyNameV1,
+    /// Topic permissions were set.
+    TopicPermissionsSet = 15 v 1 TopicPermissionsV1,
+    /// Topic permissions were taken away.
+    TopicPermissionsCleared = 16 v 1 TopicPermissionsNameV1,
+    /// A limit was set.
+    LimitSet = 17 v 1 LimitV1,
+    /// A limit was taken away.
+    LimitCleared = 18 v 1 LimitNameV1,
+    /// What is said about a vhost was changed.
+    VhostSettingsSet = 19 v 1 VhostSettingsV1,
 }
 
 fn encode<const LIMIT: usize>(body: &impl Serialize) -> Vec<u8> {
@@ -299,6 +238,14 @@ pub struct MetaState {
     pub queues: BTreeMap<u64, QueueV1>,
     /// All of them.
     pub bindings: BTreeSet<BindingV1>,
+    /// By (vhost, is an operator policy, name).
+    pub policies: BTreeMap<(String, bool, String), PolicyV1>,
+    /// By (vhost, user, exchange).
+    pub topic_permissions: BTreeMap<(String, String, String), TopicPermissionsV1>,
+    /// By (is of a user, vhost or user, name).
+    pub limits: BTreeMap<(bool, String, String), LimitV1>,
+    /// By vhost; of most nothing is said.
+    pub vhost_settings: BTreeMap<String, VhostSettingsV1>,
 }
 
 impl MetaState {
@@ -314,7 +261,7 @@ impl MetaState {
     /// The envelope and everything in it.
     #[must_use]
     pub fn encode(self) -> Vec<u8> {
-        let body = encode::<SNAPSHOT_MAX_BYTES>(&SnapshotV1 {
+        let body = encode::<SNAPSHOT_MAX_BYTES>(&SnapshotV2 {
             next_queue_id: self.next_queue_id,
             users: self.users.into_values().collect(),
             permissions: self.permissions.into_values().collect(),
@@ -326,6 +273,10 @@ impl MetaState {
             exchanges: self.exchanges.into_values().collect(),
             queues: self.queues.into_values().collect(),
             bindings: self.bindings.into_iter().collect(),
+            policies: self.policies.into_values().collect(),
+            topic_permissions: self.topic_permissions.into_values().collect(),
+            limits: self.limits.into_values().collect(),
+            vhost_settings: self.vhost_settings.into_values().collect(),
         });
         let length =
             u32::try_from(body.len()).expect("a snapshot is encoded under a limit of 1 GiB");
@@ -342,8 +293,15 @@ impl MetaState {
     /// # Errors
     /// See [`RestoreError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, RestoreError> {
-        let body = open_envelope(bytes)?;
-        let snapshot: SnapshotV1 = decode::<SNAPSHOT_MAX_BYTES, _>(SNAPSHOT_KIND, body)?;
+        let (version, body) = open_envelope(bytes)?;
+        let snapshot = match version {
+            1 => decode::<SNAPSHOT_MAX_BYTES, SnapshotV1>(SNAPSHOT_KIND, body)?.into(),
+            SNAPSHOT_VERSION => decode::<SNAPSHOT_MAX_BYTES, SnapshotV2>(SNAPSHOT_KIND, body)?,
+            version => {
+                let kind = SNAPSHOT_KIND;
+                return Err(RestoreError::UnknownVersion { kind, version });
+            }
+        };
         let mut state = Self {
             next_queue_id: snapshot.next_queue_id,
             vhosts: snapshot
@@ -359,6 +317,15 @@ impl MetaState {
         let exchanges = snapshot.exchanges.into_iter().map(Change::ExchangeDeclared);
         let queues = snapshot.queues.into_iter().map(Change::QueueDeclared);
         for change in users.chain(permissions).chain(exchanges).chain(queues) {
+            state.apply(change);
+        }
+        let policies = snapshot.policies.into_iter().map(Change::PolicySet);
+        let topics = snapshot.topic_permissions.into_iter();
+        let topics = topics.map(Change::TopicPermissionsSet);
+        let limits = snapshot.limits.into_iter().map(Change::LimitSet);
+        let settings = snapshot.vhost_settings.into_iter();
+        let settings = settings.map(Change::VhostSettingsSet);
+        for change in policies.chain(topics).chain(limits).chain(settings) {
             state.apply(change);
         }
         Ok(state)
@@ -377,6 +344,10 @@ impl MetaState {
             Change::UserDeleted(user) => {
                 self.users.remove(&user.name);
                 self.permissions.retain(|(_, of), _| *of != user.name);
+                self.topic_permissions
+                    .retain(|(_, of, _), _| *of != user.name);
+                self.limits
+                    .retain(|(is_of_user, of, _), _| !is_of_user || *of != user.name);
             }
             Change::PermissionsSet(permissions) => {
                 let key = (permissions.vhost.clone(), permissions.user.clone());
@@ -401,6 +372,44 @@ impl MetaState {
             Change::BindingRemoved(binding) => {
                 self.bindings.remove(&binding);
             }
+            other => self.apply_rule(other),
+        }
+    }
+
+    /// What operators say about vhosts, users and names.
+    fn apply_rule(&mut self, change: Change) {
+        match change {
+            Change::PolicySet(policy) => {
+                let key = (
+                    policy.vhost.clone(),
+                    policy.is_operator,
+                    policy.name.clone(),
+                );
+                self.policies.insert(key, policy);
+            }
+            Change::PolicyCleared(of) => {
+                self.policies.remove(&(of.vhost, of.is_operator, of.name));
+            }
+            Change::TopicPermissionsSet(set) => {
+                let key = (set.vhost.clone(), set.user.clone(), set.exchange.clone());
+                self.topic_permissions.insert(key, set);
+            }
+            Change::TopicPermissionsCleared(of) => {
+                self.topic_permissions
+                    .remove(&(of.vhost, of.user, of.exchange));
+            }
+            Change::LimitSet(limit) => {
+                let key = (limit.is_of_user, limit.owner.clone(), limit.name.clone());
+                self.limits.insert(key, limit);
+            }
+            Change::LimitCleared(of) => {
+                self.limits.remove(&(of.is_of_user, of.owner, of.name));
+            }
+            Change::VhostSettingsSet(settings) => {
+                self.vhost_settings.insert(settings.name.clone(), settings);
+            }
+            // The rest is above.
+            _ => {}
         }
     }
 
@@ -410,6 +419,12 @@ impl MetaState {
         self.exchanges.retain(|(within, _), _| within != name);
         self.queues.retain(|_, queue| queue.vhost != name);
         self.bindings.retain(|binding| binding.vhost != name);
+        self.policies.retain(|(within, ..), _| within != name);
+        self.topic_permissions
+            .retain(|(within, ..), _| within != name);
+        self.limits
+            .retain(|(is_of_user, of, _), _| *is_of_user || of != name);
+        self.vhost_settings.remove(name);
     }
 
     fn remove_exchange(&mut self, exchange: ExchangeNameV1) {
@@ -450,8 +465,8 @@ impl MetaState {
     }
 }
 
-/// The body of a snapshot's envelope.
-fn open_envelope(bytes: &[u8]) -> Result<&[u8], RestoreError> {
+/// The version and the body of a snapshot's envelope.
+fn open_envelope(bytes: &[u8]) -> Result<(u16, &[u8]), RestoreError> {
     let malformed = |reason: &str| RestoreError::Malformed {
         kind: SNAPSHOT_KIND,
         reason: reason.to_owned(),
@@ -466,13 +481,10 @@ fn open_envelope(bytes: &[u8]) -> Result<&[u8], RestoreError> {
     if kind != SNAPSHOT_KIND {
         return Err(RestoreError::UnknownKind { kind });
     }
-    if version != SNAPSHOT_VERSION {
-        return Err(RestoreError::UnknownVersion { kind, version });
-    }
     if usize::try_from(u32::from_le_bytes([l0, l1, l2, l3])) != Ok(body.len()) {
         return Err(malformed("its length is not that in the envelope"));
     }
-    Ok(body)
+    Ok((version, body))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::amqp::limits::SHORT_STRING_MAX_BYTES;
 use crate::storage::types::Lsn;
 use crate::sync::{lock, read, write};
 
-type Outcome = Result<Option<Lsn>, AdminError>;
+pub(super) type Outcome = Result<Option<Lsn>, AdminError>;
 
 impl Broker {
     /// Carries out one command of an operator.
@@ -38,6 +38,14 @@ impl Broker {
             }
             AdminCommand::ListVhosts => return Ok(listing(shared.vhost_names())),
             AdminCommand::ListQueues => return Ok(listing(shared.queue_rows())),
+            AdminCommand::ListPolicies { is_operator } => {
+                return Ok(listing(shared.policies(is_operator)));
+            }
+            AdminCommand::ListTopicPermissions => {
+                return Ok(listing(shared.topic_permissions()));
+            }
+            AdminCommand::ListLimits => return Ok(listing(shared.limits())),
+            AdminCommand::DescribeVhosts => return Ok(listing(shared.vhost_entries())),
             AdminCommand::AddUser {
                 name,
                 password,
@@ -70,6 +78,28 @@ impl Broker {
             }
             AdminCommand::AddVhost { name } => shared.create_vhost(&name, effects),
             AdminCommand::DeleteVhost { name } => shared.delete_vhost(&name, now_ms, effects),
+            AdminCommand::ChangeVhost { name, change } => {
+                shared.change_vhost(&name, change, effects)
+            }
+            AdminCommand::SetPolicy {
+                is_operator,
+                policy,
+            } => shared.set_policy(&policy, is_operator, now_ms, effects),
+            AdminCommand::ClearPolicy {
+                is_operator,
+                vhost,
+                name,
+            } => shared.clear_policy(&vhost, &name, is_operator, now_ms, effects),
+            AdminCommand::SetTopicPermissions(entry) => {
+                shared.set_topic_permissions(&entry, effects)
+            }
+            AdminCommand::ClearTopicPermissions {
+                user,
+                vhost,
+                exchange,
+            } => shared.clear_topic_permissions(&user, &vhost, exchange.as_deref(), effects),
+            AdminCommand::SetLimit(entry) => shared.set_limit(&entry, effects),
+            AdminCommand::ClearLimit { owner, name } => shared.clear_limit(&owner, &name, effects),
         }?;
         Ok(AdminReply {
             body: AdminReplyBody::Done,
@@ -85,7 +115,7 @@ fn listing(body: AdminReplyBody) -> AdminReply {
     }
 }
 
-fn check_name(name: &str) -> Result<(), AdminError> {
+pub(super) fn check_name(name: &str) -> Result<(), AdminError> {
     if (1..=SHORT_STRING_MAX_BYTES).contains(&name.len()) {
         return Ok(());
     }
@@ -95,7 +125,7 @@ fn check_name(name: &str) -> Result<(), AdminError> {
 fn pattern(text: &str) -> Result<Pattern, AdminError> {
     Pattern::new(text).map_err(|error| AdminError::BadPattern {
         pattern: text.to_owned(),
-        reason: error.to_string(),
+        reason: error,
     })
 }
 
@@ -137,7 +167,9 @@ impl Shared {
 
     fn delete_user(&self, name: &str, effects: &mut Effects) -> Outcome {
         let mut meta = lock(&self.meta);
-        self.account(name)?;
+        if self.account(name)?.is_protected() {
+            return Err(AdminError::UserProtected(name.to_owned()));
+        }
         let user = UserNameV1 {
             name: name.to_owned(),
         };
@@ -148,7 +180,7 @@ impl Shared {
     }
 
     /// A copy of a user's account; called under `meta`, so nobody changes it meanwhile.
-    fn account(&self, name: &str) -> Result<Account, AdminError> {
+    pub(super) fn account(&self, name: &str) -> Result<Account, AdminError> {
         let account = read(&self.access).accounts.get(name).cloned();
         account.ok_or_else(|| AdminError::NoSuchUser(name.to_owned()))
     }
@@ -200,6 +232,13 @@ impl Shared {
         if self.vhost(name).is_some() {
             return Err(AdminError::VhostExists(name.to_owned()));
         }
+        if let Some(max_count) = self.options.vhost_max_count
+            && read(&self.vhosts).len() as u64 >= max_count
+        {
+            return Err(AdminError::Invalid(format!(
+                "cannot create vhost '{name}': vhost limit of {max_count} is reached"
+            )));
+        }
         let vhost = VhostV1 {
             name: name.to_owned(),
         };
@@ -220,6 +259,9 @@ impl Shared {
         let mut meta = lock(&self.meta);
         let no_vhost = || AdminError::NoSuchVhost(name.to_owned());
         let vhost = self.vhost(name).ok_or_else(no_vhost)?;
+        if vhost.settings().is_protected {
+            return Err(AdminError::VhostProtected(name.to_owned()));
+        }
         // From here on nobody can open it, and who did before is in the register and gets closed.
         write(&self.vhosts).remove(name);
         self.close_vhost(name, &format!("vhost '{name}' is deleted"), effects);

@@ -269,6 +269,10 @@ impl Connection {
             None => None,
         };
         let further_keys = further_keys(properties)?;
+        let FurtherKeys { cc, bcc } = &further_keys;
+        for keys in [std::slice::from_ref(message.routing_key()), cc, bcc] {
+            self.check_topic_access(Operation::Write, exchange, keys)?;
+        }
         if let Some(user_id) = properties.user_id() {
             self.check_user_id(user_id)?;
         }

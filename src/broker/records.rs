@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use super::access::{Account, Permissions};
+use super::admin::TopicPermissionsEntry;
 use super::binding::Binding;
 use super::exchange::ExchangeSpec;
 use super::meta::{
-    BindingV1, Change, ExchangeNameV1, ExchangeV1, PermissionsV1, QueueIdV1, QueueV1, UserV1,
+    BindingV1, Change, ExchangeNameV1, ExchangeV1, PermissionsV1, PolicyV1, QueueIdV1, QueueV1,
+    TopicPermissionsV1, UserV1, VhostSettingsV1,
 };
+use super::policy::Policy;
 use super::queue::{QueueHandle, QueueSpec};
-use super::vhost::Removed;
+use super::vhost::{Removed, VhostSettings};
 
 pub(crate) fn user(name: &str, account: &Account) -> UserV1 {
     UserV1 {
@@ -58,6 +61,38 @@ pub(crate) fn binding(vhost: &str, binding: &Binding) -> BindingV1 {
         source: binding.source.as_str().to_owned(),
         routing_key: binding.key.routing_key.as_str().to_owned(),
         arguments: binding.key.arguments.to_vec(),
+    }
+}
+
+pub(crate) fn policy(vhost: &str, policy: &Policy) -> PolicyV1 {
+    PolicyV1 {
+        vhost: vhost.to_owned(),
+        is_operator: policy.is_operator,
+        name: policy.name.clone(),
+        pattern: policy.pattern.text().to_owned(),
+        apply_to: policy.apply_to.name().to_owned(),
+        priority: policy.priority,
+        definition: policy.definition.text().to_owned(),
+    }
+}
+
+pub(crate) fn topic_permissions(entry: &TopicPermissionsEntry) -> TopicPermissionsV1 {
+    TopicPermissionsV1 {
+        vhost: entry.vhost.clone(),
+        user: entry.user.clone(),
+        exchange: entry.exchange.clone(),
+        write: entry.write.clone(),
+        read: entry.read.clone(),
+    }
+}
+
+pub(crate) fn vhost_settings(name: &str, settings: &VhostSettings) -> VhostSettingsV1 {
+    VhostSettingsV1 {
+        name: name.to_owned(),
+        description: settings.description.clone(),
+        tags: settings.tags.clone(),
+        default_queue_type: settings.default_queue_type.clone(),
+        is_protected: settings.is_protected,
     }
 }
 

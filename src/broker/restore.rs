@@ -13,19 +13,24 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::access::{Account, PasswordHash, Pattern, Permissions};
+use super::access::{Account, PasswordHash, Pattern, Permissions, TopicPermissions};
+use super::admin::TopicPermissionsEntry;
 use super::arguments::QueueArguments;
 use super::binding::{Binding, BindingKey, Destination, Target};
 use super::effects::Effects;
 use super::exchange::{ExchangeKind, ExchangeSpec};
 use super::facade::{Broker, BrokerOptions, Shared};
 use super::journal::Journal;
+use super::limits::{Limits, Of};
 use super::meta::{
-    BindingV1, Change, ExchangeV1, MetaState, PermissionsV1, QueueV1, RestoreError, UserV1,
+    BindingV1, Change, ExchangeV1, LimitV1, MetaState, PermissionsV1, PolicyV1, QueueV1,
+    RestoreError, TopicPermissionsV1, UserV1, VhostSettingsV1,
 };
+use super::pattern::NamePattern;
+use super::policy::{ApplyTo, Definition, Policy};
 use super::queue::{ImageKind, Queue, QueueHandle, QueueSpec};
 use super::records;
-use super::vhost::Vhost;
+use super::vhost::{Vhost, VhostSettings};
 use crate::amqp::field_table::FieldTable;
 use crate::amqp::short_string::ShortString;
 use crate::storage::run::FiledRun;
@@ -89,6 +94,7 @@ const USER: u16 = 3;
 const EXCHANGE: u16 = 7;
 const QUEUE: u16 = 9;
 const BINDING: u16 = 11;
+const POLICY: u16 = 13;
 
 fn name(record: u16, text: &str) -> Result<ShortString, RestoreError> {
     let refuse = || malformed(record, "a name is longer than 255 bytes");
@@ -115,6 +121,15 @@ impl Shared {
             }
         }
         self.restore_access(state.users.into_values(), state.permissions.into_values())?;
+        self.restore_topic_permissions(state.topic_permissions.into_values());
+        self.restore_limits(state.limits.into_values());
+        for settings in state.vhost_settings.into_values() {
+            self.restore_vhost_settings(settings);
+        }
+        // Before what they are about, which obeys them from the start.
+        for policy in state.policies.values() {
+            self.restore_policy(policy)?;
+        }
         for exchange in state.exchanges.values() {
             self.restore_exchange(exchange)?;
         }
@@ -153,6 +168,63 @@ impl Shared {
             let key = (entry.vhost, entry.user);
             access.permissions.insert(key, Arc::new(permissions));
         }
+        Ok(())
+    }
+
+    fn restore_topic_permissions(&self, records: impl Iterator<Item = TopicPermissionsV1>) {
+        let mut access = write(&self.access);
+        for record in records {
+            let entry = TopicPermissionsEntry {
+                vhost: record.vhost,
+                user: record.user,
+                exchange: record.exchange,
+                write: record.write,
+                read: record.read,
+            };
+            let permissions = TopicPermissions::new_or_deny(&entry);
+            access.set_topic_permissions(&entry, permissions);
+        }
+    }
+
+    fn restore_limits(&self, records: impl Iterator<Item = LimitV1>) {
+        let mut access = write(&self.access);
+        for record in records {
+            let of = match record.is_of_user {
+                true => Of::User,
+                false => Of::Vhost,
+            };
+            let (owner, name) = (&record.owner, &record.name);
+            access.limits.set(of, owner, name, record.value);
+        }
+    }
+
+    fn restore_vhost_settings(&self, record: VhostSettingsV1) {
+        if let Some(vhost) = self.vhost_of(&record.name, "settings") {
+            vhost.set_settings(VhostSettings {
+                description: record.description,
+                tags: record.tags,
+                default_queue_type: record.default_queue_type,
+                is_protected: record.is_protected,
+            });
+        }
+    }
+
+    fn restore_policy(&self, record: &PolicyV1) -> Result<(), RestoreError> {
+        let Some(vhost) = self.vhost_of(&record.vhost, &record.name) else {
+            return Ok(());
+        };
+        let unknown = || malformed(POLICY, format!("unknown apply-to {}", record.apply_to));
+        let refused = |reason: String| malformed(POLICY, reason);
+        let policy = Policy {
+            name: record.name.clone(),
+            is_operator: record.is_operator,
+            pattern: NamePattern::new(&record.pattern).map_err(refused)?,
+            apply_to: ApplyTo::from_name(&record.apply_to).ok_or_else(unknown)?,
+            priority: record.priority,
+            definition: Definition::parse(&record.definition, record.is_operator)
+                .map_err(refused)?,
+        };
+        vhost.write().policies_mut().insert(Arc::new(policy));
         Ok(())
     }
 
@@ -294,6 +366,8 @@ impl Shared {
             permissions: permissions
                 .map(|(key, permissions)| (key.clone(), Arc::clone(permissions)))
                 .collect(),
+            topic_permissions: access.topic_permissions().collect(),
+            limits: access.limits.clone(),
             vhosts: read(&self.vhosts).values().map(freeze_vhost).collect(),
         }
     }
@@ -304,6 +378,8 @@ struct Frozen {
     next_queue_id: u64,
     accounts: Vec<(String, Account)>,
     permissions: Vec<((String, String), Arc<Permissions>)>,
+    topic_permissions: Vec<TopicPermissionsEntry>,
+    limits: Limits,
     vhosts: Vec<FrozenVhost>,
 }
 
@@ -312,6 +388,8 @@ struct FrozenVhost {
     exchanges: Vec<ExchangeSpec>,
     queues: Vec<QueueHandle>,
     bindings: Vec<Arc<Binding>>,
+    policies: Vec<Arc<Policy>>,
+    settings: Arc<VhostSettings>,
 }
 
 fn freeze_vhost(vhost: &Arc<Vhost>) -> FrozenVhost {
@@ -328,6 +406,8 @@ fn freeze_vhost(vhost: &Arc<Vhost>) -> FrozenVhost {
             .collect(),
         queues: queues.cloned().collect(),
         bindings: bindings.cloned().collect(),
+        policies: topology.policies().iter().cloned().collect(),
+        settings: vhost.settings(),
     }
 }
 
@@ -343,6 +423,18 @@ impl Frozen {
         for ((vhost, user), permissions) in &self.permissions {
             let record = records::permissions(vhost, user, permissions);
             state.apply(Change::PermissionsSet(record));
+        }
+        for entry in &self.topic_permissions {
+            let record = records::topic_permissions(entry);
+            state.apply(Change::TopicPermissionsSet(record));
+        }
+        for (of, owner, name, value) in self.limits.iter() {
+            state.apply(Change::LimitSet(LimitV1 {
+                is_of_user: of == Of::User,
+                owner: owner.to_owned(),
+                name: name.to_owned(),
+                value,
+            }));
         }
         for vhost in &self.vhosts {
             collect_vhost(&mut state, vhost);
@@ -368,12 +460,23 @@ fn queue_spec(
         is_auto_delete: record.is_auto_delete,
         arguments,
     };
-    Ok((spec, settings.shared()))
+    let topology = vhost.read();
+    let settings = topology
+        .policies()
+        .queue_settings(&spec.name, &spec.arguments, settings);
+    Ok((spec, settings))
 }
 
 fn collect_vhost(state: &mut MetaState, vhost: &FrozenVhost) {
     let name = &vhost.name;
     state.vhosts.insert(name.to_string());
+    if vhost.settings.is_any() {
+        let record = records::vhost_settings(name, &vhost.settings);
+        state.apply(Change::VhostSettingsSet(record));
+    }
+    for policy in &vhost.policies {
+        state.apply(Change::PolicySet(records::policy(name, policy)));
+    }
     for spec in &vhost.exchanges {
         state.apply(Change::ExchangeDeclared(records::exchange(name, spec)));
     }

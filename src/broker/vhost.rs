@@ -15,9 +15,11 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::arguments::QueueArguments;
 use super::binding::{Binding, BindingKey, Destination};
 use super::exchange::items::Items;
 use super::exchange::{Exchange, ExchangeKind, ExchangeSpec};
+use super::policy::Policies;
 use super::queue::QueueHandle;
 use crate::amqp::short_string::ShortString;
 use crate::sync::{read, write};
@@ -29,6 +31,34 @@ pub(crate) struct Vhost {
     version: AtomicU64,
     queues_version: AtomicU64,
     topology: RwLock<Topology>,
+    settings: RwLock<Arc<VhostSettings>>,
+}
+
+/// What an operator said about a vhost.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct VhostSettings {
+    /// In the operator's words.
+    pub(crate) description: String,
+    pub(crate) tags: Vec<String>,
+    /// Empty for classic.
+    pub(crate) default_queue_type: String,
+    /// It is not to be deleted.
+    pub(crate) is_protected: bool,
+}
+
+impl VhostSettings {
+    /// Something was said.
+    pub(crate) fn is_any(&self) -> bool {
+        *self != Self::default()
+    }
+
+    /// The type of queues that are declared without one.
+    pub(crate) fn queue_type(&self) -> &str {
+        match self.default_queue_type.as_str() {
+            "" => "classic",
+            named => named,
+        }
+    }
 }
 
 impl Vhost {
@@ -39,11 +69,22 @@ impl Vhost {
             version: AtomicU64::new(0),
             queues_version: AtomicU64::new(0),
             topology: RwLock::new(Topology::new()),
+            settings: RwLock::default(),
         }
     }
 
     pub(crate) fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// What is said about it.
+    pub(crate) fn settings(&self) -> Arc<VhostSettings> {
+        Arc::clone(&read(&self.settings))
+    }
+
+    /// Says something else about it; called under `meta`.
+    pub(crate) fn set_settings(&self, settings: VhostSettings) {
+        *write(&self.settings) = Arc::new(settings);
     }
 
     /// Changes with every change of the topology but a new queue. Read it before routing.
@@ -94,6 +135,7 @@ pub(crate) struct Topology {
     exchanges: HashMap<ShortString, Exchange>,
     queues: HashMap<ShortString, QueueHandle>,
     inbound: HashMap<Destination, Items<Arc<Binding>>>,
+    policies: Policies,
     /// The vhost was deleted: nothing may be added any more.
     pub(crate) is_deleted: bool,
 }
@@ -104,6 +146,7 @@ impl Topology {
             exchanges: HashMap::new(),
             queues: HashMap::new(),
             inbound: HashMap::new(),
+            policies: Policies::default(),
             is_deleted: false,
         };
         for spec in ExchangeSpec::all_predeclared() {
@@ -128,6 +171,15 @@ impl Topology {
         self.queues.values()
     }
 
+    pub(crate) fn queues_count(&self) -> u64 {
+        self.queues.len() as u64
+    }
+
+    /// The default exchange, which is in no list, is one too.
+    pub(crate) fn exchanges_count(&self) -> u64 {
+        self.exchanges.len() as u64 + 1
+    }
+
     /// The queues in which messages of delayed exchanges wait; they are not among the others.
     pub(crate) fn delay_queues(&self) -> impl Iterator<Item = &QueueHandle> {
         self.exchanges.values().filter_map(Exchange::delay_queue)
@@ -150,8 +202,32 @@ impl Topology {
 
     /// Adds an exchange that is not there yet.
     pub(crate) fn insert_exchange(&mut self, spec: ExchangeSpec) {
-        self.exchanges
-            .insert(spec.name.clone(), Exchange::new(spec));
+        let alternate = self.policies.alternate_exchange(&spec.name);
+        let name = spec.name.clone();
+        let mut exchange = Exchange::new(spec);
+        exchange.set_policy_alternate(alternate);
+        self.exchanges.insert(name, exchange);
+    }
+
+    pub(crate) fn policies(&self) -> &Policies {
+        &self.policies
+    }
+
+    /// For change; [`Topology::apply_policies`] makes it felt.
+    pub(crate) fn policies_mut(&mut self) -> &mut Policies {
+        &mut self.policies
+    }
+
+    /// Gives every exchange what the policies say; what every queue is to obey comes back.
+    pub(crate) fn apply_policies(&mut self) -> Vec<(QueueHandle, Arc<QueueArguments>)> {
+        for (name, exchange) in &mut self.exchanges {
+            exchange.set_policy_alternate(self.policies.alternate_exchange(name));
+        }
+        let queues = self.queues.values().filter_map(|queue| {
+            let settings = self.policies.settings_of_queue(queue.spec())?;
+            Some((QueueHandle::clone(queue), settings))
+        });
+        queues.collect()
     }
 
     /// Adds a queue that is not there yet.

@@ -133,6 +133,33 @@ pub struct AccessArgs {
     )]
     pub max_consumers_per_channel: u64,
 
+    /// Virtual hosts there may be; 0 for any number
+    #[arg(
+        long,
+        env = "STRATAMQ_MAX_VHOSTS",
+        default_value_t = 0,
+        value_name = "N"
+    )]
+    pub max_vhosts: u64,
+
+    /// Queues that all virtual hosts together may have; 0 for any number
+    #[arg(
+        long,
+        env = "STRATAMQ_MAX_QUEUES",
+        default_value_t = 0,
+        value_name = "N"
+    )]
+    pub max_queues: u64,
+
+    /// Exchanges that all virtual hosts together may have, seven predeclared ones in each; 0 for any number
+    #[arg(
+        long,
+        env = "STRATAMQ_MAX_EXCHANGES",
+        default_value_t = 0,
+        value_name = "N"
+    )]
+    pub max_exchanges: u64,
+
     /// Milliseconds that a consumer may hold a delivery; then its channel is closed, or it is cancelled if it takes from a
     /// quorum queue. 0 for any time
     #[arg(
@@ -315,6 +342,12 @@ pub struct AccessConfig {
     pub channels_max: Option<u64>,
     /// Consumers of one channel; `None` for any number.
     pub channel_consumers_max: Option<u64>,
+    /// Vhosts; `None` for any number.
+    pub vhosts_max: Option<u64>,
+    /// Queues of all vhosts; `None` for any number.
+    pub queues_max: Option<u64>,
+    /// Exchanges of all vhosts; `None` for any number.
+    pub exchanges_max: Option<u64>,
     /// How long a consumer may hold a delivery; 0 for any time.
     pub consumer_timeout_ms: u64,
     /// Prefetch of consumers on channels that have not asked for any.
@@ -419,6 +452,9 @@ impl AccessConfig {
             connections_max: limit(args.max_connections),
             channels_max: limit(args.max_channels),
             channel_consumers_max: limit(args.max_consumers_per_channel),
+            vhosts_max: limit(args.max_vhosts),
+            queues_max: limit(args.max_queues),
+            exchanges_max: limit(args.max_exchanges),
             consumer_timeout_ms: args.consumer_timeout_ms,
             default_prefetch: args.default_prefetch,
             product: args.product.clone(),

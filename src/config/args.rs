@@ -259,9 +259,21 @@ pub enum Command {
     /// Set, clear and list what users may do in a vhost
     #[command(subcommand)]
     Permission(PermissionCommand),
-    /// Add, delete and list virtual hosts
+    /// Add, delete and list virtual hosts, and say what they are for
     #[command(subcommand)]
     Vhost(VhostCommand),
+    /// Set, clear and list policies: settings for queues and exchanges by the pattern of their names
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Set, clear and list operator policies, which limit what policies and arguments ask for
+    #[command(subcommand)]
+    OperatorPolicy(PolicyCommand),
+    /// Set, clear and list which routing keys users may use with topic exchanges
+    #[command(subcommand)]
+    TopicPermission(TopicPermissionCommand),
+    /// Set, clear and list limits of users and virtual hosts
+    #[command(subcommand)]
+    Limit(LimitCommand),
     /// List the connections of clients, and close one
     #[command(subcommand)]
     Connection(ConnectionCommand),
@@ -357,6 +369,149 @@ pub enum VhostCommand {
         name: String,
     },
     /// List virtual hosts
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List virtual hosts with their descriptions, tags, default queue types and protection
+    Describe {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change what is said about a virtual host; what is not given stays
+    Set {
+        /// Name of the virtual host
+        name: String,
+        /// What it is for
+        #[arg(long, value_name = "TEXT")]
+        description: Option<String>,
+        /// Tag; may be given more than once, and replaces all that were there
+        #[arg(long = "tag", value_name = "TAG")]
+        tags: Vec<String>,
+        /// Type of the queues that are declared without one
+        #[arg(long, value_name = "TYPE")]
+        default_queue_type: Option<String>,
+        /// Whether it is protected from deletion
+        #[arg(long, value_name = "BOOL")]
+        protected: Option<bool>,
+    },
+}
+
+/// `stratamq policy` and `stratamq operator-policy`.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Add or replace a policy; it holds at once, also for what is there
+    Set {
+        /// Name of the policy
+        name: String,
+        /// Regular expression, matched anywhere in the names of queues and exchanges
+        pattern: String,
+        /// JSON object, for example '{"max-length": 1000, "dead-letter-exchange": "dlx"}'
+        definition: String,
+        /// Of the policies that match, the one of the highest priority applies
+        #[arg(
+            long,
+            default_value_t = 0,
+            value_name = "N",
+            allow_negative_numbers = true
+        )]
+        priority: i64,
+        /// all, queues, classic_queues, quorum_queues, streams or exchanges
+        #[arg(long, default_value = "all", value_name = "WHAT")]
+        apply_to: String,
+        /// The virtual host
+        #[arg(long, default_value = "/")]
+        vhost: String,
+    },
+    /// Take a policy away
+    Clear {
+        /// Name of the policy
+        name: String,
+        /// The virtual host
+        #[arg(long, default_value = "/")]
+        vhost: String,
+    },
+    /// List the policies of all virtual hosts
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `stratamq topic-permission`.
+#[derive(Debug, Subcommand)]
+pub enum TopicPermissionCommand {
+    /// Allow a user only some routing keys of a topic exchange; in the patterns {username} and {vhost} stand
+    /// for the names
+    Set {
+        /// Name of the user
+        user: String,
+        /// Name of the topic exchange
+        exchange: String,
+        /// Which keys it may publish with
+        write: String,
+        /// Which keys it may bind with
+        read: String,
+        /// The virtual host
+        #[arg(long, default_value = "/")]
+        vhost: String,
+    },
+    /// Allow a user all routing keys again
+    Clear {
+        /// Name of the user
+        user: String,
+        /// Name of the topic exchange; all of them when absent
+        exchange: Option<String>,
+        /// The virtual host
+        #[arg(long, default_value = "/")]
+        vhost: String,
+    },
+    /// List all topic permissions
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Whose limit it is.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct LimitOwnerArgs {
+    /// Limit a virtual host: max-connections, max-queues
+    #[arg(long, value_name = "NAME")]
+    pub vhost: Option<String>,
+    /// Limit a user: max-connections, max-channels
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+}
+
+/// `stratamq limit`.
+#[derive(Debug, Subcommand)]
+pub enum LimitCommand {
+    /// Set a limit; what exceeds it already stays
+    Set {
+        /// Whose.
+        #[command(flatten)]
+        owner: LimitOwnerArgs,
+        /// max-connections, max-queues or max-channels
+        name: String,
+        /// How many; 0 allows none, a negative number is no limit
+        #[arg(allow_negative_numbers = true)]
+        value: i64,
+    },
+    /// Take a limit away
+    Clear {
+        /// Whose.
+        #[command(flatten)]
+        owner: LimitOwnerArgs,
+        /// max-connections, max-queues or max-channels
+        name: String,
+    },
+    /// List all limits
     List {
         /// Print JSON
         #[arg(long)]

@@ -143,6 +143,9 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         BrokerOptions {
             loopback_users: config.access.loopback_users.clone(),
             resident_max_bytes: memory::contents_max_bytes(memory_limit_bytes),
+            vhost_max_count: config.access.vhosts_max,
+            queue_max_count: config.access.queues_max,
+            exchange_max_count: config.access.exchanges_max,
             stamps: Stamps {
                 time: stamp(config.stamp_time),
                 node: stamp(config.stamp_node),

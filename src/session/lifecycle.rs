@@ -73,7 +73,8 @@ impl Session {
             ..Channel::default()
         };
         self.channels.insert(id, channel);
-        self.send(id, channel::OpenOk::default());
+        let ok = Awaiting::Ok(Some(channel::OpenOk::default().into()));
+        self.ask(id, channel::Open::ID, Command::OpenChannel, ok);
         Ok(())
     }
 

@@ -8,6 +8,7 @@ mod config_file;
 mod limits;
 mod logins;
 mod pika;
+mod rules;
 mod tls;
 
 #[path = "../support/mod.rs"]

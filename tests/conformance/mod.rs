@@ -15,6 +15,8 @@ mod exchanges;
 mod expiry;
 mod hostile;
 mod length;
+mod limits;
+mod policies;
 mod priorities;
 mod publish;
 mod queues;

@@ -1,7 +1,11 @@
 //! `topology`: vhosts, users, permissions, exchanges, queues and bindings. Never a password hash.
 
+use serde::Serialize;
 use serde_json::{Value, json};
-use stratamq::broker::meta::{BindingV1, Change, ExchangeV1, PermissionsV1, QueueV1, UserV1};
+use stratamq::broker::meta::{
+    BindingV1, Change, ExchangeV1, LimitV1, MetaState, PermissionsV1, PolicyV1, QueueV1,
+    TopicPermissionsV1, UserV1, VhostSettingsV1,
+};
 
 use crate::error::DumpError;
 use crate::print::{Printer, Row};
@@ -32,7 +36,34 @@ pub(crate) fn run(store: &Store, printer: &mut Printer<'_>) -> Result<(), DumpEr
         printer,
         "bindings",
         topology.bindings.iter().map(binding_row),
-    )
+    )?;
+    rules(&topology, printer)
+}
+
+/// What operators say about names, users and vhosts: shown where they say something.
+fn rules(topology: &MetaState, printer: &mut Printer<'_>) -> Result<(), DumpError> {
+    let policies = topology.policies.values().map(policy_row);
+    section_unless_empty(printer, "policies", policies)?;
+    let topics = topology.topic_permissions.values();
+    section_unless_empty(
+        printer,
+        "topic permissions",
+        topics.map(topic_permissions_row),
+    )?;
+    section_unless_empty(printer, "limits", topology.limits.values().map(limit_row))?;
+    let settings = topology.vhost_settings.values().map(vhost_settings_row);
+    section_unless_empty(printer, "vhost settings", settings)
+}
+
+fn section_unless_empty(
+    printer: &mut Printer<'_>,
+    title: &str,
+    rows: impl ExactSizeIterator<Item = Row>,
+) -> Result<(), DumpError> {
+    if rows.len() == 0 {
+        return Ok(());
+    }
+    section(printer, title, rows)
 }
 
 fn section(
@@ -107,6 +138,49 @@ fn binding_row(binding: &BindingV1) -> Row {
     arguments_cells(row, &binding.arguments)
 }
 
+fn policy_row(policy: &PolicyV1) -> Row {
+    start(if policy.is_operator {
+        "operator policy"
+    } else {
+        "policy"
+    })
+    .text("vhost", &policy.vhost)
+    .text("name", &policy.name)
+    .text("pattern", &policy.pattern)
+    .text("apply_to", &policy.apply_to)
+    .json("priority", policy.priority)
+    .people("priority", policy.priority.to_string())
+    .text("definition", &policy.definition)
+}
+
+fn topic_permissions_row(permissions: &TopicPermissionsV1) -> Row {
+    start("topic permissions")
+        .text("vhost", &permissions.vhost)
+        .text("user", &permissions.user)
+        .text("exchange", &permissions.exchange)
+        .text("write", &permissions.write)
+        .text("read", &permissions.read)
+}
+
+fn limit_row(limit: &LimitV1) -> Row {
+    start("limit")
+        .text("of", if limit.is_of_user { "user" } else { "vhost" })
+        .text("owner", &limit.owner)
+        .text("name", &limit.name)
+        .json("value", limit.value)
+        .people("value", limit.value.to_string())
+}
+
+fn vhost_settings_row(settings: &VhostSettingsV1) -> Row {
+    start("vhost settings")
+        .text("vhost", &settings.name)
+        .text("description", &settings.description)
+        .json("tags", settings.tags.clone())
+        .people("tags", or_dash(settings.tags.join(", ")))
+        .text("default_queue_type", &settings.default_queue_type)
+        .flag("protected", settings.is_protected)
+}
+
 fn arguments_cells(row: Row, bytes: &[u8]) -> Row {
     let arguments = arguments(bytes);
     let text = short(&arguments);
@@ -153,7 +227,19 @@ pub(crate) fn describe(change: &Change) -> (&'static str, Value) {
         Change::QueueDeleted(queue) => ("queue deleted", json!({"id": queue.id})),
         Change::BindingAdded(binding) => ("binding added", binding_value(binding)),
         Change::BindingRemoved(binding) => ("binding removed", binding_value(binding)),
+        Change::PolicySet(policy) => ("policy set", fields(policy)),
+        Change::PolicyCleared(name) => ("policy cleared", fields(name)),
+        Change::TopicPermissionsSet(set) => ("topic permissions set", fields(set)),
+        Change::TopicPermissionsCleared(name) => ("topic permissions cleared", fields(name)),
+        Change::LimitSet(limit) => ("limit set", fields(limit)),
+        Change::LimitCleared(name) => ("limit cleared", fields(name)),
+        Change::VhostSettingsSet(settings) => ("vhost settings set", fields(settings)),
     }
+}
+
+/// A body that is shown as it is.
+fn fields(body: &impl Serialize) -> Value {
+    serde_json::to_value(body).unwrap_or_default()
 }
 
 fn binding_value(binding: &BindingV1) -> Value {

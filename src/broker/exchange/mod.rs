@@ -85,6 +85,8 @@ pub(crate) struct Exchange {
     delay_queue: Option<QueueHandle>,
     /// Parsed from the arguments.
     alternate: Option<ShortString>,
+    /// What a policy says; the argument wins (PO-7).
+    policy_alternate: Option<ShortString>,
     bindings: HashMap<BindingKey, Arc<Binding>>,
     /// The same bindings, arranged for look-up.
     table: Table,
@@ -104,6 +106,7 @@ impl Exchange {
             routing_kind,
             delay_queue: None,
             alternate,
+            policy_alternate: None,
             bindings: HashMap::new(),
             table,
         }
@@ -114,7 +117,11 @@ impl Exchange {
     }
 
     pub(crate) fn alternate(&self) -> Option<&ShortString> {
-        self.alternate.as_ref()
+        self.alternate.as_ref().or(self.policy_alternate.as_ref())
+    }
+
+    pub(crate) fn set_policy_alternate(&mut self, name: Option<ShortString>) {
+        self.policy_alternate = name;
     }
 
     /// True when some binding has it as source.

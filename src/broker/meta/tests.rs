@@ -91,6 +91,78 @@ fn golden() -> Vec<(Change, u16, &'static str)> {
             12,
             "1 v =01 1 q 1 x 1 k 4 =00 =00 =00 =00",
         ),
+        (
+            Change::PolicySet(PolicyV1 {
+                vhost: "v".into(),
+                is_operator: true,
+                name: "n".into(),
+                pattern: "p".into(),
+                apply_to: "a".into(),
+                priority: 7,
+                definition: "d".into(),
+            }),
+            13,
+            "1 v =01 1 n 1 p 1 a 7 1 d",
+        ),
+        (
+            Change::PolicyCleared(PolicyNameV1 {
+                vhost: "v".into(),
+                is_operator: true,
+                name: "n".into(),
+            }),
+            14,
+            "1 v =01 1 n",
+        ),
+        (
+            Change::TopicPermissionsSet(TopicPermissionsV1 {
+                vhost: "v".into(),
+                user: "u".into(),
+                exchange: "x".into(),
+                write: "w".into(),
+                read: "r".into(),
+            }),
+            15,
+            "1 v 1 u 1 x 1 w 1 r",
+        ),
+        (
+            Change::TopicPermissionsCleared(TopicPermissionsNameV1 {
+                vhost: "v".into(),
+                user: "u".into(),
+                exchange: "x".into(),
+            }),
+            16,
+            "1 v 1 u 1 x",
+        ),
+        (
+            Change::LimitSet(LimitV1 {
+                is_of_user: true,
+                owner: "u".into(),
+                name: "n".into(),
+                value: -1,
+            }),
+            17,
+            "=01 1 u 1 n =ff =ff =ff =ff =ff =ff =ff =ff",
+        ),
+        (
+            Change::LimitCleared(LimitNameV1 {
+                is_of_user: true,
+                owner: "u".into(),
+                name: "n".into(),
+            }),
+            18,
+            "=01 1 u 1 n",
+        ),
+        (
+            Change::VhostSettingsSet(VhostSettingsV1 {
+                name: "v".into(),
+                description: "d".into(),
+                tags: vec!["t".into()],
+                default_queue_type: "q".into(),
+                is_protected: false,
+            }),
+            19,
+            "1 v 1 d 1 1 t 1 q =00",
+        ),
     ]
 }
 
@@ -128,8 +200,8 @@ fn newer_records_are_refused() {
         );
     }
     assert_eq!(
-        Change::decode(13, 1, &[]),
-        Err(RestoreError::UnknownKind { kind: 13 })
+        Change::decode(20, 1, &[]),
+        Err(RestoreError::UnknownKind { kind: 20 })
     );
     assert_eq!(
         Change::decode(0, 1, &[]),
@@ -172,6 +244,9 @@ fn everything() -> MetaState {
                 | Change::ExchangeDeleted(_)
                 | Change::QueueDeleted(_)
                 | Change::BindingRemoved(_)
+                | Change::PolicyCleared(_)
+                | Change::TopicPermissionsCleared(_)
+                | Change::LimitCleared(_)
         )
     });
     for (change, _, _) in additions {
@@ -185,7 +260,7 @@ fn snapshot_comes_back_and_its_envelope_is_checked() {
     let state = everything();
     assert_eq!(state.next_queue_id, 8, "above the highest id");
     let encoded = state.clone().encode();
-    assert_eq!(encoded[..4], [0, 0, 1, 0], "kind and version");
+    assert_eq!(encoded[..4], [0, 0, 2, 0], "kind and version");
     assert_eq!(MetaState::decode(&encoded), Ok(state));
     let edited = |at: usize, value: u8| {
         let mut bytes = encoded.clone();
@@ -235,4 +310,36 @@ fn bindings_go_with_their_ends() {
         state.apply(change);
         assert_eq!(state.bindings.is_empty(), takes_it, "{shown}");
     }
+}
+
+/// A directory that was written before there were policies has the shorter snapshot.
+#[test]
+fn snapshot_of_version_1_is_read() {
+    let state = everything();
+    let body = encode::<SNAPSHOT_MAX_BYTES>(&SnapshotV1 {
+        next_queue_id: state.next_queue_id,
+        users: state.users.values().cloned().collect(),
+        vhosts: vec![VhostV1 { name: "v".into() }],
+        ..SnapshotV1::default()
+    });
+    let length = u32::try_from(body.len())
+        .expect("a few bytes")
+        .to_le_bytes();
+    let envelope = [&[0, 0, 1, 0], &length[..], &body].concat();
+    let read = MetaState::decode(&envelope).expect("known for ever");
+    assert_eq!(read.users, state.users);
+    assert!(read.vhosts.contains("v") && read.policies.is_empty());
+}
+
+#[test]
+fn rules_go_with_the_vhost_and_the_user_they_are_about() {
+    let mut state = everything();
+    state.apply(Change::UserDeleted(UserNameV1 { name: "u".into() }));
+    assert!(state.limits.is_empty() && state.topic_permissions.is_empty());
+    assert!(!state.policies.is_empty() && !state.vhost_settings.is_empty());
+    let mut state = everything();
+    state.apply(Change::VhostDeleted(VhostV1 { name: "v".into() }));
+    assert!(state.policies.is_empty() && state.topic_permissions.is_empty());
+    assert!(state.vhost_settings.is_empty());
+    assert_eq!(state.limits.len(), 1, "the limit of the user");
 }

@@ -4,6 +4,9 @@
 //! 0600 and asks for no password. When no broker runs on the directory, [`run_command`] opens it, does the
 //! same work on the same code, and closes it with a checkpoint.
 
+mod entries;
+mod request;
+
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -15,9 +18,14 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 
+use self::entries::body_response;
+pub use self::entries::{
+    LimitWire, PermissionEntry, PolicyWire, TopicPermissionWire, UserEntry, VhostWire,
+};
+pub use self::request::Request;
 use super::hub::Hub;
 use super::start::{self, StartError};
-use crate::broker::admin::{AdminCommand, AdminError, AdminReply, AdminReplyBody};
+use crate::broker::admin::{AdminCommand, AdminError, AdminReply};
 use crate::broker::effects::Effects;
 use crate::config::Config;
 
@@ -29,132 +37,6 @@ const REQUEST_MAX_BYTES: u64 = 64 * 1024;
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Paths of Unix sockets are at most this long (`sun_path` less its terminator).
 const SOCKET_PATH_MAX_BYTES: usize = 107;
-
-/// A request on the socket.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Request {
-    /// Uptime, recovery, queues, commits.
-    Status,
-    /// The open connections.
-    ListConnections,
-    /// Closes a connection with 320.
-    CloseConnection {
-        /// Its number in the listing.
-        id: u64,
-        /// What its client is told.
-        reason: String,
-    },
-    /// See [`AdminCommand::AddUser`].
-    AddUser {
-        /// Name.
-        name: String,
-        /// Password.
-        password: String,
-        /// Tags.
-        tags: Vec<String>,
-    },
-    /// See [`AdminCommand::DeleteUser`].
-    DeleteUser {
-        /// Name.
-        name: String,
-    },
-    /// See [`AdminCommand::SetPassword`].
-    SetPassword {
-        /// Name.
-        name: String,
-        /// Password.
-        password: String,
-    },
-    /// See [`AdminCommand::SetTags`].
-    SetTags {
-        /// Name.
-        name: String,
-        /// Tags.
-        tags: Vec<String>,
-    },
-    /// See [`AdminCommand::ListUsers`].
-    ListUsers,
-    /// See [`AdminCommand::SetPermissions`].
-    SetPermissions {
-        /// User.
-        user: String,
-        /// Vhost.
-        vhost: String,
-        /// Pattern.
-        configure: String,
-        /// Pattern.
-        write: String,
-        /// Pattern.
-        read: String,
-    },
-    /// See [`AdminCommand::ClearPermissions`].
-    ClearPermissions {
-        /// User.
-        user: String,
-        /// Vhost.
-        vhost: String,
-    },
-    /// See [`AdminCommand::ListPermissions`].
-    ListPermissions,
-    /// See [`AdminCommand::AddVhost`].
-    AddVhost {
-        /// Name.
-        name: String,
-    },
-    /// See [`AdminCommand::DeleteVhost`].
-    DeleteVhost {
-        /// Name.
-        name: String,
-    },
-    /// See [`AdminCommand::ListVhosts`].
-    ListVhosts,
-}
-
-impl Request {
-    /// The domain's command; `None` for what the server answers itself.
-    fn into_command(self) -> Option<AdminCommand> {
-        Some(match self {
-            Self::Status | Self::ListConnections | Self::CloseConnection { .. } => return None,
-            Self::AddUser {
-                name,
-                password,
-                tags,
-            } => AdminCommand::AddUser {
-                name,
-                password: password.into_bytes(),
-                tags,
-            },
-            Self::DeleteUser { name } => AdminCommand::DeleteUser { name },
-            Self::SetPassword { name, password } => AdminCommand::SetPassword {
-                name,
-                password: password.into_bytes(),
-            },
-            Self::SetTags { name, tags } => AdminCommand::SetTags { name, tags },
-            Self::ListUsers => AdminCommand::ListUsers,
-            Self::SetPermissions {
-                user,
-                vhost,
-                configure,
-                write,
-                read,
-            } => AdminCommand::SetPermissions {
-                user,
-                vhost,
-                configure,
-                write,
-                read,
-            },
-            Self::ClearPermissions { user, vhost } => {
-                AdminCommand::ClearPermissions { user, vhost }
-            }
-            Self::ListPermissions => AdminCommand::ListPermissions { vhost: None },
-            Self::AddVhost { name } => AdminCommand::AddVhost { name },
-            Self::DeleteVhost { name } => AdminCommand::DeleteVhost { name },
-            Self::ListVhosts => AdminCommand::ListVhosts,
-        })
-    }
-}
 
 /// An answer on the socket.
 #[derive(Debug, Serialize, Deserialize)]
@@ -300,58 +182,6 @@ fn to_response<T: Serialize>(value: &T) -> Response {
     match serde_json::to_value(value) {
         Ok(value) => Response::Ok(value),
         Err(error) => Response::Error(format!("cannot encode the answer: {error}")),
-    }
-}
-
-/// A user in an answer.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct UserEntry {
-    /// Name.
-    pub name: String,
-    /// Tags.
-    pub tags: Vec<String>,
-}
-
-/// Permissions in an answer.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct PermissionEntry {
-    /// Vhost.
-    pub vhost: String,
-    /// User.
-    pub user: String,
-    /// Pattern.
-    pub configure: String,
-    /// Pattern.
-    pub write: String,
-    /// Pattern.
-    pub read: String,
-}
-
-fn body_response(body: &AdminReplyBody) -> Response {
-    match body {
-        AdminReplyBody::Done | AdminReplyBody::Queues(_) => Response::Ok(serde_json::Value::Null),
-        AdminReplyBody::Vhosts(names) => to_response(names),
-        AdminReplyBody::Users(rows) => to_response(
-            &rows
-                .iter()
-                .map(|row| UserEntry {
-                    name: row.name.clone(),
-                    tags: row.tags.clone(),
-                })
-                .collect::<Vec<_>>(),
-        ),
-        AdminReplyBody::Permissions(rows) => to_response(
-            &rows
-                .iter()
-                .map(|row| PermissionEntry {
-                    vhost: row.vhost.clone(),
-                    user: row.user.clone(),
-                    configure: row.configure.clone(),
-                    write: row.write.clone(),
-                    read: row.read.clone(),
-                })
-                .collect::<Vec<_>>(),
-        ),
     }
 }
 
