@@ -144,7 +144,7 @@ impl Session {
             channel.ages.note(self.now_ms, channel.tags.last_tag());
             let consumers = &channel.consumers;
             let timeouts = &mut channel.ages.timeouts;
-            timeouts.retain(|consumer, _| consumers.tag(*consumer).is_some());
+            timeouts.retain(|consumer, _| consumers.taker(*consumer).is_some());
             let limits = Limits {
                 now_ms: self.now_ms,
                 shortest_ms,
