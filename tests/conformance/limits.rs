@@ -456,3 +456,32 @@ fn vhosts_are_described_and_protected() {
     );
     cli(&["vhost", "delete", "vh4"]);
 }
+
+/// VH-4, QU-14: the default type of a vhost is that of queues which name none; what it does not fit is classic.
+#[test]
+fn default_queue_type_is_that_of_the_vhost() {
+    cli(&["vhost", "add", "vh4q"]);
+    cli(&["vhost", "set", "vh4q", "--default-queue-type", "quorum"]);
+    let words = ["permission", "set", "guest", ".*", ".*", ".*"];
+    cli(&[&words[..], &["--vhost", "vh4q"]].concat());
+    let mut c = connected(&Login {
+        vhost: "vh4q".into(),
+        ..Login::default()
+    });
+    let durable = |kind: Option<&str>| queue::Declare {
+        durable: true,
+        arguments: kind.map_or_else(|| table([]), |kind| table([("x-queue-type", string(kind))])),
+        ..q("vh4q.durable")
+    };
+    c.call::<queue::DeclareOk>(1, durable(None));
+    c.call::<queue::DeclareOk>(1, durable(Some("quorum")));
+    c.call::<queue::DeclareOk>(1, durable(None));
+    let text = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'vh4q.durable' in vhost 'vh4q': \
+                received 'classic' but current is 'quorum'";
+    refused(&mut c, durable(Some("classic")), 406, text);
+    c.call::<queue::DeclareOk>(1, q("vh4q.transient"));
+    let classic = q_with("vh4q.transient", [("x-queue-type", string("classic"))]);
+    c.call::<queue::DeclareOk>(1, classic);
+    c.close();
+    cli(&["vhost", "delete", "vh4q"]);
+}

@@ -68,21 +68,25 @@ fn policies_choose_by_kind_and_by_pattern() {
     }
     let mut c = client();
     let one = r#"{"max-length": 1}"#;
-    let words = ["policy", "set", "po1k", "^(?!po1k\\.not)po1k", one];
+    let words = ["policy", "set", "kinds1", "^(?!kinds1\\.not)kinds1", one];
     cli(&[&words[..], &["--apply-to", "classic_queues"]].concat());
-    for (name, left) in [("po1k.yes", "d"), ("po1k.not", "abcd"), ("x.po1k", "abcd")] {
+    for (name, left) in [
+        ("kinds1.yes", "d"),
+        ("kinds1.not", "abcd"),
+        ("x.kinds1", "abcd"),
+    ] {
         c.call::<queue::DeclareOk>(1, q(name));
         assert_eq!(left_of_four(&mut c, name), left, "{name}");
     }
     for apply_to in ["exchanges", "streams", "quorum_queues"] {
         cli(&[&words[..], &["--apply-to", apply_to]].concat());
-        assert_eq!(left_of_four(&mut c, "po1k.yes"), "abcd", "{apply_to}");
+        assert_eq!(left_of_four(&mut c, "kinds1.yes"), "abcd", "{apply_to}");
     }
     for apply_to in ["queues", "all"] {
         cli(&[&words[..], &["--apply-to", apply_to]].concat());
-        assert_eq!(left_of_four(&mut c, "po1k.yes"), "d", "{apply_to}");
+        assert_eq!(left_of_four(&mut c, "kinds1.yes"), "d", "{apply_to}");
     }
-    cli(&["policy", "clear", "po1k"]);
+    cli(&["policy", "clear", "kinds1"]);
     let said = cli_refused(&[&words[..], &["--apply-to", "things"]].concat());
     assert!(said.contains("apply-to 'things' unrecognised"), "{said}");
 }
@@ -276,15 +280,15 @@ fn expires_of_a_policy_ends_an_unused_queue() {
         return;
     }
     let mut c = client();
-    c.call::<queue::DeclareOk>(1, q("po9e"));
-    policy("po9e", r#"{"expires": 100}"#);
+    c.call::<queue::DeclareOk>(1, q("lease9"));
+    policy("lease9", r#"{"expires": 100}"#);
     wait_until("the queue is gone", || {
         // To look whether it is there is to use it: not before it may have gone.
         std::thread::sleep(SILENCE * 3);
         let mut c = client();
-        c.try_queue_declare(1, "po9e", passive()).is_err()
+        c.try_queue_declare(1, "lease9", passive()).is_err()
     });
-    cli(&["policy", "clear", "po9e"]);
+    cli(&["policy", "clear", "lease9"]);
 }
 
 /// TT-3, TT-4: a time to live that comes later is for messages that come later; what is queued keeps its own, and one that
