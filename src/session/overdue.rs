@@ -26,6 +26,9 @@ const PERIOD_MAX_MS: u64 = 60_000;
 /// Marks of one channel; of more, every other older one goes.
 const MARKS_MAX: usize = 128;
 
+/// Tags that went back and may still be acknowledged; of more, the oldest are forgotten.
+const RETURNED_MAX: usize = 4096;
+
 /// When the session looks for overdue deliveries.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Watch {
@@ -139,6 +142,9 @@ impl Session {
                 continue;
             }
             channel.ages.note(self.now_ms, channel.tags.last_tag());
+            let consumers = &channel.consumers;
+            let timeouts = &mut channel.ages.timeouts;
+            timeouts.retain(|consumer, _| consumers.taker(*consumer).is_some());
             let limits = Limits {
                 now_ms: self.now_ms,
                 shortest_ms,
@@ -172,6 +178,9 @@ impl Session {
             if taken.is_ok() {
                 channel.ages.returned.insert(*tag);
             }
+        }
+        while channel.ages.returned.len() > RETURNED_MAX {
+            channel.ages.returned.pop_first();
         }
         channel.unneeded_answer_count += 2;
         let consumer_tag = channel.consumers.remove(consumer);

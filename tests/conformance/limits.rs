@@ -3,6 +3,7 @@
 use stratamq::amqp::field_table::FieldValue;
 use stratamq::amqp::method::{channel, exchange, queue};
 
+use super::elsewhere::skipped_elsewhere;
 use super::policies::cli_refused;
 use super::stage::*;
 use crate::support::raw::{Client, Login, Message, Trouble, text};
@@ -46,6 +47,9 @@ fn open_refused(login: &Login, reply_text: &str) {
 /// CN-38, LM-4, LM-9, VH-6: connections to a vhost. The limit leaves those alone that are there.
 #[test]
 fn connections_to_a_vhost_are_limited() {
+    if skipped_elsewhere("users and limits are set by our own commands") {
+        return;
+    }
     cli(&["vhost", "add", "lm4"]);
     cli(&[
         "permission",
@@ -92,6 +96,9 @@ fn connections_to_a_vhost_are_limited() {
 /// CN-39, LM-5, LM-9: connections of a user.
 #[test]
 fn connections_of_a_user_are_limited() {
+    if skipped_elsewhere("users and limits are set by our own commands") {
+        return;
+    }
     add_user("lm5");
     let user = login("lm5", "/");
     cli(&["limit", "set", "--user", "lm5", "max-connections", "1"]);
@@ -116,6 +123,9 @@ fn connections_of_a_user_are_limited() {
 /// LM-5: channels of a user, over all its connections.
 #[test]
 fn channels_of_a_user_are_limited() {
+    if skipped_elsewhere("users and limits are set by our own commands") {
+        return;
+    }
     add_user("lm5c");
     let user = login("lm5c", "/");
     cli(&["limit", "set", "--user", "lm5c", "max-channels", "2"]);
@@ -139,6 +149,9 @@ fn channels_of_a_user_are_limited() {
 /// QU-7, LM-4, LM-9: queues of a vhost; what is there may be declared again at the limit.
 #[test]
 fn queues_of_a_vhost_are_limited() {
+    if skipped_elsewhere("users and limits are set by our own commands") {
+        return;
+    }
     cli(&["vhost", "add", "qu7"]);
     cli(&[
         "permission",
@@ -170,9 +183,12 @@ fn queues_of_a_vhost_are_limited() {
     cli(&["vhost", "delete", "qu7"]);
 }
 
-/// AZ-2: write on every publish, CC and BCC included, read on bind and unbind; other exchanges and types are free.
+/// AZ-2, CC-5: write on every publish, CC and BCC included, read on bind and unbind; other exchanges and types are free.
 #[test]
 fn topic_permissions_are_about_keys_of_topic_exchanges() {
+    if skipped_elsewhere("users and limits are set by our own commands") {
+        return;
+    }
     add_user("az.2");
     let mut c = connected(&login("az.2", "/"));
     for (name, kind) in [
@@ -260,6 +276,9 @@ fn topic_permissions_are_about_keys_of_topic_exchanges() {
 /// refused when the permission has gone. RabbitMQ's channels may go on for a while; nobody can rely on that.
 #[test]
 fn what_was_allowed_is_refused_when_the_permission_has_gone() {
+    if skipped_elsewhere("users and limits are set by our own commands") {
+        return;
+    }
     add_user("az3");
     let mut c = connected(&login("az3", "/"));
     c.call::<exchange::DeclareOk>(1, x("az3.x", "topic"));
@@ -295,6 +314,9 @@ fn what_was_allowed_is_refused_when_the_permission_has_gone() {
 /// denies (see the tests of the broker's `access`).
 #[test]
 fn broken_patterns_are_not_set() {
+    if skipped_elsewhere("users and limits are set by our own commands") {
+        return;
+    }
     add_user("az4");
     for words in [
         ["permission", "set", "az4", "(", ".*", ".*"],
@@ -315,6 +337,9 @@ fn broken_patterns_are_not_set() {
 /// AZ-5: neither dead-lettering nor an alternate exchange asks again for permissions.
 #[test]
 fn messages_that_are_on_their_way_need_no_permission() {
+    if skipped_elsewhere("users and limits are set by our own commands") {
+        return;
+    }
     add_user("az5");
     let mut c = connected(&login("az5", "/"));
     c.call::<exchange::DeclareOk>(1, x("az5.end", "topic"));
@@ -357,6 +382,9 @@ fn messages_that_are_on_their_way_need_no_permission() {
 /// AU-5: tags are free words and allow nothing, but `impersonator` publishing under another name; a protected user stays.
 #[test]
 fn tags_allow_nothing_but_to_impersonate() {
+    if skipped_elsewhere("users and limits are set by our own commands") {
+        return;
+    }
     let name = "au5";
     cli(&[
         "user",
@@ -395,6 +423,9 @@ fn tags_allow_nothing_but_to_impersonate() {
 /// VH-4: description, tags, default queue type, protection. (Tracing is a row of its own.)
 #[test]
 fn vhosts_are_described_and_protected() {
+    if skipped_elsewhere("users and limits are set by our own commands") {
+        return;
+    }
     cli(&["vhost", "add", "vh4"]);
     let words = [
         "vhost",
@@ -424,4 +455,33 @@ fn vhosts_are_described_and_protected() {
         "what is not named stays: {listed}"
     );
     cli(&["vhost", "delete", "vh4"]);
+}
+
+/// VH-4, QU-14: the default type of a vhost is that of queues which name none; what it does not fit is classic.
+#[test]
+fn default_queue_type_is_that_of_the_vhost() {
+    cli(&["vhost", "add", "vh4q"]);
+    cli(&["vhost", "set", "vh4q", "--default-queue-type", "quorum"]);
+    let words = ["permission", "set", "guest", ".*", ".*", ".*"];
+    cli(&[&words[..], &["--vhost", "vh4q"]].concat());
+    let mut c = connected(&Login {
+        vhost: "vh4q".into(),
+        ..Login::default()
+    });
+    let durable = |kind: Option<&str>| queue::Declare {
+        durable: true,
+        arguments: kind.map_or_else(|| table([]), |kind| table([("x-queue-type", string(kind))])),
+        ..q("vh4q.durable")
+    };
+    c.call::<queue::DeclareOk>(1, durable(None));
+    c.call::<queue::DeclareOk>(1, durable(Some("quorum")));
+    c.call::<queue::DeclareOk>(1, durable(None));
+    let text = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'vh4q.durable' in vhost 'vh4q': \
+                received 'classic' but current is 'quorum'";
+    refused(&mut c, durable(Some("classic")), 406, text);
+    c.call::<queue::DeclareOk>(1, q("vh4q.transient"));
+    let classic = q_with("vh4q.transient", [("x-queue-type", string("classic"))]);
+    c.call::<queue::DeclareOk>(1, classic);
+    c.close();
+    cli(&["vhost", "delete", "vh4q"]);
 }

@@ -308,7 +308,9 @@ impl QueueState {
     ) {
         if let Some(slot) = self.slots.remove(seq) {
             self.forget(&slot);
-            if let Some(rare) = &mut self.rare {
+            if let Some(rare) = &mut self.rare
+                && !rare.unfailed.is_empty()
+            {
                 rare.unfailed.remove(&seq);
             }
             if slot.is_logged {
