@@ -2,6 +2,7 @@
 
 use crate::churn::ChurnArgs;
 use crate::flatness::FlatnessArgs;
+use crate::hostile::HostileArgs;
 use crate::message::STAMP_BYTES;
 use crate::recycle::RecycleArgs;
 use crate::restart::RestartArgs;
@@ -46,6 +47,8 @@ pub(crate) enum Command {
     Recycle(RecycleArgs),
     /// Declares, binds, uses and deletes many queues, again and again, and looks for what does not come back.
     Churn(ChurnArgs),
+    /// Measures a healthy client's latency and the broker's memory beside idle, slow, silent and restless clients.
+    Hostile(HostileArgs),
 }
 
 /// The load of a run without a command.

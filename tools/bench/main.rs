@@ -32,6 +32,7 @@ mod consumer;
 mod error;
 mod flatness;
 mod histogram;
+mod hostile;
 mod input;
 mod ledger;
 mod message;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         Some(Command::Restart(args)) => show(restart::run(&args), args.own.json),
         Some(Command::Queues(args)) => show(flatness::run(&args), args.own.json),
         Some(Command::Recycle(args)) => show(recycle::run(&args), args.json),
+        Some(Command::Hostile(args)) => show(hostile::run(&args), args.own.json),
         Some(Command::Churn(args)) => show(churn::run(&args), args.own.json),
     }
 }
