@@ -49,7 +49,7 @@ fn publish(store: &Scripted, number: u64) {
     let level = u8::try_from(number % u64::from(LEVELS)).expect("small");
     let rank = u16::from(LEVELS - level);
     store.publish_ranked(&order, &[(1, 0)], (rank, level), START_MS + number);
-    if number % 10 == 0 {
+    if number.is_multiple_of(10) {
         let later = message("later", "urgent", format!("later {number:04}"));
         let due_ms = START_MS + 86_400_000 - number;
         store.publish(&later, &[(2, due_ms)], 0, START_MS + number);
