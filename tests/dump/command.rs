@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 /// Where the directories of all format versions are, below the repository.
 const FIXTURES: &str = "tests/fixtures";
 /// The version of the format of those that are not of version 1.
-const VERSIONS: [(&str, u32); 3] = [("filed", 2), ("moved", 2), ("short", 3)];
+const VERSIONS: [(&str, u32); 4] = [("filed", 2), ("moved", 2), ("short", 3), ("ruled", 3)];
 
 /// Runs the tool in the repository's root.
 pub(crate) fn strata_dump(words: &[&str]) -> Output {

@@ -11,6 +11,7 @@ use stratamq::storage::{Found, QueueImage, Recovered, StorageError};
 use crate::command::copy_of;
 use crate::filed;
 use crate::moved;
+use crate::ruled;
 use crate::script::{End, tell};
 use crate::scripted::Scripted;
 
@@ -41,10 +42,11 @@ fn fixtures_are_made_only_on_demand_and_never_twice() {
         );
         make(&root, name, end);
     }
-    let filed: [(&str, Teller); 3] = [
+    let filed: [(&str, Teller); 4] = [
         ("filed", |root| filed::tell(root, 0)),
         ("moved", moved::tell),
         ("short", filed::tell_of_full_runs),
+        ("ruled", ruled::tell),
     ];
     for (name, tell) in filed {
         let root = target.join(name);
@@ -192,6 +194,37 @@ fn fixture_with_full_runs_opens_with_its_state() {
     let (_, rebuilt) = open(copy.path()).expect("it opens");
     assert_eq!(rebuilt.report.rebuilt_run_count, 6);
     assert_eq!(rebuilt.queues, whole.queues);
+}
+
+#[test]
+fn fixture_with_rules_and_levels_opens_with_its_state() {
+    let copy = copy_of("ruled");
+    let (store, recovered) = open(copy.path()).expect("it opens");
+    let levels: Vec<u16> = recovered.queues[0]
+        .entries
+        .iter()
+        .map(|entry| entry.seq.rank())
+        .collect();
+    assert!(
+        levels.is_sorted(),
+        "ascending seqs are the order of delivery"
+    );
+    let count = |rank| levels.iter().filter(|found| **found == rank).count();
+    assert_eq!([1, 2, 3, 4].map(count), [13, 15, 15, 10]);
+    let topology = store.topology();
+    let policies: Vec<&str> = topology
+        .policies
+        .values()
+        .map(|policy| policy.definition.as_str())
+        .collect();
+    assert_eq!(
+        policies,
+        [r#"{"max-length":2000}"#, r#"{"max-length-bytes":1000000}"#]
+    );
+    assert_eq!(topology.limits.len(), 1);
+    assert_eq!(topology.topic_permissions.len(), 1);
+    let expected = [(1, 61, 9, 53, 1), (2, 7, 0, 6, 0)];
+    check_opens("ruled", |found| *found == Found::Replayed, &expected);
 }
 
 #[test]

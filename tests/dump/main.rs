@@ -14,6 +14,7 @@ mod fixtures;
 mod load;
 mod moved;
 mod rescue;
+mod ruled;
 mod script;
 mod scripted;
 mod snapshots;

@@ -169,6 +169,17 @@ impl Scripted {
         priority: u8,
         time_ms: u64,
     ) -> Position {
+        self.publish_ranked(message, targets, (0, priority), time_ms)
+    }
+
+    /// The same, with the rank that queues with priorities give it.
+    pub(crate) fn publish_ranked(
+        &self,
+        message: &Message,
+        targets: &[(u64, u64)],
+        (rank, priority): (u16, u8),
+        time_ms: u64,
+    ) -> Position {
         let mut live = self.live.lock().expect("no panic");
         let refs: Vec<Ref> = targets
             .iter()
@@ -176,7 +187,7 @@ impl Scripted {
                 let queue = QueueId(*id);
                 Ref {
                     queue,
-                    seq: live.queues[&queue].next_seq,
+                    seq: Seq::new(rank, live.queues[&queue].next_seq.count()),
                     expires_at_ms: *expires_at_ms,
                 }
             })
@@ -258,6 +269,11 @@ impl Scripted {
     fn push(&self, requests: &[Request<'_>], positions: &mut Vec<Position>) -> Receipt {
         self.storage
             .push(requests, false, Urgency::Waited, positions)
+    }
+
+    /// The live topology.
+    pub(crate) fn topology(&self) -> MetaState {
+        self.live.lock().expect("no panic").topology.clone()
     }
 
     /// The live state of all queues.

@@ -83,7 +83,7 @@ fn check_all(fixture_name: &str) {
     let before = files_of(&in_repository(&fixture(fixture_name)));
     for (name, words) in COMMANDS {
         // The stories of newer versions have no such queue or place.
-        let is_newer = ["filed", "moved", "short"].contains(&fixture_name);
+        let is_newer = ["filed", "moved", "short", "ruled"].contains(&fixture_name);
         if !is_newer || !name.starts_with("records-of") {
             check(fixture_name, name, words);
         }
@@ -128,14 +128,20 @@ fn directory_with_full_runs_is_shown_as_expected() {
 }
 
 #[test]
+fn directory_with_rules_and_levels_is_shown_as_expected() {
+    check_all("ruled");
+}
+
+#[test]
 fn exit_codes_tell_what_was_found() {
     let clean = fixture("clean");
-    let cases: [(&[&str], i32); 15] = [
+    let cases: [(&[&str], i32); 16] = [
         (&["verify", &clean], 0),
         (&["verify", &fixture("torn")], 0),
         (&["verify", &fixture("filed")], 0),
         (&["verify", &fixture("moved")], 0),
         (&["verify", &fixture("short")], 0),
+        (&["verify", &fixture("ruled")], 0),
         (&["verify", &fixture("damaged")], 3),
         (&["verify", &fixture("rotten")], 3),
         (&["queues", &fixture("damaged")], 3),
