@@ -49,6 +49,38 @@ fn bodies(client: &mut Client, count: usize) -> Vec<String> {
     next.take(count).collect()
 }
 
+/// No policy drops what waits, neither at once nor after a restart. XP-7.
+#[test]
+fn policies_of_all_queues_leave_delayed_messages_alone() {
+    const COUNT: usize = 20;
+    let mut broker = TestBroker::start();
+    let definition = r#"{"max-length":1,"message-ttl":50,"expires":400}"#;
+    let output = std::process::Command::new(broker.binary())
+        .arg("--data-dir")
+        .arg(broker.data_dir())
+        .args(["policy", "set", "all", "^amq", definition])
+        .output()
+        .expect("the broker's binary can be executed");
+    assert!(output.status.success(), "{output:?}");
+    let mut c = client(&broker);
+    c.call::<exchange::DeclareOk>(1, declare("later", "x-delayed-message", true));
+    c.queue_declare(1, "q", durable());
+    c.bind(1, "q", "later", "k");
+    c.confirm_select(1);
+    for number in 0..COUNT {
+        c.push_publish(1, "later", "k", &later(&number.to_string(), 2_500, 2));
+    }
+    c.flush().expect("the broker reads");
+    c.wait_confirms_upto(1, COUNT as u64);
+    broker.kill();
+    broker.restart();
+    std::thread::sleep(std::time::Duration::from_millis(800));
+    let mut c = client(&broker);
+    c.consume(1, "q", "c");
+    let expected: Vec<String> = (0..COUNT).map(|number| number.to_string()).collect();
+    assert_eq!(bodies(&mut c, COUNT), expected);
+}
+
 /// XP-7: confirmed delayed messages outlive a kill, each comes once, in the order of time: those whose time came while the
 /// broker was down first. Transient ones and those of a transient exchange are gone.
 #[test]

@@ -460,6 +460,10 @@ fn queue_spec(
         is_auto_delete: record.is_auto_delete,
         arguments,
     };
+    if spec.delays_for().is_some() {
+        // What waits for an exchange is no queue of a client's: no policy may drop it.
+        return Ok((spec, settings.shared()));
+    }
     let topology = vhost.read();
     let settings = topology
         .policies()

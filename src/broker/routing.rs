@@ -107,6 +107,8 @@ impl Topology {
             });
             if !is_anywhere && let Some(alternate) = exchange.alternate() {
                 if alternate.is_empty() {
+                    // A queue of that name may come while others get the message anyway.
+                    route.is_for_one_message = true;
                     route.add_named_queues(self, keys);
                 } else {
                     pending.extend(self.exchange(alternate).filter(|next| is_new(next)));

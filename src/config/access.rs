@@ -396,8 +396,9 @@ fn limit(value: u64) -> Option<u64> {
 }
 
 fn texts(list: &[String]) -> Vec<String> {
-    let texts = list.iter().filter(|text| !text.is_empty());
-    texts.cloned().collect()
+    let texts = list.iter().map(|text| text.trim());
+    let texts = texts.filter(|text| !text.is_empty());
+    texts.map(str::to_owned).collect()
 }
 
 impl AccessConfig {

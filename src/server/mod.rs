@@ -19,6 +19,7 @@ mod alarms;
 mod checkpointer;
 pub mod clients;
 mod connection;
+mod descriptors;
 mod hub;
 mod journal;
 mod length_limits;
@@ -59,6 +60,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after a failed accept (out of file descriptors): wait for some to be closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Pause after a connection for which there is no file descriptor to spare.
+const REFUSE_PAUSE: Duration = Duration::from_millis(10);
 /// Contents that a connection has not finished may take at most this part of the memory limit: one in so many.
 const UNFINISHED_SHARE: u64 = 8;
 
@@ -140,10 +143,17 @@ async fn serve(
     start::print_banner(config, hub, &listeners)?;
     let (stop, stopped) = watch::channel(false);
     let live = Arc::new(LiveConnections::default());
+    let sockets_max = descriptors::sockets_max();
     let options = session_options(config, hub);
     loop {
         tokio::select! {
             accepted = listeners.accept() => match accepted {
+                Ok(accepted) if live.count() >= sockets_max => {
+                    tracing::warn!(peer = %accepted.peer, sockets_max, "too many sockets for the limit of open files; one is closed");
+                    drop(accepted);
+                    // Whoever connects without end is not answered without end.
+                    tokio::time::sleep(REFUSE_PAUSE).await;
+                }
                 Ok(accepted) => accept(hub, config, &options, accepted, stopped.clone(), &live),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");

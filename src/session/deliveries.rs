@@ -155,14 +155,29 @@ impl Session {
         if delivery.is_settled {
             return;
         }
-        // A channel that lives counts the answer; nothing is known of the answers of channel 0.
-        let id = match self.channels.get_mut(&delivery.channel) {
-            Some(channel) if !channel.is_collected => {
-                channel.unneeded_answer_count += 1;
-                delivery.channel
-            }
+        let id = match self.channels.get(&delivery.channel) {
+            Some(channel) if !channel.is_collected => delivery.channel,
+            // Nothing is known of the answers of channel 0.
             _ => 0,
         };
+        // Those of one look into the outbox go back together, in their order.
+        if let Some(Work::Event(Event::Command {
+            channel,
+            command:
+                Command::Settle {
+                    items,
+                    outcome: SettleOutcome::Return,
+                },
+        })) = self.work.front_mut()
+            && *channel == id
+        {
+            items.push(delivery.unacked());
+            return;
+        }
+        if let Some(channel) = self.channels.get_mut(&id) {
+            // A channel that lives counts the answer.
+            channel.unneeded_answer_count += 1;
+        }
         let command = Command::Settle {
             items: vec![delivery.unacked()],
             outcome: SettleOutcome::Return,

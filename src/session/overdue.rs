@@ -23,7 +23,9 @@ use crate::broker::command::{Command, ConsumerId, SettleOutcome, Unacked};
 
 /// Longest pause between two looks.
 const PERIOD_MAX_MS: u64 = 60_000;
-/// Marks of one channel; of more, every other older one goes.
+/// Shortest: a look meets everything a channel has given out.
+const PERIOD_MIN_MS: u64 = 50;
+/// Marks of one channel; of more, one goes that is close to its neighbours for its age.
 const MARKS_MAX: usize = 128;
 
 /// Tags that went back and may still be acknowledged; of more, the oldest are forgotten.
@@ -53,7 +55,7 @@ impl Watch {
     }
 
     fn period_ms(&self) -> u64 {
-        (self.shortest_ms / 4).clamp(1, PERIOD_MAX_MS)
+        (self.shortest_ms / 4).clamp(PERIOD_MIN_MS, PERIOD_MAX_MS)
     }
 }
 
@@ -75,11 +77,22 @@ impl Ages {
         }
         self.marks.push_back((now_ms, last_tag));
         if self.marks.len() > MARKS_MAX {
-            let mut index = 0;
-            self.marks.retain(|_| {
-                index += 1;
-                index > MARKS_MAX / 2 || index % 2 == 0
-            });
+            self.thin(now_ms);
+        }
+    }
+
+    /// Takes one mark out. The older marks are, the farther they may be apart, so that a timeout is late by a part of
+    /// itself, whatever its length.
+    fn thin(&mut self, now_ms: u64) {
+        let share = |index: &usize| {
+            let at = |index: usize| self.marks.get(index).map_or(0, |(marked_ms, _)| *marked_ms);
+            let gap_ms = at(index + 1).saturating_sub(at(index - 1));
+            let age_ms = now_ms.saturating_sub(at(*index));
+            gap_ms.saturating_mul(MARKS_MAX as u64) / (age_ms + 1)
+        };
+        let inner = 1..self.marks.len().saturating_sub(1);
+        if let Some(index) = inner.min_by_key(share) {
+            self.marks.remove(index);
         }
     }
 
@@ -250,6 +263,27 @@ fn timed_out(id: u16, timeout_ms: u64) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_and_short_timeouts_are_found_late_by_a_part_of_themselves() {
+        const LOOK_MS: u64 = 1_000;
+        const LOOKS: u64 = 100_000;
+        let mut ages = Ages::default();
+        // A delivery between any two looks.
+        for look in 1..=LOOKS {
+            ages.note(look * LOOK_MS, look);
+        }
+        let now_ms = LOOKS * LOOK_MS;
+        for timeout in [10, 100, 1_000, 10_000, 50_000] {
+            let given = ages.given_by(now_ms - timeout * LOOK_MS);
+            let exact = LOOKS - timeout;
+            assert!(given <= exact, "never early");
+            assert!(
+                exact - given <= timeout / 4,
+                "{timeout}: {given} of {exact}"
+            );
+        }
+    }
 
     #[test]
     fn a_tag_is_as_old_as_the_first_look_that_saw_it() {

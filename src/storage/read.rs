@@ -86,9 +86,10 @@ impl FileCache {
     /// Refuses the file of another store or with another number: a record says neither, so one of those might pass for
     /// ours. A header that rotted is no reason to give up records that verify.
     fn check_identity(&self, file: &dyn DiskFile, segment: SegmentId) -> io::Result<()> {
-        match read_header(file, self.store, segment)? {
-            Ok(_) | Err(HeaderError::NotWhole) => Ok(()),
-            Err(error @ (HeaderError::Foreign | HeaderError::Newer(_))) => {
+        match read_header(file, self.store, segment) {
+            // Records that verify are delivered, also when the medium has lost the block of the header.
+            Err(_) | Ok(Ok(_) | Err(HeaderError::NotWhole)) => Ok(()),
+            Ok(Err(error @ (HeaderError::Foreign | HeaderError::Newer(_)))) => {
                 Err(io::Error::new(io::ErrorKind::InvalidData, error))
             }
         }

@@ -240,7 +240,14 @@ impl<T: Clone + Eq + Hash> HeadersTable<T> {
             }
         };
         look(&Place::Always);
+        // Each key once: a table may repeat them, and then the first value counts.
         for (key, value) in headers {
+            if !by_key
+                .get(&key[..])
+                .is_some_and(|first| std::ptr::eq(*first, value))
+            {
+                continue;
+            }
             if let Some(indexed) = Indexed::of(value) {
                 look(&Place::Value(key.clone(), indexed));
             }
@@ -281,6 +288,22 @@ mod tests {
         let mut is_match = false;
         routes.route(&table(headers), |()| is_match = true);
         assert_eq!(is_match, expected);
+    }
+
+    #[test]
+    fn a_key_that_is_repeated_is_looked_up_once() {
+        let mut routes = HeadersTable::default();
+        let binding = table(&[("x-match", text("any")), ("a", FieldValue::Void)]);
+        routes.insert(
+            HeadersPattern::parse(&binding).expect("x-match is valid"),
+            (),
+        );
+        let one = ("a", text("1"));
+        let mut visit_count = 0;
+        routes.route(&table(&[one.clone(), one.clone(), one]), |()| {
+            visit_count += 1
+        });
+        assert_eq!(visit_count, 1);
     }
 
     #[test]

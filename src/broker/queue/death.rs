@@ -229,7 +229,8 @@ fn push_group(
         .map(|letter| letter_bytes(letter.as_ref()))
         .sum();
     for (one, letter) in dying.iter().zip(letters) {
-        if settings.keeps_letters() && !is_wanted(&mut locked, letter.as_ref()) {
+        let is_kept = settings.keeps_letters() && settings.dead_letter.is_some();
+        if is_kept && !is_wanted(&mut locked, letter.as_ref()) {
             let rare = locked.state_of(source.id()).rare.get_or_insert_default();
             rare.stuck.push_back((one.seq, one.reason));
             rare.retry_at_ms = turn.now_ms + RETRY_MS;

@@ -45,8 +45,10 @@ const READS_PER_ROUND: usize = 4;
 const PUBLISHER_MS: u64 = 5_000;
 /// How often a blocked connection is looked at whose client may be gone: its socket is not read, so nothing says so.
 const BLOCKED_POLL: Duration = Duration::from_secs(1);
-/// How long a finished socket may take to swallow the last bytes.
+/// How long a finished socket may take nothing of the last bytes.
 const FINAL_WRITE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long it may take to swallow all of them.
+const FINAL_WRITE_MAX: Duration = Duration::from_secs(60);
 
 /// Wakes a connection's task.
 #[derive(Debug)]
@@ -140,12 +142,18 @@ async fn finish_writing(transport: &mut Transport, session: &mut Session) {
                 transport.say_goodbye();
             }
             let is_done = session.output().is_empty() && !transport.has_unwritten();
-            if is_done || transport.ready(Interest::WRITABLE).await.is_err() {
+            let ready = transport.ready(Interest::WRITABLE);
+            if is_done
+                || !matches!(
+                    tokio::time::timeout(FINAL_WRITE_TIMEOUT, ready).await,
+                    Ok(Ok(_))
+                )
+            {
                 return;
             }
         }
     };
-    let _ = tokio::time::timeout(FINAL_WRITE_TIMEOUT, write).await;
+    let _ = tokio::time::timeout(FINAL_WRITE_MAX, write).await;
 }
 
 impl ConnectionTask {
@@ -202,7 +210,8 @@ impl ConnectionTask {
             self.guarded(Self::round);
             transport.write(self.session.output())?;
             let is_written = self.session.output().is_empty() && !transport.has_unwritten();
-            if is_eof || (self.session.is_finished() && is_written) {
+            if is_eof || self.session.is_finished() {
+                // What is left is written for as long as the client takes it.
                 return Ok(());
             }
             let has_unread = socket == Socket::HasMore && self.wants_input();
@@ -303,6 +312,9 @@ impl ConnectionTask {
                     self.adapt_input(count);
                     let now_ms = self.hub.now_ms();
                     self.guarded(|task| task.session.receive(&mut task.input, now_ms));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    return Ok(Socket::HasMore);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.input.is_empty() {

@@ -18,6 +18,8 @@ use tokio::net::TcpStream;
 
 use crate::session::Output;
 
+/// Reads of a socket with TLS before the rounds behind it have their turn.
+const RECEIVES_PER_READ: usize = 256;
 /// Chunks of one vectored write.
 const WRITE_SLICES: usize = 64;
 
@@ -104,14 +106,15 @@ impl Transport {
         self.stream.ready(interest).await
     }
 
-    /// Reads what there is into the spare capacity of `input`; 0 at the end, `WouldBlock` when there is nothing.
+    /// Reads what there is into the spare capacity of `input`; 0 at the end, `WouldBlock` when there is nothing,
+    /// `Interrupted` when there may be more but others should have their turn.
     pub(super) fn read(&mut self, input: &mut BytesMut) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else {
             return self.stream.try_read_buf(input);
         };
         // Records are small and reads of the socket smaller: as many as fit, for the rounds behind this are not free.
         let mut count = 0;
-        loop {
+        for _ in 0..RECEIVES_PER_READ {
             match take_plaintext(tls, input)? {
                 // The end, or no room left.
                 Some(0) => return Ok(count),
@@ -123,6 +126,11 @@ impl Transport {
                     Err(error) => return Err(error),
                 },
             }
+        }
+        // Records may be empty, without end.
+        match count {
+            0 => Err(io::ErrorKind::Interrupted.into()),
+            count => Ok(count),
         }
     }
 
