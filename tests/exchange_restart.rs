@@ -39,6 +39,20 @@ fn later(body: &str, delay_ms: i32, mode: u8) -> Message {
     })
 }
 
+/// Queue `q` behind the delayed exchange `later`, and so many confirmed messages that wait in it as long, each its number.
+fn delay_many(broker: &TestBroker, count: usize, delay_ms: i32) {
+    let mut c = client(broker);
+    c.call::<exchange::DeclareOk>(1, declare("later", "x-delayed-message", true));
+    c.queue_declare(1, "q", durable());
+    c.bind(1, "q", "later", "k");
+    c.confirm_select(1);
+    for number in 0..count {
+        c.push_publish(1, "later", "k", &later(&number.to_string(), delay_ms, 2));
+    }
+    c.flush().expect("the broker reads");
+    c.wait_confirms_upto(1, count as u64);
+}
+
 /// The bodies of the next messages of a consumer.
 fn bodies(client: &mut Client, count: usize) -> Vec<String> {
     let next = std::iter::repeat_with(|| {
@@ -62,16 +76,7 @@ fn policies_of_all_queues_leave_delayed_messages_alone() {
         .output()
         .expect("the broker's binary can be executed");
     assert!(output.status.success(), "{output:?}");
-    let mut c = client(&broker);
-    c.call::<exchange::DeclareOk>(1, declare("later", "x-delayed-message", true));
-    c.queue_declare(1, "q", durable());
-    c.bind(1, "q", "later", "k");
-    c.confirm_select(1);
-    for number in 0..COUNT {
-        c.push_publish(1, "later", "k", &later(&number.to_string(), 2_500, 2));
-    }
-    c.flush().expect("the broker reads");
-    c.wait_confirms_upto(1, COUNT as u64);
+    delay_many(&broker, COUNT, 2_500);
     broker.kill();
     broker.restart();
     std::thread::sleep(std::time::Duration::from_millis(800));
@@ -136,16 +141,7 @@ fn delayed_messages_outlive_a_kill_with_their_time() {
 fn a_crowd_that_is_due_at_once_comes_whole_after_a_kill() {
     const COUNT: usize = 10_000;
     let mut broker = TestBroker::start();
-    let mut c = client(&broker);
-    c.call::<exchange::DeclareOk>(1, declare("later", "x-delayed-message", true));
-    c.queue_declare(1, "q", durable());
-    c.bind(1, "q", "later", "k");
-    c.confirm_select(1);
-    for number in 0..COUNT {
-        c.push_publish(1, "later", "k", &later(&number.to_string(), 2_000, 2));
-    }
-    c.flush().expect("the broker reads");
-    c.wait_confirms_upto(1, COUNT as u64);
+    delay_many(&broker, COUNT, 2_000);
     broker.kill();
     broker.restart();
     let mut c = client(&broker);

@@ -44,23 +44,20 @@ fn open_refused(login: &Login, reply_text: &str) {
     }
 }
 
+/// A new vhost in which guest may do everything.
+fn add_vhost_for_guest(name: &str) {
+    cli(&["vhost", "add", name]);
+    let all = ".*";
+    cli(&["permission", "set", "guest", all, all, all, "--vhost", name]);
+}
+
 /// CN-38, LM-4, LM-9, VH-6: connections to a vhost. The limit leaves those alone that are there.
 #[test]
 fn connections_to_a_vhost_are_limited() {
     if skipped_elsewhere("users and limits are set by our own commands") {
         return;
     }
-    cli(&["vhost", "add", "lm4"]);
-    cli(&[
-        "permission",
-        "set",
-        "guest",
-        ".*",
-        ".*",
-        ".*",
-        "--vhost",
-        "lm4",
-    ]);
+    add_vhost_for_guest("lm4");
     let guest = Login {
         vhost: "lm4".into(),
         ..Login::default()
@@ -152,17 +149,7 @@ fn queues_of_a_vhost_are_limited() {
     if skipped_elsewhere("users and limits are set by our own commands") {
         return;
     }
-    cli(&["vhost", "add", "qu7"]);
-    cli(&[
-        "permission",
-        "set",
-        "guest",
-        ".*",
-        ".*",
-        ".*",
-        "--vhost",
-        "qu7",
-    ]);
+    add_vhost_for_guest("qu7");
     let mut c = connected(&Login {
         vhost: "qu7".into(),
         ..Login::default()
