@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::content::{fingerprint, message, observed};
+use super::content::{fingerprint, message, observed, priority};
 use super::graveyard::Graveyard;
 use super::history::Event;
 use super::people::People;
@@ -261,6 +261,7 @@ impl Run {
                 publisher,
                 tx: None,
                 is_persistent: false,
+                priority: priority(&message),
                 targets: route
                     .targets
                     .iter()
@@ -286,7 +287,7 @@ impl Run {
         let mut list = Vec::new();
         if self.random.percent(50) {
             let declared =
-                client.try_queue_declare(channel, queue, crate::support::raw::durable())?;
+                client.try_queue_declare(channel, queue, crate::support::raw::passive())?;
             client.try_consume(channel, queue, queue)?;
             for _ in 0..declared.message_count {
                 list.push(client.try_next_delivery(channel)?);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::history::{ChannelKey, Event, MessageId, TxId};
 use super::oracle::{Oracle, Violation};
+use super::topology::{LEVEL_MAX, LEVELS_QUEUE};
 use super::verdict::Readout;
 use crate::support::raw::now;
 
@@ -20,8 +21,10 @@ pub(crate) struct Recorder {
 impl Recorder {
     /// Nothing recorded yet.
     pub(crate) fn new() -> Self {
+        let mut oracle = Oracle::new();
+        oracle.has_levels(LEVELS_QUEUE, LEVEL_MAX);
         Self {
-            oracle: Mutex::new(Oracle::new()),
+            oracle: Mutex::new(oracle),
             grown: Condvar::new(),
             next_message: AtomicU64::new(1),
             next_key: AtomicU64::new(1),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use stratamq::amqp::method::Method;
 
-use super::content::{fingerprint, message, observed};
+use super::content::{fingerprint, message, observed, priority};
 use super::graveyard::Graveyard;
 use super::history::{ChannelKey, Event, MessageId, TxId};
 use super::random::Random;
@@ -161,6 +161,7 @@ impl<'a> Worker<'a> {
             publisher: self.key,
             tx,
             is_persistent,
+            priority: priority(&message),
             targets: route
                 .targets
                 .iter()
