@@ -119,6 +119,16 @@ pub(crate) enum Kind {
     TornFanout,
     /// A part of a transaction only.
     TornTx,
+    /// Dead, or arrived, before its time.
+    Early,
+    /// Alive after its time.
+    Overdue,
+    /// A history that is not what happened to the message.
+    WrongDeaths,
+    /// Failed more or less often than it says.
+    WrongCount,
+    /// More messages than the queue takes.
+    TooLong,
 }
 
 /// A broken promise.

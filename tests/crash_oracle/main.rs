@@ -3,6 +3,7 @@
 #[path = "../crash/mod.rs"]
 mod crash;
 mod levels;
+mod moving;
 #[path = "../support/mod.rs"]
 mod support;
 
