@@ -48,7 +48,8 @@ impl QueueState {
                 }
             };
             let slot = self.slots.get(seq).expect("a ready entry is an entry");
-            if is_expired(slot, turn.now_ms) && fresh != Some(seq) {
+            let may_expire = self.slots.may_expire();
+            if may_expire && is_expired(slot, turn.now_ms) && fresh != Some(seq) {
                 self.let_die(queue, batch, seq, DeathReason::Expired);
                 continue;
             }
