@@ -21,7 +21,7 @@ use super::limits::{MAX_CHANNELS, MAX_CONNECTIONS, Of};
 use super::message::Message;
 use super::meta::{Change, VhostV1};
 use super::meta_log::MetaLog;
-use super::outbox::{Outbox, OutboxItem};
+use super::outbox::Outbox;
 use super::queue::{
     self, Aftermath, ConnectionId, DeleteCondition, DeleteRefusal, FetchFailure, IndexLimits,
     QueueHandle, QueueShared, Turn,
@@ -525,11 +525,8 @@ impl Shared {
         is_meant: impl Fn(&Registration) -> bool,
     ) {
         for registration in lock(&self.connections).values() {
-            if is_meant(registration)
-                && registration
-                    .outbox
-                    .push(OutboxItem::ForceClose(text.to_owned()))
-            {
+            if is_meant(registration) {
+                registration.outbox.force_close(text);
                 effects.wakes.push(Arc::clone(&registration.outbox));
             }
         }
