@@ -33,7 +33,7 @@ use super::vhost::{Removed, Vhost};
 use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
 use crate::storage::run::FiledRun;
-use crate::storage::types::{ImageEntry, Lsn, Position, QueueId, Seq};
+use crate::storage::types::{ImageEntry, Lsn, QueueId, Seq};
 use crate::sync::{lock, read, write};
 
 /// The vhost of a blank broker.
@@ -246,27 +246,20 @@ impl Broker {
         queue::fetched(&mut self.shared.turn(now_ms, effects), queue, results);
     }
 
-    /// The durable queues that must know the sizes of entries and do not, with those; see [`Queue::unsized_entries`].
+    /// The durable queues, of which some may have to know [sizes] that they do not know.
     ///
-    /// [`Queue::unsized_entries`]: queue::Queue::unsized_entries
+    /// [sizes]: queue::Queue::unsized_entries
     #[must_use]
-    pub fn unsized_entries(&self) -> Vec<(QueueHandle, Vec<(Seq, Position)>)> {
-        let queues: Vec<QueueHandle> = {
-            let meta = lock(&self.shared.meta);
-            meta.durable_queues.values().cloned().collect()
-        };
-        let unknown = queues.into_iter().map(|queue| {
-            let entries = queue.unsized_entries();
-            (queue, entries)
-        });
-        unknown.filter(|(_, entries)| !entries.is_empty()).collect()
+    pub fn durable_queues(&self) -> Vec<QueueHandle> {
+        let meta = lock(&self.shared.meta);
+        meta.durable_queues.values().cloned().collect()
     }
 
-    /// Sizes of bodies of a queue, in bytes.
+    /// Sizes of bodies of a queue.
     pub fn sized(
         &self,
         queue: &QueueHandle,
-        sizes: &[(Seq, u32)],
+        sizes: &queue::Sizes,
         now_ms: u64,
         effects: &mut Effects,
     ) {

@@ -9,6 +9,7 @@
 //!  stratamq-disk     a look at the free disk space every now and then
 //!  stratamq-memory   messages out of memory, when they take too much of it
 //!  stratamq-space    (storage) the next segment, and the reserve
+//!  stratamq-sizes    sizes of messages that a limit begins to count
 //!  stratamq-scrub    reads the store again, to find damage early
 //! ```
 //! Start: recover, then listen. Stop: stop accepting, close connections with 320, commit, checkpoint.
@@ -116,6 +117,11 @@ fn spawn_threads(hub: &Arc<Hub>) -> Result<Vec<JoinHandle<()>>, StartError> {
     threads
         .push(named("stratamq-worker".into(), move || worker::run(&worker_hub)).map_err(failed)?);
     threads.push(memory::spawn(hub).map_err(failed)?);
+    let sizes_hub = Arc::clone(hub);
+    let measure = move || length_limits::run(&sizes_hub);
+    threads.push(named("stratamq-sizes".into(), measure).map_err(failed)?);
+    // What is in index files was not measured by the start.
+    hub.measuring().request();
     for number in 0..readers::READER_THREADS {
         let reader_hub = Arc::clone(hub);
         let name = format!("stratamq-read-{number}");
