@@ -71,7 +71,7 @@ pub use self::publish::{
 };
 pub use self::quarantine::{Unreadable, quarantine};
 pub use self::settle::settle;
-pub use self::sizing::sized;
+pub use self::sizing::{Sizes, sized};
 pub use self::spill::{Shed, moved, shed, spilled};
 
 /// A client connection, unique in the process.
