@@ -199,3 +199,28 @@ fn goals_are_judged_by_what_was_measured() {
     let report = own_broker("goals --rounds 1 --seconds 1 --backlog 2k --case backlog");
     check_positive(&report, &["/goals/0/figure", "/goals/1/figure"]);
 }
+
+#[test]
+fn sweep_measures_every_axis_and_draws_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let svg = directory.path().join("sweep.svg");
+    let flags = "sweep --rounds 1 --messages 2k --max 30k --svg";
+    let report = own_broker(&format!("{flags} {}", svg.display()));
+    let points = report["points"].as_array().expect("a list");
+    for axis in [
+        "Connections",
+        "Queues",
+        "Bindings",
+        "BacklogPublished",
+        "BacklogDrained",
+        "Body",
+    ] {
+        let of_axis = points.iter().filter(|point| point["axis"] == axis);
+        assert!(of_axis.clone().count() > 0, "{axis} in {report:#}");
+        for point in of_axis {
+            check_positive(point, &["/at", "/per_sec"]);
+        }
+    }
+    let drawn = std::fs::read_to_string(&svg).expect("the plot is there");
+    assert_eq!(drawn.matches("<polyline").count(), 6, "{drawn}");
+}

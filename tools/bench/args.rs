@@ -9,6 +9,7 @@ use crate::message::{PUBLISHERS_MAX, STAMP_BYTES};
 use crate::recycle::RecycleArgs;
 use crate::restart::RestartArgs;
 use crate::stand_in::StandInArgs;
+use crate::sweep::SweepArgs;
 use crate::url::Url;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -54,6 +55,8 @@ pub(crate) enum Command {
     Limit(LimitArgs),
     /// Measures all that the broker's speed is judged by, in interleaved rounds, and says which goals are reached.
     Goals(GoalsArgs),
+    /// Measures what a message costs against the number of connections, queues, bindings, messages waiting, and the body's size.
+    Sweep(SweepArgs),
     /// Serves as the stand-in of other commands.
     #[command(hide = true)]
     StandIn(StandInArgs),
@@ -134,9 +137,34 @@ pub(crate) struct Args {
     /// Print one JSON object in place of the table.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Publish through a topic exchange of the queues' prefix that has so many bindings, with changing keys; 0 for none.
+    #[arg(skip)]
+    pub(crate) topic_bindings: u32,
     /// The other side is the stand-in, whose deliveries are all alike: they are counted, not told apart.
     #[arg(skip)]
     pub(crate) takes_any_delivery: bool,
+}
+
+/// Keys of a publisher to a topic exchange: more than a connection's cache of routes holds.
+const TOPIC_KEYS: u32 = 20_000;
+
+/// Keys and patterns as applications have them: mostly literal words, some `*`, a few `#`.
+pub(crate) mod topic {
+    /// The key of a message.
+    pub(crate) fn key(index: u32) -> String {
+        format!("region{}.host{index}.error", index % 50)
+    }
+
+    /// The pattern of a binding; every message matches the first one.
+    pub(crate) fn pattern(index: u32) -> String {
+        let region = index % 50;
+        match index % 10 {
+            _ if index == 0 => "#".to_owned(),
+            0 => format!("region{region}.*.warning{index}"),
+            1 => format!("#.host{index}.error"),
+            _ => format!("region{region}.host{index}.error"),
+        }
+    }
 }
 
 /// How consumers acknowledge.
@@ -209,9 +237,28 @@ impl Args {
         format!("{}-{index}", self.queue_prefix)
     }
 
-    /// The fanout exchange, or the default one.
+    /// An exchange of our own is declared.
+    pub(crate) fn has_exchange(&self) -> bool {
+        self.fanout || self.topic_bindings > 0
+    }
+
+    /// The fanout or topic exchange, or the default one.
     pub(crate) fn exchange_name(&self) -> &str {
-        if self.fanout { &self.queue_prefix } else { "" }
+        if self.has_exchange() {
+            &self.queue_prefix
+        } else {
+            ""
+        }
+    }
+
+    /// The routing keys that a publisher goes round.
+    pub(crate) fn routing_keys(&self) -> Vec<String> {
+        if self.topic_bindings > 0 {
+            return (0..TOPIC_KEYS).map(topic::key).collect();
+        }
+        // With fan-out the routing key means nothing.
+        let count = self.queues / self.copies();
+        (0..count).map(|queue| self.queue_name(queue)).collect()
     }
 
     /// How many queues get a message.

@@ -39,6 +39,7 @@ mod input;
 mod ledger;
 mod limit;
 mod message;
+mod plot;
 mod process;
 mod publisher;
 mod raw;
@@ -48,6 +49,7 @@ mod restart;
 mod rpc;
 mod run;
 mod stand_in;
+mod sweep;
 mod table;
 mod url;
 mod workload;
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         Some(Command::Churn(args)) => show(churn::run(&args), args.own.json),
         Some(Command::Limit(args)) => show(limit::run(&args), args.own.json),
         Some(Command::Goals(args)) => show(goals::run(&args), args.own.json),
+        Some(Command::Sweep(args)) => show(sweep::run(&args), args.own.json),
         Some(Command::StandIn(args)) => match stand_in::serve(&args) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),

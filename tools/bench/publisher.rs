@@ -125,14 +125,12 @@ impl Publisher {
         let frame_max = connection.frame_max;
         let content = Arc::new(ContentFrames::new(&properties, args.body_size, frame_max));
         let exchange = ShortString::from_text_cut(args.exchange_name());
-        let template = |queue| {
-            let name = ShortString::from_text_cut(&args.queue_name(queue));
-            Template::new(&exchange, &name, &content)
+        let template = |key: &String| {
+            let key = ShortString::from_text_cut(key);
+            Template::new(&exchange, &key, &content)
         };
-        // With fan-out the routing key means nothing.
-        let key_count = args.queues / args.copies();
         Ok(Self {
-            templates: (0..key_count).map(template).collect(),
+            templates: args.routing_keys().iter().map(template).collect(),
             connection,
             index,
             run,

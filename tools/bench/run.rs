@@ -1,6 +1,6 @@
 //! A run from the declaration of the queues to the report.
 
-use crate::args::Args;
+use crate::args::{Args, topic};
 use crate::broker::{self, LogCounters};
 use crate::clock::{Clock, secs};
 use crate::connection::Connection;
@@ -106,31 +106,36 @@ fn declare_queues(control: &mut Connection, args: &Args) -> Result<u64, BenchErr
             nowait: true,
             ..declare(args, index)
         }))?;
-        if args.fanout {
+        if args.has_exchange() {
             bind_queues(control, args)?;
         }
     }
     queued_count_by(control, args)
 }
 
-/// Makes the fanout exchange and binds all queues to it.
+/// Makes the fanout or topic exchange and binds all queues to it.
 fn bind_queues(control: &mut Connection, args: &Args) -> Result<(), BenchError> {
     let exchange = ShortString::from_text_cut(args.exchange_name());
     let declare = exchange::Declare {
         exchange: exchange.clone(),
-        kind: ShortString::from_static("fanout"),
+        kind: ShortString::from_static(if args.fanout { "fanout" } else { "topic" }),
         durable: args.durable,
         ..exchange::Declare::default()
     };
     control.call(declare, |method| {
         matches!(method, Method::ExchangeDeclareOk(_))
     })?;
-    control.tell_all((0..args.queues).map(|index| queue::Bind {
+    let bind = |index, key: &str| queue::Bind {
         queue: queue_name(args, index),
         exchange: exchange.clone(),
+        routing_key: ShortString::from_text_cut(key),
         nowait: true,
         ..queue::Bind::default()
-    }))
+    };
+    if args.fanout {
+        return control.tell_all((0..args.queues).map(|index| bind(index, "")));
+    }
+    control.tell_all((0..args.topic_bindings).map(|index| bind(0, &topic::pattern(index))))
 }
 
 fn declare(args: &Args, index: u32) -> queue::Declare {
@@ -161,7 +166,7 @@ fn queued_count_by(control: &mut Connection, args: &Args) -> Result<u64, BenchEr
 }
 
 fn delete_queues(control: &mut Connection, args: &Args) -> Result<(), BenchError> {
-    if args.fanout {
+    if args.has_exchange() {
         let delete = exchange::Delete {
             exchange: ShortString::from_text_cut(args.exchange_name()),
             ..exchange::Delete::default()
