@@ -63,6 +63,9 @@ pub trait DeadLetterRouter: Send + Sync {
         routing_keys: &[ShortString],
         message: &Arc<Message>,
     ) -> Option<Vec<QueueHandle>>;
+
+    /// Another one when a message may go another way than before. Called without queue locks.
+    fn version(&self, vhost: &str) -> u64;
 }
 
 /// A message after its death, and its next queues.

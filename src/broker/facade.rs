@@ -597,4 +597,10 @@ impl DeadLetterRouter for Shared {
         route.remember(message);
         Some(route.targets.into_vec())
     }
+
+    fn version(&self, vhost: &str) -> u64 {
+        // A new queue makes a difference too: to the default exchange.
+        let version = |vhost: Arc<Vhost>| vhost.version().wrapping_add(vhost.queues_version());
+        self.vhost(vhost).map_or(0, version)
+    }
 }

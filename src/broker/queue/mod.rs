@@ -7,6 +7,9 @@
 //!                                          |  ^------ requeue ------'  | reject
 //!                     expire, max-length   v                           v
 //!                                       [ Leaving ] --{PUBLISH targets, settle}--> gone
+//!                      nobody takes it     |  ^ again
+//!                                          v  |
+//!                                       [ Stuck ]
 //!   tx.commit --> [ Hidden ] --durable--> Ready
 //! ```
 //!
@@ -41,6 +44,7 @@ mod sizing;
 mod slots;
 mod spill;
 mod state;
+mod stuck;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -532,6 +536,9 @@ impl Queue {
         self.has_length_limit
             .store(state.rules.has_length_limit(), Ordering::Relaxed);
         state.settings = settings;
+        if let Some(stuck) = state.stuck() {
+            stuck.start_anew();
+        }
         state.expire_heads(self, turn.now_ms, &mut batch);
         state.enforce_limits(self, &mut batch);
         locked.conclude(turn, batch);

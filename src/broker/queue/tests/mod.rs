@@ -11,6 +11,7 @@ mod paging;
 mod spilling;
 mod stale;
 mod storing;
+mod stuck;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -31,6 +32,8 @@ use crate::storage::types::Position;
 #[derive(Default)]
 pub(super) struct TableRouter {
     routes: Mutex<HashMap<(String, String), Vec<QueueHandle>>>,
+    /// Letters that were routed.
+    asked_count: AtomicU64,
 }
 
 impl DeadLetterRouter for TableRouter {
@@ -41,6 +44,7 @@ impl DeadLetterRouter for TableRouter {
         routing_keys: &[ShortString],
         _message: &Arc<Message>,
     ) -> Option<Vec<QueueHandle>> {
+        self.asked_count.fetch_add(1, Ordering::Relaxed);
         let routes = lock(&self.routes);
         if !routes.keys().any(|(known, _)| known == exchange.as_str()) {
             return None;
@@ -54,6 +58,11 @@ impl DeadLetterRouter for TableRouter {
         targets.sort_by_key(|queue| queue.id());
         targets.dedup_by_key(|queue| queue.id());
         Some(targets)
+    }
+
+    /// Routes are only added.
+    fn version(&self, _vhost: &str) -> u64 {
+        lock(&self.routes).values().map(Vec::len).sum::<usize>() as u64
     }
 }
 
