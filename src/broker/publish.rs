@@ -20,6 +20,7 @@ use super::command::{ConfirmAt, Publish, Published};
 use super::connection::Connection;
 use super::effects::Effects;
 use super::error::BrokerError;
+use super::exchange::History;
 use super::message::{Message, MessageParts, TTL_MAX_MS};
 use super::queue::{self, GROUP_QUEUES_MAX, RoutedPublish};
 use super::refusal::{access_refused, no_exchange, precondition_failed};
@@ -45,6 +46,12 @@ impl Connection {
         if let Some(names) = routed.replies {
             let index = channel.transaction.len();
             channel.transaction_replies.push((index, names));
+        }
+        if !routed.histories.is_empty() {
+            let index = channel.transaction.len();
+            channel
+                .transaction_histories
+                .push((index, routed.histories));
         }
         channel.transaction.push(RoutedPublish {
             message: routed.message,
@@ -88,6 +95,10 @@ impl Connection {
             if run.is_empty() {
                 run.first = index;
             }
+            if !routed.histories.is_empty() {
+                let message = Arc::clone(&routed.message);
+                run.remembered.push((run.len(), message, routed.histories));
+            }
             if let Some(names) = routed.replies {
                 self.deliver_replies(&names, &routed.message, effects);
                 run.push(routed.message, routed.targets);
@@ -127,6 +138,12 @@ impl Connection {
             Some((_, targets)) => targets.is_empty(),
             None => run.targets.is_empty(),
         };
+        for (index, message, histories) in run.remembered.drain(..) {
+            // The others are routed once more.
+            if index < run.confirms.len() {
+                remember(&histories, &message);
+            }
+        }
         let confirms = run.confirms.iter().enumerate();
         out.extend(confirms.map(|(index, confirm)| Published {
             confirm: *confirm,
@@ -153,18 +170,24 @@ impl Connection {
             // The message has passed the checks; an exchange that went since routes nowhere.
             let routed = self.check_and_route(publish, now_ms);
             let Routed {
-                message, targets, ..
+                message,
+                targets,
+                histories,
+                ..
             } = routed.unwrap_or_else(|_| Routed {
                 message: Arc::clone(&publish.message),
                 targets: [].into(),
                 replies: None,
+                histories: Vec::new(),
             });
             let mut targets = targets.to_vec();
             targets.retain(|queue| !queue.is_deleted());
             let turn = &mut self.shared.turn(now_ms, effects);
             let mut confirms = Vec::with_capacity(1);
             // Ends: every further round needs one more queue to be deleted meanwhile.
-            if queue::publish(turn, &targets, &[message], &mut confirms).is_ok() {
+            let messages = std::slice::from_ref(&message);
+            if queue::publish(turn, &targets, messages, &mut confirms).is_ok() {
+                remember(&histories, &message);
                 return Published {
                     confirm: confirms.first().copied().unwrap_or(ConfirmAt::Now),
                     is_unroutable: targets.is_empty(),
@@ -217,6 +240,7 @@ impl Connection {
                 message: visible_copy(message, bcc, rewrite),
                 targets,
                 replies: None,
+                histories: Vec::new(),
             });
         }
         if is_plain && let Some(targets) = self.routes.get(exchange, key) {
@@ -224,6 +248,7 @@ impl Connection {
                 targets: Arc::clone(targets),
                 message: visible_copy(message, bcc, rewrite),
                 replies: None,
+                histories: Vec::new(),
             });
         }
         let mut keys: SmallVec<[ShortString; 4]> = SmallVec::new();
@@ -242,11 +267,11 @@ impl Connection {
             self.routes.insert(exchange, key, &targets);
         }
         let message = visible_copy(message, bcc, rewrite);
-        route.remember(&message);
         Ok(Routed {
             message,
             targets,
             replies,
+            histories: route.histories,
         })
     }
 
@@ -322,6 +347,15 @@ pub(super) struct Routed {
     targets: SharedTargets,
     /// Whom it answers by direct reply-to. Usually nobody.
     replies: Option<Box<[ShortString]>>,
+    /// Exchanges that remember it when it has gone there. Usually none.
+    histories: Vec<Arc<History>>,
+}
+
+/// A message has gone the way it was routed: the exchanges on it remember it.
+pub(super) fn remember(histories: &[Arc<History>], message: &Arc<Message>) {
+    for history in histories {
+        history.remember(message);
+    }
 }
 
 /// What the checks of a publish have found in its properties.
@@ -356,6 +390,8 @@ struct Run {
     /// Queues of the run, one counted again when it comes back after another.
     queue_count: usize,
     confirms: Vec<ConfirmAt>,
+    /// Those that exchanges remember, each by its index.
+    remembered: Vec<(usize, Arc<Message>, Vec<Arc<History>>)>,
 }
 
 impl Run {
@@ -396,6 +432,7 @@ impl Run {
     fn clear(&mut self) {
         self.messages.clear();
         self.mixed.clear();
+        self.remembered.clear();
         self.queue_count = 0;
     }
 }

@@ -18,7 +18,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use super::arguments::QueueArguments;
 use super::binding::{Binding, BindingKey, Destination};
 use super::exchange::items::Items;
-use super::exchange::{Exchange, ExchangeKind, ExchangeSpec};
+use super::exchange::{Exchange, ExchangeKind, ExchangeSpec, Histories};
 use super::policy::Policies;
 use super::queue::QueueHandle;
 use crate::amqp::short_string::ShortString;
@@ -63,12 +63,12 @@ impl VhostSettings {
 
 impl Vhost {
     /// A vhost with nothing but the predeclared exchanges.
-    pub(crate) fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str, histories: &Arc<Histories>) -> Self {
         Self {
             name: name.into(),
             version: AtomicU64::new(0),
             queues_version: AtomicU64::new(0),
-            topology: RwLock::new(Topology::new()),
+            topology: RwLock::new(Topology::new(histories)),
             settings: RwLock::default(),
         }
     }
@@ -136,17 +136,20 @@ pub(crate) struct Topology {
     queues: HashMap<ShortString, QueueHandle>,
     inbound: HashMap<Destination, Items<Arc<Binding>>>,
     policies: Policies,
+    /// Where its exchanges remember messages.
+    histories: Arc<Histories>,
     /// The vhost was deleted: nothing may be added any more.
     pub(crate) is_deleted: bool,
 }
 
 impl Topology {
-    fn new() -> Self {
+    fn new(histories: &Arc<Histories>) -> Self {
         let mut topology = Self {
             exchanges: HashMap::new(),
             queues: HashMap::new(),
             inbound: HashMap::new(),
             policies: Policies::default(),
+            histories: Arc::clone(histories),
             is_deleted: false,
         };
         for spec in ExchangeSpec::all_predeclared() {
@@ -204,7 +207,7 @@ impl Topology {
     pub(crate) fn insert_exchange(&mut self, spec: ExchangeSpec) {
         let alternate = self.policies.alternate_exchange(&spec.name);
         let name = spec.name.clone();
-        let mut exchange = Exchange::new(spec);
+        let mut exchange = Exchange::new(spec, &self.histories);
         exchange.set_policy_alternate(alternate);
         self.exchanges.insert(name, exchange);
     }

@@ -255,6 +255,7 @@ fn push_group(
     let mut locked = lock_queues(&queues);
     let mut batch = Batch::default();
     batch.set_atomic();
+    let mut remembered = Vec::new();
     let letters_bytes: u64 = letters
         .iter()
         .map(|letter| letter_bytes(letter.as_ref()))
@@ -277,6 +278,9 @@ fn push_group(
         }
         if let Some(letter) = letter {
             put(turn, &mut locked, &mut batch, letter);
+            if !letter.histories.is_empty() {
+                remembered.push(letter);
+            }
         }
     }
     if let Some(receipt) = batch.carry_out(turn, &mut locked) {
@@ -286,6 +290,7 @@ fn push_group(
         letters.end = receipt.end;
     }
     locked.conclude(turn, Batch::default());
+    remembered.into_iter().for_each(DeadLetter::remember);
 }
 
 /// True when there is a queue for the letter, and none of them refuses it.
@@ -349,4 +354,5 @@ pub(super) fn bury_refused(turn: &mut Turn<'_>, refused: &Refused) {
     batch.set_atomic();
     put(turn, &mut locked, &mut batch, &letter);
     locked.conclude(turn, batch);
+    letter.remember();
 }

@@ -23,6 +23,7 @@ use super::*;
 use crate::amqp::properties::{Properties, PropertiesBuilder};
 use crate::broker::command::{ConsumerId, SettleOutcome, Unacked};
 use crate::broker::consumer::{ChannelCredit, ConsumerSpec};
+use crate::broker::dead_letter::LetterRoute;
 use crate::broker::effects::AfterDurable;
 use crate::broker::outbox::{Outbox, OutboxItem};
 use crate::broker::testing::{self, FakeJournal};
@@ -43,7 +44,7 @@ impl DeadLetterRouter for TableRouter {
         exchange: &ShortString,
         routing_keys: &[ShortString],
         _message: &Arc<Message>,
-    ) -> Option<Vec<QueueHandle>> {
+    ) -> Option<LetterRoute> {
         self.asked_count.fetch_add(1, Ordering::Relaxed);
         let routes = lock(&self.routes);
         if !routes.keys().any(|(known, _)| known == exchange.as_str()) {
@@ -57,7 +58,10 @@ impl DeadLetterRouter for TableRouter {
             .collect();
         targets.sort_by_key(|queue| queue.id());
         targets.dedup_by_key(|queue| queue.id());
-        Some(targets)
+        Some(LetterRoute {
+            targets,
+            histories: Vec::new(),
+        })
     }
 
     /// Routes are only added.

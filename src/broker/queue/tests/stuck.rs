@@ -106,7 +106,7 @@ fn target_that_was_full_gets_what_it_takes() {
         assert_eq!(dead.stats().ready_count, 100);
         taken.extend(rig.take_all(&dead));
         // Nothing tells the source that there is room.
-        let _ = rig.tried_within(16);
+        let _ = rig.tried_within(1);
     }
     taken.extend(rig.take_all(&dead));
     taken.sort_by_key(|body| body.parse::<usize>().ok());
