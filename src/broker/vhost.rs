@@ -136,6 +136,7 @@ pub(crate) struct Topology {
     queues: HashMap<ShortString, QueueHandle>,
     inbound: HashMap<Destination, Items<Arc<Binding>>>,
     policies: Policies,
+    next_binding: u64,
     /// Where its exchanges remember messages.
     histories: Arc<Histories>,
     /// The vhost was deleted: nothing may be added any more.
@@ -149,6 +150,7 @@ impl Topology {
             queues: HashMap::new(),
             inbound: HashMap::new(),
             policies: Policies::default(),
+            next_binding: 0,
             histories: Arc::clone(histories),
             is_deleted: false,
         };
@@ -244,11 +246,13 @@ impl Topology {
     }
 
     /// Adds a binding whose ends exist and that is not there yet.
-    pub(crate) fn insert_binding(&mut self, binding: Binding) {
+    pub(crate) fn insert_binding(&mut self, mut binding: Binding) {
         let Some(exchange) = self.exchanges.get_mut(&binding.source) else {
             debug_assert!(false, "the caller looked the source up under the same lock");
             return;
         };
+        binding.place = self.next_binding;
+        self.next_binding += 1;
         let binding = Arc::new(binding);
         exchange.insert(&binding);
         let destination = binding.key.destination.clone();
