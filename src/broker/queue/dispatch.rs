@@ -265,7 +265,7 @@ impl QueueState {
         tracing::error!(
             queue = %queue.spec.name,
             vhost = %queue.spec.vhost,
-            seq = seq.0,
+            %seq,
             reason = %failure.reason,
             "message cannot be read and is quarantined: kept, not delivered"
         );
