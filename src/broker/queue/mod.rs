@@ -73,7 +73,7 @@ pub use self::paging::{IndexLimits, run_loaded};
 pub use self::publish::{GROUP_QUEUES_MAX, commit, publish, publish_group, reveal};
 pub use self::quarantine::{Unreadable, quarantine};
 pub use self::settle::settle;
-pub use self::sizing::sized;
+pub use self::sizing::{Sizes, sized};
 pub use self::spill::{Shed, moved, shed, spilled};
 
 /// A client connection, unique in the process.

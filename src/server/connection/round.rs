@@ -41,6 +41,10 @@ impl ConnectionTask {
             self.session.receive(&mut self.input, now_ms);
         }
         self.session.handle_timeout(now_ms);
+        if let Some(reason) = self.outbox.forced_close() {
+            // Before deliveries that nobody reads: they go back.
+            self.session.begin_shutdown(reason);
+        }
         self.take_outbox(false);
         self.handle_events();
         self.hub.carry_out(&mut self.effects);
