@@ -15,6 +15,7 @@ use super::effects::Effects;
 use super::error::BrokerError;
 use super::exchange::{ExchangeKind, History};
 use super::facade::Shared;
+use super::journal::Admitted;
 use super::outbox::Outbox;
 use super::publish::remember;
 use super::queue::{
@@ -31,7 +32,7 @@ use super::vhost::Vhost;
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
-use crate::storage::types::Lsn;
+use crate::storage::types::{Lsn, Pusher};
 
 /// The default exchange where permissions name it.
 const DEFAULT_EXCHANGE: &str = "amq.default";
@@ -216,6 +217,17 @@ impl Connection {
                 Ok(done(None))
             }
         }
+    }
+
+    /// Asks for the room that the channel's transaction takes in the log: to be held while it is committed. `None` when it
+    /// has to wait.
+    #[must_use]
+    pub fn admit_commit(&self, channel: u16) -> Option<Admitted> {
+        let bytes = self
+            .channels
+            .get(&channel)
+            .map_or(0, |channel| queue::commit_bytes(&channel.transaction));
+        self.shared.queues.admit(bytes, Pusher::Publisher)
     }
 
     /// Ends the connection: its consumers are gone, its exclusive queues deleted, and what was only kept

@@ -99,7 +99,12 @@ impl Hub {
         if let Err(error) = self.storage.tend_space(is_low) {
             tracing::warn!(%error, "cannot give back spare segments");
         }
-        self.alarms.set_short(self.storage.is_short_of_space());
+        let is_short = self.storage.is_short_of_space();
+        self.alarms.set_short(is_short);
+        if !is_short {
+            // Those that waited for the end of the shortage.
+            self.signals.wake_room_waiters();
+        }
     }
 
     pub(super) fn worker(&self) -> &WorkerQueue {

@@ -156,6 +156,12 @@ impl Stuck {
         self.tries_left = self.tries_left.saturating_sub(1);
     }
 
+    /// This one, the last that was tried, was not tried after all.
+    pub(super) fn give_back(&mut self, place: Place) {
+        self.cursor = place.0;
+        self.tries_left += 1;
+    }
+
     /// Somebody took this one: more may follow.
     pub(super) fn taken(&mut self, place: Place, now_ms: u64) {
         self.forget(place);
