@@ -312,7 +312,7 @@ fn a_directory_in_place_of_a_file_is_named() {
     store.refuses(&[".checkpoint"], |dir| {
         make_directory(&newest(dir, "checkpoint", "checkpoint"));
     });
-    for name in ["superblock.0", "superblock.1", "reserve"] {
+    for name in ["superblock.0", "superblock.1", "reserve", "LOCK"] {
         store.refuses(&[name], |dir| make_directory(&dir.join(name)));
     }
 }

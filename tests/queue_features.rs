@@ -300,6 +300,32 @@ fn an_overdue_consumer_of_a_quorum_queue_is_cancelled() {
     }
 }
 
+/// AK-3, AK-20: a multiple acknowledgement up to a delivery that went back by itself settles the others that it names,
+/// and only a second one is a mistake.
+#[test]
+fn a_multiple_acknowledgement_may_end_with_what_went_back() {
+    let broker = TestBroker::start();
+    let mut c = client(&broker);
+    let quorum = ("x-queue-type", FieldValue::text("quorum"));
+    let timeout = ("x-consumer-timeout", FieldValue::SignedInt(200));
+    c.queue_declare(1, "patient", with([quorum.clone()]));
+    c.queue_declare(1, "strict", with([quorum, timeout]));
+    let mut last = 0;
+    for queue in ["patient", "strict"] {
+        confirmed(&mut c, queue, &[Message::persistent(queue)]);
+        c.consume(1, queue, queue);
+        last = c.next_delivery(1).tag;
+    }
+    assert_eq!(last, 2);
+    c.expect::<basic::Cancel>(1);
+    c.ack_upto(1, last);
+    c.ack_upto(1, last);
+    c.expect_channel_close(1, 406, "PRECONDITION_FAILED - unknown delivery tag 2");
+    c.open_channel(3);
+    assert!(c.get(3, "patient").is_none(), "it was acknowledged");
+    assert!(c.get(3, "strict").is_some(), "it went back");
+}
+
 /// QS-8: no limit of prefetch unless one is configured.
 #[test]
 fn the_default_of_prefetch_can_be_configured() {

@@ -1,7 +1,8 @@
 //! Topology of a store that was opened although a part of its log is lost: whatever a message needs to be reached.
 //!
 //! - A queue whose declaration is lost gets a name, `recovered.ID` in the vhost `/`, so that its messages are not
-//!   dropped.
+//!   dropped. Nothing in it expires: what stands in its entries may have been a time to live, or the time at which a
+//!   delayed message was due. An argument of the record says so, for all later starts.
 //! - The delay queue of an exchange that is lost becomes such a queue as well; a delayed exchange without one gets it.
 //! - A vhost that a queue names exists.
 //! - Without any user nobody could log in: `guest` is made again, as in a blank broker.
@@ -14,8 +15,30 @@ use super::exchange::ExchangeKind;
 use super::facade::{ADMINISTRATOR_TAG, DEFAULT_USER, DEFAULT_VHOST};
 use super::meta::{Change, MetaState, QueueV1, VhostV1};
 use super::records;
-use crate::amqp::field_table::FieldTable;
+use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::storage::QueueImage;
+
+/// Names of queues whose declaration was lost begin so.
+const NAME_PREFIX: &str = "recovered.";
+/// Argument in their records.
+const RECOVERED: &str = "x-recovered";
+
+/// True when this names a queue whose declaration was lost.
+pub(super) fn is_recovered(name: &str, arguments: &FieldTable) -> bool {
+    name.starts_with(NAME_PREFIX) && arguments.get(RECOVERED) == Some(&FieldValue::Bool(true))
+}
+
+/// The declaration of a queue that lost its own.
+fn recovered(id: u64, vhost: String) -> QueueV1 {
+    let arguments = FieldTable::new().with(RECOVERED, true);
+    QueueV1 {
+        id,
+        vhost,
+        name: format!("{NAME_PREFIX}{id}"),
+        is_auto_delete: false,
+        arguments: arguments.to_bytes().to_vec(),
+    }
+}
 
 /// Adds what is missing.
 pub(super) fn complete(state: &mut MetaState, images: &[QueueImage]) {
@@ -23,18 +46,12 @@ pub(super) fn complete(state: &mut MetaState, images: &[QueueImage]) {
         if state.queues.contains_key(&image.id.0) {
             continue;
         }
-        let name = format!("recovered.{}", image.id);
+        let record = recovered(image.id.0, DEFAULT_VHOST.to_owned());
         tracing::error!(
-            queue = name,
+            queue = record.name,
             "the declaration of a queue is lost; its messages are here"
         );
-        state.apply(Change::QueueDeclared(QueueV1 {
-            id: image.id.0,
-            vhost: DEFAULT_VHOST.to_owned(),
-            name,
-            is_auto_delete: false,
-            arguments: FieldTable::default().to_bytes().to_vec(),
-        }));
+        state.apply(Change::QueueDeclared(record));
     }
     complete_delays(state);
     let mut vhosts: Vec<String> = state
@@ -80,16 +97,12 @@ fn complete_delays(state: &mut MetaState) {
         if without.remove(&(queue.vhost.clone(), exchange)) {
             continue;
         }
-        let name = format!("recovered.{}", queue.id);
+        let record = recovered(queue.id, queue.vhost.clone());
         tracing::error!(
-            queue = name,
+            queue = record.name,
             "the declaration of a delayed exchange is lost; the messages that waited in it are here"
         );
-        changes.push(Change::QueueDeclared(QueueV1 {
-            name,
-            arguments: FieldTable::default().to_bytes().to_vec(),
-            ..queue.clone()
-        }));
+        changes.push(Change::QueueDeclared(record));
     }
     let new_ids = state.next_queue_id..;
     for ((vhost, exchange), id) in without.into_iter().zip(new_ids) {

@@ -73,7 +73,9 @@ impl StartError {
 
 /// True when a file of the data directory is there and cannot be read: it has another owner, or is no file.
 fn is_unreadable(operation: &str, kind: ErrorKind) -> bool {
-    let is_read = operation.starts_with("open") || operation.starts_with("read");
+    let is_read = ["open", "read", "lock"]
+        .iter()
+        .any(|verb| operation.starts_with(verb));
     let is_of_the_file = matches!(
         kind,
         ErrorKind::PermissionDenied | ErrorKind::IsADirectory | ErrorKind::NotADirectory

@@ -39,6 +39,8 @@ pub(super) enum AckScope {
     One(u64),
     /// This one, which must be outstanding, and all outstanding ones before it.
     UpTo(u64),
+    /// All outstanding ones up to here, if any: this one went back by itself.
+    Through(u64),
     /// All outstanding ones, if any.
     All,
 }
@@ -175,6 +177,7 @@ impl DeliveryTags {
     ) -> Result<(), UnknownTag> {
         match scope {
             AckScope::All => self.take_upto(u64::MAX, &mut settle),
+            AckScope::Through(tag) => self.take_upto(tag, &mut settle),
             AckScope::UpTo(tag) => {
                 self.find(tag).ok_or(UnknownTag(tag))?;
                 self.take_upto(tag, &mut settle);
@@ -220,6 +223,11 @@ impl DeliveryTags {
     /// The last tag given.
     pub(super) fn last_tag(&self) -> u64 {
         self.last_tag
+    }
+
+    /// True when the delivery may be acknowledged.
+    pub(super) fn is_outstanding(&self, tag: u64) -> bool {
+        self.find(tag).is_some()
     }
 
     /// Outstanding deliveries up to the tag `last`, in tag order, with their queues and consumers.
@@ -529,6 +537,7 @@ mod tests {
                 known(model, tag)?;
                 model.range(..=tag).copied().collect()
             }
+            AckScope::Through(tag) => model.range(..=tag).copied().collect(),
         };
         model.retain(|tag| !taken.contains(tag));
         Ok(taken)

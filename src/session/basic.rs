@@ -166,9 +166,11 @@ impl Session {
         method: MethodId,
     ) -> Handled {
         let channel = self.channel(id)?;
-        if channel.ages.is_excused(scope) {
+        let is_revocable = matches!(channel.mode, Mode::Tx(_));
+        let left = channel.ages.left_of(scope, &channel.tags, is_revocable);
+        let Some(scope) = left else {
             return Ok(());
-        }
+        };
         let Mode::Tx(transaction) = &mut channel.mode else {
             return self.settle_now(id, scope, outcome, method);
         };

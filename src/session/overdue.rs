@@ -7,11 +7,12 @@
 //! ```
 //! So a delivery is found overdue never early, and late by a look or so. On a classic queue it closes the channel. A
 //! consumer of a quorum queue whose client hears of cancels is cancelled, and what it held too long goes back; the
-//! client may acknowledge that later without harm (AK-20).
+//! client may acknowledge that later without harm (AK-20), alone or as the last of many: what else such an
+//! acknowledgement names is settled.
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::acks::AckScope;
+use super::acks::{AckScope, DeliveryTags};
 use super::channel::{Channel, ChannelState};
 use super::close::Failure;
 use super::event::Event;
@@ -28,7 +29,7 @@ const PERIOD_MIN_MS: u64 = 50;
 /// Marks of one channel; of more, one goes that is close to its neighbours for its age.
 const MARKS_MAX: usize = 128;
 
-/// Tags that went back and may still be acknowledged; of more, the oldest are forgotten.
+/// Tags that went back and are remembered one by one; of more, every tag up to the newest of the oldest is excused.
 const RETURNED_MAX: usize = 4096;
 
 /// When the session looks for overdue deliveries.
@@ -68,6 +69,8 @@ pub(super) struct Ages {
     timeouts: NumberMap<ConsumerId, u64>,
     /// Tags that went back to their queue: acknowledging them is no mistake.
     returned: BTreeSet<u64>,
+    /// Tags up to this one may have gone back: they are too many to be remembered.
+    excused_upto: u64,
 }
 
 impl Ages {
@@ -105,12 +108,44 @@ impl Ages {
         last.map_or(0, |(_, tag)| *tag)
     }
 
-    /// True when the client speaks of a delivery that went back by itself.
-    pub(super) fn is_excused(&mut self, scope: AckScope) -> bool {
-        match scope {
-            AckScope::One(tag) => self.returned.remove(&tag),
-            AckScope::UpTo(_) | AckScope::All => false,
+    fn note_returned(&mut self, tag: u64) {
+        self.returned.insert(tag);
+        if self.returned.len() > RETURNED_MAX {
+            self.excused_upto = self.returned.pop_first().unwrap_or(self.excused_upto);
         }
+    }
+
+    /// What is left of an acknowledgement that may name deliveries which went back by themselves; `None` when that is
+    /// nothing. They are acknowledged then: a second time is a mistake, unless `is_revocable` (a transaction).
+    pub(super) fn left_of(
+        &mut self,
+        scope: AckScope,
+        tags: &DeliveryTags,
+        is_revocable: bool,
+    ) -> Option<AckScope> {
+        if self.returned.is_empty() && self.excused_upto == 0 {
+            return Some(scope);
+        }
+        let went_back = |tag: u64| {
+            let is_old = tag <= self.excused_upto && !tags.is_outstanding(tag);
+            is_old || self.returned.contains(&tag)
+        };
+        let (left, upto) = match scope {
+            AckScope::One(tag) if !went_back(tag) => return Some(scope),
+            AckScope::One(tag) => {
+                if !is_revocable {
+                    self.returned.remove(&tag);
+                }
+                return None;
+            }
+            AckScope::UpTo(tag) if went_back(tag) => (AckScope::Through(tag), tag),
+            AckScope::UpTo(tag) | AckScope::Through(tag) => (scope, tag),
+            AckScope::All => (scope, u64::MAX),
+        };
+        if !is_revocable {
+            self.returned.retain(|tag| *tag > upto);
+        }
+        Some(left)
     }
 }
 
@@ -189,11 +224,8 @@ impl Session {
                 .tags
                 .take(AckScope::One(*tag), |(_, unacked)| items.push(unacked));
             if taken.is_ok() {
-                channel.ages.returned.insert(*tag);
+                channel.ages.note_returned(*tag);
             }
-        }
-        while channel.ages.returned.len() > RETURNED_MAX {
-            channel.ages.returned.pop_first();
         }
         channel.unneeded_answer_count += 2;
         let consumer_tag = channel.consumers.remove(consumer);
@@ -308,5 +340,36 @@ mod tests {
             assert!(ages.given_by(step * 10) <= step);
         }
         assert_eq!(ages.given_by(10_000), 1000);
+    }
+    #[test]
+    fn a_late_acknowledgement_is_excused_once_or_as_long_as_it_can_be_revoked() {
+        let tags = DeliveryTags::default();
+        let mut ages = Ages::default();
+        let mut left = |scope, is_revocable| ages.left_of(scope, &tags, is_revocable);
+        assert_eq!(left(AckScope::One(3), false), Some(AckScope::One(3)));
+        ages.note_returned(3);
+        ages.note_returned(5);
+        let mut left = |scope, is_revocable| ages.left_of(scope, &tags, is_revocable);
+        assert_eq!(left(AckScope::One(4), false), Some(AckScope::One(4)));
+        assert_eq!(left(AckScope::One(3), true), None);
+        assert_eq!(left(AckScope::One(3), false), None);
+        assert_eq!(left(AckScope::One(3), false), Some(AckScope::One(3)));
+        assert_eq!(left(AckScope::UpTo(5), true), Some(AckScope::Through(5)));
+        assert_eq!(left(AckScope::UpTo(5), false), Some(AckScope::Through(5)));
+        assert_eq!(left(AckScope::UpTo(5), false), Some(AckScope::UpTo(5)));
+    }
+
+    #[test]
+    fn however_many_went_back_none_is_held_against_the_client() {
+        let tags = DeliveryTags::default();
+        let mut ages = Ages::default();
+        let count = RETURNED_MAX as u64 * 2;
+        (1..=count).for_each(|tag| ages.note_returned(tag));
+        assert!(ages.returned.len() <= RETURNED_MAX);
+        for tag in [1, count / 2, count] {
+            assert_eq!(ages.left_of(AckScope::One(tag), &tags, false), None);
+        }
+        let none = AckScope::One(count + 1);
+        assert_eq!(ages.left_of(none, &tags, false), Some(none));
     }
 }

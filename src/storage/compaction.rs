@@ -450,7 +450,7 @@ fn read_record(shared: &Shared, wanted: &Wanted) -> Option<Vec<u8>> {
         check_record(&record, queue, seq, wanted.position).map(drop)
     });
     if let Err(reason) = &verified {
-        tracing::error!(%queue, seq = seq.0, %lsn, reason, "a damaged message cannot be moved; it keeps its segment");
+        tracing::error!(%queue, %seq, %lsn, reason, "a damaged message cannot be moved; it keeps its segment");
     }
     verified.is_ok().then_some(record)
 }

@@ -247,10 +247,7 @@ pub(crate) fn check_shared(
             if is_named {
                 Ok((publish.payload, publish.refs.count() > 1))
             } else {
-                Err(format!(
-                    "the record does not name queue {queue} seq {}",
-                    seq.0
-                ))
+                Err(format!("the record does not name queue {queue} seq {seq}"))
             }
         }
         _ => Err("the record is no PUBLISH".into()),

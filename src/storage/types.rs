@@ -106,6 +106,16 @@ impl Seq {
     }
 }
 
+/// `rank:count`, or the count alone in rank 0.
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.rank() {
+            0 => write!(f, "{}", self.count()),
+            rank => write!(f, "{rank}:{}", self.count()),
+        }
+    }
+}
+
 /// A run of seqs, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SeqRange {

@@ -13,9 +13,9 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::content::{fingerprint, message, observed};
-use super::graveyard::Graveyard;
+use super::content::{fingerprint, message, observed, priority};
 use super::history::Event;
+use super::moving::Moving;
 use super::people::People;
 use super::random::Random;
 use super::recorder::Recorder;
@@ -29,6 +29,8 @@ use crate::support::raw::{Client, Delivered, Outcome, now};
 const ROUND_LIMIT: Duration = Duration::from_secs(20);
 /// A round has up to `2^bits` events; short ones are as likely as long ones.
 const ROUND_EVENTS_BITS: u32 = 12;
+/// And up to `2^bits` steps of messages that move.
+const ROUND_STEPS_BITS: u32 = 9;
 /// SIGTERM to the end of the process, as promised.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// A restart is interrupted within so many microseconds.
@@ -109,8 +111,12 @@ impl Campaign {
             }
         }
         let events = run.shared.recorder.event_count();
+        let census = run.shared.moving.census();
         drop(run);
-        println!("{}: {rounds} rounds, {events} events", self.name);
+        println!(
+            "{}: {rounds} rounds, {events} events, moved: {census}",
+            self.name
+        );
         let _ = std::fs::remove_dir_all(&directory);
     }
 }
@@ -139,7 +145,7 @@ impl Run {
         let shared = Shared {
             recorder: Recorder::new(),
             extras: ExtraQueues::default(),
-            graveyard: Graveyard::default(),
+            moving: Moving::new(),
             address: broker.address(),
             should_rest: false.into(),
             is_ending: false.into(),
@@ -149,8 +155,9 @@ impl Run {
         let mut client = Client::connect(shared.address);
         client.open_channel(CONTROL);
         topology::declare(&mut client, CONTROL);
-        Graveyard::declare(&mut client, CONTROL);
+        Moving::declare(&mut client, CONTROL);
         topology::bind(&mut client, CONTROL);
+        Moving::bind(&mut client, CONTROL);
         client.close();
         Self {
             broker,
@@ -187,6 +194,7 @@ impl Run {
         shared.resting_count.store(0, Ordering::SeqCst);
         shared.early_count.store(0, Ordering::SeqCst);
         let events = usize::try_from(1 + random.skewed(ROUND_EVENTS_BITS)).unwrap_or(1);
+        let steps = usize::try_from(random.skewed(ROUND_STEPS_BITS)).unwrap_or(0);
         let pause = Duration::from_micros(random.below(2000));
         let shared = &*shared;
         let (outcome, worked) = std::thread::scope(|scope| {
@@ -196,7 +204,12 @@ impl Run {
             });
             let goal = shared.recorder.event_count() + events;
             let is_over = || shared.early_count.load(Ordering::SeqCst) > 0;
+            let steps_goal = shared.moving.step_count() + steps;
             shared.recorder.wait_for_events(goal, ROUND_LIMIT, is_over);
+            let has_moved = || is_over() || shared.moving.step_count() >= steps_goal;
+            shared
+                .recorder
+                .wait_for_events(usize::MAX, ROUND_LIMIT, has_moved);
             // Else every kill would come right after something that the client noticed.
             std::thread::sleep(pause);
             let outcome = end(broker, shared, ending);
@@ -210,6 +223,9 @@ impl Run {
             Ending::Kill | Ending::KillTwice => Event::Killed,
             Ending::Stop | Ending::QuietStop => Event::Stopped { is_quiet },
         });
+        shared
+            .moving
+            .ended(!matches!(ending, Ending::Stop | Ending::QuietStop));
         worked
             .into_iter()
             .collect::<Result<(), String>>()
@@ -223,7 +239,7 @@ impl Run {
         topology::check_fleeting_is_gone(&mut client, CONTROL)?;
         client.open_channel(CONTROL);
         topology::declare(&mut client, CONTROL);
-        Graveyard::declare(&mut client, CONTROL);
+        Moving::declare(&mut client, CONTROL);
         topology::declare_fleeting(&mut client, CONTROL);
         self.probe(&mut client)
             .map_err(|trouble| format!("probing: {trouble}"))?;
@@ -242,10 +258,13 @@ impl Run {
         }
         client.close_channel(CONTROL);
         self.shared.extras.check(&mut client, CONTROL)?;
-        self.shared.graveyard.check(&mut client, CONTROL)?;
+        self.shared.moving.check(&mut client, &mut self.random)?;
         client.close();
         self.people.check(&self.broker)?;
-        self.people.change_one(&self.broker, &mut self.random)
+        self.people.change_one(&self.broker, &mut self.random)?;
+        self.shared
+            .moving
+            .change_policy(&self.broker, &mut self.random)
     }
 
     /// Sends a transient message along every route: whether the bindings are there shows in the queues.
@@ -261,6 +280,7 @@ impl Run {
                 publisher,
                 tx: None,
                 is_persistent: false,
+                priority: priority(&message),
                 targets: route
                     .targets
                     .iter()
@@ -286,7 +306,7 @@ impl Run {
         let mut list = Vec::new();
         if self.random.percent(50) {
             let declared =
-                client.try_queue_declare(channel, queue, crate::support::raw::durable())?;
+                client.try_queue_declare(channel, queue, crate::support::raw::passive())?;
             client.try_consume(channel, queue, queue)?;
             for _ in 0..declared.message_count {
                 list.push(client.try_next_delivery(channel)?);

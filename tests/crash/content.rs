@@ -78,6 +78,11 @@ fn headers(random: &mut Random) -> FieldTable {
         .with("inner", FieldValue::Table(inner))
 }
 
+/// The priority of a message; 0 when it says none.
+pub(super) fn priority(message: &Message) -> u8 {
+    message.properties.priority().unwrap_or(0)
+}
+
 /// What a message looks like when published so.
 pub(super) fn fingerprint(message: &Message, exchange: &str, routing_key: &str) -> Fingerprint {
     Fingerprint::of(

@@ -64,6 +64,8 @@ pub(crate) enum Event {
         tx: Option<TxId>,
         /// Delivery mode 2.
         is_persistent: bool,
+        /// Its property; 0 when it has none.
+        priority: u8,
         /// Queues it is routed to, all of them durable.
         targets: Vec<String>,
         /// What it looks like.

@@ -14,8 +14,8 @@
 
 pub(crate) mod campaign;
 mod content;
-mod graveyard;
 pub(crate) mod history;
+pub(crate) mod moving;
 pub(crate) mod oracle;
 mod people;
 pub(crate) mod proofs;

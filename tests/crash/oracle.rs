@@ -14,7 +14,8 @@
 //! 4. A message that may have been handed out comes back with the redelivered flag. After a quiet stop the flag is exact; after a
 //!    crash the broker may flag others in vain.
 //! 5. A message to several queues is in all of them or in none; a transaction happened as a whole or not at all.
-//! 6. Order: what a restart has shown keeps that order; what was published since comes behind it, each publisher's in its order.
+//! 6. Order: what a restart has shown keeps that order; what was published since comes behind it, each publisher's in its order. In a
+//!    queue with priorities this holds within a level, and higher levels come first.
 //!
 //! The checks after a restart are in [`super::verdict`].
 
@@ -37,6 +38,7 @@ pub(super) struct Sent {
     pub(super) publisher: ChannelKey,
     pub(super) tx: Option<TxId>,
     pub(super) is_persistent: bool,
+    priority: u8,
     pub(super) targets: Vec<String>,
     pub(super) fingerprint: Fingerprint,
     pub(super) existence: Existence,
@@ -117,6 +119,16 @@ pub(crate) enum Kind {
     TornFanout,
     /// A part of a transaction only.
     TornTx,
+    /// Dead, or arrived, before its time.
+    Early,
+    /// Alive after its time.
+    Overdue,
+    /// A history that is not what happened to the message.
+    WrongDeaths,
+    /// Failed more or less often than it says.
+    WrongCount,
+    /// More messages than the queue takes.
+    TooLong,
 }
 
 /// A broken promise.
@@ -150,6 +162,8 @@ impl fmt::Display for Violation {
 /// What may be in the queues; see the module.
 #[derive(Debug, Default)]
 pub(crate) struct Oracle {
+    /// The highest level of each queue with priorities.
+    highest_levels: BTreeMap<String, u8>,
     pub(super) sent: BTreeMap<MessageId, Sent>,
     pub(super) queues: BTreeMap<String, BTreeMap<MessageId, Entry>>,
     pub(super) txs: BTreeMap<TxId, Tx>,
@@ -172,6 +186,17 @@ impl Oracle {
             is_flag_exact: true,
             ..Self::default()
         }
+    }
+
+    /// The queue has priorities, up to this one.
+    pub(crate) fn has_levels(&mut self, queue: &str, highest: u8) {
+        self.highest_levels.insert(queue.to_owned(), highest);
+    }
+
+    /// The level of a message in a queue.
+    pub(super) fn level(&self, queue: &str, sent: &Sent) -> u8 {
+        let highest = self.highest_levels.get(queue).copied().unwrap_or(0);
+        sent.priority.min(highest)
     }
 
     /// Events so far.
@@ -202,6 +227,7 @@ impl Oracle {
                 publisher,
                 tx,
                 is_persistent,
+                priority,
                 targets,
                 fingerprint,
             } => {
@@ -209,6 +235,7 @@ impl Oracle {
                     publisher: *publisher,
                     tx: *tx,
                     is_persistent: *is_persistent,
+                    priority: *priority,
                     targets: targets.clone(),
                     fingerprint: *fingerprint,
                     existence: Existence::Unknown,

@@ -63,7 +63,8 @@ impl People {
     }
 }
 
-fn run(broker: &TestBroker, words: &[&str]) -> Result<(), String> {
+/// Runs a command of the operator; what it said when it failed.
+pub(super) fn run(broker: &TestBroker, words: &[&str]) -> Result<(), String> {
     let output = Command::new(broker.binary())
         .arg("--data-dir")
         .arg(broker.data_dir())

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::history::{ChannelKey, Event, MessageId, TxId};
 use super::oracle::{Oracle, Violation};
+use super::topology::{LEVEL_MAX, LEVELS_QUEUE};
 use super::verdict::Readout;
 use crate::support::raw::now;
 
@@ -20,8 +21,10 @@ pub(crate) struct Recorder {
 impl Recorder {
     /// Nothing recorded yet.
     pub(crate) fn new() -> Self {
+        let mut oracle = Oracle::new();
+        oracle.has_levels(LEVELS_QUEUE, LEVEL_MAX);
         Self {
-            oracle: Mutex::new(Oracle::new()),
+            oracle: Mutex::new(oracle),
             grown: Condvar::new(),
             next_message: AtomicU64::new(1),
             next_key: AtomicU64::new(1),
@@ -95,18 +98,19 @@ impl Recorder {
         if violations.is_empty() {
             return Ok(());
         }
-        Err(report(&oracle, &violations))
+        Err(report(&violations, |id| oracle.story(id)))
     }
 }
 
 /// Violations shown in full; the others are counted.
 const SHOWN_MAX: usize = 10;
 
-fn report(oracle: &Oracle, violations: &[Violation]) -> String {
+/// The violations, with the story of each message.
+pub(super) fn report(violations: &[Violation], story: impl Fn(MessageId) -> Vec<String>) -> String {
     let mut lines = vec![format!("{} violations", violations.len())];
     for violation in violations.iter().take(SHOWN_MAX) {
         lines.push(violation.to_string());
-        for line in violation.id.map(|id| oracle.story(id)).unwrap_or_default() {
+        for line in violation.id.map(&story).unwrap_or_default() {
             lines.push(format!("    {line}"));
         }
     }

@@ -10,7 +10,11 @@ use super::random::Random;
 use crate::support::raw::{Client, Outcome, Trouble, durable, passive, transient};
 
 /// Consumed by several consumers.
-pub(super) const SHARED_QUEUES: [&str; 3] = ["shared-0", "shared-1", "shared-2"];
+pub(super) const SHARED_QUEUES: [&str; 4] = ["shared-0", "shared-1", "shared-2", LEVELS_QUEUE];
+/// The one of them with priorities.
+pub(super) const LEVELS_QUEUE: &str = "levels";
+/// Its highest level: lower than the highest priority of messages.
+pub(super) const LEVEL_MAX: u8 = 5;
 /// Used by the transactional client alone.
 pub(super) const TX_QUEUES: [&str; 2] = ["tx-0", "tx-1"];
 /// Published to and purged on one channel, without consumers.
@@ -38,8 +42,10 @@ const fn route(
 }
 
 /// Ways of the confirming publishers.
-pub(super) const SHARED_ROUTES: [Route; 6] = [
+pub(super) const SHARED_ROUTES: [Route; 8] = [
     route("", "shared-0", &["shared-0"]),
+    route("", LEVELS_QUEUE, &[LEVELS_QUEUE]),
+    route("crash.direct", "urgent", &["shared-1", LEVELS_QUEUE]),
     route("crash.direct", "one", &["shared-1"]),
     route("crash.direct", "pair", &["shared-0", "shared-2"]),
     route(
@@ -76,11 +82,22 @@ pub(super) fn all_routes() -> impl Iterator<Item = &'static Route> {
         .chain([&PURGED_ROUTE])
 }
 
+fn options(queue: &str) -> queue::Declare {
+    if queue != LEVELS_QUEUE {
+        return durable();
+    }
+    let highest = FieldValue::SignedInt(LEVEL_MAX.into());
+    queue::Declare {
+        arguments: FieldTable::new().with("x-max-priority", highest),
+        ..durable()
+    }
+}
+
 /// Declares what is always there. A second time it checks that all of it is as it was: a queue or exchange that came back different
 /// is answered with 406.
 pub(super) fn declare(client: &mut Client, channel: u16) {
     for queue in all_queues() {
-        client.queue_declare(channel, queue, durable());
+        client.queue_declare(channel, queue, options(queue));
     }
     for (exchange, kind) in [
         ("crash.direct", "direct"),
@@ -97,6 +114,8 @@ pub(super) fn declare(client: &mut Client, channel: u16) {
 pub(super) fn bind(client: &mut Client, channel: u16) {
     for (queue, exchange, key) in [
         ("shared-1", "crash.direct", "one"),
+        ("shared-1", "crash.direct", "urgent"),
+        (LEVELS_QUEUE, "crash.direct", "urgent"),
         ("shared-0", "crash.direct", "pair"),
         ("shared-2", "crash.direct", "pair"),
         ("shared-0", "crash.fanout", ""),

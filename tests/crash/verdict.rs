@@ -86,8 +86,9 @@ impl Oracle {
         }
     }
 
-    /// Ranked messages first, in their order; then the others, each publisher's in its order.
+    /// Higher levels first; in each level the ranked messages first, in their order; then the others, each publisher's in its order.
     fn check_order(&mut self, queue: &str, list: &[Observed]) {
+        let mut last_level = u8::MAX;
         let mut last_rank = None;
         let mut last_of: BTreeMap<ChannelKey, MessageId> = BTreeMap::new();
         for id in ids(list) {
@@ -97,7 +98,14 @@ impl Oracle {
             let Some(entry) = self.queues.get(queue).and_then(|entries| entries.get(&id)) else {
                 continue;
             };
+            let level = self.level(queue, sent);
+            if level < last_level {
+                last_level = level;
+                last_rank = None;
+                last_of.clear();
+            }
             let is_in_order = match entry.rank {
+                _ if level > last_level => false,
                 Some(rank) => {
                     let is_behind = last_rank.is_none_or(|last| last < rank);
                     last_rank = Some(rank);

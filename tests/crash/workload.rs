@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use stratamq::amqp::method::Method;
 
-use super::content::{fingerprint, message, observed};
-use super::graveyard::Graveyard;
+use super::content::{fingerprint, message, observed, priority};
 use super::history::{ChannelKey, Event, MessageId, TxId};
+use super::moving::Moving;
 use super::random::Random;
 use super::recorder::Recorder;
 use super::topology::{
@@ -32,7 +32,7 @@ const IDLE_LOOK: Duration = Duration::from_millis(5);
 pub(super) struct Shared {
     pub(super) recorder: Recorder,
     pub(super) extras: ExtraQueues,
-    pub(super) graveyard: Graveyard,
+    pub(super) moving: Moving,
     pub(super) address: SocketAddr,
     /// Finish and rest.
     pub(super) should_rest: AtomicBool,
@@ -55,19 +55,22 @@ pub(super) enum Work {
     Transact,
     /// Publishes, gets and purges on one channel; declares and deletes queues.
     Purge,
-    /// Publishes messages that expire or are pushed out, and become dead letters.
-    Bury,
+    /// Publishes messages that expire, are pushed out, fail, are rejected, or come later.
+    Send,
+    /// Lets those fail, rejects and acknowledges them.
+    Try,
 }
 
 /// The workers of a round.
-pub(super) const WORKERS: [Work; 7] = [
+pub(super) const WORKERS: [Work; 8] = [
     Work::Publish,
     Work::Publish,
     Work::Consume,
     Work::Consume,
     Work::Transact,
     Work::Purge,
-    Work::Bury,
+    Work::Send,
+    Work::Try,
 ];
 
 /// Runs one worker to its end; what went wrong, if it was not the broker's end.
@@ -78,7 +81,8 @@ pub(super) fn run(shared: &Shared, random: Random, work: Work) -> Result<(), Str
             Work::Consume => worker.consume(),
             Work::Transact => worker.transact(),
             Work::Purge => worker.purge(),
-            Work::Bury => worker.bury(),
+            Work::Send => worker.send(),
+            Work::Try => worker.try_some(),
         }?;
         worker.rest()
     });
@@ -161,6 +165,7 @@ impl<'a> Worker<'a> {
             publisher: self.key,
             tx,
             is_persistent,
+            priority: priority(&message),
             targets: route
                 .targets
                 .iter()
@@ -420,7 +425,7 @@ impl<'a> Worker<'a> {
         self.sync(0)
     }
 
-    fn bury(&mut self) -> Outcome<()> {
+    fn send(&mut self) -> Outcome<()> {
         self.client.try_confirm_select(CHANNEL)?;
         while !self.should_rest() {
             let Self {
@@ -431,8 +436,21 @@ impl<'a> Worker<'a> {
                 ..
             } = self;
             shared
-                .graveyard
+                .moving
                 .publish_some(client, CHANNEL, published_count, random)?;
+        }
+        Ok(())
+    }
+
+    fn try_some(&mut self) -> Outcome<()> {
+        while !self.should_rest() {
+            let Self {
+                shared,
+                client,
+                random,
+                ..
+            } = self;
+            shared.moving.try_some(client, CHANNEL, random)?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use stratamq::broker::meta::{
 use stratamq::disk::sim::SimClock;
 use stratamq::storage::types::{Seq, SettleCause};
 
+use crate::command::{copy_of, strata_dump};
 use crate::scripted::{Scripted, arguments, message};
 
 /// 2026-11-01T00:00:00Z.
@@ -165,4 +166,49 @@ fn change(store: &Scripted) {
     ];
     changes.into_iter().for_each(|change| store.change(change));
     store.commit();
+}
+
+/// Every place that says seqs says them as level and count.
+#[test]
+fn seqs_of_levels_are_told_as_rank_and_count() {
+    let copy = copy_of("ruled");
+    let directory = copy.path().to_str().expect("text");
+    let said = |words: &[&str]| {
+        let output = strata_dump(&[words, &[directory]].concat());
+        let texts = [output.stdout, output.stderr];
+        texts.map(|text| String::from_utf8(text).expect("text"))
+    };
+    let [index, _] = said(&["index", "urgent", "--json"]);
+    let rows = index
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"));
+    let rows: Vec<serde_json::Value> = rows.collect();
+    let head = rows
+        .iter()
+        .find(|row| row["acked"] == false)
+        .expect("some are unsettled");
+    assert_eq!(head["seq"], "1:12");
+    // Messages up to 1:8 were reserved; what was published later was not delivered.
+    assert_eq!(head["delivered"], false);
+
+    let path = copy.path().join("log").join("000000000001.segment");
+    let mut bytes = std::fs::read(&path).expect("read");
+    let number =
+        |name: &str| usize::try_from(head[name].as_u64().expect("a number")).expect("small");
+    bytes[number("offset") + number("size") - 9] ^= 1;
+    std::fs::write(&path, bytes).expect("written");
+    for words in [
+        &["quarantine"][..],
+        &["quarantine", "--json"],
+        &["export"],
+        &["verify"],
+    ] {
+        let [out, err] = said(words);
+        assert!(
+            format!("{out}{err}").contains("1:12"),
+            "{words:?}: {out}{err}"
+        );
+    }
+    let [exported, _] = said(&["export"]);
+    assert!(exported.contains(r#""seq":"1:16""#), "{exported}");
 }

@@ -130,6 +130,7 @@ fn directory_with_full_runs_is_shown_as_expected() {
 #[test]
 fn directory_with_rules_and_levels_is_shown_as_expected() {
     check_all("ruled");
+    check("ruled", "index-of-levels", &["index", "urgent", "DIR"]);
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn runs(queues: &[QueueImage], printer: &mut Printer<'_>) -> Result<(), DumpErro
                 .collect();
             let row = Row::new()
                 .number("queue", queue.id.0)
-                .number("first_seq", run.seq_at(0).0)
+                .seq("first_seq", run.seq_at(0))
                 .number("block", run.block)
                 .text("crc", format!("{:08x}", run.crc))
                 .number("live", run.live.len())

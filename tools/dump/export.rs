@@ -12,6 +12,7 @@ use stratamq::storage::types::ImageEntry;
 
 use crate::error::DumpError;
 use crate::live::{Live, Unreadable, confirm, read_message};
+use crate::print::seq_value;
 use crate::queues::is_delivered;
 use crate::store::Store;
 use crate::tables;
@@ -60,7 +61,7 @@ pub(crate) fn run(
         let position = message.entry.position;
         eprintln!(
             "strata-dump: message {} of {}: {} at offset {}: {}",
-            message.entry.seq.0,
+            message.entry.seq,
             live.text_of(message.queue),
             store.view.describe(&segment_path(position.lsn.segment())),
             position.lsn.offset(),
@@ -98,7 +99,7 @@ fn line(
     put("queue", json!(name));
     put("vhost", json!(vhost));
     put("queue_id", json!(image.id.0));
-    put("seq", json!(entry.seq.0));
+    put("seq", seq_value(entry.seq));
     put("exchange", json!(text(message.exchange().as_bytes())));
     put("routing_key", json!(text(message.routing_key().as_bytes())));
     if !bcc.is_empty() {

@@ -132,7 +132,7 @@ impl Found {
 fn row(image: &QueueImage, entry: &ImageEntry, settled: Option<Option<SettleCause>>) -> Row {
     let lsn = entry.position.lsn;
     Row::new()
-        .number("seq", entry.seq.0)
+        .seq("seq", entry.seq)
         .text("segment", lsn.segment())
         .number("offset", lsn.offset())
         .number("size", entry.position.len_bytes)

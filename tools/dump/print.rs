@@ -7,6 +7,7 @@ use std::io::Write;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
+use stratamq::storage::types::Seq;
 
 use crate::error::DumpError;
 
@@ -43,6 +44,11 @@ impl Row {
     pub(crate) fn number(self, name: &'static str, number: impl Into<u64>) -> Self {
         let number = number.into();
         self.cell(name, Some(number.into()), Some(number.to_string()))
+    }
+
+    /// A message's position in its queue.
+    pub(crate) fn seq(self, name: &'static str, seq: Seq) -> Self {
+        self.cell(name, Some(seq_value(seq)), Some(seq.to_string()))
     }
 
     /// A number that may be unknown.
@@ -116,6 +122,14 @@ impl Serialize for Row {
             }
         }
         map.end()
+    }
+}
+
+/// A number, or text where the rank is not 0: many readers of JSON would round such a number.
+pub(crate) fn seq_value(seq: Seq) -> Value {
+    match seq.rank() {
+        0 => seq.0.into(),
+        _ => seq.to_string().into(),
     }
 }
 

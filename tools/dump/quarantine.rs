@@ -73,7 +73,7 @@ fn row(store: &Store, live: &Live, message: &Unreadable) -> Row {
         .number("queue_id", message.queue.0)
         .maybe_text("vhost", vhost)
         .maybe_text("queue", name)
-        .number("seq", message.entry.seq.0)
+        .seq("seq", message.entry.seq)
         .text(
             "file",
             store.view.describe(&segment_path(position.lsn.segment())),

@@ -25,7 +25,7 @@ fn row(snapshot: &Snapshot, image: &QueueImage) -> Row {
         .number("id", image.id.0)
         .maybe_text("vhost", queue.map(|queue| &queue.vhost))
         .maybe_text("name", queue.map(|queue| &queue.name))
-        .number("head", head.0)
+        .seq("head", head)
         .number("tail", image.next_seq.0)
         .number("unsettled", image.message_count())
         .number("delivered_upto", image.reserved_upto.0)
@@ -48,7 +48,7 @@ fn deliveries(image: &QueueImage) -> (u64, u64) {
         };
         for index in run.live.iter() {
             let is_back = came_back(index);
-            delivered += u64::from(is_back || run.seq_at(index) < image.reserved_upto);
+            delivered += u64::from(is_back || run.seq_at(index).is_within(image.reserved_upto));
             redelivered += u64::from(is_back);
         }
     }
@@ -57,5 +57,5 @@ fn deliveries(image: &QueueImage) -> (u64, u64) {
 
 /// It may have been delivered: a reservation covers it, or it came back.
 pub(crate) fn is_delivered(image: &QueueImage, entry: &ImageEntry) -> bool {
-    entry.seq < image.reserved_upto || entry.is_redelivered
+    entry.seq.is_within(image.reserved_upto) || entry.is_redelivered
 }

@@ -6,12 +6,12 @@ use stratamq::broker::message::Message;
 use stratamq::broker::meta::Change;
 use stratamq::storage::batch::Batch;
 use stratamq::storage::record::{Publish, Record};
-use stratamq::storage::types::{Lsn, MetaEffect, Position, QueueId, SettleCause};
+use stratamq::storage::types::{Lsn, MetaEffect, Position, QueueId, SeqRange, SettleCause};
 
 use crate::args::{LogRange, RecordKind, Selection};
 use crate::error::DumpError;
 use crate::log::Log;
-use crate::print::{Printer, Row};
+use crate::print::{Printer, Row, seq_value};
 use crate::snapshot::{Snapshot, full_name};
 use crate::store::Store;
 use crate::tables;
@@ -177,13 +177,10 @@ fn row(reading: &Reading, position: Position, record: &Record<'_>, with_body: bo
             cause,
             ranges,
         } => {
-            let text: Vec<String> = ranges
-                .iter()
-                .map(|run| range_text(run.first.0, run.last.0))
-                .collect();
+            let text: Vec<String> = ranges.iter().map(range_text).collect();
             let ranges: Vec<Value> = ranges
                 .iter()
-                .map(|run| json!({"first": run.first.0, "last": run.last.0}))
+                .map(|run| json!({"first": seq_value(run.first), "last": seq_value(run.last)}))
                 .collect();
             row.json("queue", queue.0)
                 .json("cause", cause_name(cause))
@@ -204,14 +201,13 @@ fn row(reading: &Reading, position: Position, record: &Record<'_>, with_body: bo
             delivery_count,
         } => row
             .json("queue", queue.0)
-            .json("seq", seq.0)
+            .json("seq", seq_value(seq))
             .json("delivery_count", delivery_count)
             .people(
                 "what",
                 format!(
-                    "{} seq {}, delivered {delivery_count} times",
-                    reading.queue_text(queue),
-                    seq.0
+                    "{} seq {seq}, delivered {delivery_count} times",
+                    reading.queue_text(queue)
                 ),
             ),
         Record::Reserve { queue, upto } => row.json("queue", queue.0).json("upto", upto.0).people(
@@ -252,13 +248,13 @@ fn publish_cells(row: Row, reading: &Reading, publish: &Publish<'_>, with_body: 
         .iter()
         .map(|r| {
             let expires_at = (r.expires_at_ms != 0).then_some(r.expires_at_ms);
-            json!({"queue": r.queue.0, "seq": r.seq.0, "expires_at_ms": expires_at})
+            json!({"queue": r.queue.0, "seq": seq_value(r.seq), "expires_at_ms": expires_at})
         })
         .collect();
     let targets: Vec<String> = publish
         .refs
         .iter()
-        .map(|r| format!("{} seq {}", reading.queue_text(r.queue), r.seq.0))
+        .map(|r| format!("{} seq {}", reading.queue_text(r.queue), r.seq))
         .collect();
     let row = row
         .json("refs", refs)
@@ -325,7 +321,7 @@ fn name_text(name: &stratamq::amqp::short_string::ShortString) -> String {
     String::from_utf8_lossy(name.as_bytes()).into_owned()
 }
 
-fn range_text(first: u64, last: u64) -> String {
+fn range_text(SeqRange { first, last }: SeqRange) -> String {
     if first == last {
         format!("seq {first}")
     } else {

@@ -201,7 +201,7 @@ fn keep_unburied(turn: &mut Turn<'_>, source: &QueueHandle, seq: Seq) {
     tracing::error!(
         queue = %source.spec.name,
         vhost = %source.spec.vhost,
-        seq = seq.0,
+        %seq,
         "dead letter is larger than the log takes; the message is quarantined: kept, not delivered"
     );
     let mut locked = Locked::one(source);

@@ -48,7 +48,8 @@ impl QueueState {
                 }
             };
             let slot = self.slots.get(seq).expect("a ready entry is an entry");
-            if is_expired(slot, turn.now_ms) && fresh != Some(seq) {
+            let may_expire = self.slots.may_expire();
+            if may_expire && is_expired(slot, turn.now_ms) && fresh != Some(seq) {
                 self.let_die(queue, batch, seq, DeathReason::Expired);
                 continue;
             }
@@ -264,7 +265,7 @@ impl QueueState {
         tracing::error!(
             queue = %queue.spec.name,
             vhost = %queue.spec.vhost,
-            seq = seq.0,
+            %seq,
             reason = %failure.reason,
             "message cannot be read and is quarantined: kept, not delivered"
         );

@@ -56,6 +56,7 @@ use super::delayed::exchange_of;
 use super::effects::Effects;
 use super::journal::Journal;
 use super::message::Message;
+use super::salvage;
 use crate::amqp::field_table::FieldTable;
 use crate::amqp::short_string::ShortString;
 use crate::storage::types::{Lsn, QueueId, Seq};
@@ -99,6 +100,11 @@ impl QueueSpec {
     #[must_use]
     pub fn delays_for(&self) -> Option<ShortString> {
         exchange_of(self.name.as_str(), &self.arguments)
+    }
+
+    /// True for a queue of messages whose own declaration was lost.
+    fn is_recovered(&self) -> bool {
+        salvage::is_recovered(self.name.as_str(), &self.arguments)
     }
 }
 
@@ -436,7 +442,10 @@ impl Queue {
         Arc::new(Self::with_state(spec, state))
     }
 
-    fn with_state(spec: QueueSpec, state: QueueState) -> Self {
+    fn with_state(spec: QueueSpec, mut state: QueueState) -> Self {
+        if spec.is_recovered() {
+            state.slots.keep_expired();
+        }
         Self {
             id: spec.id,
             traits: Traits {

@@ -189,6 +189,7 @@ impl QueueState {
                     let run = self.slots.filed_run(seq);
                     let base_ms = run.map_or(0, |run| run.expiry_base_ms);
                     let is_due = base_ms != 0
+                        && self.slots.may_expire()
                         && base_ms <= turn.now_ms
                         && self.leaving.len() < LEAVING_MAX_COUNT;
                     if is_due || (drops && self.is_too_long()) {

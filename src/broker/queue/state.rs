@@ -433,6 +433,7 @@ impl QueueState {
     /// When this head of a level is to be looked at for its expiry; 0 for never.
     fn head_due_at_ms(&self, head: Head, now_ms: u64) -> u64 {
         match head {
+            _ if !self.slots.may_expire() => 0,
             Head::None => 0,
             Head::Entry(seq) => self.slots.get(seq).map_or(0, |slot| slot.expires_at_ms),
             // Not before the earliest of the run. When that is past, the run is on its way.

@@ -1,11 +1,14 @@
 //! What survives a restart (section 2 of the persistence reference), by replay and by snapshot.
 
-use super::support::{TestBroker, bind, bind_exchange, exchange, queue, short};
+use std::sync::Arc;
+
+use super::support::{TestBroker, bind, bind_exchange, exchange, persistent, queue, short};
 use super::{declare_exchange, declare_queue};
-use crate::amqp::field_table::FieldTable;
-use crate::broker::RestoreError;
-use crate::broker::command::{Command, ExchangeDeclare, QueueDeclare};
+use crate::amqp::field_table::{FieldTable, FieldValue};
+use crate::broker::command::{Command, Consume, ExchangeDeclare, QueueDeclare};
+use crate::broker::effects::Effects;
 use crate::broker::meta::MetaState;
+use crate::broker::{Broker, BrokerOptions, RestoreError};
 use crate::storage::CheckpointSource;
 
 /// A broker with some of everything, and some of it deleted again.
@@ -209,5 +212,117 @@ fn checkpoint_covers_exactly_the_durable_queues() {
         let image = broker.broker.queue(id).expect("the queue is there");
         assert_eq!(image.entries, logged[&id].entries, "{id}");
         assert_eq!(image.last_lsn, logged[&id].last_lsn, "{id}");
+    }
+}
+
+/// What this broker has logged, opened at `now_ms` although the records of these kinds are lost.
+fn salvage(broker: &TestBroker, lost_kinds: &[u16], now_ms: u64) -> TestBroker {
+    let logged = broker.journal.logged();
+    let left = logged
+        .metas
+        .iter()
+        .filter(|(kind, ..)| !lost_kinds.contains(kind));
+    let records: Vec<(u16, u16, &[u8])> = left
+        .map(|(kind, version, body)| (*kind, *version, &body[..]))
+        .collect();
+    let options = BrokerOptions {
+        is_salvaged: true,
+        ..BrokerOptions::default()
+    };
+    reopen(broker, options, None, &records, now_ms)
+}
+
+fn reopen(
+    broker: &TestBroker,
+    options: BrokerOptions,
+    snapshot: Option<&[u8]>,
+    records: &[(u16, u16, &[u8])],
+    now_ms: u64,
+) -> TestBroker {
+    let images = broker.journal.logged().images.into_values().collect();
+    let journal = Arc::clone(&broker.journal);
+    let mut effects = Effects::default();
+    let restored = Broker::restore(
+        Arc::clone(&journal) as _,
+        options,
+        snapshot,
+        records,
+        images,
+        now_ms,
+        &mut effects,
+    );
+    TestBroker {
+        journal,
+        broker: restored.expect("restores"),
+        effects,
+    }
+}
+
+/// What waited for a delayed exchange whose declaration is lost stays, however long ago it was due.
+#[test]
+fn messages_of_a_lost_delayed_exchange_do_not_expire_when_they_were_due() {
+    const EXCHANGE_DECLARED: u16 = 7;
+    const QUEUE_DECLARED: u16 = 9;
+    for lost_kinds in [
+        &[EXCHANGE_DECLARED][..],
+        &[EXCHANGE_DECLARED, QUEUE_DECLARED],
+    ] {
+        let broker = TestBroker::new();
+        let mut client = broker.connect();
+        let delayed = ExchangeDeclare {
+            arguments: FieldTable::new().with("x-delayed-type", FieldValue::text("direct")),
+            ..exchange("later", "x-delayed-message")
+        };
+        declare_exchange(&mut client, delayed).expect("declares");
+        let mut properties = persistent().edit();
+        properties.set_header("x-delay", 5_000);
+        let properties = properties.build();
+        for _ in 0..3 {
+            client
+                .publish_with("later", "k", &properties)
+                .expect("publishes");
+        }
+        let id = broker.broker.queue_ids()[0];
+        let salvaged = salvage(&broker, lost_kinds, 10_000);
+        let name = format!("recovered.{id}");
+        let mut client = salvaged.connect();
+        assert_eq!(client.ready_count(&name), 3, "lost {lost_kinds:?}");
+        // Nor later, when nothing says any more that something was lost.
+        let (snapshot, _) = salvaged.broker.meta();
+        let next = reopen(
+            &salvaged,
+            BrokerOptions::default(),
+            Some(&snapshot),
+            &[],
+            20_000,
+        );
+        let mut client = next.connect();
+        assert_eq!(client.ready_count(&name), 3, "lost {lost_kinds:?}");
+        let queues = next.broker.all_queues();
+        let queue = queues.iter().find(|queue| queue.id() == id);
+        let turn = &mut next.broker.shared.turn(30_000, &mut client.effects);
+        let after = crate::broker::queue::timer_due(turn, queue.expect("it is there"));
+        assert_eq!(after, crate::broker::queue::Aftermath::Stays);
+        assert_eq!(client.ready_count(&name), 3, "lost {lost_kinds:?}");
+        // Nor on the way to a consumer: the bodies are asked for.
+        let consume = Consume {
+            queue: short(&name),
+            tag: short("tag"),
+            is_no_ack: true,
+            is_exclusive: false,
+            prefetch: 0,
+            arguments: FieldTable::new(),
+        };
+        client
+            .connection
+            .execute(
+                1,
+                &mut Command::Consume(consume),
+                30_000,
+                &mut client.effects,
+            )
+            .expect("consumes");
+        assert_eq!(client.ready_count(&name), 3, "lost {lost_kinds:?}");
+        assert!(!client.effects.fetches.is_empty());
     }
 }

@@ -63,7 +63,7 @@ pub(super) fn check(
         };
         if let Some(wrong) = wrong {
             let path = store.view.describe(&segment_path(position.lsn.segment()));
-            let text = format!("message {} of queue {queue}: {wrong}; {ADVICE}", seq.0);
+            let text = format!("message {seq} of queue {queue}: {wrong}; {ADVICE}");
             report.damage("index", path, u64::from(position.lsn.offset()), text);
         }
     }

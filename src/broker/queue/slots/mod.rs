@@ -80,6 +80,8 @@ pub(super) struct Slots {
     filed_count: u64,
     /// An entry had a time to live since the queue was last empty.
     may_expire: bool,
+    /// Times to live mean nothing here.
+    never_expires: bool,
     /// What is below may have been delivered before the start.
     redelivered_below: u64,
     /// The slots of a run that ended, for the next one.
@@ -102,6 +104,7 @@ impl Slots {
             slot_count: 0,
             filed_count: 0,
             may_expire: false,
+            never_expires: false,
             redelivered_below: 0,
             sums: Sums::default(),
         }
@@ -115,9 +118,14 @@ impl Slots {
         seen ^ self.sums.resident_bytes ^ self.slot_count
     }
 
-    /// False when no entry has a time to live.
+    /// False when no entry has a time to live, or when that means nothing.
     pub(super) fn may_expire(&self) -> bool {
-        self.may_expire
+        self.may_expire && !self.never_expires
+    }
+
+    /// From now on no entry expires, whatever stands in it.
+    pub(super) fn keep_expired(&mut self) {
+        self.never_expires = true;
     }
 
     /// False when every entry in memory has its content in memory: there is nothing to read ahead.

@@ -1,6 +1,10 @@
 //! The crash test's oracle, fed with doctored histories: a checker that never complains proves nothing.
 
+#[path = "../crash/mod.rs"]
 mod crash;
+mod levels;
+mod moving;
+#[path = "../support/mod.rs"]
 mod support;
 
 use crash::history::{Event, Fingerprint, Observed};
@@ -58,6 +62,7 @@ impl Story {
             publisher: 1,
             tx,
             is_persistent,
+            priority: 0,
             targets,
             fingerprint: look(id),
         })
@@ -211,6 +216,7 @@ fn a_changed_order_is_noticed() {
             publisher: 2,
             tx: None,
             is_persistent: true,
+            priority: 0,
             targets: vec!["q".into()],
             fingerprint: look(9),
         };
