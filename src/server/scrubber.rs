@@ -33,8 +33,11 @@ impl Pace {
         (self.rate_bytes / STEPS_PER_SECOND).max(1)
     }
 
-    /// What was read at once beyond the budget is waited for.
-    fn pause_after(self, step: &Step) -> Duration {
+    /// What was read at once beyond the budget is waited for. `None`: it failed, which it may do without end.
+    fn pause_after(self, step: Option<&Step>) -> Duration {
+        let Some(step) = step else {
+            return ROUND_PAUSE;
+        };
         let share_ms = step.read_bytes.saturating_mul(1000) / self.rate_bytes;
         let pause = Duration::from_millis(share_ms.max(1000 / STEPS_PER_SECOND));
         if step.is_round_over {
@@ -69,20 +72,18 @@ pub(super) fn run(hub: &Hub, stop: &Stop, rate_bytes: u64) {
     let pace = Pace { rate_bytes };
     let mut pause = Duration::ZERO;
     while !stop.is_raised_within(pause) {
-        pause = match scrubber.step(&hub.broker, pace.budget_bytes()) {
+        let step = scrubber.step(&hub.broker, pace.budget_bytes());
+        pause = pace.pause_after(step.as_ref().ok());
+        match step {
             Ok(step) => {
                 let scrubbed = &hub.counters.scrubbed_bytes;
                 scrubbed.fetch_add(step.read_bytes, Ordering::Relaxed);
                 for rot in &step.found {
                     report(hub, rot, &mut reported);
                 }
-                pace.pause_after(&step)
             }
-            Err(error) => {
-                tracing::error!(%error, "the scrubber cannot read");
-                ROUND_PAUSE
-            }
-        };
+            Err(error) => tracing::error!(%error, "the scrubber cannot read"),
+        }
     }
 }
 
@@ -163,21 +164,23 @@ fn find_hit(hub: &Hub, range: (Lsn, Lsn)) -> Vec<(QueueId, Unreadable)> {
     hit
 }
 
+/// True when the damage may hit a record that lies there.
+fn touches(position: Position, range: (Lsn, Lsn)) -> bool {
+    let lsn = position.lsn;
+    let end = Lsn(lsn.0 + u64::from(position.len_bytes));
+    // At 0 lies what is nowhere: its index block is lost, and its batch too.
+    lsn.segment() == range.0.segment() && (lsn.offset() == 0 || lsn < range.1 && range.0 < end)
+}
+
 fn find_unreadable(
     hub: &Hub,
     queue: QueueId,
     range: (Lsn, Lsn),
     entries: &[ImageEntry],
 ) -> Vec<(Seq, Position, FetchFailure)> {
-    let of_segment = entries
+    let in_range = entries
         .iter()
-        .filter(|entry| entry.position.lsn.segment() == range.0.segment());
-    let in_range = of_segment.filter(|entry| {
-        let lsn = entry.position.lsn;
-        let end = Lsn(lsn.0 + u64::from(entry.position.len_bytes));
-        // At 0 lies what is nowhere: its index block is lost, and its batch too.
-        lsn.offset() == 0 || lsn < range.1 && range.0 < end
-    });
+        .filter(|entry| touches(entry.position, range));
     let unreadable =
         in_range.filter_map(
             |entry| match hub.storage.read(queue, entry.seq, entry.position) {
@@ -205,13 +208,13 @@ mod tests {
 
     #[test]
     fn no_more_is_read_in_the_long_run_than_the_rate_allows() {
-        for rate_bytes in [1, 3, 1000, 4 << 20, 1 << 30, u64::MAX] {
+        for rate_bytes in [1, 3, 1000, 4 << 20, 1 << 30, 1 << 40] {
             let pace = Pace { rate_bytes };
             let budget_bytes = pace.budget_bytes();
             assert!((1..=rate_bytes.div_ceil(STEPS_PER_SECOND)).contains(&budget_bytes));
             // Steps as long as they may be, and some that had to read more at once.
             for read_bytes in [budget_bytes, budget_bytes.saturating_mul(7), 16 << 20] {
-                let pause_ms = pace.pause_after(&step(read_bytes, false)).as_millis();
+                let pause_ms = pace.pause_after(Some(&step(read_bytes, false))).as_millis();
                 let allowed = u128::from(rate_bytes) * (pause_ms + 1) / 1000;
                 assert!(
                     u128::from(read_bytes) <= allowed,
@@ -229,15 +232,39 @@ mod tests {
         let budget_bytes = pace.budget_bytes();
         assert_eq!(budget_bytes, 1 << 20);
         let quarter = Duration::from_millis(250);
-        assert_eq!(pace.pause_after(&step(0, false)), quarter);
-        assert_eq!(pace.pause_after(&step(budget_bytes, false)), quarter);
-        assert_eq!(
-            pace.pause_after(&step(budget_bytes * 8, false)),
-            quarter * 8
-        );
-        assert_eq!(pace.pause_after(&step(0, true)), ROUND_PAUSE);
-        let long = pace.pause_after(&step(budget_bytes * 1000, true));
+        let pause = |read_bytes, is_over| pace.pause_after(Some(&step(read_bytes, is_over)));
+        assert_eq!(pause(0, false), quarter);
+        assert_eq!(pause(budget_bytes, false), quarter);
+        assert_eq!(pause(budget_bytes * 8, false), quarter * 8);
+        assert_eq!(pause(0, true), ROUND_PAUSE);
+        let long = pause(budget_bytes * 1000, true);
         assert_eq!(long, quarter * 1000, "longer than the rest");
+        assert_eq!(pace.pause_after(None), ROUND_PAUSE);
+    }
+
+    #[test]
+    fn damage_touches_the_records_that_reach_into_it_and_those_that_are_nowhere() {
+        use crate::storage::types::SegmentId;
+        let at = |segment: u64, offset: u32| Lsn::new(SegmentId(segment), offset);
+        let range = (at(3, 5000), at(3, 6000));
+        for (lsn, is_touched) in [
+            (at(3, 4900), false),
+            (at(3, 4904), true),
+            (at(3, 5500), true),
+            (at(3, 5992), true),
+            (at(3, 6000), false),
+            (at(2, 5500), false),
+            (at(4, 5500), false),
+            (at(3, 0), true),
+            (at(2, 0), false),
+        ] {
+            let len_bytes = 100;
+            assert_eq!(
+                touches(Position { lsn, len_bytes }, range),
+                is_touched,
+                "{lsn}"
+            );
+        }
     }
 
     #[test]
