@@ -1,4 +1,5 @@
-//! kill -9 at random moments: what was confirmed is there, once, in order, byte by byte; nothing else is.
+//! kill -9 at random moments: what was confirmed is there, once, in order, byte by byte; nothing else is. Priorities, times to live,
+//! histories of the dead, counts of failures, delays and policies are as they were.
 //!
 //! ```text
 //! cargo test --test crash_kill                                                   # what CI runs
@@ -44,6 +45,18 @@ fn fsync_never_survives_kill_9() {
     let arguments = &[SEGMENT, "--fsync=never"];
     Campaign {
         name: "never",
+        arguments,
+        rounds: 8,
+    }
+    .run();
+}
+
+/// Every queue in an index file, as far as it goes: ranks, times and counts come from there.
+#[test]
+fn filed_queues_survive_kill_9() {
+    let arguments = &["--segment-size=1MiB", "--queue-index-min-messages=0"];
+    Campaign {
+        name: "filed",
         arguments,
         rounds: 8,
     }

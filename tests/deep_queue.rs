@@ -7,6 +7,7 @@ use stratamq::amqp::method::{basic, queue};
 use support::TestBroker;
 use support::raw::{Client, Message, durable, passive, text};
 use support::status::Status;
+use support::wait::wait_until;
 
 const CHANNEL: u16 = 1;
 const QUEUE: &str = "deep";
@@ -167,6 +168,69 @@ fn length_limit_holds_from_the_first_moment_after_a_restart() {
     assert_eq!(u64::from(found), MOST);
     let first = client.get(CHANNEL, QUEUE).expect("the first that stays");
     assert_eq!(first.message.body_text().parse(), Ok(HELD - MOST));
+}
+
+fn policy(broker: &TestBroker, kind: &str, most_bytes: u64) {
+    let definition = format!(r#"{{"max-length-bytes":{most_bytes}}}"#);
+    let output = std::process::Command::new(broker.binary())
+        .args([kind, "set", "most", QUEUE, &definition])
+        .env("STRATAMQ_DATA_DIR", broker.data_dir())
+        .output()
+        .expect("the broker's binary can be executed");
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// LL-1, PO-9: a limit in bytes that a policy sets counts messages that nobody has read since the start, whether they are in
+/// memory or in the index file; and it counts them after the next start.
+#[test]
+fn a_policy_counts_the_bytes_of_messages_that_were_not_read() {
+    const BODY: &str = "a body of a few bytes";
+    const HELD: u64 = 3000;
+    for flag in [
+        "--queue-index-min-messages=0",
+        "--queue-index-min-messages=1000000",
+    ] {
+        let mut broker = TestBroker::builder().arg(flag).start();
+        let mut client = broker.client(CHANNEL);
+        client.queue_declare(CHANNEL, QUEUE, durable());
+        client.confirm_select(CHANNEL);
+        for _ in 0..HELD {
+            client.push_publish(CHANNEL, "", QUEUE, &Message::persistent(BODY));
+        }
+        client.flush().expect("the broker reads");
+        client.wait_confirms_upto(CHANNEL, HELD);
+        broker.terminate();
+        broker.restart();
+        let is_filed = Status::of(&broker).counter("/index/filed_runs") > 0;
+        assert_eq!(is_filed, flag.ends_with("=0"));
+        let mut client = broker.client(CHANNEL);
+        let mut wait_for = |count: u64| {
+            let mut found = || {
+                client
+                    .queue_declare(CHANNEL, QUEUE, passive())
+                    .message_count
+            };
+            wait_until("what is too much has gone", || u64::from(found()) <= count);
+            assert_eq!(u64::from(found()), count);
+        };
+        let of = |count: u64| count * BODY.len() as u64;
+        policy(&broker, "policy", of(2000));
+        wait_for(2000);
+        policy(&broker, "operator-policy", of(1500));
+        wait_for(1500);
+        broker.kill();
+        broker.restart();
+        client = broker.client(CHANNEL);
+        client.confirm_select(CHANNEL);
+        client.publish(CHANNEL, "", QUEUE, &Message::persistent(BODY));
+        client.wait_confirm(CHANNEL);
+        let mut found = || {
+            client
+                .queue_declare(CHANNEL, QUEUE, passive())
+                .message_count
+        };
+        wait_until("the oldest has gone", || found() == 1500);
+    }
 }
 
 /// The size of a body stands in no index; a record is longer than that, by its properties.

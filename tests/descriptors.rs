@@ -6,7 +6,7 @@ use std::io::Read;
 use std::net::TcpStream;
 
 use support::TestBroker;
-use support::raw::{Message, durable};
+use support::raw::{Message, durable, passive};
 
 const CHANNEL: u16 = 1;
 /// What the process may have open; a quarter of it is for sockets.
@@ -38,4 +38,40 @@ fn sockets_do_not_take_the_descriptors_of_the_store() {
     drop(strangers);
     let mut another = broker.client(CHANNEL);
     assert!(another.get(CHANNEL, "q").is_some());
+}
+
+/// Without a descriptor there is no next segment: publishers wait for one as they do for room on the disk, and what they
+/// published is kept.
+#[test]
+fn a_store_without_descriptors_waits() {
+    const MESSAGES: u64 = 100;
+    let broker = TestBroker::builder().arg("--segment-size=1MiB").start();
+    let mut client = broker.client(CHANNEL);
+    client.queue_declare(CHANNEL, "q", durable());
+    client.confirm_select(CHANNEL);
+    let limit = |soft: usize| {
+        let pid = broker.pid().to_string();
+        let limit = format!("--nofile={soft}:");
+        let status = std::process::Command::new("prlimit")
+            .args(["--pid", &pid, &limit])
+            .status();
+        assert!(status.is_ok_and(|status| status.success()));
+    };
+    // What is open stays.
+    limit(3);
+    let message = Message::persistent(vec![b'x'; 100_000]);
+    for _ in 0..MESSAGES {
+        client.push_publish(CHANNEL, "", "q", &message);
+    }
+    let publisher = std::thread::spawn(move || {
+        client.flush().expect("the broker reads in the end");
+        client.wait_confirms_upto(CHANNEL, MESSAGES);
+        client
+    });
+    broker.wait_for_line("out of file descriptors");
+    broker.wait_for_line("commits wait for room");
+    limit(DESCRIPTORS);
+    let mut client = publisher.join().expect("all of it is confirmed");
+    let found = client.queue_declare(CHANNEL, "q", passive());
+    assert_eq!(u64::from(found.message_count), MESSAGES);
 }

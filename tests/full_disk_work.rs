@@ -1,5 +1,4 @@
-//! Work that goes on while there is not a free byte: dead-lettering, expiry, deletion, compaction, transient messages, and
-//! the end of the broker.
+//! Work that goes on while there is not a free byte: dead-lettering, expiry, deletion, compaction, transient messages.
 //!
 //! All of it is on a small tmpfs of its own, see [`SmallDisk`]. What is written then comes out of the reserve.
 
@@ -18,7 +17,6 @@ use support::status::Status;
 use support::wait::wait_until;
 
 const CHANNEL: u16 = 1;
-const PAUSE: Duration = Duration::from_millis(100);
 /// Length of all bodies.
 const BODY_LEN: usize = 10_000;
 
@@ -253,59 +251,4 @@ fn transient_messages_need_no_disk() {
     client.wait_confirms_upto(CHANNEL, 200);
     check_each_once(&broker, &["t"], 200);
     assert!(!Status::has_alarm(&broker));
-}
-
-#[test]
-fn a_broker_whose_commits_wait_for_room_can_be_stopped_and_started() {
-    let Some(disk) = SmallDisk::mount("48m") else {
-        return;
-    };
-    let mut broker = start(&disk);
-    let mut client = broker.client(CHANNEL);
-    client.queue_declare(CHANNEL, "q", durable());
-    publish(&broker, "q", 300);
-    disk.fill();
-    // More than the reserve holds, in one go: the broker reads it before it knows that the disk is full.
-    let mut publisher = broker.client(CHANNEL);
-    publisher.confirm_select(CHANNEL);
-    for number in 300..900 {
-        publisher.push_publish(CHANNEL, "", "q", &Message::persistent(body(number)));
-    }
-    // It may stop reading in the middle.
-    let _ = publisher.flush();
-    broker.wait_for_line("commits wait for room");
-    let mut confirmed = 300;
-    while let Ok(ack) = publisher.try_next_confirm_within(CHANNEL, PAUSE) {
-        confirmed = 300 + ack.delivery_tag;
-    }
-    let status = broker.terminate();
-    assert_eq!(status.code(), Some(1), "{}", broker.log());
-    let log = broker.log();
-    let said = log.lines().last().unwrap_or_default();
-    assert!(
-        said.starts_with("stratamq: stopped while the disk was full"),
-        "{log}"
-    );
-    // Again and again, on the disk as it is.
-    for _ in 0..3 {
-        broker.restart();
-        let mut client = broker.client(CHANNEL);
-        assert!(u64::from(message_count(&mut client, "q")) >= confirmed);
-        drop(client);
-        let status = broker.terminate();
-        assert!(status.code().is_some(), "{status:?}\n{}", broker.log());
-    }
-    disk.give_back();
-    broker.restart();
-    let found = drain(&broker, "q");
-    assert!(found.values().all(|times| *times == 1), "{found:?}");
-    let first: Vec<&String> = found
-        .keys()
-        .take(usize::try_from(confirmed).expect("a count"))
-        .collect();
-    let expected: Vec<String> = (0..first.len())
-        .map(|number| format!("{number:08}"))
-        .collect();
-    assert_eq!(first, expected.iter().collect::<Vec<_>>());
-    assert!(first.len() as u64 >= confirmed);
 }

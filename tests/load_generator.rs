@@ -153,3 +153,49 @@ fn queues_compares_numbers_of_queues_by_what_the_log_wrote() {
         assert!(bytes.is_some_and(|bytes| bytes > 1024.0), "{report:#}");
     }
 }
+
+#[test]
+fn limit_sets_a_load_beside_the_stand_in_and_the_disk() {
+    for (case, is_durable) in [
+        ("transient 16 B", false),
+        ("durable fan-out 5", true),
+        ("10 x 10 x 10", true),
+    ] {
+        let report = Command::new(env!("CARGO_BIN_EXE_strata-bench"))
+            .args(["limit", "--rounds", "1", "--seconds", "1", "--case", case])
+            .args(["--json", "--directory", env!("CARGO_TARGET_TMPDIR")])
+            .env("STRATA_BENCH_BROKER", broker_binary())
+            .output()
+            .expect("the generator can be executed");
+        let complaint = String::from_utf8_lossy(&report.stderr);
+        assert!(report.status.success(), "{case}: {complaint}");
+        let report: Value = serde_json::from_slice(&report.stdout).expect("the report is JSON");
+        let load = &report["loads"][0];
+        assert_eq!(load["name"], case);
+        let round = "/rounds/0";
+        let socket = format!("{round}/limits/socket/per_sec");
+        check_positive(load, &[&socket, &format!("{round}/broker/per_sec")]);
+        if is_durable {
+            let commits = format!("{round}/limits/disk/commits_per_sec");
+            check_positive(
+                load,
+                &[&commits, &format!("{round}/broker/messages_per_commit")],
+            );
+        } else {
+            assert!(load["rounds"][0]["limits"]["disk"].is_null(), "{load:#}");
+        }
+    }
+}
+
+#[test]
+fn goals_are_judged_by_what_was_measured() {
+    let report = own_broker("goals --rounds 1 --seconds 1 --case RPC");
+    let goals = report["goals"].as_array().expect("a list");
+    assert_eq!(goals.len(), 2, "{report:#}");
+    for goal in goals {
+        check_positive(goal, &["/figure", "/goal"]);
+        assert!(goal["is_reached"].is_boolean());
+    }
+    let report = own_broker("goals --rounds 1 --seconds 1 --backlog 2k --case backlog");
+    check_positive(&report, &["/goals/0/figure", "/goals/1/figure"]);
+}

@@ -259,7 +259,8 @@ impl Parser<'_> {
         })
     }
 
-    /// Arguments about other members of a quorum queue, and about memory it does not need: checked, then forgotten.
+    /// Arguments about other members of a quorum queue and consumers there, and about memory it does not need: checked, then
+    /// forgotten.
     /// Delayed retry would be missed by whoever asks for it, and is refused.
     fn check_without_effect(&self) -> Result<(), ArgumentError> {
         self.number("x-quorum-initial-group-size", 1, u64::MAX)?;

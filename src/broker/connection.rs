@@ -16,6 +16,7 @@ use super::consumer::{ChannelCredit, ConsumerSpec};
 use super::effects::Effects;
 use super::error::BrokerError;
 use super::facade::Shared;
+use super::journal::Admitted;
 use super::outbox::Outbox;
 use super::queue::{
     self, Aftermath, ConnectionId, ConsumeRefusal, DeleteCondition, DeleteRefusal, GetOutcome,
@@ -31,7 +32,7 @@ use super::vhost::Vhost;
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
-use crate::storage::types::Lsn;
+use crate::storage::types::{Lsn, Pusher};
 
 /// Consumers and exclusive queues are swept of deleted ones from this many on.
 const SWEEP_MIN_COUNT: usize = 64;
@@ -204,6 +205,17 @@ impl Connection {
                 Ok(done(None))
             }
         }
+    }
+
+    /// Asks for the room that the channel's transaction takes in the log: to be held while it is committed. `None` when it
+    /// has to wait.
+    #[must_use]
+    pub fn admit_commit(&self, channel: u16) -> Option<Admitted> {
+        let bytes = self
+            .channels
+            .get(&channel)
+            .map_or(0, |channel| queue::commit_bytes(&channel.transaction));
+        self.shared.queues.admit(bytes, Pusher::Publisher)
     }
 
     /// Ends the connection: its consumers are gone, its exclusive queues deleted, and what was only kept

@@ -21,7 +21,7 @@ use super::limits::{MAX_CHANNELS, MAX_CONNECTIONS, Of};
 use super::message::Message;
 use super::meta::{Change, VhostV1};
 use super::meta_log::MetaLog;
-use super::outbox::{Outbox, OutboxItem};
+use super::outbox::Outbox;
 use super::queue::{
     self, Aftermath, ConnectionId, DeleteCondition, DeleteRefusal, FetchFailure, IndexLimits,
     QueueHandle, QueueShared, Turn,
@@ -33,7 +33,7 @@ use super::vhost::{Removed, Vhost};
 use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
 use crate::storage::run::FiledRun;
-use crate::storage::types::{ImageEntry, Lsn, Position, QueueId, Seq};
+use crate::storage::types::{ImageEntry, Lsn, QueueId, Seq};
 use crate::sync::{lock, read, write};
 
 /// The vhost of a blank broker.
@@ -246,27 +246,20 @@ impl Broker {
         queue::fetched(&mut self.shared.turn(now_ms, effects), queue, results);
     }
 
-    /// The durable queues that must know the sizes of entries and do not, with those; see [`Queue::unsized_entries`].
+    /// The durable queues, of which some may have to know [sizes] that they do not know.
     ///
-    /// [`Queue::unsized_entries`]: queue::Queue::unsized_entries
+    /// [sizes]: queue::Queue::unsized_entries
     #[must_use]
-    pub fn unsized_entries(&self) -> Vec<(QueueHandle, Vec<(Seq, Position)>)> {
-        let queues: Vec<QueueHandle> = {
-            let meta = lock(&self.shared.meta);
-            meta.durable_queues.values().cloned().collect()
-        };
-        let unknown = queues.into_iter().map(|queue| {
-            let entries = queue.unsized_entries();
-            (queue, entries)
-        });
-        unknown.filter(|(_, entries)| !entries.is_empty()).collect()
+    pub fn durable_queues(&self) -> Vec<QueueHandle> {
+        let meta = lock(&self.shared.meta);
+        meta.durable_queues.values().cloned().collect()
     }
 
-    /// Sizes of bodies of a queue, in bytes.
+    /// Sizes of bodies of a queue.
     pub fn sized(
         &self,
         queue: &QueueHandle,
-        sizes: &[(Seq, u32)],
+        sizes: &queue::Sizes,
         now_ms: u64,
         effects: &mut Effects,
     ) {
@@ -525,11 +518,8 @@ impl Shared {
         is_meant: impl Fn(&Registration) -> bool,
     ) {
         for registration in lock(&self.connections).values() {
-            if is_meant(registration)
-                && registration
-                    .outbox
-                    .push(OutboxItem::ForceClose(text.to_owned()))
-            {
+            if is_meant(registration) {
+                registration.outbox.force_close(text);
                 effects.wakes.push(Arc::clone(&registration.outbox));
             }
         }

@@ -7,7 +7,7 @@
 //! from.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use super::command::{ConsumerId, Delivery};
 use super::message::Message;
@@ -78,8 +78,6 @@ pub enum OutboxItem {
         /// The message and the ready messages left; `None` when the queue has become empty.
         got: Option<(Delivery, u32)>,
     },
-    /// Close the connection with 320 CONNECTION_FORCED and this text.
-    ForceClose(String),
 }
 
 impl OutboxItem {
@@ -89,7 +87,7 @@ impl OutboxItem {
         match self {
             Self::Deliver(delivery) => Some(delivery),
             Self::GetReady { got, .. } => got.map(|(delivery, _)| delivery),
-            Self::Reply { .. } | Self::ConsumerCancelled { .. } | Self::ForceClose(_) => None,
+            Self::Reply { .. } | Self::ConsumerCancelled { .. } => None,
         }
     }
 }
@@ -111,6 +109,8 @@ pub struct Outbox {
     /// Queues that were turned away, the one that waits longest first.
     waiting: Mutex<Vec<Weak<Queue>>>,
     limit: Arc<OutboxLimit>,
+    /// The connection is to be closed, and why.
+    forced_close: OnceLock<String>,
     waker: Box<dyn Wake>,
 }
 
@@ -143,6 +143,7 @@ impl Outbox {
             was_full: AtomicBool::new(false),
             waiting: Mutex::default(),
             limit,
+            forced_close: OnceLock::new(),
             waker,
         }
     }
@@ -227,6 +228,19 @@ impl Outbox {
         self.was_full.swap(false, Ordering::SeqCst)
     }
 
+    /// Has the connection closed with 320 CONNECTION_FORCED and this text; the caller must wake it (after releasing all
+    /// locks). That comes before everything in the box, which a client that does not read leaves there for ever.
+    pub fn force_close(&self, text: &str) {
+        // The first reason is as good as any later one.
+        let _ = self.forced_close.set(text.to_owned());
+    }
+
+    /// Why the connection is to be closed, if it is.
+    #[must_use]
+    pub fn forced_close(&self) -> Option<&str> {
+        self.forced_close.get().map(String::as_str)
+    }
+
     /// Wakes the connection.
     pub fn wake(&self) {
         self.waker.wake();
@@ -238,7 +252,7 @@ impl OutboxItem {
         match self {
             Self::Deliver(delivery) => delivery_bytes(&delivery.message),
             Self::Reply { message, .. } => delivery_bytes(message),
-            Self::ConsumerCancelled { .. } | Self::GetReady { .. } | Self::ForceClose(_) => 0,
+            Self::ConsumerCancelled { .. } | Self::GetReady { .. } => 0,
         }
     }
 }

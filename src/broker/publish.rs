@@ -21,7 +21,7 @@ use super::connection::Connection;
 use super::effects::Effects;
 use super::error::BrokerError;
 use super::message::{Message, MessageParts, TTL_MAX_MS};
-use super::queue::{self, GROUP_QUEUES_MAX, RoutedPublish};
+use super::queue::{self, GROUP_QUEUES_MAX, LoggedTargets, RoutedPublish};
 use super::refusal::{access_refused, no_exchange, precondition_failed};
 use super::reply_to::is_requester_name;
 use super::route_cache::SharedTargets;
@@ -29,7 +29,10 @@ use super::routing::{Targets, is_same_set};
 use crate::amqp::field_table::FieldValue;
 use crate::amqp::properties::{BCC_HEADER, CC_HEADER, Properties};
 use crate::amqp::short_string::ShortString;
+use crate::storage::types::Pusher;
 
+/// Bytes in the log from which on a run takes no more: the log has to have room for all of it at once.
+const RUN_MAX_BYTES: u64 = 256 << 10;
 /// Publishes whose routes are fetched together.
 const ROUTED_TOGETHER: usize = 32;
 
@@ -53,7 +56,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Publishes a batch in order; one outcome each is appended to `out`.
+    /// Publishes a batch in order; one outcome each is appended to `out`. With fewer outcomes than publishes the log has no
+    /// room for the next one: it and those behind it are to be given again, when there may be some.
     ///
     /// # Errors
     /// The index of the first refused publish and why; `out` has the outcomes of those before it, and
@@ -78,20 +82,25 @@ impl Connection {
             let routed = match self.check_and_route(publish, now_ms) {
                 Ok(routed) => routed,
                 Err(error) => {
-                    self.publish_run(&mut run, batch, now_ms, effects, out);
-                    return Err((index, error));
+                    return match self.publish_run(&mut run, batch, now_ms, effects, out) {
+                        true => Err((index, error)),
+                        false => Ok(()),
+                    };
                 }
             };
-            if !run.takes(&routed.targets) || routed.replies.is_some() {
-                self.publish_run(&mut run, batch, now_ms, effects, out);
+            let must_end = !run.takes(&routed.targets) || routed.replies.is_some();
+            if must_end && !self.publish_run(&mut run, batch, now_ms, effects, out) {
+                return Ok(());
             }
             if run.is_empty() {
                 run.first = index;
             }
             if let Some(names) = routed.replies {
+                run.push(Arc::clone(&routed.message), routed.targets);
+                if !self.publish_run(&mut run, batch, now_ms, effects, out) {
+                    return Ok(());
+                }
                 self.deliver_replies(&names, &routed.message, effects);
-                run.push(routed.message, routed.targets);
-                self.publish_run(&mut run, batch, now_ms, effects, out);
                 if let Some(published) = out.last_mut() {
                     published.is_unroutable = false;
                 }
@@ -103,7 +112,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Gives a run to its queues and empties it.
+    /// Gives a run to its queues and empties it; false when the log has no room for it, then nothing happened.
     fn publish_run(
         &mut self,
         run: &mut Run,
@@ -111,9 +120,13 @@ impl Connection {
         now_ms: u64,
         effects: &mut Effects,
         out: &mut Vec<Published>,
-    ) {
+    ) -> bool {
         if run.is_empty() {
-            return;
+            return true;
+        }
+        let admitted = self.shared.queues.admit(run.log_bytes, Pusher::Publisher);
+        if admitted.is_none() {
+            return false;
         }
         let turn = &mut self.shared.turn(now_ms, effects);
         run.confirms.clear();
@@ -139,6 +152,7 @@ impl Connection {
             }
         }
         run.clear();
+        true
     }
 
     /// A target was deleted between route and delivery: routes by the topology of now.
@@ -355,6 +369,10 @@ struct Run {
     mixed: Vec<(Arc<Message>, SharedTargets)>,
     /// Queues of the run, one counted again when it comes back after another.
     queue_count: usize,
+    /// Those of `targets` that are in the log.
+    logged: LoggedTargets,
+    /// What it takes in the log, at most.
+    log_bytes: u64,
     confirms: Vec<ConfirmAt>,
 }
 
@@ -369,8 +387,11 @@ impl Run {
 
     /// Whether a message for `targets` may join.
     fn takes(&self, targets: &SharedTargets) -> bool {
-        self.is_empty()
-            || is_same_set(&self.targets, targets)
+        self.is_empty() || (self.log_bytes < RUN_MAX_BYTES && self.takes_targets(targets))
+    }
+
+    fn takes_targets(&self, targets: &SharedTargets) -> bool {
+        is_same_set(&self.targets, targets)
             || (self.messages.len() < UNIFORM_RUN_MIN
                 && self.queue_count + targets.len() <= GROUP_QUEUES_MAX)
     }
@@ -384,8 +405,10 @@ impl Run {
             self.mixed
                 .extend(so_far.map(|message| (message, Arc::clone(same))));
             self.queue_count += targets.len();
+            self.logged = LoggedTargets::of(&targets);
             self.targets = targets;
         }
+        self.log_bytes += self.logged.record_bytes(&message);
         if is_first || self.mixed.is_empty() {
             self.messages.push(message);
         } else {
@@ -397,6 +420,7 @@ impl Run {
         self.messages.clear();
         self.mixed.clear();
         self.queue_count = 0;
+        self.log_bytes = 0;
     }
 }
 

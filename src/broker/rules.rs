@@ -45,6 +45,7 @@ fn checked_policy(entry: &PolicyEntry, is_operator: bool) -> Result<Policy, Admi
         ))
     })?;
     let definition = Definition::parse(&entry.definition, is_operator).map_err(validation)?;
+    definition.check_supported().map_err(validation)?;
     Ok(Policy {
         name: entry.name.clone(),
         is_operator,

@@ -1,7 +1,7 @@
 //! Stand-ins for what the domain talks to, for tests only.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use super::journal::Journal;
 use super::outbox::{Outbox, OutboxItem, Wake};
 use crate::storage::image::QueueImage;
 use crate::storage::types::{
-    ImageEntry, Lsn, MetaEffect, Position, QueueId, Receipt, Ref, Request, SegmentId, Seq,
+    ImageEntry, Lsn, MetaEffect, Position, Pusher, QueueId, Receipt, Ref, Request, SegmentId, Seq,
     SeqRange, SettleCause, Urgency,
 };
 use crate::sync::lock;
@@ -60,6 +60,8 @@ pub(crate) struct FakeJournal {
     copies: Mutex<BTreeMap<Lsn, Lsn>>,
     confirm_lsn: AtomicU64,
     group_max_bytes: AtomicU64,
+    /// There is no room for what asks for some.
+    is_full: AtomicBool,
 }
 
 impl FakeJournal {
@@ -69,7 +71,12 @@ impl FakeJournal {
             copies: Mutex::default(),
             confirm_lsn: AtomicU64::new(0),
             group_max_bytes: AtomicU64::new(16 << 20),
+            is_full: AtomicBool::new(false),
         })
+    }
+
+    pub(crate) fn set_full(&self, is_full: bool) {
+        self.is_full.store(is_full, Ordering::SeqCst);
     }
 
     pub(crate) fn set_group_max_bytes(&self, bytes: u64) {
@@ -209,6 +216,12 @@ impl Journal for FakeJournal {
         });
         Receipt { end }
     }
+
+    fn admit(&self, _bytes: u64, _pusher: Pusher) -> bool {
+        !self.is_full.load(Ordering::SeqCst)
+    }
+
+    fn release(&self, _bytes: u64) {}
 
     fn confirm_lsn(&self) -> Lsn {
         Lsn(self.confirm_lsn.load(Ordering::SeqCst))

@@ -4,7 +4,8 @@
 //!
 //! 1. Short reads and writes, `EINTR` and the `IOV_MAX` limit are dealt with here; a caller sees all or an error.
 //! 2. A failed sync is passed on and never repeated: after it the kernel may have marked the lost pages clean.
-//! 3. Every error names the file; its `kind()` is the one of the system.
+//! 3. Every error names the file; its `kind()` is the one of the system. Running out of file descriptors has none there: it is
+//!    `QuotaExceeded`, which whoever waits for room waits out.
 //! 4. The data directory itself is durable when [`RealDisk::new`] returns.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -14,10 +15,12 @@ use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fs2::FileExt as _;
 use rustix::fs::{Advice, FallocateFlags};
+use rustix::io::Errno;
 
 use super::fault::{self, Fault};
 use super::file_system::{self, FileSystem};
@@ -34,6 +37,9 @@ const DIR_MODE: u32 = 0o700;
 const LOCK_ATTEMPTS: u32 = 5;
 /// Pause between them.
 const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// Pause before the next look for a file descriptor.
+const DESCRIPTOR_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// Files below one directory of the operating system.
 #[derive(Clone, Debug)]
@@ -122,12 +128,25 @@ pub(super) fn check_relative(path: &Path) -> io::Result<()> {
     Err(io::Error::new(ErrorKind::InvalidInput, text))
 }
 
-/// The system's error with the file and the attempted act in its text.
+/// The system's error with the file and the attempted act in its text. When there is no file descriptor left, that is a quota
+/// used up: like space on the disk, it comes back.
 fn named(path: &Path, act: &str, error: &io::Error) -> io::Error {
-    io::Error::new(
-        error.kind(),
-        format!("cannot {act} {}: {error}", path.display()),
-    )
+    let text = format!("cannot {act} {}: {error}", path.display());
+    if !is_out_of_descriptors(error) {
+        return io::Error::new(error.kind(), text);
+    }
+    // It is tried again many times a second.
+    static COUNT: AtomicU64 = AtomicU64::new(1);
+    if COUNT.fetch_add(1, Ordering::Relaxed).is_power_of_two() {
+        tracing::error!("out of file descriptors: {text}");
+    }
+    io::Error::new(ErrorKind::QuotaExceeded, text)
+}
+
+/// This process may have no more of them, or the system has no more.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| [Errno::MFILE, Errno::NFILE].contains(&errno))
 }
 
 /// Creates `root` and its missing parents, each one synced into its parent before the next is made.
@@ -180,8 +199,24 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     if fault::is_active(Fault::SkipDirSync) {
         return Ok(());
     }
-    let synced = File::open(path).and_then(|directory| directory.sync_all());
-    synced.map_err(|e| named(path, "sync directory", &e))
+    let open = || File::open(path).map_err(|e| named(path, "open directory", &e));
+    let directory = patiently(open)?;
+    directory
+        .sync_all()
+        .map_err(|e| named(path, "sync directory", &e))
+}
+
+/// Tries again while there is no file descriptor. A name in the directory has changed already, so nobody can go on without
+/// the sync; and nothing has been synced yet, so there is no failed sync that was repeated.
+fn patiently(mut open: impl FnMut() -> io::Result<File>) -> io::Result<File> {
+    loop {
+        match open() {
+            Err(e) if e.kind() == ErrorKind::QuotaExceeded => {
+                std::thread::sleep(DESCRIPTOR_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
 }
 
 impl Disk for RealDisk {
@@ -572,6 +607,24 @@ mod tests {
         })
         .expect("every byte is taken in the end");
         assert_eq!(written, content.concat());
+    }
+
+    #[test]
+    fn a_directory_waits_for_a_descriptor_and_for_nothing_else() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let mut answers = vec![Errno::NFILE, Errno::MFILE];
+        let opened = patiently(|| match answers.pop() {
+            Some(errno) => Err(named(directory.path(), "open", &errno.into())),
+            None => File::open(directory.path()),
+        });
+        opened.expect("there is one in the end");
+        let mut count = 0;
+        let refused = patiently(|| {
+            count += 1;
+            Err(named(directory.path(), "open", &Errno::IO.into()))
+        });
+        assert!(refused.is_err());
+        assert_eq!(count, 1);
     }
 
     #[test]

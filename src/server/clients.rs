@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
-use crate::broker::outbox::{Outbox, OutboxItem};
+use crate::broker::outbox::Outbox;
 use crate::sync::lock;
 
 /// An open connection, as an operator sees it.
@@ -89,9 +89,8 @@ impl Clients {
             .get(&id)
             .map(|(_, outbox)| Arc::clone(outbox));
         let Some(outbox) = outbox else { return false };
-        if outbox.push(OutboxItem::ForceClose(reason.to_owned())) {
-            outbox.wake();
-        }
+        outbox.force_close(reason);
+        outbox.wake();
         true
     }
 }

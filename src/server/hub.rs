@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::alarms::Alarms;
 use super::clients::Clients;
+use super::length_limits::Measuring;
 use super::memory::Memory;
 use super::readers::ReadQueue;
 use super::signals::Signals;
@@ -37,6 +38,7 @@ pub(super) struct Hub {
     disk: Arc<dyn Disk>,
     worker: Arc<WorkerQueue>,
     reads: ReadQueue,
+    measuring: Measuring,
 }
 
 /// What a hub needs of the machine.
@@ -75,6 +77,7 @@ impl Hub {
             disk: machine.disk,
             worker,
             reads: ReadQueue::default(),
+            measuring: Measuring::default(),
         }
     }
 
@@ -96,7 +99,12 @@ impl Hub {
         if let Err(error) = self.storage.tend_space(is_low) {
             tracing::warn!(%error, "cannot give back spare segments");
         }
-        self.alarms.set_short(self.storage.is_short_of_space());
+        let is_short = self.storage.is_short_of_space();
+        self.alarms.set_short(is_short);
+        if !is_short {
+            // Those that waited for the end of the shortage.
+            self.signals.wake_room_waiters();
+        }
     }
 
     pub(super) fn worker(&self) -> &WorkerQueue {
@@ -105,6 +113,10 @@ impl Hub {
 
     pub(super) fn read_queue(&self) -> &ReadQueue {
         &self.reads
+    }
+
+    pub(super) fn measuring(&self) -> &Measuring {
+        &self.measuring
     }
 
     /// Does what a call into the domain handed back. Called after all locks are released; leaves
@@ -133,10 +145,11 @@ impl Hub {
         }
     }
 
-    /// Ends the worker, the readers and the memory thread.
+    /// Ends the worker, the readers, the measurer of sizes and the memory thread.
     pub(super) fn stop_threads(&self) {
         self.worker.stop();
         self.memory.stop();
         self.reads.stop();
+        self.measuring.stop();
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::broker::journal::Journal;
 use crate::storage::Storage;
-use crate::storage::types::{Lsn, Position, Receipt, Request, Urgency};
+use crate::storage::types::{Lsn, Position, Pusher, Receipt, Request, Urgency};
 
 /// The store as the domain's log.
 pub(super) struct StorageJournal(pub(super) Storage);
@@ -16,6 +16,14 @@ impl Journal for StorageJournal {
         positions: &mut Vec<Position>,
     ) -> Receipt {
         self.0.push(requests, is_atomic, urgency, positions)
+    }
+
+    fn admit(&self, bytes: u64, pusher: Pusher) -> bool {
+        self.0.admit(bytes, pusher)
+    }
+
+    fn release(&self, bytes: u64) {
+        self.0.release(bytes);
     }
 
     fn confirm_lsn(&self) -> Lsn {

@@ -1,33 +1,147 @@
-//! Limits of length that hold from the first moment after a restart.
+//! Limits of length that hold from the first moment after a restart, and those that a policy sets afterwards.
 //!
 //! What was unacked at a crash is ready afterwards, and a policy may have changed on the stopped directory: a queue can come back
 //! with more than it may have. Its head is dropped before anybody looks. For that sizes of bodies are read that no index tells, and
 //! runs that are in index files; mostly there are none, or few.
+//!
+//! Two things can be many: runs in index files whose bodies nobody has measured since the start, and what a policy begins to
+//! limit in bytes. They are measured by a thread of their own, in chunks, while the queue goes on; what is too much goes as soon
+//! as it is known to be.
+
+use std::sync::{Arc, Condvar, Mutex};
 
 use super::hub::Hub;
 use super::readers::load_runs;
 use crate::broker::effects::Effects;
 use crate::broker::message::Message;
-use crate::broker::queue::QueueHandle;
+use crate::broker::queue::{QueueHandle, Sizes};
 use crate::storage::ReadBuffer;
 use crate::storage::types::{Position, Seq};
+use crate::sync::{lock, wait};
 
 /// Bytes of records that are read at once, but for one that is larger.
 const CHUNK_BYTES: u64 = 8 << 20;
 
+/// Runs that are asked for at once: bounds what is copied under a queue's lock.
+const RUNS_AT_ONCE: usize = 64;
+
 /// Has all queues drop what is too much.
 pub(super) fn apply(hub: &Hub, effects: &mut Effects) {
     let mut buffer = ReadBuffer::default();
-    for (queue, entries) in hub.broker.unsized_entries() {
-        let mut rest = entries.as_slice();
-        while !rest.is_empty() {
-            let (chunk, later) = rest.split_at(chunk_len(rest));
-            let sizes = read_sizes(hub, &queue, chunk, &mut buffer);
-            hub.broker.sized(&queue, &sizes, hub.now_ms(), effects);
-            rest = later;
-        }
+    for queue in hub.broker.durable_queues() {
+        measure_entries(hub, &queue, &mut buffer, effects, &|| true);
     }
     drop_heads(hub, effects);
+}
+
+/// Asks for sizes to be measured, and ends the thread that does.
+#[derive(Default)]
+pub(super) struct Measuring {
+    state: Mutex<State>,
+    wakes: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    is_wanted: bool,
+    is_stopping: bool,
+}
+
+impl Measuring {
+    /// Somebody may be limited who was not.
+    pub(super) fn request(&self) {
+        lock(&self.state).is_wanted = true;
+        self.wakes.notify_all();
+    }
+
+    /// Ends the thread.
+    pub(super) fn stop(&self) {
+        lock(&self.state).is_stopping = true;
+        self.wakes.notify_all();
+    }
+
+    fn goes_on(&self) -> bool {
+        !lock(&self.state).is_stopping
+    }
+
+    /// Waits for a request; false when the thread is to end.
+    fn wait_for_request(&self) -> bool {
+        let mut state = lock(&self.state);
+        while !state.is_wanted && !state.is_stopping {
+            state = wait(&self.wakes, state);
+        }
+        state.is_wanted = false;
+        !state.is_stopping
+    }
+}
+
+/// The thread's body; ends after [`Measuring::stop`].
+pub(super) fn run(hub: &Arc<Hub>) {
+    let mut buffer = ReadBuffer::default();
+    let mut effects = Effects::default();
+    let goes_on = || hub.measuring().goes_on();
+    while hub.measuring().wait_for_request() {
+        for queue in hub.broker.durable_queues() {
+            // Runs first: one that is paged in meanwhile comes with its entries.
+            measure_runs(hub, &queue, &mut buffer, &mut effects);
+            measure_entries(hub, &queue, &mut buffer, &mut effects, &goes_on);
+            hub.carry_out(&mut effects);
+        }
+    }
+}
+
+fn measure_entries(
+    hub: &Hub,
+    queue: &QueueHandle,
+    buffer: &mut ReadBuffer,
+    effects: &mut Effects,
+    goes_on: &dyn Fn() -> bool,
+) {
+    let unknown = queue.unsized_entries();
+    let mut rest = unknown.as_slice();
+    while !rest.is_empty() && goes_on() {
+        let (chunk, later) = rest.split_at(chunk_len(rest));
+        let sizes = Sizes {
+            entries: read_sizes(hub, queue, chunk, buffer),
+            runs: Vec::new(),
+        };
+        hub.broker.sized(queue, &sizes, hub.now_ms(), effects);
+        rest = later;
+    }
+}
+
+fn measure_runs(hub: &Hub, queue: &QueueHandle, buffer: &mut ReadBuffer, effects: &mut Effects) {
+    let mut from = 0;
+    loop {
+        let unknown = queue.unsized_runs(from, RUNS_AT_ONCE);
+        let Some(last) = unknown.last() else { return };
+        from = last.number + 1;
+        for run in unknown {
+            if !hub.measuring().goes_on() {
+                return;
+            }
+            // Whoever wants its messages learns why it cannot be read.
+            let Ok(entries) = hub.storage.read_run(queue.id(), &run) else {
+                continue;
+            };
+            let places = entries.iter().map(|entry| (entry.seq, entry.position));
+            let places: Vec<(Seq, Position)> = places.collect();
+            let mut content_bytes = 0;
+            let mut rest = places.as_slice();
+            while !rest.is_empty() {
+                let (chunk, later) = rest.split_at(chunk_len(rest));
+                let sizes = read_sizes(hub, queue, chunk, buffer);
+                content_bytes += sizes.iter().map(|(_, len)| u64::from(*len)).sum::<u64>();
+                rest = later;
+            }
+            let sizes = Sizes {
+                entries: Vec::new(),
+                runs: vec![(run, content_bytes)],
+            };
+            hub.broker.sized(queue, &sizes, hub.now_ms(), effects);
+            hub.carry_out(effects);
+        }
+    }
 }
 
 fn chunk_len(entries: &[(Seq, Position)]) -> usize {

@@ -92,18 +92,6 @@ impl Listeners {
             .map(|(listener, what)| Ok((listener.local_addr()?, what)))
             .collect()
     }
-
-    /// Reads certificates again.
-    pub(super) fn reload(&self) {
-        if let Some((_, tls)) = &self.tls {
-            tls.reload();
-        }
-    }
-
-    /// True when there are certificates to read again.
-    pub(super) fn has_tls(&self) -> bool {
-        self.tls.is_some()
-    }
 }
 
 async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {

@@ -9,6 +9,7 @@
 //!  stratamq-disk     a look at the free disk space every now and then
 //!  stratamq-memory   messages out of memory, when they take too much of it
 //!  stratamq-space    (storage) the next segment, and the reserve
+//!  stratamq-sizes    sizes of messages that a limit begins to count
 //!  stratamq-scrub    reads the store again, to find damage early
 //! ```
 //! Start: recover, then listen. Stop: stop accepting, close connections with 320, commit, checkpoint.
@@ -50,7 +51,7 @@ use crate::session::{ChannelBudget, External, Mechanisms, SessionOptions};
 use checkpointer::Checkpointer;
 use connection::Transport;
 use hub::Hub;
-use listeners::{Accepted, Listeners, Sockets};
+use listeners::{Accepted, Sockets};
 pub use start::StartError;
 use tls::Tls;
 
@@ -78,12 +79,17 @@ pub fn run(config: &Config) -> Result<(), StartError> {
     // Before recovery: a port that is taken and a certificate that is none are known at once and change nothing on
     // disk. The sockets listen only after recovery.
     let tls = config.tls.clone().map(Tls::new).transpose()?;
+    let tls = tls.map(Arc::new);
     let sockets = runtime.block_on(async { Sockets::bind(config) })?;
+    if let Some(tls) = &tls {
+        let reloads = runtime.block_on(async { reload_on_hangup(Arc::clone(tls)) });
+        reloads.map_err(|error| StartError::Failed(format!("cannot await SIGHUP: {error}")))?;
+    }
     let hub = start::start(config)?;
     let threads = spawn_threads(&hub)?;
     let mut checkpointer = Checkpointer::spawn(&hub, config.scrub_rate_bytes)
         .map_err(|error| StartError::Failed(format!("cannot start a thread: {error}")))?;
-    let outcome = runtime.block_on(serve(config, &hub, sockets, tls.map(Arc::new)));
+    let outcome = runtime.block_on(serve(config, &hub, sockets, tls));
     // A checkpoint may be waiting for room.
     hub.storage.stop_waiting_for_room();
     checkpointer.stop();
@@ -111,6 +117,11 @@ fn spawn_threads(hub: &Arc<Hub>) -> Result<Vec<JoinHandle<()>>, StartError> {
     threads
         .push(named("stratamq-worker".into(), move || worker::run(&worker_hub)).map_err(failed)?);
     threads.push(memory::spawn(hub).map_err(failed)?);
+    let sizes_hub = Arc::clone(hub);
+    let measure = move || length_limits::run(&sizes_hub);
+    threads.push(named("stratamq-sizes".into(), measure).map_err(failed)?);
+    // What is in index files was not measured by the start.
+    hub.measuring().request();
     for number in 0..readers::READER_THREADS {
         let reader_hub = Arc::clone(hub);
         let name = format!("stratamq-read-{number}");
@@ -139,7 +150,7 @@ async fn serve(
 ) -> io::Result<()> {
     let listeners = sockets.listen(tls)?;
     let admin = admin::listen(&config.data_dir, Arc::clone(hub))?;
-    let mut signals = Signals::new(&listeners)?;
+    let mut signals = Signals::new()?;
     start::print_banner(config, hub, &listeners)?;
     let (stop, stopped) = watch::channel(false);
     let live = Arc::new(LiveConnections::default());
@@ -160,10 +171,7 @@ async fn serve(
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
-            signal = signals.wait() => match signal {
-                Signal::Stop => break,
-                Signal::Reload => listeners.reload(),
-            },
+            () = signals.wait() => break,
         }
     }
     drop(listeners);
@@ -331,42 +339,43 @@ impl Drop for LiveGuard {
     }
 }
 
-/// What a signal asks for.
-enum Signal {
-    Stop,
-    Reload,
-}
-
-/// SIGTERM and SIGINT, and SIGHUP when there is something to read again: without, it ends the process as it does others.
+/// SIGTERM and SIGINT. Before the broker serves they end the process at once: a recovery may take long, and one that is cut off
+/// is taken up by the next start.
 struct Signals {
     terminate: unix::Signal,
     interrupt: unix::Signal,
-    hangup: Option<unix::Signal>,
 }
 
 impl Signals {
-    fn new(listeners: &Listeners) -> io::Result<Self> {
-        let hangup = listeners
-            .has_tls()
-            .then(|| unix::signal(SignalKind::hangup()));
+    fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: unix::signal(SignalKind::terminate())?,
             interrupt: unix::signal(SignalKind::interrupt())?,
-            hangup: hangup.transpose()?,
         })
     }
 
-    async fn wait(&mut self) -> Signal {
-        let hangup = async {
-            match &mut self.hangup {
-                Some(hangup) => hangup.recv().await,
-                None => std::future::pending().await,
-            }
-        };
+    async fn wait(&mut self) {
         tokio::select! {
-            _ = self.terminate.recv() => Signal::Stop,
-            _ = self.interrupt.recv() => Signal::Stop,
-            _ = hangup => Signal::Reload,
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
+}
+
+/// Has certificates read again at every SIGHUP from now on, also before the broker serves; without certificates that signal
+/// ends the process as it does others. To be called within the runtime.
+fn reload_on_hangup(tls: Arc<Tls>) -> io::Result<()> {
+    let mut hangup = unix::signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        // Signals that come while files are read make one more reading.
+        while hangup.recv().await.is_some() {
+            let tls = Arc::clone(&tls);
+            // The files may lie on a file system that takes its time.
+            let reload = tokio::task::spawn_blocking(move || tls.reload());
+            if reload.await.is_err() {
+                tracing::error!("a panic while TLS certificates were read again");
+            }
+        }
+    });
+    Ok(())
 }

@@ -307,8 +307,9 @@ impl Session {
         }
     }
 
-    /// Sends the confirms that can be sent of all channels that had outcomes lately.
-    pub(super) fn send_confirms(&mut self) {
+    /// Sends the confirms that can be sent of all channels that had outcomes lately. [`poll_event`](Self::poll_event) does it when
+    /// there is nothing left to poll.
+    pub fn send_confirms(&mut self) {
         let mut ids = std::mem::take(&mut self.unconfirmed);
         ids.drain(..).for_each(|id| self.send_confirms_of(id));
         self.unconfirmed = ids;

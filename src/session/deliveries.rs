@@ -29,7 +29,6 @@ impl Session {
                 self.consumer_cancelled(*channel, *consumer);
             }
             OutboxItem::GetReady { channel, got } => self.get_ready(*channel, got.as_ref()),
-            OutboxItem::ForceClose(text) => self.begin_shutdown(text),
         }
     }
 

@@ -360,6 +360,12 @@ impl Session {
         matches!(self.phase, Phase::Running)
     }
 
+    /// The connection is being closed, and not because the client asked for it.
+    #[must_use]
+    pub fn is_given_up(&self) -> bool {
+        matches!(&self.phase, Phase::Ending(ending) if !matches!(ending.after, AfterEnding::CloseOk))
+    }
+
     fn send(&mut self, channel: u16, method: impl Into<Method>) {
         method.into().encode(self.output.buffer(), channel);
     }

@@ -127,6 +127,7 @@ impl Storage {
         let may_free = self.inner.since.has_moved.load(Ordering::Relaxed)
             || (replay_bytes > 0 && self.is_short_of_space());
         replay_bytes >= bytes_due
+            || self.inner.shared.space.wants_checkpoint()
             || (replay_bytes > 0 && age_ms >= after_ms)
             || (may_free && age_ms >= moved_ms)
     }
@@ -157,6 +158,7 @@ impl Storage {
         let mut checkpoints = lock(&self.inner.checkpoints);
         shared.check_not_failed()?;
         let begun_ns = shared.clock.monotonic_ns();
+        shared.space.note_checkpoint();
         let (begin, pushed_bytes) = {
             let mut append = lock(&shared.append);
             (append.cut_batch(), append.pushed_bytes())

@@ -142,6 +142,11 @@ impl Committer {
         }
     }
 
+    /// Who hears about commits.
+    pub(crate) fn listener(&self) -> &Arc<dyn CommitListener> {
+        &self.listener
+    }
+
     /// The body of the commit thread.
     pub(crate) fn run(mut self) {
         self.shared.set_thread(std::thread::current());
@@ -230,7 +235,7 @@ impl Committer {
             unsynced: self.unsynced,
             last_sync_ns: self.last_sync_ns,
             is_forced: self.shared.is_forced(),
-            is_full: self.shared.is_full(),
+            is_full: self.shared.admission().is_full(),
             mark_at_ns: is_mark_due.then(|| self.last_write_ns.saturating_add(MARK_AFTER_NS)),
         }
     }
@@ -263,9 +268,7 @@ impl Committer {
         self.shared
             .set_confirmed(end, std::mem::take(&mut self.unconfirmed_bytes));
         self.listener.committed(end);
-        if self.shared.take_room_again() {
-            self.listener.has_room_again();
-        }
+        self.shared.tell_of_room(&*self.listener);
     }
 
     /// The disk is full and there is no reserve left: the batches stay as they are and are written again later.
@@ -402,7 +405,7 @@ impl Committer {
         let next = SegmentId(self.segment.segment.0 + 1);
         if u64::from(self.written_end.offset()) >= half && self.requested != Some(next) {
             self.requested = Some(next);
-            self.shared.space.want_large_reserve();
+            self.shared.space.want_whole_reserve();
             self.shared.space.pool.request(self.header_of(next));
         }
     }

@@ -21,7 +21,7 @@ use super::reserve::Space;
 use super::scrub::Scrubber;
 use super::shared::Shared;
 use super::stats::Stats;
-use super::types::{Lsn, Position, QueueId, Receipt, Request, SegmentId, Seq, Urgency};
+use super::types::{Lsn, Position, Pusher, QueueId, Receipt, Request, SegmentId, Seq, Urgency};
 use crate::disk::{Clock, DirectoryLock, Disk};
 use crate::sync::lock;
 
@@ -97,6 +97,7 @@ impl Storage {
             Arc::clone(&disk),
             options.segment_size_bytes,
             options.spare_count_max,
+            options.undurable_max_bytes,
         ));
         let opened = recovery::open(&disk, &*clock, new_store, options.on_corruption, &space)?;
         space.set_started();
@@ -158,8 +159,10 @@ impl Storage {
             std::mem::replace(&mut *committing, Committing::Ended)
         {
             let shared = Arc::clone(&self.inner.shared);
+            let listener = Arc::clone(committer.listener());
             let ahead = spawn("stratamq-space", move || {
-                shared.space.run(|| shared.rouse());
+                let on_room = || shared.tell_of_room(&*listener);
+                shared.space.run(|| shared.rouse(), on_room);
             })?;
             match spawn("stratamq-commit", move || committer.run()) {
                 Ok(commit) => *committing = Committing::Threads(commit, ahead),
@@ -195,7 +198,10 @@ impl Storage {
     ) -> Result<bool, StorageError> {
         shared.check_not_failed()?;
         let step = match shared.space.work() {
-            Ok(true) => Ok(Next::Step),
+            Ok(true) => {
+                shared.tell_of_room(&**committer.listener());
+                Ok(Next::Step)
+            }
             Ok(false) => committer.step(),
             Err(error) => Err(error),
         };
@@ -235,7 +241,21 @@ impl Storage {
     /// [`CommitListener::has_room_again`].
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.inner.shared.has_room()
+        self.inner.shared.admission().has_room()
+    }
+
+    /// Whether `pusher` may push records of `bytes` that nobody has pushed yet; if so, [`Storage::release`] must follow once
+    /// they are pushed. If not, he has to wait for [`CommitListener::has_room_again`], or until
+    /// [`Storage::is_short_of_space`] changes, and ask again.
+    #[must_use]
+    pub fn admit(&self, bytes: u64, pusher: Pusher) -> bool {
+        let shared = &self.inner.shared;
+        shared.admission().admit(bytes, pusher, &shared.space)
+    }
+
+    /// Records that were admitted are pushed, or will not be.
+    pub fn release(&self, bytes: u64) {
+        self.inner.shared.admission().release(bytes);
     }
 
     /// A push may be confirmed when this has reached its receipt's end.
@@ -335,7 +355,7 @@ impl Storage {
     pub fn stats(&self) -> Stats {
         let shared = &self.inner.shared;
         let mut stats = lock(&shared.stats).clone();
-        stats.undurable_bytes = shared.undurable_bytes();
+        stats.undurable_bytes = shared.admission().undurable_bytes();
         let segments = lock(&shared.segments).clone();
         stats.segment_count = segments.len() as u64;
         stats.cold_segment_count = segments.range(SegmentId::FIRST_COLD..).count() as u64;

@@ -57,8 +57,8 @@ pub enum StorageError {
         /// What the system said.
         source: io::Error,
     },
-    /// There was no space for an operation that may be repeated: free some, then try again.
-    #[error("cannot {operation} {path}: no space left on the device")]
+    /// There was no space, or no file descriptor, for an operation that may be repeated: free some, then try again.
+    #[error("cannot {operation} {path}: no space left on the device, or no file descriptor")]
     Full {
         /// What was tried.
         operation: &'static str,

@@ -18,6 +18,7 @@
 //! 3. The log has one end: the first place without a valid batch. What was proven durable before it must verify.
 //! 4. A segment is removed only when the newest durable checkpoint needs nothing in it.
 
+mod admission;
 mod append;
 pub mod batch;
 pub mod checkpoint;
@@ -86,7 +87,7 @@ use types::{ImageEntry, Lsn, Move, QueueId, SegmentId};
 pub trait CommitListener: Send + Sync {
     /// Everything below `confirm_lsn` may be confirmed now.
     fn committed(&self, confirm_lsn: Lsn);
-    /// Un-durable bytes fell below their cap after [`has_room`](Options::undurable_max_bytes) had been refused.
+    /// There may be room again, after [`Storage::has_room`] or [`Storage::admit`] had said no.
     fn has_room_again(&self);
     /// The disk is full and the engine lives on its reserve: nobody may publish until
     /// [`Storage::is_short_of_space`] says otherwise. May come again and again.

@@ -55,6 +55,8 @@ struct State {
     stage: Stage,
     /// Nothing is kept for later while the disk is low.
     is_low: bool,
+    /// The thread has something else to do.
+    is_nudged: bool,
     is_stopping: bool,
 }
 
@@ -101,6 +103,7 @@ impl Pool {
                 spares: BTreeSet::new(),
                 stage: Stage::Idle,
                 is_low: false,
+                is_nudged: false,
                 is_stopping: false,
             }),
             changed: Condvar::new(),
@@ -159,12 +162,19 @@ impl Pool {
         self.changed.notify_all();
     }
 
-    /// Waits until a segment is to be prepared; false after [`Pool::stop`].
+    /// Wakes the thread for something that is not the pool's.
+    pub(crate) fn nudge(&self) {
+        lock(&self.state).is_nudged = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until a segment is to be prepared, or for a [`Pool::nudge`]; false after [`Pool::stop`].
     pub(crate) fn wait_for_work(&self) -> bool {
         let mut state = lock(&self.state);
-        while !state.is_stopping && !matches!(state.stage, Stage::Wanted(_)) {
+        while !(state.is_stopping || state.is_nudged || matches!(state.stage, Stage::Wanted(_))) {
             state = wait(&self.changed, state);
         }
+        state.is_nudged = false;
         !state.is_stopping
     }
 

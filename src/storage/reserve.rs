@@ -12,23 +12,27 @@
 //!
 //! 1. Only an operation that may be repeated is: a write of the same bytes at the same place, the creation of a
 //!    file, the whole of a file that nobody has seen. A sync is none of these.
-//! 2. Commits leave the last quarter of the reserve alone: it belongs to checkpoints and to compaction. These leave its
-//!    last sixteenth alone: it belongs to the next start. So a broker that died while it waited for room, or while it
-//!    made some, starts again, and can free some.
-//!    A commit that waits may not touch these parts, though acks, purges and deletes can stand in it behind publishes that
-//!    were read before the owner heard of the shortage. Giving them out would only move the place where it waits, and take
-//!    what gets it out of there: what frees space is not the log record of a settle but the checkpoint that follows it,
-//!    and that needs room of its own. Settles alone do not get so far: they have what is left of the open segment, which is
-//!    allocated, and one more from the reserve, and are checkpointed on the way. A commit that does wait goes on when
-//!    somebody else makes room; and a start makes some in any case, because publishes that were never confirmed end with
-//!    the process, and what it needs is kept for it. No other write waits: reading and delivering need no room.
-//! 3. A store that never filled half a segment has a small reserve, so that an idle directory stays small.
+//! 2. Everybody has a part of his own, so that none waits for what another one took:
+//!    ```text
+//!    | commits: pending publishes | dead letters | settles |  checkpoints, compaction  | the next start |
+//!    0                           3/8            9/16      3/4                        15/16              1
+//!    ```
+//!    Publishes are admitted before they are pushed, and never more than can be written into their part: see
+//!    [`Admission`]. None is once the disk has refused anything. So no settle stands in the log behind a publish that
+//!    there is no room for, whatever was sent before anybody knew.
+//! 3. Checkpoints and compaction free what settles have left, and borrow from the commits for that, but neither the settles'
+//!    part nor what is pending. A broker that died in the middle of it starts again, and frees some.
+//! 4. Settles alone could use up their part only faster than checkpoints free the log they are written to; a commit
+//!    that finds no room even so waits, and goes on when somebody makes some. Reading and delivering need none.
+//! 5. A store that never had much under way has a small reserve, so that an idle directory stays small. The first burst
+//!    makes it a large one.
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::admission::Admission;
 use super::error::StorageError;
 use super::file::write_all;
 use super::format::RESERVE_FILE;
@@ -42,9 +46,13 @@ const SMALL_BYTES: u64 = 256 << 10;
 const SEGMENT_COUNT: u64 = 2;
 /// Least that is given at once.
 const STEP_BYTES_MIN: u64 = 16 << 10;
-/// Part of the goal that is not for commits.
+/// Part of it that is not for commits.
 const VITAL_SHARE: u64 = 4;
-/// Part of the goal that is for starts alone, and at least a step.
+/// Part of what is for commits that nothing but settles takes.
+const SETTLE_SHARE: u64 = 4;
+/// Part of what is for commits after which a checkpoint should free what was settled.
+const CHECKPOINT_SHARE: u64 = 8;
+/// Part of it that is for starts alone, and at least a step.
 const START_SHARE: u64 = 16;
 /// Part of the disk that the reserve takes at most: on a small one, two segments would be all of it.
 const DISK_SHARE: u64 = 16;
@@ -56,7 +64,7 @@ const FILL_CHUNK_BYTES: usize = 1 << 20;
 /// Who asks for room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// A commit, keeps (2).
+    /// A commit.
     Commit,
     /// What a start needs, or what frees space.
     Vital,
@@ -66,6 +74,54 @@ struct State {
     file: Option<Arc<dyn DiskFile>>,
     len_bytes: u64,
     goal_bytes: u64,
+    /// The goal that it last reached: what its parts are parts of.
+    whole_bytes: u64,
+    /// What commits have been given of it since.
+    committed_bytes: u64,
+}
+
+impl State {
+    /// The part for commits, when it is whole.
+    fn commit_bytes(&self) -> u64 {
+        self.whole_bytes - self.whole_bytes / VITAL_SHARE
+    }
+
+    /// The part for starts.
+    fn start_bytes(&self) -> u64 {
+        (self.whole_bytes / START_SHARE).max(STEP_BYTES_MIN)
+    }
+
+    /// What others than commits have been given.
+    fn vital_bytes(&self) -> u64 {
+        self.whole_bytes
+            .saturating_sub(self.len_bytes + self.committed_bytes)
+    }
+
+    /// What commits may still have: their part, but for what was borrowed of it.
+    fn commit_left_bytes(&self) -> u64 {
+        let own_bytes = self
+            .whole_bytes
+            .saturating_sub(self.commit_bytes() + self.start_bytes());
+        let borrowed_bytes = self.vital_bytes().saturating_sub(own_bytes);
+        self.commit_bytes()
+            .saturating_sub(borrowed_bytes + self.committed_bytes)
+    }
+
+    /// What a checkpoint may still have while so much is `pending_bytes` in the log, keeps (3).
+    fn vital_left_bytes(&self, pending_bytes: u64) -> u64 {
+        let own_bytes = self
+            .whole_bytes
+            .saturating_sub(self.commit_bytes() + self.start_bytes());
+        let kept_bytes = self.commit_bytes() / SETTLE_SHARE + pending_bytes;
+        own_bytes.saturating_sub(self.vital_bytes())
+            + self.commit_left_bytes().saturating_sub(kept_bytes)
+    }
+
+    /// As it was found, or has become: it is not known any more who took what is missing, and commits come first.
+    fn settle_accounts(&mut self) {
+        let missing_bytes = self.whole_bytes.saturating_sub(self.len_bytes);
+        self.committed_bytes = missing_bytes.min(self.commit_bytes());
+    }
 }
 
 /// See the module.
@@ -74,6 +130,12 @@ pub(crate) struct Space {
     disk: Arc<dyn Disk>,
     segment_size_bytes: u64,
     reserve: Mutex<State>,
+    /// Who may push how much before it is durable.
+    pub(crate) admission: Admission,
+    /// What commits had been given of the reserve at the last checkpoint.
+    checkpointed_bytes: AtomicU64,
+    /// The large reserve is wanted.
+    is_large_wanted: AtomicBool,
     /// The start is over: what is left for the next one is not touched any more.
     is_started: AtomicBool,
     /// The disk refused something, and the reserve is not whole again since.
@@ -105,8 +167,12 @@ impl Space {
         disk: Arc<dyn Disk>,
         segment_size_bytes: u64,
         spare_count_max: usize,
+        undurable_max_bytes: u64,
     ) -> Self {
         Self {
+            admission: Admission::new(undurable_max_bytes),
+            checkpointed_bytes: AtomicU64::new(0),
+            is_large_wanted: AtomicBool::new(false),
             pool: Pool::new(Arc::clone(&disk), segment_size_bytes, spare_count_max),
             disk,
             segment_size_bytes,
@@ -114,6 +180,8 @@ impl Space {
                 file: None,
                 len_bytes: 0,
                 goal_bytes: 0,
+                whole_bytes: 0,
+                committed_bytes: 0,
             }),
             is_started: AtomicBool::new(false),
             is_short: AtomicBool::new(false),
@@ -127,7 +195,11 @@ impl Space {
     /// Those of the disk.
     pub(crate) fn find_reserve(&self) -> io::Result<()> {
         let path = Path::new(RESERVE_FILE);
-        lock(&self.reserve).goal_bytes = self.limited(SMALL_BYTES);
+        let goal_bytes = self.limited(SMALL_BYTES);
+        {
+            let mut state = lock(&self.reserve);
+            (state.goal_bytes, state.whole_bytes) = (goal_bytes, goal_bytes);
+        }
         let file = match self.disk.open(path, OpenMode::ReadWrite) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             opened => opened?,
@@ -136,8 +208,11 @@ impl Space {
         let mut state = lock(&self.reserve);
         (state.file, state.len_bytes) = (Some(file), len_bytes);
         if len_bytes > SMALL_BYTES {
+            self.is_large_wanted.store(true, Ordering::SeqCst);
             state.goal_bytes = self.limited(SEGMENT_COUNT * self.segment_size_bytes);
+            state.whole_bytes = state.goal_bytes;
         }
+        self.tell(&mut state);
         Ok(())
     }
 
@@ -150,23 +225,43 @@ impl Space {
         }
     }
 
-    /// The log is busy: the reserve shall be the large one.
+    /// Somebody was refused: the reserve shall be the large one, once the thread that prepares segments finds the time.
     pub(crate) fn want_large_reserve(&self) {
-        let goal_bytes = self.limited(SEGMENT_COUNT * self.segment_size_bytes);
-        let mut state = lock(&self.reserve);
-        state.goal_bytes = goal_bytes;
-        if state.len_bytes < state.goal_bytes {
-            self.is_refill_wanted.store(true, Ordering::SeqCst);
+        if !self.is_large_wanted.swap(true, Ordering::SeqCst) {
+            self.want_refill();
         }
     }
 
+    /// The log is busy: the same, and it shall be whole.
+    pub(crate) fn want_whole_reserve(&self) {
+        let was_wanted = self.is_large_wanted.swap(true, Ordering::SeqCst);
+        let is_whole = {
+            let state = lock(&self.reserve);
+            state.len_bytes >= state.goal_bytes
+        };
+        if !(was_wanted && is_whole) {
+            self.want_refill();
+        }
+    }
+
+    fn want_refill(&self) {
+        self.is_refill_wanted.store(true, Ordering::SeqCst);
+        self.pool.nudge();
+    }
+
+    /// What is left for commits has changed.
+    fn tell(&self, state: &mut State) {
+        self.admission
+            .set_reserve(state.commit_bytes(), state.commit_left_bytes());
+    }
+
     /// The body of the thread that does what is asked for ahead. Ends after [`Pool::stop`], or with a failed sync,
-    /// which the commit thread finds in the pool when `on_failure` rouses it.
-    pub(crate) fn run(&self, on_failure: impl Fn()) {
+    /// which the commit thread finds in the pool when `on_failure` rouses it. `on_room` hears of what may let publishers go on.
+    pub(crate) fn run(&self, on_failure: impl Fn(), on_room: impl Fn()) {
         while self.pool.wait_for_work() {
             loop {
                 match self.work() {
-                    Ok(true) => {}
+                    Ok(true) => on_room(),
                     Ok(false) => break,
                     Err(error) => {
                         self.pool.set_failed(error);
@@ -177,9 +272,32 @@ impl Space {
         }
     }
 
-    /// Recovery is over, keeps (2).
+    /// Recovery is over: what is left for the next one is not touched any more.
     pub(crate) fn set_started(&self) {
         self.is_started.store(true, Ordering::SeqCst);
+        let mut state = lock(&self.reserve);
+        state.settle_accounts();
+        self.tell(&mut state);
+    }
+
+    /// True when commits have taken so much of the reserve since the last checkpoint that it is time for one: it frees what
+    /// they have settled.
+    pub(crate) fn wants_checkpoint(&self) -> bool {
+        if !self.is_short() {
+            return false;
+        }
+        let state = lock(&self.reserve);
+        let taken_bytes = state
+            .committed_bytes
+            .saturating_sub(self.checkpointed_bytes.load(Ordering::Relaxed));
+        taken_bytes > state.commit_bytes() / CHECKPOINT_SHARE
+    }
+
+    /// A checkpoint begins.
+    pub(crate) fn note_checkpoint(&self) {
+        let committed_bytes = lock(&self.reserve).committed_bytes;
+        self.checkpointed_bytes
+            .store(committed_bytes, Ordering::Relaxed);
     }
 
     /// True since the disk refused something, until the reserve is whole again.
@@ -192,13 +310,18 @@ impl Space {
         lock(&self.reserve).len_bytes
     }
 
-    /// Gives something back to the file system; false when there is nothing left.
-    pub(crate) fn make_room(&self, need: Need) -> bool {
+    /// The disk has no room for what somebody wants to publish: as if it had refused it.
+    pub(crate) fn set_short(&self) {
         if !self.is_short.swap(true, Ordering::SeqCst) {
             tracing::error!(
                 "the disk is full; going on with what was put aside, publishers have to wait until there is room"
             );
         }
+    }
+
+    /// Gives something back to the file system; false when there is nothing left.
+    pub(crate) fn make_room(&self, need: Need) -> bool {
+        self.set_short();
         match self.pool.give_back() {
             Ok(true) => return true,
             Ok(false) => {}
@@ -210,26 +333,31 @@ impl Space {
     fn shrink(&self, need: Need) -> bool {
         let mut state = lock(&self.reserve);
         let is_started = self.is_started.load(Ordering::SeqCst);
-        let floor_bytes = match need {
-            Need::Commit => state.goal_bytes / VITAL_SHARE,
-            Need::Vital if is_started => (state.goal_bytes / START_SHARE).max(STEP_BYTES_MIN),
-            Need::Vital => 0,
+        let may_give_bytes = match need {
+            _ if !is_started => state.len_bytes,
+            Need::Commit => state.commit_left_bytes(),
+            Need::Vital => state.vital_left_bytes(self.admission.pending_bytes()),
         };
-        let has_some = state.len_bytes > floor_bytes;
-        let Some(file) = state.file.clone().filter(|_| has_some) else {
+        let may_give_bytes = may_give_bytes.min(state.len_bytes);
+        let Some(file) = state.file.clone().filter(|_| may_give_bytes > 0) else {
             return false;
         };
         let step_bytes = if is_started {
-            (state.goal_bytes / STEP_SHARE).max(STEP_BYTES_MIN)
+            (state.whole_bytes / STEP_SHARE).max(STEP_BYTES_MIN)
         } else {
             STEP_BYTES_MIN
         };
-        let left_bytes = state.len_bytes.saturating_sub(step_bytes).max(floor_bytes);
+        let given_bytes = step_bytes.min(may_give_bytes);
+        let left_bytes = state.len_bytes - given_bytes;
         if let Err(error) = file.set_len(left_bytes) {
             tracing::warn!(%error, "cannot shrink the reserve");
             return false;
         }
         state.len_bytes = left_bytes;
+        if need == Need::Commit {
+            state.committed_bytes += given_bytes;
+        }
+        self.tell(&mut state);
         // A journaling file system hands blocks out again only after its next commit. The content means nothing, so
         // a failure says nothing about anything else.
         if let Err(error) = file.sync_all() {
@@ -256,7 +384,11 @@ impl Space {
 
     /// Makes the reserve whole if there is plenty of room for that. True when that ends a shortage.
     pub(crate) fn refill(&self) -> bool {
+        let is_large_wanted = self.is_large_wanted.load(Ordering::SeqCst);
+        let large_bytes =
+            is_large_wanted.then(|| self.limited(SEGMENT_COUNT * self.segment_size_bytes));
         let mut state = lock(&self.reserve);
+        state.goal_bytes = state.goal_bytes.max(large_bytes.unwrap_or_default());
         if state.len_bytes < state.goal_bytes && self.has_plenty(state.goal_bytes - state.len_bytes)
         {
             match self.grow(&mut state) {
@@ -273,11 +405,15 @@ impl Space {
         is_over
     }
 
-    /// Twice what is missing must be free, so that publishers do not go on just to be stopped again. A file system
-    /// that does not say how large it is may always be tried.
+    /// Twice what is missing must be free, so that publishers do not go on just to be stopped again.
     fn has_plenty(&self, missing_bytes: u64) -> bool {
+        self.has_free(missing_bytes.saturating_mul(2))
+    }
+
+    /// True when so much is free. A file system that does not say how large it is may always be tried.
+    pub(crate) fn has_free(&self, bytes: u64) -> bool {
         match self.disk.free_space() {
-            Ok(free) if free.total_bytes > 0 => free.available_bytes / 2 >= missing_bytes,
+            Ok(free) if free.total_bytes > 0 => free.available_bytes >= bytes,
             Ok(_) => true,
             Err(error) => {
                 tracing::warn!(%error, "cannot measure the free disk space");
@@ -319,6 +455,10 @@ impl Space {
             return Err(error);
         }
         state.len_bytes = state.goal_bytes;
+        state.whole_bytes = state.goal_bytes;
+        state.committed_bytes = 0;
+        self.checkpointed_bytes.store(0, Ordering::Relaxed);
+        self.tell(state);
         Ok(())
     }
 }

@@ -9,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
+use super::CommitListener;
+use super::admission::Admission;
 use super::append::{Append, Pending};
 use super::error::StorageError;
 use super::format::StoreId;
@@ -70,10 +72,6 @@ pub(crate) struct Shared {
     synced_lsn: AtomicU64,
     /// End of what may be confirmed.
     confirm_lsn: AtomicU64,
-    /// Record bytes pushed and not confirmed; follows `Append::pushed_bytes`.
-    undurable_bytes: AtomicU64,
-    /// Somebody was refused by [`Shared::has_room`] and waits to be told.
-    was_full: AtomicBool,
     /// The log waits for room on the disk.
     is_stalled: AtomicBool,
     /// Something pending is waited for: wakes the commit thread out of a lazy sleep.
@@ -116,8 +114,6 @@ impl Shared {
             written_lsn: AtomicU64::new(end),
             synced_lsn: AtomicU64::new(end),
             confirm_lsn: AtomicU64::new(end),
-            undurable_bytes: AtomicU64::new(0),
-            was_full: AtomicBool::new(false),
             is_stalled: AtomicBool::new(false),
             has_waited: AtomicBool::new(false),
             force_to: AtomicU64::new(0),
@@ -162,8 +158,7 @@ impl Shared {
     /// Raises the confirm watermark, which covers `confirmed_bytes` more of records.
     pub(crate) fn set_confirmed(&self, lsn: Lsn, confirmed_bytes: u64) {
         self.confirm_lsn.store(lsn.0, Ordering::Release);
-        self.undurable_bytes
-            .fetch_sub(confirmed_bytes, Ordering::SeqCst);
+        self.admission().confirmed(confirmed_bytes);
     }
 
     pub(crate) fn push(
@@ -177,8 +172,7 @@ impl Shared {
         let before = append.pushed_bytes();
         let receipt = append.push(requests, is_atomic, urgency, positions);
         // Inside the lock: the commit thread takes the batch only behind it, so the count never goes below zero.
-        self.undurable_bytes
-            .fetch_add(append.pushed_bytes() - before, Ordering::SeqCst);
+        self.admission().pushed(append.pushed_bytes() - before);
         if urgency == Urgency::Waited {
             self.has_waited.store(true, Ordering::SeqCst);
         }
@@ -189,8 +183,7 @@ impl Shared {
         let mut append = lock(&self.append);
         let before = append.pushed_bytes();
         append.push_mark();
-        self.undurable_bytes
-            .fetch_add(append.pushed_bytes() - before, Ordering::SeqCst);
+        self.admission().pushed(append.pushed_bytes() - before);
     }
 
     /// What waits to be written; clears the hint for [`Shared::wake`] when nothing of it is waited for.
@@ -201,28 +194,19 @@ impl Shared {
         pending
     }
 
-    pub(crate) fn undurable_bytes(&self) -> u64 {
-        self.undurable_bytes.load(Ordering::SeqCst)
+    pub(crate) fn admission(&self) -> &Admission {
+        &self.space.admission
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.undurable_bytes() >= self.options.undurable_max_bytes
-    }
-
-    pub(crate) fn has_room(&self) -> bool {
-        if !self.is_full() {
-            return true;
+    /// Tells whoever was refused before, if there may be room again.
+    pub(crate) fn tell_of_room(&self, listener: &dyn CommitListener) {
+        if self.admission().take_waiting() {
+            listener.has_room_again();
         }
-        // First the note, then the second look: a commit in between sees the note, or this look sees its room.
-        self.was_full.store(true, Ordering::SeqCst);
-        !self.is_full()
     }
 
-    /// True once after somebody was refused, when there is room again.
-    pub(crate) fn take_room_again(&self) -> bool {
-        self.was_full.load(Ordering::SeqCst)
-            && !self.is_full()
-            && self.was_full.swap(false, Ordering::SeqCst)
+    fn is_full(&self) -> bool {
+        self.admission().is_full()
     }
 
     pub(crate) fn set_stalled(&self, is_stalled: bool) {

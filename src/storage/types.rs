@@ -228,6 +228,15 @@ pub enum Urgency {
     Lazy,
 }
 
+/// On whose account records that take space are pushed: some have to wait earlier than others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pusher {
+    /// Clients that publish.
+    Publisher,
+    /// The broker, which moves messages from queue to queue.
+    DeadLetters,
+}
+
 /// What a push was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {

@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::support::TestBroker;
-use super::support::raw::{Client, Login};
+use super::support::raw::{Client, Login, Message, durable, passive};
+use super::support::wait::wait_until;
 use super::{broker, cli};
 
 fn list(broker: &TestBroker) -> Vec<Value> {
@@ -51,4 +52,46 @@ fn an_operator_sees_connections_and_closes_one() {
     };
     assert!(Client::try_login(broker.address(), &nowhere).is_err());
     assert_eq!(list(&broker), [] as [Value; 0]);
+}
+
+/// AK-11, CN-57: a connection whose client does not read is closed like any other: what it holds and what waits for it goes
+/// back at once, whoever closes it.
+#[test]
+fn a_client_that_does_not_read_is_closed_all_the_same() {
+    const MESSAGES: u32 = 200;
+    let broker = broker(&[]);
+    let mut c = Client::connect(broker.address());
+    c.open_channel(1);
+    c.confirm_select(1);
+    c.queue_declare(1, "q", durable());
+    for _ in 0..MESSAGES {
+        c.publish(1, "", "q", &Message::persistent(vec![b'x'; 64 << 10]));
+    }
+    c.wait_confirms_upto(1, u64::from(MESSAGES));
+    let mut ready = || c.queue_declare(1, "q", passive()).message_count;
+    cli(&broker, &["user", "add", "idler", "--password", "secret"]);
+    cli(&broker, &["permission", "set", "idler", ".*", ".*", ".*"]);
+    for close in [&["connection", "close"][..], &["user", "delete", "idler"]] {
+        let mut idler = Client::login(broker.address(), &super::login("idler", "secret"));
+        idler.open_channel(1);
+        idler.consume(1, "q", "t");
+        // Until the socket, the output and the outbox are full.
+        let mut seen = MESSAGES;
+        wait_until("no more is delivered", || {
+            let before = std::mem::replace(&mut seen, ready());
+            seen < MESSAGES && seen == before
+        });
+        assert!(seen > 0, "all of it was delivered");
+        let listed = list(&broker);
+        let of_idler = listed.iter().find(|entry| entry["user"] == "idler");
+        let id = of_idler.expect("it is connected")["id"].to_string();
+        let words = match close {
+            ["user", ..] => close.to_vec(),
+            _ => [close, &[&id]].concat(),
+        };
+        cli(&broker, &words);
+        wait_until("everything has come back", || ready() == MESSAGES);
+        let close = idler.wait_connection_close();
+        assert_eq!(close.reply_code, 320);
+    }
 }

@@ -8,6 +8,7 @@ use stratamq::amqp::method::{basic, connection};
 
 use super::authorities::{Authority, Files, Identity, client_of};
 use super::support::raw::{Client, Login, Message, Outcome, Trouble, durable, text};
+use super::support::wait::wait_until;
 use super::support::{TestBroker, free_port, signal};
 use super::{cli, login, refusal};
 
@@ -240,6 +241,29 @@ fn certificates_are_read_again_while_connections_go_on() {
 
     old.queue_declare(1, "q", durable());
     old.close();
+}
+
+/// A SIGHUP that comes while the broker recovers is heeded, and ends nothing.
+#[test]
+fn certificates_are_read_again_during_recovery() {
+    let mut stage = Stage::new(&[]);
+    stage.broker.terminate();
+    // Whoever opens it waits until somebody writes to it.
+    let superblock = stage.broker.data_dir().join("superblock.0");
+    std::fs::remove_file(&superblock).expect("it is there");
+    let made = std::process::Command::new("mkfifo")
+        .arg(&superblock)
+        .status();
+    assert!(made.is_ok_and(|status| status.success()));
+    stage.broker.begin_restart();
+    let pid = stage.broker.pid();
+    wait_until("the data directory is locked", || {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
+        let mut paths = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        paths.any(|path| path.ends_with("LOCK"))
+    });
+    signal("HUP", pid);
+    stage.broker.wait_for_line("TLS certificates read again");
 }
 
 /// LM-12: a client that does not get on with the TLS handshake is gone; so is one that speaks AMQP to that port, and a probe.

@@ -153,9 +153,21 @@ fn keys_and_values_are_checked() {
     let of_users = r#"{"alternate-exchange": "a", "consumer-disconnected-timeout": 1, "consumer-timeout": 1,
         "dead-letter-exchange": "", "dead-letter-routing-key": "k", "dead-letter-strategy": "at-least-once",
         "message-ttl": 1, "expires": 1, "max-length": 1, "max-length-bytes": 1, "queue-mode": "lazy",
-        "overflow": "reject-publish-dlx", "delivery-limit": 5, "delayed-retry-type": "all", "max-age": "1D",
+        "overflow": "reject-publish-dlx", "delivery-limit": 5, "delayed-retry-type": "disabled", "max-age": "1D",
         "stream-max-segment-size-bytes": 1, "stream-filter-size-bytes": 16, "queue-leader-locator": "balanced",
         "initial-cluster-size": 3, "federation-upstream": "u", "federation-upstream-set": "all"}"#;
+    // Nothing would wait between attempts, as with the argument.
+    let said = cli_refused(&[
+        "policy",
+        "set",
+        "po5",
+        "po5",
+        r#"{"delayed-retry-type": "all"}"#,
+    ]);
+    assert!(
+        said.contains("Validation failed: delayed retry is not supported"),
+        "{said}"
+    );
     cli(&["policy", "set", "po5", "po5", of_users]);
     cli(&["policy", "clear", "po5"]);
 }

@@ -356,6 +356,10 @@ fn a_history_that_is_sure_goes_on() {
     // It was never rejected as often as that.
     let wrong = |tale: Tale, sighting| tale.take(sighting).check(&[(Kind::WrongDeaths, 1)]);
     wrong(twice().killed(), retried_times(1, 3));
+    // As long as the broker lives, it forgets nothing.
+    twice().take(retried_times(1, 2)).check(&[]);
+    wrong(twice(), retried_times(1, 1));
+    wrong(twice(), seen(RETRY, 1));
     // What was seen before a confirm is not forgotten.
     let sure = || twice().sure().killed();
     sure().take(retried_times(1, 1)).check(&[]);
@@ -408,6 +412,9 @@ fn a_count_of_failures_does_not_begin_anew() {
         let tale = Tale::published(&counted(), &[1]).take(failed(1, 0));
         tale.step(Step::Failed(1))
     };
+    // As long as the broker lives, nothing is.
+    once().take(failed(1, 1)).check(&[]);
+    wrong(once(), 0);
     // Not answered, or no confirm behind it: it may be forgotten.
     once().killed().take(failed(1, 0)).check(&[]);
     let answered = once().step(Step::Synced).killed();

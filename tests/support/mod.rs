@@ -413,6 +413,12 @@ impl TestBroker {
         self.kill();
     }
 
+    /// Starts the broker again and waits for nothing.
+    pub(crate) fn begin_restart(&mut self) {
+        self.kill();
+        self.spawn();
+    }
+
     fn try_start(&mut self) -> Result<(), StartError> {
         let first_line = self.spawn();
         let process = self.process.as_ref().expect("put there just now");

@@ -2,10 +2,13 @@
 
 use crate::churn::ChurnArgs;
 use crate::flatness::FlatnessArgs;
+use crate::goals::GoalsArgs;
 use crate::hostile::HostileArgs;
-use crate::message::STAMP_BYTES;
+use crate::limit::LimitArgs;
+use crate::message::{PUBLISHERS_MAX, STAMP_BYTES};
 use crate::recycle::RecycleArgs;
 use crate::restart::RestartArgs;
+use crate::stand_in::StandInArgs;
 use crate::url::Url;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -47,6 +50,13 @@ pub(crate) enum Command {
     Recycle(RecycleArgs),
     /// Declares, binds, uses and deletes many queues, again and again, and looks for what does not come back.
     Churn(ChurnArgs),
+    /// Measures loads beside their limits: a stand-in that only moves the same bytes, and the disk's bare commits.
+    Limit(LimitArgs),
+    /// Measures all that the broker's speed is judged by, in interleaved rounds, and says which goals are reached.
+    Goals(GoalsArgs),
+    /// Serves as the stand-in of other commands.
+    #[command(hide = true)]
+    StandIn(StandInArgs),
     /// Measures a healthy client's latency and the broker's memory beside idle, slow, silent and restless clients.
     Hostile(HostileArgs),
 }
@@ -75,7 +85,7 @@ pub(crate) struct Args {
     /// consumed are deliveries then.
     #[arg(long)]
     pub(crate) fanout: bool,
-    /// Bytes of a message's body; the first 24 are the generator's stamp.
+    /// Bytes of a message's body; the first 16 are the generator's stamp.
     #[arg(long, default_value_t = 100)]
     pub(crate) body_size: usize,
     /// Messages a publisher may have unconfirmed. 0 publishes without confirms, as fast as the broker reads.
@@ -124,6 +134,9 @@ pub(crate) struct Args {
     /// Print one JSON object in place of the table.
     #[arg(long)]
     pub(crate) json: bool,
+    /// The other side is the stand-in, whose deliveries are all alike: they are counted, not told apart.
+    #[arg(skip)]
+    pub(crate) takes_any_delivery: bool,
 }
 
 /// How consumers acknowledge.
@@ -160,6 +173,9 @@ impl Args {
         }
         if self.publishers == 0 && self.consumers == 0 {
             return Err("--publishers and --consumers are both 0: nothing to do".to_owned());
+        }
+        if self.publishers > PUBLISHERS_MAX {
+            return Err(format!("--publishers is at most {PUBLISHERS_MAX}"));
         }
         if self.queue_prefix.len() > 200 {
             return Err("--queue-prefix is too long for a queue's name".to_owned());
@@ -259,6 +275,33 @@ mod tests {
             args.durable
         );
         assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn flags_that_do_not_fit_are_refused() {
+        for (line, complaint) in [
+            (
+                "--body-size 15",
+                "--body-size is at least 16, the size of the stamp",
+            ),
+            ("--publishers 65536", "--publishers is at most 65535"),
+            (
+                "--publishers 0 --consumers 0",
+                "--publishers and --consumers are both 0: nothing to do",
+            ),
+        ] {
+            let words = std::iter::once("strata-bench").chain(line.split_whitespace());
+            let args = Cli::try_parse_from(words).expect("the flags parse").load;
+            assert_eq!(args.check(), Err(complaint.to_owned()));
+        }
+        for line in [
+            "limit --rounds 0",
+            "goals --seconds 61",
+            "goals --backlog 0",
+        ] {
+            let words = std::iter::once("strata-bench").chain(line.split_whitespace());
+            assert!(Cli::try_parse_from(words).is_err(), "{line}");
+        }
     }
 
     #[test]

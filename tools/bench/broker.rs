@@ -151,6 +151,11 @@ impl Broker {
         self.directory.path().join("data")
     }
 
+    /// The directory around the data: the same disk.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     pub(crate) fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }

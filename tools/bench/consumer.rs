@@ -104,7 +104,10 @@ impl Consumer {
             pending: None,
             unacked_tag: None,
             consumed: Consumed {
-                ledger: Ledger::new(run),
+                ledger: match args.takes_any_delivery {
+                    true => Ledger::of_any(),
+                    false => Ledger::new(run),
+                },
                 latency: Histogram::new(),
                 redelivered_count: 0,
                 out_of_order_count: 0,
@@ -187,7 +190,9 @@ impl Consumer {
                     false
                 }
                 (
-                    Event::Header { body_size_bytes },
+                    Event::Header {
+                        body_size_bytes, ..
+                    },
                     Some(
                         pending @ Pending {
                             left_bytes: None, ..

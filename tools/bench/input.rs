@@ -29,8 +29,11 @@ pub(crate) enum Event<'a> {
         tag: u64,
         is_redelivered: bool,
     },
-    /// The size of the body that follows.
-    Header { body_size_bytes: u64 },
+    /// The size of the body that follows, and the properties as they were sent.
+    Header {
+        body_size_bytes: u64,
+        properties: &'a [u8],
+    },
     /// A part of a body.
     Body(&'a [u8]),
     /// Nothing but life.
@@ -86,6 +89,14 @@ impl Input {
 
     /// The next complete frame; `None` when more must be read first.
     pub(crate) fn next(&mut self) -> Result<Option<Event<'_>>, BenchError> {
+        match self.next_frame()? {
+            Some((kind, payload)) => parse(kind, payload).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The next complete frame as it is: its type and its payload.
+    pub(crate) fn next_frame(&mut self) -> Result<Option<(u8, &[u8])>, BenchError> {
         let unparsed = &self.buffer[self.start..self.end];
         let Some(&[kind, _, _, size_0, size_1, size_2, size_3]) =
             unparsed.first_chunk::<FRAME_HEADER_BYTES>()
@@ -103,7 +114,7 @@ impl Input {
         }
         let payload_at = self.start + FRAME_HEADER_BYTES;
         self.start = payload_at + size + 1;
-        parse(kind, &self.buffer[payload_at..payload_at + size]).map(Some)
+        Ok(Some((kind, &self.buffer[payload_at..payload_at + size])))
     }
 }
 
@@ -125,7 +136,10 @@ fn parse(kind: u8, payload: &[u8]) -> Result<Event<'_>, BenchError> {
             let size = size.map(u64::from_be_bytes);
             let body_size_bytes =
                 size.ok_or_else(|| BenchError::Protocol("a short header".to_owned()))?;
-            Ok(Event::Header { body_size_bytes })
+            Ok(Event::Header {
+                body_size_bytes,
+                properties: payload.get(12..).unwrap_or_default(),
+            })
         }
         None => Err(BenchError::Protocol(format!("a frame of type {kind}"))),
     }

@@ -16,6 +16,8 @@ pub(crate) struct Ledger {
     run: Option<u32>,
     /// Per publisher: bits of the sequence numbers that arrived.
     arrived: Vec<Vec<u64>>,
+    /// Every message counts as a new one.
+    takes_any: bool,
     /// Different messages.
     pub(crate) unique_count: u64,
     /// Messages that arrived again.
@@ -32,8 +34,20 @@ impl Ledger {
         }
     }
 
+    /// A ledger for deliveries that are all alike: it counts them.
+    pub(crate) fn of_any() -> Self {
+        Self {
+            takes_any: true,
+            ..Self::default()
+        }
+    }
+
     /// Enters a delivery; true when it is one of this run and new.
     pub(crate) fn enter(&mut self, stamp: Option<Stamp>) -> bool {
+        if self.takes_any {
+            self.unique_count += 1;
+            return false;
+        }
         let Some(stamp) = stamp.filter(|stamp| {
             let run = *self.run.get_or_insert(stamp.run);
             stamp.run == run && stamp.seq < SEQ_MAX && stamp.publisher < PUBLISHERS_MAX
@@ -132,6 +146,17 @@ mod tests {
         check(&[(0, 5), (0, 5)], &[], (1, 1, 0));
         check(&[(0, 5)], &[(0, 5), (2, 100)], (2, 1, 0));
         check(&[(0, SEQ_MAX)], &[(PUBLISHERS_MAX, 1)], (0, 0, 2));
+    }
+
+    #[test]
+    fn messages_that_are_all_alike_are_counted() {
+        let mut all = Ledger::default();
+        for _ in 0..2 {
+            let mut ledger = Ledger::of_any();
+            assert!(!ledger.enter(stamp(0, 0)) && !ledger.enter(None));
+            all.merge(&ledger);
+        }
+        assert_eq!((all.unique_count, all.duplicate_count), (4, 0));
     }
 
     #[test]

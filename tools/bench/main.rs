@@ -13,7 +13,8 @@
 //! 3. Every body carries run, publisher, sequence number and the time it was sent. A ledger of bits knows at the end which messages
 //!    were lost, doubled or out of order.
 //! 4. Latencies go into a histogram of fixed size with an error below 2 %.
-//! 5. What depends on the disk is shown beside the disk's own figures, measured in the same run (`raw`).
+//! 5. What depends on the disk is shown beside the disk's own figures, measured in the same run (`raw`); what depends on the
+//!    sockets, beside a stand-in that only moves the same bytes (`stand_in`).
 //!
 //! Exit code 0: all went well. 1: messages were lost, doubled or out of order, or the broker refused. 2: bad flags.
 
@@ -31,10 +32,12 @@ mod connection;
 mod consumer;
 mod error;
 mod flatness;
+mod goals;
 mod histogram;
 mod hostile;
 mod input;
 mod ledger;
+mod limit;
 mod message;
 mod process;
 mod publisher;
@@ -42,9 +45,12 @@ mod raw;
 mod recycle;
 mod report;
 mod restart;
+mod rpc;
 mod run;
+mod stand_in;
 mod table;
 mod url;
+mod workload;
 
 use args::{Args, Cli, Command};
 use clap::Parser;
@@ -62,6 +68,12 @@ fn main() -> ExitCode {
         Some(Command::Recycle(args)) => show(recycle::run(&args), args.json),
         Some(Command::Hostile(args)) => show(hostile::run(&args), args.own.json),
         Some(Command::Churn(args)) => show(churn::run(&args), args.own.json),
+        Some(Command::Limit(args)) => show(limit::run(&args), args.own.json),
+        Some(Command::Goals(args)) => show(goals::run(&args), args.own.json),
+        Some(Command::StandIn(args)) => match stand_in::serve(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
     }
 }
 

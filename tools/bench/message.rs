@@ -1,11 +1,13 @@
 //! The published message: a template of its frames, and the stamp at the start of its body.
 //!
 //! ```text
-//!  0        4            8          16         24
-//!  +--------+------------+----------+----------+------------
-//!  | run    | publisher  | seq      | sent_ns  | zeros ...      big-endian
-//!  +--------+------------+----------+----------+------------
+//!  0        4            6      10         16
+//!  +--------+------------+------+----------+------------
+//!  | run    | publisher  | seq  | sent_ns  | zeros ...      big-endian
+//!  +--------+------------+------+----------+------------
 //! ```
+//! 16 bytes, so that messages as small as that can be measured. What does not fit is cut to the greatest value: the ledger knows
+//! neither so many publishers nor so many messages, and 48 bits of nanoseconds are three days.
 
 use bytes::BytesMut;
 use std::sync::Arc;
@@ -17,7 +19,11 @@ use stratamq::amqp::properties::Properties;
 use stratamq::amqp::short_string::ShortString;
 
 /// Bytes of a stamp.
-pub(crate) const STAMP_BYTES: usize = 24;
+pub(crate) const STAMP_BYTES: usize = 16;
+/// Publishers that stamps can tell apart.
+pub(crate) const PUBLISHERS_MAX: u32 = u16::MAX as u32;
+/// The latest time that a stamp can say.
+const SENT_MAX_NS: u64 = (1 << 48) - 1;
 
 /// What a body says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,11 +40,14 @@ pub(crate) struct Stamp {
 
 impl Stamp {
     pub(crate) fn encode(self) -> [u8; STAMP_BYTES] {
+        let publisher = u16::try_from(self.publisher).unwrap_or(u16::MAX);
+        let seq = u32::try_from(self.seq).unwrap_or(u32::MAX);
+        let [_, _, sent_ns @ ..] = self.sent_ns.min(SENT_MAX_NS).to_be_bytes();
         let mut bytes = [0; STAMP_BYTES];
         bytes[..4].copy_from_slice(&self.run.to_be_bytes());
-        bytes[4..8].copy_from_slice(&self.publisher.to_be_bytes());
-        bytes[8..16].copy_from_slice(&self.seq.to_be_bytes());
-        bytes[16..].copy_from_slice(&self.sent_ns.to_be_bytes());
+        bytes[4..6].copy_from_slice(&publisher.to_be_bytes());
+        bytes[6..10].copy_from_slice(&seq.to_be_bytes());
+        bytes[10..].copy_from_slice(&sent_ns);
         bytes
     }
 
@@ -47,12 +56,12 @@ impl Stamp {
         let (run, rest) = body.split_first_chunk()?;
         let (publisher, rest) = rest.split_first_chunk()?;
         let (seq, rest) = rest.split_first_chunk()?;
-        let (sent_ns, _) = rest.split_first_chunk()?;
+        let (&[a, b, c, d, e, f], _) = rest.split_first_chunk()?;
         Some(Self {
             run: u32::from_be_bytes(*run),
-            publisher: u32::from_be_bytes(*publisher),
-            seq: u64::from_be_bytes(*seq),
-            sent_ns: u64::from_be_bytes(*sent_ns),
+            publisher: u32::from(u16::from_be_bytes(*publisher)),
+            seq: u64::from(u32::from_be_bytes(*seq)),
+            sent_ns: u64::from_be_bytes([0, 0, a, b, c, d, e, f]),
         })
     }
 }
@@ -129,5 +138,36 @@ impl ContentFrames {
             left -= part;
         }
         Self { frames, stamp_at }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(publisher: u32, seq: u64, sent_ns: u64, expected: (u32, u64, u64)) {
+        let stamp = Stamp {
+            run: 0xfeed_beef,
+            publisher,
+            seq,
+            sent_ns,
+        };
+        let read = Stamp::decode(&stamp.encode()).expect("it is long enough");
+        assert_eq!(read.run, 0xfeed_beef);
+        assert_eq!((read.publisher, read.seq, read.sent_ns), expected);
+    }
+
+    #[test]
+    fn a_stamp_says_what_was_written_or_the_greatest_value() {
+        check(0, 0, 0, (0, 0, 0));
+        check(65_534, 1 << 31, 1 << 47, (65_534, 1 << 31, 1 << 47));
+        check(
+            1 << 16,
+            1 << 40,
+            u64::MAX,
+            (65_535, u64::from(u32::MAX), SENT_MAX_NS),
+        );
+        assert_eq!(Stamp::decode(&[0; STAMP_BYTES - 1]), None);
     }
 }

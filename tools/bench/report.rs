@@ -20,23 +20,23 @@ pub(crate) struct Report {
     pub(crate) confirmed_per_sec: f64,
     nacked_count: u64,
     unconfirmed_count: u64,
-    consumed_count: u64,
+    pub(crate) consumed_count: u64,
     pub(crate) consumed_per_sec: f64,
     /// Confirmed (without confirms: published) messages that no consumer received, or that are not in the queues.
-    lost_count: u64,
+    pub(crate) lost_count: u64,
     duplicate_count: u64,
     out_of_order_count: u64,
     redelivered_count: u64,
     /// Deliveries of messages that this run has not published.
     foreign_count: u64,
-    confirm_latency: Option<Latency>,
+    pub(crate) confirm_latency: Option<Latency>,
     end_to_end_latency: Option<Latency>,
-    broker_cpu_secs: Option<f64>,
+    pub(crate) broker_cpu_secs: Option<f64>,
     /// Messages that went all the way, for each CPU second of the broker.
     pub(crate) messages_per_broker_cpu_sec: Option<f64>,
     broker_rss_max_bytes: Option<u64>,
-    broker_rss_end_bytes: Option<u64>,
-    generator_cpu_secs: f64,
+    pub(crate) broker_rss_end_bytes: Option<u64>,
+    pub(crate) generator_cpu_secs: f64,
     /// What the log did meanwhile, of a StrataMQ whose directory was named.
     pub(crate) log: Option<LogCounters>,
     log_bytes_per_message: Option<f64>,
@@ -60,11 +60,11 @@ struct Workload {
 
 /// Percentiles in milliseconds.
 #[derive(Debug, Serialize)]
-struct Latency {
+pub(crate) struct Latency {
     mean_ms: f64,
-    p50_ms: f64,
+    pub(crate) p50_ms: f64,
     p90_ms: f64,
-    p99_ms: f64,
+    pub(crate) p99_ms: f64,
     p999_ms: f64,
     max_ms: f64,
 }

@@ -33,7 +33,7 @@ pub(crate) struct RestartArgs {
     /// Numbers of durable queues that hold it.
     #[arg(long, value_delimiter = ',', default_value = "1", value_parser = count)]
     queues: Vec<u64>,
-    /// Bytes of a body; 24 is the least.
+    /// Bytes of a body; 16 is the least.
     #[arg(long, default_value_t = 24)]
     body_size: usize,
     /// How often each is killed and started.

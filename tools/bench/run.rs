@@ -273,6 +273,9 @@ fn arriving_count(args: &Args, published: &[Published]) -> u64 {
 
 /// Messages, or copies of messages, that must have arrived and have not.
 fn count_lost(args: &Args, published: &[Published], ledger: &Ledger) -> u64 {
+    if args.takes_any_delivery {
+        return arriving_count(args, published).saturating_sub(ledger.unique_count);
+    }
     (0..args.copies() as usize)
         .map(|queue| count_lost_copies(args, published, queue, ledger))
         .sum()

@@ -51,7 +51,8 @@ const RETRIES: &[&str] = &["disabled", "all", "failed", "returned"];
 type Key = (&'static str, Takes, Suits, Who, &'static str);
 
 /// All keys (PO-5, PO-11), and those of mirrored queues, which are accepted and mean nothing (VD-21). "Operator" is who
-/// may set a key in an operator policy too.
+/// may set a key in an operator policy too. `consumer-disconnected-timeout` is about consumers on a node that cannot be reached:
+/// a single node has none.
 #[rustfmt::skip]
 const KEYS: &[Key] = &[
     ("alternate-exchange", Takes::Name, Suits::Both, Who::User, "alternate exchange name"),
@@ -162,6 +163,7 @@ pub(crate) struct Definition {
     settings: PolicySettings,
     suits_classic: bool,
     suits_quorum: bool,
+    asks_for_delayed_retry: bool,
 }
 
 impl Definition {
@@ -180,6 +182,7 @@ impl Definition {
             settings: PolicySettings::default(),
             suits_classic: true,
             suits_quorum: true,
+            asks_for_delayed_retry: false,
         };
         let mut unknown = Vec::new();
         for (key, value) in &values {
@@ -213,8 +216,23 @@ impl Definition {
         }
         self.suits_classic &= matches!(suits, Suits::Both | Suits::Classic);
         self.suits_quorum &= matches!(suits, Suits::Both | Suits::Quorum);
+        self.asks_for_delayed_retry |= *key == "delayed-retry-type" && value != "disabled";
         self.settings.set(key, value);
         Ok(())
+    }
+
+    /// Refuses what would be missed: who asks for a delay between attempts must not get them at full speed.
+    ///
+    /// # Errors
+    /// What is not there.
+    pub(crate) fn check_supported(&self) -> Result<(), String> {
+        match self.asks_for_delayed_retry {
+            true => Err(
+                "delayed retry is not supported: delayed-retry-type may only be 'disabled'"
+                    .to_owned(),
+            ),
+            false => Ok(()),
+        }
     }
 
     /// The JSON it was read from, keys in order.

@@ -9,7 +9,8 @@
 //!
 //! One thread at a time writes the dead letters of a queue, so they keep their order (DL-10). It stops while too
 //! many of them are not durable: a large backlog that expires at once is read faster than it can be committed,
-//! and nobody but the queue itself can be made to wait.
+//! and nobody but the queue itself can be made to wait. It stops too while the log has no room for them: on a full disk
+//! they must not take what settles need.
 
 use std::sync::Arc;
 
@@ -20,9 +21,9 @@ use super::{QueueHandle, Refused, Turn};
 use crate::broker::arguments::QueueArguments;
 use crate::broker::dead_letter::{DeadLetter, DeathReason, plan_dead_letter};
 use crate::broker::delayed::plan_release;
-use crate::broker::effects::AfterDurable;
+use crate::broker::effects::{AfterDurable, Timer};
 use crate::broker::message::Message;
-use crate::storage::types::{Seq, SettleCause};
+use crate::storage::types::{Pusher, Seq, SettleCause};
 
 /// Entries of one atomic group.
 const GROUP_MAX_COUNT: usize = 256;
@@ -33,6 +34,10 @@ const READ_MAX_BYTES: u64 = 1 << 20;
 
 /// Bytes of a queue's dead letters that may be on their way to the disk.
 const LETTERS_MAX_BYTES: u64 = 1 << 20;
+/// What a letter has more than the message, for most of them.
+const LETTER_HEADERS_BYTES: u64 = 512;
+/// Pause before letters for which the log had no room are tried again.
+const NO_ROOM_MS: u64 = 200;
 /// Pause before a letter that nobody took is tried again (DL-24).
 const RETRY_MS: u64 = 1000;
 /// By how much a letter that is a group of its own may exceed the size of a group: a message of the largest size
@@ -44,6 +49,13 @@ struct Dying {
     seq: Seq,
     reason: DeathReason,
     message: Arc<Message>,
+}
+
+impl Dying {
+    /// What its letter takes in the log, about: the headers that tell of its death come on top of the message.
+    fn letter_bytes(&self) -> u64 {
+        self.message.payload_len() as u64 + LETTER_HEADERS_BYTES
+    }
 }
 
 /// Writes the dead letters of `source`, as far as their bodies are at hand.
@@ -61,8 +73,26 @@ pub(super) fn bury(turn: &mut Turn<'_>, source: &QueueHandle) {
         if dying.is_empty() {
             return;
         }
+        let bytes = dying.iter().map(Dying::letter_bytes).sum();
+        let Some(_admitted) = turn.shared.admit(bytes, Pusher::DeadLetters) else {
+            return wait_for_room(turn, source, dying);
+        };
         bury_group(turn, source, &settings, &dying);
     }
+}
+
+/// The log has no room for the letters: they are tried again after a while, and die in the same order.
+fn wait_for_room(turn: &mut Turn<'_>, source: &QueueHandle, dying: Vec<Dying>) {
+    let mut locked = Locked::one(source);
+    let (_, state) = locked.first();
+    for one in dying.into_iter().rev() {
+        state.leaving.push_front((one.seq, one.reason));
+    }
+    state.is_dead_lettering = false;
+    let due_at_ms = turn.now_ms + NO_ROOM_MS;
+    state.rare.get_or_insert_default().letters.no_room_until_ms = due_at_ms;
+    let queue = QueueHandle::clone(source);
+    turn.effects.timers.push(Timer { due_at_ms, queue });
 }
 
 /// The next entries to bury, and what the queue obeys. When there are none the caller is not burying any more: that is said under
@@ -125,6 +155,9 @@ fn must_wait(turn: &mut Turn<'_>, source: &QueueHandle, state: &mut QueueState) 
         return false;
     };
     let letters = &mut rare.letters;
+    if turn.now_ms < letters.no_room_until_ms {
+        return true;
+    }
     if letters.bytes < LETTERS_MAX_BYTES || state.leaving.is_empty() {
         return false;
     }

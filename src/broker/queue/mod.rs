@@ -54,22 +54,24 @@ use super::consumer::ChannelCredit;
 use super::dead_letter::{DeadLetterRouter, Warned};
 use super::delayed::exchange_of;
 use super::effects::Effects;
-use super::journal::Journal;
+use super::journal::{Admitted, Journal};
 use super::message::Message;
 use super::salvage;
 use crate::amqp::field_table::FieldTable;
 use crate::amqp::short_string::ShortString;
-use crate::storage::types::{Lsn, QueueId, Seq};
+use crate::storage::types::{Lsn, Pusher, QueueId, Seq};
 use crate::sync::lock;
 
 pub use self::dispatch::{abandon_get, dispatch, fetched, get, outbox_drained};
 pub use self::image::ImageKind;
 pub use self::lifecycle::{cancel, consume, delete, purge, set_channel_prefetch, timer_due};
 pub use self::paging::{IndexLimits, run_loaded};
-pub use self::publish::{GROUP_QUEUES_MAX, commit, publish, publish_group, reveal};
+pub use self::publish::{
+    GROUP_QUEUES_MAX, LoggedTargets, commit, commit_bytes, publish, publish_group, reveal,
+};
 pub use self::quarantine::{Unreadable, quarantine};
 pub use self::settle::settle;
-pub use self::sizing::sized;
+pub use self::sizing::{Sizes, sized};
 pub use self::spill::{Shed, moved, shed, spilled};
 
 /// A client connection, unique in the process.
@@ -390,6 +392,12 @@ impl QueueShared {
     #[must_use]
     pub fn journal(&self) -> &dyn Journal {
         &*self.journal
+    }
+
+    /// Asks the log for room for PUBLISH records of so many bytes; `None` when `pusher` has to wait.
+    #[must_use]
+    pub fn admit(&self, bytes: u64, pusher: Pusher) -> Option<Admitted> {
+        Admitted::ask(&self.journal, bytes, pusher)
     }
 
     /// Bytes of messages in memory, about.

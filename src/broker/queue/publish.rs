@@ -136,6 +136,47 @@ fn set_receipt(outcomes: &mut [ConfirmAt], receipt: Receipt) {
 
 /// Bytes of a message's place in one queue, in its record: a fan-out to very many queues is mostly these.
 const REF_MAX_BYTES: usize = 24;
+/// Bytes of its record besides its payload and its places.
+const HEAD_MAX_BYTES: usize = 64;
+
+/// How many of a message's queues have it in the log.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoggedTargets {
+    durable_count: usize,
+    quorum_count: usize,
+}
+
+impl LoggedTargets {
+    /// Those of `targets`.
+    pub fn of(targets: &[QueueHandle]) -> Self {
+        let count =
+            |is_it: fn(&QueueHandle) -> bool| targets.iter().filter(|queue| is_it(queue)).count();
+        Self {
+            durable_count: count(|queue| queue.traits.is_durable),
+            quorum_count: count(|queue| queue.traits.is_durable && queue.traits.is_quorum),
+        }
+    }
+
+    /// What the record of a message to them takes in the log, at most; 0 when it has none.
+    pub fn record_bytes(self, message: &Message) -> u64 {
+        let count = match message.is_persistent() {
+            true => self.durable_count,
+            false => self.quorum_count,
+        };
+        match count {
+            0 => 0,
+            _ => (message.payload_len() + HEAD_MAX_BYTES + count * REF_MAX_BYTES) as u64,
+        }
+    }
+}
+
+/// What the records of a transaction's publishes take in the log, at most.
+pub fn commit_bytes(publishes: &[RoutedPublish]) -> u64 {
+    let bytes = publishes
+        .iter()
+        .map(|publish| LoggedTargets::of(&publish.targets).record_bytes(&publish.message));
+    bytes.sum()
+}
 
 /// Messages from the front of `messages` that one push takes when a publish and what it drops are to be one atomic
 /// group, which a run may not outgrow.

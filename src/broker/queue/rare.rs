@@ -25,4 +25,6 @@ pub(super) struct Letters {
     pub(super) bytes: u64,
     /// The end of the last one in the log.
     pub(super) end: Lsn,
+    /// The log had no room for the next ones: not before this time again, Unix milliseconds.
+    pub(super) no_room_until_ms: u64,
 }

@@ -37,6 +37,10 @@ impl<T> Seldom<T> {
         self.0.get_or_insert_default().push_back(item);
     }
 
+    pub(super) fn push_front(&mut self, item: T) {
+        self.0.get_or_insert_default().push_front(item);
+    }
+
     pub(super) fn extend(&mut self, items: impl IntoIterator<Item = T>) {
         for item in items {
             self.push_back(item);

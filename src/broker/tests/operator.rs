@@ -5,7 +5,6 @@ use super::support::TestBroker;
 use crate::broker::admin::{AdminCommand, AdminReplyBody};
 use crate::broker::effects::Effects;
 use crate::broker::meta::MetaState;
-use crate::broker::outbox::OutboxItem;
 use crate::broker::{Broker, BrokerOptions};
 use crate::storage::CheckpointSource;
 
@@ -114,13 +113,9 @@ fn deleting_a_user_closes_its_connections() {
     let guest = broker.connect();
     let user = broker.broker.login("bob", b"bob", true).expect("logs in");
     admin(&mut broker, AdminCommand::DeleteUser { name: "bob".into() }).expect("deletes");
-    let items = bob.arrived();
-    assert!(
-        matches!(&items[..], [OutboxItem::ForceClose(text)] if text == "user 'bob' is deleted"),
-        "{items:?}"
-    );
+    assert_eq!(bob.outbox.forced_close(), Some("user 'bob' is deleted"));
     assert_eq!(broker.effects.wakes.len(), 1);
-    assert!(guest.arrived().is_empty());
+    assert_eq!(guest.outbox.forced_close(), None);
     assert!(!bob.has_queue("any"), "its permissions went");
     let outbox = std::sync::Arc::clone(&guest.outbox);
     assert!(
@@ -147,11 +142,7 @@ fn deleting_a_vhost_deletes_everything_in_it() {
     client.bind("q", "amq.topic", "#");
     client.publish("amq.topic", "k").expect("publishes");
     admin(&mut broker, AdminCommand::DeleteVhost { name: "v".into() }).expect("deletes");
-    let items = client.arrived();
-    assert!(
-        matches!(&items[..], [OutboxItem::ForceClose(text)] if text == "vhost 'v' is deleted"),
-        "{items:?}"
-    );
+    assert_eq!(client.outbox.forced_close(), Some("vhost 'v' is deleted"));
     assert!(!client.has_queue("q"));
     assert!(client.publish("amq.topic", "k").is_err());
     client.close();

@@ -1,5 +1,7 @@
 //! Publishing and routing: checks, CC and BCC, alternate exchanges, cycles, caches (sections 9, 10, 21).
 
+use std::sync::Arc;
+
 use super::support::{
     TestBroker, TestConnection, bind, bind_exchange, exchange, message, persistent, queue, short,
 };
@@ -426,4 +428,59 @@ fn transaction_publishes_and_settles() {
         .connection
         .tx_publish(&message("none", "", &persistent()), 0);
     assert!(refused.is_err(), "refusals do not wait for the commit");
+}
+
+#[test]
+fn publishes_that_find_no_room_in_the_log_wait_and_those_before_them_are_done() {
+    let broker = TestBroker::new();
+    let journal = Arc::clone(&broker.journal);
+    let mut client = broker.connect();
+    client.queue("a");
+    let mut effects = Effects::default();
+    let mut out = Vec::new();
+    let plain = Properties::default();
+    let batch = [
+        message("", "a", &plain),
+        message("", "nobody", &persistent()),
+        message("", "a", &persistent()),
+        message("", "a", &plain),
+    ];
+    journal.set_full(true);
+    let published = client.connection.publish(&batch, 0, &mut effects, &mut out);
+    published.expect("nothing is refused for good");
+    assert!(out.len() <= 2, "{out:?}");
+    let done = out.len();
+    assert_eq!(client.ready_count("a"), u32::from(done > 0));
+    // What is wrong with a later one is said when its turn comes.
+    let wrong = [batch[2].clone(), message("none", "a", &plain)];
+    out.clear();
+    let published = client.connection.publish(&wrong, 0, &mut effects, &mut out);
+    published.expect("it is not its turn");
+    assert!(out.is_empty());
+    journal.set_full(false);
+    let published = client.connection.publish(&wrong, 0, &mut effects, &mut out);
+    assert_eq!(published.expect_err("its turn").0, 1);
+    out.clear();
+    let rest = &batch[done..];
+    let published = client.connection.publish(rest, 0, &mut effects, &mut out);
+    published.expect("publishes");
+    assert_eq!(out.len(), rest.len());
+    assert_eq!(client.ready_count("a"), 4);
+}
+
+#[test]
+fn a_commit_asks_for_the_room_of_its_publishes() {
+    let broker = TestBroker::new();
+    let journal = Arc::clone(&broker.journal);
+    let mut client = broker.connect();
+    client.queue("a");
+    journal.set_full(true);
+    assert!(client.connection.admit_commit(1).is_some(), "it has none");
+    let publish = message("", "a", &persistent());
+    let channel = publish.channel;
+    let taken = client.connection.tx_publish(&publish, 0);
+    taken.expect("a good publish");
+    assert!(client.connection.admit_commit(channel).is_none());
+    journal.set_full(false);
+    assert!(client.connection.admit_commit(channel).is_some());
 }

@@ -21,7 +21,7 @@ use crate::broker::outbox::{Outbox, OutboxItem, Wake};
 use crate::broker::{Connection, RestoreError};
 use crate::storage::QueueImage;
 use crate::storage::types::{
-    ImageEntry, Lsn, MetaEffect, Position, QueueId, Receipt, Request, Urgency,
+    ImageEntry, Lsn, MetaEffect, Position, Pusher, QueueId, Receipt, Request, Urgency,
 };
 use crate::sync::lock;
 
@@ -37,6 +37,7 @@ pub(crate) struct FakeJournal {
 pub(crate) struct Logged {
     next_lsn: u64,
     confirm_lsn: Lsn,
+    is_full: bool,
     pub(crate) pushes_count: usize,
     pub(crate) metas: Vec<(u16, u16, Vec<u8>)>,
     pub(crate) images: BTreeMap<QueueId, QueueImage>,
@@ -47,6 +48,11 @@ impl FakeJournal {
     pub(crate) fn commit(&self) {
         let mut state = lock(&self.state);
         state.confirm_lsn = Lsn(state.next_lsn);
+    }
+
+    /// Whether there is room for what asks for some.
+    pub(crate) fn set_full(&self, is_full: bool) {
+        lock(&self.state).is_full = is_full;
     }
 
     /// What a restart would find.
@@ -126,6 +132,12 @@ impl Journal for FakeJournal {
         let end = Lsn(state.next_lsn);
         Receipt { end }
     }
+
+    fn admit(&self, _bytes: u64, _pusher: Pusher) -> bool {
+        !lock(&self.state).is_full
+    }
+
+    fn release(&self, _bytes: u64) {}
 
     fn confirm_lsn(&self) -> Lsn {
         lock(&self.state).confirm_lsn

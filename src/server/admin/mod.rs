@@ -173,8 +173,16 @@ async fn respond(request: Request, hub: &Hub) -> Response {
 /// Gives a command to the domain and carries out what it hands back.
 fn execute(command: AdminCommand, hub: &Hub) -> Result<AdminReply, AdminError> {
     let mut effects = Effects::default();
+    let is_policy = matches!(
+        command,
+        AdminCommand::SetPolicy { .. } | AdminCommand::ClearPolicy { .. }
+    );
     let result = hub.broker.admin(command, hub.now_ms(), &mut effects);
     hub.carry_out(&mut effects);
+    if is_policy {
+        // It may limit sizes that nobody wanted to know before.
+        hub.measuring().request();
+    }
     result
 }
 

@@ -10,6 +10,7 @@
 //! Every wake-up (socket, outbox, watermark, timer, shutdown) runs the same round: take in, act, give out.
 //! A panic in it closes this connection with 541 and hurts nobody else.
 
+mod publishing;
 mod round;
 mod transport;
 
@@ -30,7 +31,7 @@ use crate::broker::User;
 use crate::broker::command::{Command, Publish, Published, Unacked};
 use crate::broker::effects::Effects;
 use crate::broker::outbox::{Outbox, OutboxItem, Wake};
-use crate::session::{Login, OUTPUT_HIGH_BYTES, Session, SessionOptions};
+use crate::session::{Event, Login, OUTPUT_HIGH_BYTES, Session, SessionOptions};
 use crate::storage::types::Lsn;
 use crate::telemetry::Counters;
 pub(super) use transport::Transport;
@@ -100,6 +101,10 @@ struct ConnectionTask {
     /// What a panic dropped: to be given back.
     dropped: Vec<Unacked>,
     batch: Vec<Publish>,
+    /// What comes behind `batch` and waits with it.
+    held_event: Option<Event>,
+    /// `batch` or `held_event` wait for room in the log.
+    awaits_room: bool,
     published: Vec<Published>,
     /// Something was read since publishers were last looked at.
     has_read: bool,
@@ -125,6 +130,7 @@ pub(super) async fn serve(
         Ok(()) => tracing::debug!(%peer, "connection ended"),
         Err(error) => tracing::info!(%peer, %error, "connection lost"),
     }
+    task.wait_for_room().await;
     task.end();
     finish_writing(&mut transport, &mut task.session).await;
     Counters::add(&hub.counters.connections_closed, 1);
@@ -183,6 +189,8 @@ impl ConnectionTask {
             command_in_hand: None,
             dropped: Vec::new(),
             batch: Vec::new(),
+            held_event: None,
+            awaits_room: false,
             published: Vec::new(),
             has_read: false,
             published_at_ms: 0,
@@ -263,6 +271,7 @@ impl ConnectionTask {
         self.session.wants_input()
             && self.session.output_len() < OUTPUT_HIGH_BYTES
             && !self.is_paused()
+            && !self.awaits_room
     }
 
     fn is_paused(&self) -> bool {
@@ -362,6 +371,7 @@ impl ConnectionTask {
 
     /// After a panic: what was in hand is not tried again, but given back when the connection ends.
     fn drop_in_hand(&mut self) {
+        self.batch.clear();
         if let Some(command) = self.command_in_hand.take() {
             self.dropped.extend(command.into_unacked());
         }

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use super::ConnectionTask;
+use super::publishing::PUBLISH_BATCH_MAX;
 use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::broker::User;
 use crate::broker::command::{Command, Publish, Unacked};
@@ -20,8 +21,6 @@ use crate::server::clients::ConnectionEntry;
 use crate::session::{Event, Login, LoginRefused, Proof};
 use crate::telemetry::Counters;
 
-/// Publishes gathered before they go to the domain; bounds what one call holds.
-const PUBLISH_BATCH_MAX: usize = 512;
 /// Deliveries whose channel and queue are fetched into the processor's cache together.
 const WARM_ITEMS: usize = 16;
 
@@ -41,6 +40,10 @@ impl ConnectionTask {
             self.session.receive(&mut self.input, now_ms);
         }
         self.session.handle_timeout(now_ms);
+        if let Some(reason) = self.outbox.forced_close() {
+            // Before deliveries that nobody reads: they go back.
+            self.session.begin_shutdown(reason);
+        }
         self.take_outbox(false);
         self.handle_events();
         self.hub.carry_out(&mut self.effects);
@@ -94,30 +97,62 @@ impl ConnectionTask {
         }
     }
 
-    fn handle_events(&mut self) {
-        while let Some(event) = self.session.poll_event() {
-            if let Event::Publish(publish) = event {
-                self.batch.push(publish);
-                if self.batch.len() >= PUBLISH_BATCH_MAX {
-                    self.flush_publishes();
+    /// Does what the session asks for, in order, as far as the log has room.
+    pub(super) fn handle_events(&mut self) {
+        self.awaits_room = !self.try_events();
+        if self.awaits_room {
+            // What was done so far is confirmed meanwhile.
+            self.session.send_confirms();
+        }
+    }
+
+    /// False when something has to wait for room in the log, and all that follows it.
+    fn try_events(&mut self) -> bool {
+        loop {
+            let event = match self.held_event.take() {
+                Some(event) => Some(event),
+                None if self.batch.len() < PUBLISH_BATCH_MAX => self.session.poll_event(),
+                None => None,
+            };
+            let event = match event {
+                Some(Event::Publish(publish)) => {
+                    self.batch.push(publish);
+                    continue;
                 }
-                continue;
-            }
+                other => other,
+            };
             // Order within a channel: what was published before comes first.
-            self.flush_publishes();
+            let has_more = self.batch.len() >= PUBLISH_BATCH_MAX;
+            if !self.flush_publishes() {
+                self.held_event = event;
+                return false;
+            }
             match event {
-                Event::Publish(_) => {}
-                Event::Login(login) => self.login(login),
-                Event::Open { vhost } => self.open(vhost.as_str()),
-                Event::Command { channel, command } => self.execute(channel, command),
-                Event::TxPublish(publish) => self.tx_publish(&publish),
-                Event::Ended => {
-                    self.close_domain();
-                    self.session.ended();
+                None if has_more => {}
+                None => return true,
+                Some(event) => {
+                    if !self.handle_event(event) {
+                        return false;
+                    }
                 }
             }
         }
-        self.flush_publishes();
+    }
+
+    /// False when it has to wait for room in the log: then it is held.
+    fn handle_event(&mut self, event: Event) -> bool {
+        match event {
+            Event::Publish(_) => {}
+            Event::Login(login) => self.login(login),
+            Event::Open { vhost } => self.open(vhost.as_str()),
+            Event::Command { channel, command } => return self.try_command(channel, command),
+            Event::TxPublish(publish) => self.tx_publish(&publish),
+            Event::Ended => {
+                self.close_domain();
+                self.session.ended();
+            }
+        }
+        true
     }
 
     fn login(&mut self, login: Login) {
@@ -187,7 +222,7 @@ impl ConnectionTask {
         }
     }
 
-    fn execute(&mut self, channel: u16, command: Command) {
+    pub(super) fn execute(&mut self, channel: u16, command: Command) {
         let must_drain = matches!(
             command,
             Command::CloseChannel { .. } | Command::Cancel { .. }
@@ -213,39 +248,6 @@ impl ConnectionTask {
         self.published_at_ms = self.hub.now_ms();
         if let Err(error) = domain.tx_publish(publish, self.published_at_ms) {
             self.session.publish_refused(publish.channel, error);
-        }
-    }
-
-    /// Gives the gathered publishes to the domain. One that is refused closes its channel; later ones of
-    /// that channel are dropped, those of other channels go on.
-    fn flush_publishes(&mut self) {
-        let now_ms = self.hub.now_ms();
-        while !self.batch.is_empty() {
-            let Some(domain) = &mut self.domain else {
-                self.batch.clear();
-                return;
-            };
-            self.published.clear();
-            let result =
-                domain.publish(&self.batch, now_ms, &mut self.effects, &mut self.published);
-            let done = self.published.len().min(self.batch.len());
-            let (answered, _) = self.batch.split_at(done);
-            self.session.publish_results(answered, &self.published);
-            Counters::add(&self.hub.counters.messages_published, done as u64);
-            self.published_at_ms = now_ms;
-            match result {
-                Ok(()) => self.batch.clear(),
-                Err((failed, error)) => {
-                    let channel = self.batch.get(failed).map(|publish| publish.channel);
-                    self.batch.drain(..(failed + 1).min(self.batch.len()));
-                    if let Some(channel) = channel {
-                        self.session.publish_refused(channel, error);
-                    }
-                    let session = &self.session;
-                    self.batch
-                        .retain(|publish| session.is_open_channel(publish.channel));
-                }
-            }
         }
     }
 
@@ -304,6 +306,9 @@ impl ConnectionTask {
     /// What nobody has given back: nothing, after an orderly end.
     fn collect_held(&mut self) -> Vec<Unacked> {
         let mut held = std::mem::take(&mut self.dropped);
+        if let Some(Event::Command { command, .. }) = self.held_event.take() {
+            held.extend(command.into_unacked());
+        }
         held.append(&mut self.session.abandon());
         self.outbox.drain(&mut self.items);
         let undelivered = self.items.drain(..).filter_map(OutboxItem::into_delivery);
@@ -319,6 +324,10 @@ impl ConnectionTask {
             task.take_outbox(true);
         });
         self.guarded(Self::round);
+        if self.awaits_room {
+            self.drop_waiting();
+            self.guarded(Self::round);
+        }
         self.close_domain();
     }
 }

@@ -73,7 +73,7 @@ impl Tls {
         name.map_or(External::Nobody, External::User)
     }
 
-    /// Reads the files again: for new connections, and only when all is well.
+    /// Reads the files again: for new connections, and only when all is well. Waits for the disk.
     pub(super) fn reload(&self) {
         match load(&self.settings) {
             Ok(config) => {

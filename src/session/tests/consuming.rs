@@ -456,8 +456,7 @@ fn a_message_got_for_a_connection_that_fails_meanwhile_is_given_back() {
 #[test]
 fn the_broker_may_force_the_end() {
     let mut peer = consuming();
-    peer.session
-        .handle_outbox(&OutboxItem::ForceClose("vhost 'v' is deleted".into()));
+    peer.session.begin_shutdown("vhost 'v' is deleted");
     peer.serve();
     peer.expect_connection_close(320, "CONNECTION_FORCED - vhost 'v' is deleted", (0, 0));
 }

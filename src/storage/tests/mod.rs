@@ -1,5 +1,6 @@
 //! Tests of the engine as a whole, on the simulated disk. Exhaustive crash points are in `tests/`.
 
+mod admission;
 mod bytes_on_disk;
 mod commits;
 mod compacting;

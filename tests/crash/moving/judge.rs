@@ -96,7 +96,7 @@ impl Ledger {
             "delivery_limit" => terms
                 .failures_max
                 .is_some_and(|most| mortal.failed_at_most > i64::from(most)),
-            "rejected" => mortal.rejected_count > 0 && !terms.is_retried,
+            "rejected" => mortal.rejected_at_most > 0 && !terms.is_retried,
             _ => false,
         };
         if can_be && terms.has_letters {
@@ -207,18 +207,22 @@ fn wrong_history_at_home(mortal: &Mortal, sighting: &Sighting) -> Option<Complai
             (cause.queue.as_str(), cause.reason.as_str(), death.count)
         })
         .collect();
-    let is_right = match counts.as_slice() {
+    let has_form = match counts.as_slice() {
         [] => true,
         // As often as it was rejected it has paused.
         [(PAUSE, "expired", paused), (RETRY, "rejected", rejected)] => {
-            mortal.terms.is_retried && paused == rejected && *rejected <= mortal.rejected_count
+            mortal.terms.is_retried && paused == rejected
         }
         _ => false,
     };
     let why = || {
-        let rejected_count = mortal.rejected_count;
-        format!("rejected {rejected_count} times at most, says {counts:?}")
+        let word = if mortal.is_exact { "" } else { " at most" };
+        let at_most = mortal.rejected_at_most;
+        format!("rejected {at_most} times{word}, says {counts:?}")
     };
+    let (count, at_most) = (sighting.rejected_count(), mortal.rejected_at_most);
+    // The least is what the sure history says.
+    let is_right = has_form && count <= at_most && (count == at_most || !mortal.is_exact);
     (!is_right).then(|| (Kind::WrongDeaths, why()))
 }
 
@@ -251,8 +255,12 @@ fn broken_history(mortal: &Mortal, sighting: &Sighting) -> Option<Complaint> {
 fn wrong_count(mortal: &Mortal, sighting: &Sighting) -> Option<Complaint> {
     let count = sighting.failures.unwrap_or(0);
     let most = mortal.terms.failures_max.map_or(0, i64::from);
-    let at_least = mortal.failed_at_least.min(most);
     let at_most = mortal.failed_at_most.min(most);
+    let at_least = if mortal.is_exact {
+        at_most
+    } else {
+        mortal.failed_at_least.min(most)
+    };
     if !(at_least..=at_most).contains(&count) {
         let why = format!("failed {at_least} to {at_most} times, says {count}");
         return Some((Kind::WrongCount, why));

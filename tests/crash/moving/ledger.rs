@@ -8,8 +8,9 @@
 //!    confirm makes all of that sure. What is sure, no kill takes back.
 //! 2. A message that was confirmed, or seen after a restart, exists from then on, until its acknowledgement was asked for.
 //! 3. Sure are: an acknowledged message is gone; a history (`x-death`) goes on from what was seen; a message has failed so often.
-//! 4. How often a message can have failed at most: as often as the client let it fail since the count was seen, and once more when
-//!    its connection ended while the broker may have thought that the client held it.
+//! 4. How often a message was rejected and has failed: as the client did since the counts were seen. Once the broker has ended, that
+//!    is only the most it can be, what is sure the least; and one more failure, when the broker may have thought at its end that
+//!    the client held the message.
 //!
 //! The client has one consumer of these queues at a time, so an answer to it means all that it asked before. What may be seen is
 //! in [`super::judge`].
@@ -92,7 +93,9 @@ pub(super) struct Mortal {
     pub(super) has_come: bool,
     /// The client holds it, out of this queue.
     pub(super) held_in: Option<String>,
-    pub(super) rejected_count: i64,
+    /// The broker did not end since it was last seen, so that the counts are as the most says, see (4).
+    pub(super) is_exact: bool,
+    pub(super) rejected_at_most: i64,
     pub(super) failed_at_least: i64,
     pub(super) failed_at_most: i64,
     /// The history that is sure.
@@ -164,7 +167,7 @@ impl Ledger {
             }
             Step::Rejected(id) => {
                 if let Some(mortal) = self.let_go(*id) {
-                    mortal.rejected_count += 1;
+                    mortal.rejected_at_most += 1;
                 }
             }
             Step::Failed(id) => self.failed(*id),
@@ -194,7 +197,8 @@ impl Ledger {
             is_acked: false,
             has_come: false,
             held_in: None,
-            rejected_count: 0,
+            is_exact: true,
+            rejected_at_most: 0,
             failed_at_least: 0,
             failed_at_most: 0,
             deaths: Vec::new(),
@@ -255,6 +259,8 @@ impl Ledger {
         if sighting.queue == mortal.terms.queue {
             let failures = sighting.failures.unwrap_or(0);
             mortal.failed_at_most = failures;
+            mortal.rejected_at_most = sighting.rejected_count();
+            mortal.is_exact = true;
             self.received.push_back((at, id, Fact::Failed(failures)));
         }
     }
@@ -292,6 +298,7 @@ impl Ledger {
         self.received.clear();
         let let_go = std::mem::take(&mut self.let_go);
         for (id, mortal) in &mut self.live {
+            mortal.is_exact = false;
             if mortal.held_in.take().is_some() || let_go.contains(id) {
                 mortal.failed_at_most += 1;
             }

@@ -81,6 +81,15 @@ pub(super) fn message(id: MessageId, terms: &Terms) -> Message {
 }
 
 impl Sighting {
+    /// How often it was rejected, as it says.
+    pub(super) fn rejected_count(&self) -> i64 {
+        let mut rejected = self
+            .deaths
+            .iter()
+            .filter(|death| death.cause.reason == "rejected");
+        rejected.next().map_or(0, |death| death.count)
+    }
+
     /// Of a delivery.
     pub(super) fn of(queue: &str, delivered: &Delivered, asked_ms: u64, seen_ms: u64) -> Self {
         let properties = &delivered.message.properties;

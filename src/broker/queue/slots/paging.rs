@@ -241,6 +241,41 @@ impl Slots {
         Some(count)
     }
 
+    /// Up to `max_count` filed runs, from number `from` on, the sum of whose sizes is not known.
+    pub(in crate::broker::queue) fn unsized_runs(
+        &self,
+        from: u64,
+        max_count: usize,
+    ) -> Vec<FiledRun> {
+        let start = self.find_run(from).unwrap_or_else(|at| at);
+        let filed = self.runs.range(start..).filter_map(|run| match &run.body {
+            Body::Filed(filed) if filed.paging != Paging::Lost => Some(&filed.run),
+            _ => None,
+        });
+        let unknown = filed.filter(|run| run.content_bytes == 0);
+        unknown.take(max_count).cloned().collect()
+    }
+
+    /// Sets the sum of the sizes of a filed run, if it still is what was `measured`.
+    pub(in crate::broker::queue) fn set_content_bytes(
+        &mut self,
+        measured: &FiledRun,
+        content_bytes: u64,
+    ) {
+        let Ok(index) = self.find_run(measured.number) else {
+            return;
+        };
+        if let Some(Body::Filed(filed)) = self.runs.get_mut(index).map(|run| &mut run.body)
+            && filed.paging != Paging::Lost
+            && filed.run.content_bytes == 0
+            && filed.run.live == measured.live
+            && Block::of(&filed.run) == Block::of(measured)
+        {
+            filed.run.content_bytes = content_bytes;
+            self.sums.ready_bytes += content_bytes;
+        }
+    }
+
     /// Up to `max_count` runs that should get a block.
     pub(in crate::broker::queue) fn offer(
         &mut self,

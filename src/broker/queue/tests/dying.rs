@@ -409,6 +409,32 @@ fn dead_letters_of_a_large_backlog_wait_for_the_disk_instead_of_filling_memory()
 }
 
 #[test]
+fn dead_letters_that_find_no_room_in_the_log_wait_in_order() {
+    let mut rig = Rig::new();
+    let queue = rig.queue_with("q", dead_letter_to("dlx", Some("dead")));
+    let dead = rig.queue("dead");
+    rig.bind("dlx", "dead", &dead);
+    let bodies: Vec<String> = (0..5).map(|number| format!("m{number}")).collect();
+    for body in &bodies {
+        rig.publish(&queue, expiring(body, "1000"));
+    }
+    rig.settle_down();
+    rig.journal.set_full(true);
+    rig.advance(1000);
+    rig.settle_down();
+    assert_eq!(dead.stats().ready_count, 0);
+    // A restart now finds them where they were.
+    assert_eq!(rig.journal.replay(queue.id()).entries.len(), 5);
+    rig.advance(1000);
+    rig.settle_down();
+    assert_eq!(dead.stats().ready_count, 0);
+    rig.journal.set_full(false);
+    rig.advance(1000);
+    rig.settle_down();
+    assert_eq!(rig.take_all(&dead), bodies);
+}
+
+#[test]
 fn messages_that_expired_while_the_broker_was_down_are_dead_lettered() {
     let mut rig = Rig::new();
     let mut settings = dead_letter_to("dlx", Some("dead"));

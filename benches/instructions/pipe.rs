@@ -1,0 +1,400 @@
+//! A publisher's and a consumer's session, and the broker between them, on one thread.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+use stratamq::amqp::content::{Content, Lane, encode_content};
+use stratamq::amqp::field_table::FieldTable;
+use stratamq::amqp::limits::FRAME_MAX_DEFAULT;
+use stratamq::amqp::method::{Method, basic, channel, confirm, connection, exchange, queue};
+use stratamq::amqp::properties::PropertiesBuilder;
+use stratamq::amqp::protocol_header;
+use stratamq::amqp::short_string::ShortString;
+use stratamq::broker::command::{Publish, Published};
+use stratamq::broker::effects::{AfterDurable, Effects};
+use stratamq::broker::journal::Journal;
+use stratamq::broker::outbox::{Outbox, OutboxItem, Wake};
+use stratamq::broker::{Broker, BrokerOptions, Connection, User};
+use stratamq::disk::{Clock, Disk, RealClock, RealDisk};
+use stratamq::session::{Event, Proof, Session, SessionOptions};
+use stratamq::storage::format::StoreId;
+use stratamq::storage::testing::Heard;
+use stratamq::storage::types::{Lsn, Position, Receipt, Request, Urgency};
+use stratamq::storage::{CommitListener, Options, Storage};
+use tempfile::TempDir;
+
+/// Milliseconds since 1970; nothing here depends on the real time.
+const NOW_MS: u64 = 1_700_000_000_000;
+const EXCHANGE: &str = "fan";
+
+/// What goes through.
+#[derive(Clone, Copy)]
+pub(crate) struct Load {
+    body_bytes: usize,
+    is_durable: bool,
+    queues: usize,
+    batch: usize,
+}
+
+impl Load {
+    /// No confirms, no acknowledgements.
+    pub(crate) fn transient(body_bytes: usize) -> Self {
+        Self {
+            body_bytes,
+            is_durable: false,
+            queues: 1,
+            batch: 64,
+        }
+    }
+
+    /// Confirmed, and acknowledged once a batch.
+    pub(crate) fn durable(body_bytes: usize) -> Self {
+        Self {
+            is_durable: true,
+            ..Self::transient(body_bytes)
+        }
+    }
+
+    pub(crate) fn to_queues(self, queues: usize) -> Self {
+        Self { queues, ..self }
+    }
+
+    pub(crate) fn in_batches_of(self, batch: usize) -> Self {
+        Self { batch, ..self }
+    }
+
+    fn queue_name(queue: usize) -> ShortString {
+        ShortString::from_text_cut(&format!("queue-{queue}"))
+    }
+}
+
+struct StorageJournal(Storage);
+
+impl Journal for StorageJournal {
+    fn push(
+        &self,
+        requests: &[Request<'_>],
+        is_atomic: bool,
+        urgency: Urgency,
+        positions: &mut Vec<Position>,
+    ) -> Receipt {
+        self.0.push(requests, is_atomic, urgency, positions)
+    }
+
+    fn confirm_lsn(&self) -> Lsn {
+        self.0.confirm_lsn()
+    }
+
+    fn group_max_bytes(&self) -> u64 {
+        self.0.group_max_bytes()
+    }
+}
+
+#[derive(Debug)]
+struct NoWake;
+
+impl Wake for NoWake {
+    fn wake(&self) {}
+}
+
+/// What a connection's task has, without its socket.
+struct Peer {
+    session: Session,
+    outbox: Arc<Outbox>,
+    user: Option<User>,
+    domain: Option<Connection>,
+    input: BytesMut,
+    items: Vec<OutboxItem>,
+    batch: Vec<Publish>,
+    published: Vec<Published>,
+    delivered_count: u64,
+}
+
+/// See the module.
+pub(crate) struct Pipe {
+    load: Load,
+    storage: Storage,
+    broker: Broker,
+    effects: Effects,
+    publisher: Peer,
+    consumer: Peer,
+    /// One batch of messages.
+    stream: BytesMut,
+    _directory: TempDir,
+}
+
+impl Pipe {
+    pub(crate) fn new(load: Load) -> Self {
+        let place = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+        let mut builder = tempfile::Builder::new();
+        let directory = builder.prefix("stratamq-instructions-").tempdir_in(place);
+        let directory = directory.expect("a directory on a real disk");
+        let disk = RealDisk::new(directory.path().to_owned()).expect("it is there");
+        let disk: Arc<dyn Disk> = Arc::new(disk);
+        let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
+        let listener: Arc<dyn CommitListener> = Arc::new(Heard::default());
+        let store = StoreId([7; 16]);
+        let opened = Storage::open_by_hand(disk, clock, Options::default(), listener, store);
+        let (storage, _) = opened.expect("a fresh directory opens");
+        let journal: Arc<dyn Journal> = Arc::new(StorageJournal(storage.clone()));
+        let mut pipe = Self {
+            stream: messages(load),
+            load,
+            storage,
+            broker: Broker::new(journal, BrokerOptions::default()),
+            effects: Effects::default(),
+            publisher: Peer::new(),
+            consumer: Peer::new(),
+            _directory: directory,
+        };
+        pipe.open();
+        pipe
+    }
+
+    /// Both connections, the queues and the consumers.
+    fn open(&mut self) {
+        let greeting = BytesMut::from(&protocol_header::AMQP_0_9_1[..]);
+        for is_consumer in [false, true] {
+            self.give(is_consumer, &greeting);
+            for (channel, method) in handshake() {
+                self.tell(is_consumer, channel, method);
+            }
+        }
+        let declare = exchange::Declare {
+            exchange: ShortString::from_static(EXCHANGE),
+            kind: ShortString::from_static("fanout"),
+            durable: self.load.is_durable,
+            ..exchange::Declare::default()
+        };
+        self.tell(true, 1, declare.into());
+        for queue in 0..self.load.queues {
+            let queue = Load::queue_name(queue);
+            let declare = queue::Declare {
+                queue: queue.clone(),
+                durable: self.load.is_durable,
+                ..queue::Declare::default()
+            };
+            self.tell(true, 1, declare.into());
+            let bind = queue::Bind {
+                queue: queue.clone(),
+                exchange: ShortString::from_static(EXCHANGE),
+                ..queue::Bind::default()
+            };
+            self.tell(true, 1, bind.into());
+            let consume = basic::Consume {
+                queue,
+                no_ack: !self.load.is_durable,
+                ..basic::Consume::default()
+            };
+            self.tell(true, 1, consume.into());
+        }
+        if self.load.is_durable {
+            self.tell(false, 1, confirm::Select::default().into());
+        }
+    }
+
+    /// Publishes about `count` messages, and sees that all of them were delivered.
+    pub(crate) fn carry(&mut self, count: usize) {
+        let rounds = count.div_ceil(self.load.batch);
+        let stream = self.stream.clone();
+        for _ in 0..rounds {
+            let before = self.consumer.delivered_count;
+            self.give(false, &stream);
+            if self.load.is_durable {
+                let ack = basic::Ack {
+                    delivery_tag: self.consumer.delivered_count,
+                    multiple: true,
+                };
+                self.tell(true, 1, ack.into());
+            }
+            let delivered = self.consumer.delivered_count - before;
+            assert_eq!(delivered, (self.load.batch * self.load.queues) as u64);
+        }
+    }
+
+    fn tell(&mut self, is_consumer: bool, channel: u16, method: Method) {
+        let mut bytes = BytesMut::new();
+        method.encode(&mut bytes, channel);
+        self.give(is_consumer, &bytes);
+    }
+
+    /// Bytes that a client sends, and all that they bring.
+    fn give(&mut self, to_consumer: bool, bytes: &[u8]) {
+        let Self {
+            storage,
+            broker,
+            effects,
+            publisher,
+            consumer,
+            ..
+        } = self;
+        let peer = if to_consumer {
+            &mut *consumer
+        } else {
+            &mut *publisher
+        };
+        peer.input.extend_from_slice(bytes);
+        peer.session.receive(&mut peer.input, NOW_MS);
+        peer.handle_events(broker, effects);
+        carry_out(storage, broker, effects);
+        for peer in [publisher, consumer] {
+            peer.take_outbox(broker, effects);
+            peer.session.handle_durable(storage.confirm_lsn());
+            peer.handle_events(broker, effects);
+            carry_out(storage, broker, effects);
+            let output = peer.session.output();
+            output.advance(output.remaining());
+        }
+    }
+}
+
+/// What the server's threads do: here at once, and on this thread.
+fn carry_out(storage: &Storage, broker: &Broker, effects: &mut Effects) {
+    effects.wakes.clear();
+    effects.wakes_commit = false;
+    effects.timers.clear();
+    assert!(effects.fetches.is_empty(), "everything stays in memory");
+    while storage.step().expect("the disk works") {}
+    while let Some((lsn, after)) = effects.after_durable.pop() {
+        assert!(lsn <= storage.confirm_lsn(), "all of it is committed");
+        match after {
+            AfterDurable::Redispatch(queue) => broker.redispatch(&queue, NOW_MS, effects),
+            AfterDurable::Reveal(queue) => broker.reveal(&queue, NOW_MS, effects),
+        }
+        while storage.step().expect("the disk works") {}
+    }
+    effects.wakes.clear();
+}
+
+impl Peer {
+    fn new() -> Self {
+        Self {
+            session: Session::new(SessionOptions::default(), NOW_MS),
+            outbox: Arc::new(Outbox::new(Box::new(NoWake))),
+            user: None,
+            domain: None,
+            input: BytesMut::new(),
+            items: Vec::new(),
+            batch: Vec::new(),
+            published: Vec::new(),
+            delivered_count: 0,
+        }
+    }
+
+    fn take_outbox(&mut self, broker: &Broker, effects: &mut Effects) {
+        let Some(domain) = &mut self.domain else {
+            return;
+        };
+        if self.outbox.drain(&mut self.items) {
+            broker.outbox_drained(domain, NOW_MS, effects);
+            self.outbox.drain(&mut self.items);
+        }
+        self.delivered_count += self.items.len() as u64;
+        self.session.warm(self.items.iter());
+        for item in &self.items {
+            self.session.handle_outbox(item);
+        }
+        self.items.clear();
+    }
+
+    fn handle_events(&mut self, broker: &Broker, effects: &mut Effects) {
+        while let Some(event) = self.session.poll_event() {
+            if let Event::Publish(publish) = event {
+                self.batch.push(publish);
+                continue;
+            }
+            match event {
+                Event::Login(login) => {
+                    let Proof::Password(password) = &login.proof else {
+                        panic!("the client sends a password");
+                    };
+                    let user = broker.login(&login.user, password, true);
+                    self.user = Some(user.expect("guest may log in"));
+                    self.session.login_result(Ok(()));
+                }
+                Event::Open { vhost } => {
+                    let user = self.user.take().expect("it has logged in");
+                    let outbox = Arc::clone(&self.outbox);
+                    let domain = broker.connect(&user, vhost.as_str(), outbox);
+                    self.domain = Some(domain.expect("the vhost is there"));
+                    self.session.open_result(Ok(()));
+                }
+                Event::Command { channel, command } => {
+                    let domain = self.domain.as_mut().expect("it is open");
+                    let mut command = command;
+                    let result = domain.execute(channel, &mut command, NOW_MS, effects);
+                    self.session.command_result(channel, result);
+                }
+                other => panic!("nobody asked for {other:?}"),
+            }
+        }
+        self.publish(effects);
+    }
+
+    fn publish(&mut self, effects: &mut Effects) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let domain = self.domain.as_mut().expect("it is open");
+        self.published.clear();
+        let result = domain.publish(&self.batch, NOW_MS, effects, &mut self.published);
+        result.expect("nothing is refused");
+        self.session.publish_results(&self.batch, &self.published);
+        self.batch.clear();
+    }
+}
+
+fn handshake() -> Vec<(u16, Method)> {
+    let start_ok = connection::StartOk {
+        client_properties: FieldTable::default(),
+        mechanism: ShortString::from_static("PLAIN"),
+        response: Bytes::from_static(b"\0guest\0guest"),
+        locale: ShortString::from_static("en_US"),
+    };
+    let tune_ok = connection::TuneOk {
+        channel_max: 2047,
+        frame_max: FRAME_MAX_DEFAULT,
+        heartbeat: 0,
+    };
+    let open = connection::Open {
+        virtual_host: ShortString::from_static("/"),
+        ..connection::Open::default()
+    };
+    vec![
+        (0, start_ok.into()),
+        (0, tune_ok.into()),
+        (0, open.into()),
+        (1, channel::Open::default().into()),
+    ]
+}
+
+/// A batch of messages as a publisher sends them.
+fn messages(load: Load) -> BytesMut {
+    let publish = match load.queues {
+        1 => basic::Publish {
+            routing_key: Load::queue_name(0),
+            ..basic::Publish::default()
+        },
+        _ => basic::Publish {
+            exchange: ShortString::from_static(EXCHANGE),
+            ..basic::Publish::default()
+        },
+    };
+    let publish = Method::from(publish);
+    let mode = if load.is_durable { 2 } else { 1 };
+    let properties = PropertiesBuilder::new()
+        .set_delivery_mode(Some(mode))
+        .build();
+    let body = [Bytes::from(vec![b'x'; load.body_bytes])];
+    let content = Content {
+        properties: &properties,
+        body: &body,
+    };
+    let mut out = BytesMut::new();
+    for _ in 0..load.batch {
+        publish.encode(&mut out, 1);
+        encode_content(&mut out, Lane::new(1, FRAME_MAX_DEFAULT), &content);
+    }
+    out
+}

@@ -1,0 +1,265 @@
+//! Publishers who send far more at once than was put aside, before anybody has heard that the disk is full: what they sent
+//! waits, and nothing else does.
+//!
+//! On a small tmpfs of its own, see [`SmallDisk`]; its reserve is 2 MiB.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use stratamq::amqp::field_table::FieldTable;
+use stratamq::amqp::method::{queue, tx};
+use support::TestBroker;
+use support::raw::{Client, Message, durable, passive};
+use support::small_disk::SmallDisk;
+use support::status::Status;
+use support::wait::wait_until;
+
+const CHANNEL: u16 = 1;
+/// Length of bodies, unless it is said otherwise.
+const BODY_LEN: usize = 10_000;
+/// Queues that a message is copied to.
+const FAN_OUT: usize = 100;
+/// Said when a commit finds no room, which no publisher can bring about.
+const STALLED: &str = "commits wait for room";
+
+fn start(disk: &SmallDisk) -> TestBroker {
+    TestBroker::builder()
+        .data_dir(disk.data_dir())
+        .arg("--segment-size=1MiB")
+        .arg("--disk-free-limit=0")
+        .start()
+}
+
+fn body(number: usize) -> Vec<u8> {
+    let mut bytes = format!("{number:08}").into_bytes();
+    bytes.resize(BODY_LEN, b'.');
+    bytes
+}
+
+fn number_of(body: &[u8]) -> usize {
+    let digits = String::from_utf8_lossy(body.get(..8).unwrap_or_default()).into_owned();
+    digits.parse().expect("a body begins with its number")
+}
+
+fn publish_confirmed(client: &mut Client, queue: &str, count: usize) {
+    client.confirm_select(CHANNEL);
+    for number in 0..count {
+        client.push_publish(CHANNEL, "", queue, &Message::persistent(body(number)));
+    }
+    client.flush().expect("the broker reads");
+    client.wait_confirms_upto(CHANNEL, u64::try_from(count).expect("a count"));
+}
+
+/// Six connections, and none of them waits for the others: large bodies, copies for very many queues, transactions.
+fn burst(broker: &TestBroker) -> Vec<Client> {
+    let publisher = |number: usize| {
+        let mut client = broker.client(CHANNEL);
+        match number % 3 {
+            0 => {
+                client.confirm_select(CHANNEL);
+                for number in 0..200 {
+                    let message = Message::persistent(body(number));
+                    client.push_publish(CHANNEL, "", "late", &message);
+                }
+            }
+            1 => {
+                client.confirm_select(CHANNEL);
+                for _ in 0..2_000 {
+                    client.push_publish(CHANNEL, "amq.fanout", "", &Message::persistent("f"));
+                }
+            }
+            _ => {
+                client.tx_select(CHANNEL);
+                for _ in 0..20 {
+                    for number in 0..20 {
+                        let message = Message::persistent(body(number));
+                        client.push_publish(CHANNEL, "", "late", &message);
+                    }
+                    client.push(CHANNEL, tx::Commit {});
+                }
+            }
+        }
+        // The broker may stop reading in the middle.
+        let _ = client.flush();
+        client
+    };
+    (0..6).map(publisher).collect()
+}
+
+fn message_count(client: &mut Client, queue: &str) -> u32 {
+    client
+        .queue_declare(CHANNEL, queue, passive())
+        .message_count
+}
+
+fn numbers_in(client: &mut Client, queue: &str) -> Vec<usize> {
+    let mut found = Vec::new();
+    while let Some(got) = client.get(CHANNEL, queue) {
+        found.push(number_of(&got.message.body));
+        client.ack(CHANNEL, got.tag);
+    }
+    found
+}
+
+/// MD-3, MD-4.
+#[test]
+fn acks_purges_and_deletes_do_not_wait_behind_a_burst_of_publishes() {
+    let Some(disk) = SmallDisk::mount("64m") else {
+        return;
+    };
+    let mut broker = start(&disk);
+    let mut client = broker.client(CHANNEL);
+    for queue in ["kept", "purged", "deleted"] {
+        client.queue_declare(CHANNEL, queue, durable());
+        publish_confirmed(&mut broker.client(CHANNEL), queue, 300);
+    }
+    client.queue_declare(CHANNEL, "late", durable());
+    for number in 0..FAN_OUT {
+        let queue = format!("fan {number}");
+        client.queue_declare(CHANNEL, &queue, durable());
+        client.bind(CHANNEL, &queue, "amq.fanout", "");
+    }
+    client.consume(CHANNEL, "kept", "c");
+    let tags: Vec<u64> = (0..300)
+        .map(|_| client.next_delivery(CHANNEL).tag)
+        .collect();
+    disk.fill();
+    let mut publishers = burst(&broker);
+    wait_until("publishers are blocked", || Status::has_alarm(&broker));
+    for tag in tags.iter().take(200) {
+        client.ack(CHANNEL, *tag);
+    }
+    // Both answers come when they are durable, and the acks are before them in the log.
+    assert_eq!(client.try_purge(CHANNEL, "purged").expect("purged"), 300);
+    assert_eq!(client.queue_delete(CHANNEL, "deleted"), 300);
+    client.queue_declare(CHANNEL, "new", durable());
+    assert!(!broker.log().contains(STALLED), "{}", broker.log());
+    // Whoever was confirmed meanwhile finds his messages after the kill.
+    let mut confirmed = 0;
+    let first = publishers.first_mut().expect("there are six");
+    while let Ok(ack) = first.try_next_confirm_within(CHANNEL, Duration::from_millis(200)) {
+        confirmed = ack.delivery_tag;
+    }
+    broker.kill();
+    broker.restart();
+    disk.fill();
+    let mut client = broker.client(CHANNEL);
+    assert_eq!(message_count(&mut client, "kept"), 100);
+    assert_eq!(message_count(&mut client, "purged"), 0);
+    assert_eq!(message_count(&mut client, "new"), 0);
+    assert!(u64::from(message_count(&mut client, "late")) >= confirmed);
+    assert_eq!(
+        numbers_in(&mut client, "kept"),
+        (200..300).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn what_waits_for_room_is_published_when_there_is_some() {
+    let Some(disk) = SmallDisk::mount("64m") else {
+        return;
+    };
+    let broker = start(&disk);
+    let mut client = broker.client(CHANNEL);
+    client.queue_declare(CHANNEL, "late", durable());
+    client.queue_declare(CHANNEL, "big", durable());
+    publish_confirmed(&mut broker.client(CHANNEL), "big", 1_000);
+    disk.fill();
+    let mut publisher = broker.client(CHANNEL);
+    publisher.confirm_select(CHANNEL);
+    for number in 0..400 {
+        let message = Message::persistent(body(number));
+        publisher.push_publish(CHANNEL, "", "late", &message);
+    }
+    let _ = publisher.flush();
+    wait_until("the publisher is blocked", || Status::has_alarm(&broker));
+    assert_eq!(client.queue_delete(CHANNEL, "big"), 1_000);
+    publisher.wait_confirms_upto(CHANNEL, 400);
+    let found = numbers_in(&mut client, "late");
+    assert_eq!(found, (0..400).collect::<Vec<_>>(), "each once, in order");
+    assert!(!broker.log().contains(STALLED), "{}", broker.log());
+}
+
+/// Far more dead letters than the reserve holds: they wait, each still in its queue, and what frees space does not.
+#[test]
+fn dead_letters_wait_for_room_and_acks_do_not() {
+    const COUNT: usize = 1_500;
+    let Some(disk) = SmallDisk::mount("64m") else {
+        return;
+    };
+    let mut broker = start(&disk);
+    let mut client = broker.client(CHANNEL);
+    let with_dead_letters = queue::Declare {
+        arguments: FieldTable::new()
+            .with("x-dead-letter-exchange", "")
+            .with("x-dead-letter-routing-key", "dead"),
+        ..durable()
+    };
+    client.queue_declare(CHANNEL, "dead", durable());
+    client.queue_declare(CHANNEL, "work", with_dead_letters);
+    client.queue_declare(CHANNEL, "acked", durable());
+    publish_confirmed(&mut broker.client(CHANNEL), "work", COUNT);
+    publish_confirmed(&mut broker.client(CHANNEL), "acked", 300);
+    disk.fill();
+    client.consume(CHANNEL, "work", "c");
+    for _ in 0..COUNT {
+        let tag = client.next_delivery(CHANNEL).tag;
+        client.nack(CHANNEL, tag, false);
+    }
+    let mut other = broker.client(CHANNEL);
+    other.consume(CHANNEL, "acked", "c");
+    for _ in 0..300 {
+        let tag = other.next_delivery(CHANNEL).tag;
+        other.ack(CHANNEL, tag);
+    }
+    // Behind the acks in the log.
+    other.queue_declare(CHANNEL, "marker", durable());
+    assert!(!broker.log().contains(STALLED), "{}", broker.log());
+    broker.kill();
+    broker.restart();
+    disk.fill();
+    let mut client = broker.client(CHANNEL);
+    assert_eq!(message_count(&mut client, "acked"), 0);
+    let mut found = numbers_in(&mut client, "work");
+    found.extend(numbers_in(&mut client, "dead"));
+    let distinct: BTreeSet<usize> = found.iter().copied().collect();
+    assert_eq!(distinct.len(), COUNT);
+    assert_eq!(found.len(), COUNT, "each once");
+}
+
+#[test]
+fn a_broker_with_waiting_publishers_can_be_stopped_and_started_on_a_full_disk() {
+    let Some(disk) = SmallDisk::mount("48m") else {
+        return;
+    };
+    let mut broker = start(&disk);
+    let mut client = broker.client(CHANNEL);
+    client.queue_declare(CHANNEL, "late", durable());
+    client.bind(CHANNEL, "late", "amq.fanout", "");
+    publish_confirmed(&mut broker.client(CHANNEL), "late", 300);
+    disk.fill();
+    let publishers = burst(&broker);
+    wait_until("publishers are blocked", || Status::has_alarm(&broker));
+    // Again and again, on the disk as it is.
+    for _ in 0..3 {
+        let status = broker.terminate();
+        assert_eq!(status.code(), Some(0), "{}", broker.log());
+        broker.restart();
+        let mut client = broker.client(CHANNEL);
+        assert!(message_count(&mut client, "late") >= 300);
+    }
+    drop(publishers);
+    disk.give_back();
+    let mut client = broker.client(CHANNEL);
+    wait_until("the alarm ends", || !Status::has_alarm(&broker));
+    let found = numbers_in_order(&mut client, 300);
+    assert_eq!(found, (0..300).collect::<Vec<_>>());
+}
+
+/// The first messages of `late`.
+fn numbers_in_order(client: &mut Client, count: usize) -> Vec<usize> {
+    let next = (0..count).map(|_| client.get(CHANNEL, "late").expect("it is there"));
+    next.map(|got| number_of(&got.message.body)).collect()
+}
