@@ -20,7 +20,7 @@ use stratamq::disk::{Clock, Disk, RealClock, RealDisk};
 use stratamq::session::{Event, Proof, Session, SessionOptions};
 use stratamq::storage::format::StoreId;
 use stratamq::storage::testing::Heard;
-use stratamq::storage::types::{Lsn, Position, Receipt, Request, Urgency};
+use stratamq::storage::types::{Lsn, Position, Pusher, Receipt, Request, Urgency};
 use stratamq::storage::{CommitListener, Options, Storage};
 use tempfile::TempDir;
 
@@ -80,6 +80,14 @@ impl Journal for StorageJournal {
         positions: &mut Vec<Position>,
     ) -> Receipt {
         self.0.push(requests, is_atomic, urgency, positions)
+    }
+
+    fn admit(&self, bytes: u64, pusher: Pusher) -> bool {
+        self.0.admit(bytes, pusher)
+    }
+
+    fn release(&self, bytes: u64) {
+        self.0.release(bytes);
     }
 
     fn confirm_lsn(&self) -> Lsn {
