@@ -2,7 +2,9 @@
 
 mod delivery;
 mod dying;
+mod filing_limits;
 mod groups;
+mod hot_window;
 mod index;
 mod levels;
 mod model;
