@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use stratamq::config::args::{
+use stratamq::config::commands::{
     ConnectionCommand, LimitCommand, LimitOwnerArgs, PermissionCommand, PolicyCommand,
     TopicPermissionCommand, UserCommand, VhostCommand,
 };

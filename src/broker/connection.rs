@@ -1,7 +1,9 @@
-//! The domain's side of one client connection: what it owns, what it may do, and its commands.
+//! The domain's side of one client connection: what it owns, and its commands; what it may do is in `access`.
 //!
 //! Owned by the connection's task, so nothing here is shared. Exclusive queues and consumers hang on it
 //! and go with it; deliveries that were not settled have been requeued by `CloseChannel` before.
+
+mod access;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,17 +15,18 @@ use super::command::{SettleOutcome, Unacked};
 use super::consumer::{ChannelCredit, ConsumerSpec};
 use super::effects::Effects;
 use super::error::BrokerError;
-use super::exchange::ExchangeKind;
+use super::exchange::History;
 use super::facade::Shared;
 use super::journal::Admitted;
 use super::outbox::Outbox;
+use super::publish::remember;
 use super::queue::{
     self, Aftermath, ConnectionId, ConsumeRefusal, DeleteCondition, DeleteRefusal, GetOutcome,
     QueueHandle, RoutedPublish,
 };
 use super::refusal::{
-    access_refused, exclusive_use, get_beside_active, locked_queue, no_conditional_delete,
-    no_global_prefetch, no_queue, precondition_failed, vhost_deleted,
+    exclusive_use, get_beside_active, no_conditional_delete, no_global_prefetch, no_queue,
+    precondition_failed, vhost_deleted,
 };
 use super::reply_to::{REPLY_TO, Registered, is_reply_name};
 use super::route_cache::RouteCache;
@@ -33,8 +36,6 @@ use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
 use crate::storage::types::{Lsn, Pusher};
 
-/// The default exchange where permissions name it.
-const DEFAULT_EXCHANGE: &str = "amq.default";
 /// Consumers and exclusive queues are swept of deleted ones from this many on.
 const SWEEP_MIN_COUNT: usize = 64;
 /// Arguments of a consumer that other queue types know and this one refuses.
@@ -63,6 +64,8 @@ pub(super) struct Channel {
     is_open: bool,
     /// Direct replies among those: index of the publish, and whom it answers.
     pub(super) transaction_replies: Vec<(usize, Box<[ShortString]>)>,
+    /// Exchanges that remember some of them once they are committed, by the index of the publish.
+    pub(super) transaction_histories: Vec<(usize, Vec<Arc<History>>)>,
     /// Its requester for direct reply-to, if it has one.
     pub(super) replies: Option<Registered>,
 }
@@ -191,13 +194,21 @@ impl Connection {
                 let channel = self.channel_mut(channel);
                 let routed = std::mem::take(&mut channel.transaction);
                 let replies = std::mem::take(&mut channel.transaction_replies);
+                let histories = std::mem::take(&mut channel.transaction_histories);
                 debug_assert_eq!(routed.len(), *publish_count, "the session counts them too");
-                self.commit(&routed, &replies, settlements, now_ms, effects)
+                let reply = self.commit(&routed, &replies, settlements, now_ms, effects)?;
+                for (index, histories) in histories {
+                    if let Some(routed) = routed.get(index) {
+                        remember(&histories, &routed.message);
+                    }
+                }
+                Ok(reply)
             }
             Command::TxRollback => {
                 let channel = self.channel_mut(channel);
                 channel.transaction.clear();
                 channel.transaction_replies.clear();
+                channel.transaction_histories.clear();
                 Ok(done(None))
             }
             Command::OpenChannel => self.open_channel(channel),
@@ -261,115 +272,6 @@ impl Connection {
             owned.retain(|queue| !queue.is_deleted());
         }
         owned.push(queue);
-    }
-
-    /// The permissions in force; they may have changed since the last call.
-    pub(super) fn permissions(&mut self) -> Option<&Permissions> {
-        let version = self.shared.access_version();
-        if version != self.permissions_version {
-            let access = crate::sync::read(&self.shared.access);
-            let now = access.permissions_of(self.user.name(), self.vhost.name());
-            self.topic_permissions =
-                access.topic_permissions_of(self.user.name(), self.vhost.name());
-            self.permissions = now?;
-            drop(access);
-            self.permissions_version = version;
-        }
-        Some(&self.permissions)
-    }
-
-    /// True when the user may do that to the thing of that name.
-    pub(super) fn allows(&mut self, operation: Operation, name: &ShortString) -> bool {
-        let name = permission_name(name);
-        self.permissions()
-            .is_some_and(|permissions| permissions.allows(operation, name))
-    }
-
-    pub(super) fn check_exchange_access(
-        &mut self,
-        operation: Operation,
-        name: &ShortString,
-    ) -> Result<(), BrokerError> {
-        if self.allows(operation, name) {
-            return Ok(());
-        }
-        Err(self.refused(operation, "exchange", permission_name(name)))
-    }
-
-    pub(super) fn check_queue_access(
-        &mut self,
-        operation: Operation,
-        name: &ShortString,
-    ) -> Result<(), BrokerError> {
-        let allowed = self
-            .permissions()
-            .is_some_and(|permissions| permissions.allows(operation, name.as_str()));
-        if allowed {
-            return Ok(());
-        }
-        Err(self.refused(operation, "queue", name.as_str()))
-    }
-
-    /// Topic permissions, which only topic exchanges have (AZ-2). An exchange that is not there is somebody else's concern.
-    pub(super) fn check_topic_access(
-        &mut self,
-        operation: Operation,
-        exchange: &ShortString,
-        keys: &[ShortString],
-    ) -> Result<(), BrokerError> {
-        self.permissions();
-        let Some(permissions) = self.topic_permissions.get(exchange) else {
-            return Ok(());
-        };
-        let refused = keys
-            .iter()
-            .find(|key| !permissions.allows(operation, key.as_str()));
-        let Some(key) = refused else {
-            return Ok(());
-        };
-        let topology = self.vhost.read();
-        let kind = topology.exchange(exchange).map(|found| found.spec().kind);
-        if kind != Some(ExchangeKind::Topic) {
-            return Ok(());
-        }
-        let (vhost, user) = (self.vhost.name(), self.user.name());
-        Err(access_refused(format!(
-            "{operation} access to topic '{key}' in exchange '{exchange}' in vhost '{vhost}' \
-             refused for user '{user}'"
-        )))
-    }
-
-    /// Passive declares need any of the three.
-    pub(super) fn check_any_access(
-        &mut self,
-        kind: &str,
-        name: &ShortString,
-    ) -> Result<(), BrokerError> {
-        let operations = [Operation::Configure, Operation::Write, Operation::Read];
-        let allowed = self.permissions().is_some_and(|permissions| {
-            let mut operations = operations.into_iter();
-            operations.any(|operation| permissions.allows(operation, name.as_str()))
-        });
-        if allowed {
-            return Ok(());
-        }
-        Err(self.refused(Operation::Configure, kind, name.as_str()))
-    }
-
-    fn refused(&self, operation: Operation, kind: &str, name: &str) -> BrokerError {
-        let (vhost, user) = (self.vhost.name(), self.user.name());
-        access_refused(format!(
-            "{operation} access to {kind} '{name}' in vhost '{vhost}' refused for user '{user}'"
-        ))
-    }
-
-    /// Refuses the exclusive queue of another connection.
-    pub(super) fn check_owner(&self, queue: &QueueHandle) -> Result<(), BrokerError> {
-        let owner = queue.spec().exclusive_owner;
-        if owner.is_none_or(|owner| owner == self.id) {
-            return Ok(());
-        }
-        Err(locked_queue(&queue.spec().name, self.vhost.name()))
     }
 
     /// The queue of that name, if this connection may use it.
@@ -646,8 +548,7 @@ impl Connection {
         }
     }
 
-    /// Cancels the channel's consumers, requeues what it holds, then deletes queues that lost their last
-    /// consumer: in this order, so that nothing comes back to a consumer that is going.
+    /// Counts the channel among those of its user, if he may have another.
     fn open_channel(&mut self, channel: u16) -> Result<Reply, BrokerError> {
         let user = self.user.shared_name();
         self.shared.open_channel(user).map_err(|max_count| {
@@ -661,6 +562,8 @@ impl Connection {
         Ok(done(None))
     }
 
+    /// Cancels the channel's consumers, requeues what it holds, then deletes queues that lost their last
+    /// consumer: in this order, so that nothing comes back to a consumer that is going.
     fn close_channel(
         &mut self,
         channel: u16,
@@ -702,15 +605,6 @@ pub(super) fn done(durable_at: Option<Lsn>) -> Reply {
     Reply {
         body: ReplyBody::Done,
         durable_at,
-    }
-}
-
-/// The name of an exchange where permissions look.
-fn permission_name(name: &ShortString) -> &str {
-    if name.is_empty() {
-        DEFAULT_EXCHANGE
-    } else {
-        name.as_str()
     }
 }
 

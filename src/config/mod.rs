@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod args;
+pub mod commands;
 mod file;
 mod memory;
 mod port;
@@ -14,7 +15,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use access::{AccessConfig, TlsConfig};
-pub use args::{Args, Command};
+pub use args::Args;
+pub use commands::Command;
 pub use memory::{MEMORY_LIMIT_MIN_BYTES, MemoryLimit};
 pub use port::Port;
 pub use size::ByteSize;

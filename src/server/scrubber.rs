@@ -9,7 +9,7 @@ use super::checkpointer::Stop;
 use super::hub::Hub;
 use crate::broker::effects::Effects;
 use crate::broker::queue::{FetchFailure, Unreadable};
-use crate::storage::scrub::Rot;
+use crate::storage::scrub::{Rot, Step};
 use crate::storage::types::{ImageEntry, Lsn, Position, QueueId, Seq};
 use crate::storage::{CheckpointSource, ReadError};
 
@@ -20,36 +20,74 @@ const ROUND_PAUSE: Duration = Duration::from_secs(60);
 /// Places that are remembered, so that each is reported once; damage beyond that is reported in every round.
 const REPORTED_MAX: usize = 10_000;
 
+/// How fast it reads.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// A second; not 0.
+    rate_bytes: u64,
+}
+
+impl Pace {
+    /// Bytes of one step, about: a batch is read whole.
+    fn budget_bytes(self) -> u64 {
+        (self.rate_bytes / STEPS_PER_SECOND).max(1)
+    }
+
+    /// What was read at once beyond the budget is waited for. `None`: it failed, which it may do without end.
+    fn pause_after(self, step: Option<&Step>) -> Duration {
+        let Some(step) = step else {
+            return ROUND_PAUSE;
+        };
+        let share_ms = step.read_bytes.saturating_mul(1000) / self.rate_bytes;
+        let pause = Duration::from_millis(share_ms.max(1000 / STEPS_PER_SECOND));
+        if step.is_round_over {
+            return pause.max(ROUND_PAUSE);
+        }
+        pause
+    }
+}
+
+/// Places that were reported.
+#[derive(Default)]
+struct Reported(BTreeSet<(String, u64)>);
+
+impl Reported {
+    /// True when a place was not reported before, as far as is remembered.
+    fn is_news(&mut self, rot: &Rot) -> bool {
+        let place = (rot.path.clone(), rot.offset);
+        if self.0.contains(&place) {
+            return false;
+        }
+        if self.0.len() < REPORTED_MAX {
+            self.0.insert(place);
+        }
+        true
+    }
+}
+
 /// A thread's body; `rate_bytes` a second are read, not 0.
 pub(super) fn run(hub: &Hub, stop: &Stop, rate_bytes: u64) {
     let mut scrubber = hub.storage.scrubber();
-    let mut reported = BTreeSet::new();
-    let budget_bytes = (rate_bytes / STEPS_PER_SECOND).max(1);
+    let mut reported = Reported::default();
+    let pace = Pace { rate_bytes };
     let mut pause = Duration::ZERO;
     while !stop.is_raised_within(pause) {
-        match scrubber.step(&hub.broker, budget_bytes) {
+        let step = scrubber.step(&hub.broker, pace.budget_bytes());
+        pause = pace.pause_after(step.as_ref().ok());
+        match step {
             Ok(step) => {
                 let scrubbed = &hub.counters.scrubbed_bytes;
                 scrubbed.fetch_add(step.read_bytes, Ordering::Relaxed);
                 for rot in &step.found {
                     report(hub, rot, &mut reported);
                 }
-                // What was read at once beyond the budget is waited for.
-                let share = step.read_bytes.saturating_mul(1000) / rate_bytes;
-                pause = Duration::from_millis(share.max(1000 / STEPS_PER_SECOND));
-                if step.is_round_over {
-                    pause = pause.max(ROUND_PAUSE);
-                }
             }
-            Err(error) => {
-                tracing::error!(%error, "the scrubber cannot read");
-                pause = ROUND_PAUSE;
-            }
+            Err(error) => tracing::error!(%error, "the scrubber cannot read"),
         }
     }
 }
 
-fn report(hub: &Hub, rot: &Rot, reported: &mut BTreeSet<(String, u64)>) {
+fn report(hub: &Hub, rot: &Rot, reported: &mut Reported) {
     let hit = rot
         .range
         .map_or_else(Vec::new, |range| find_hit(hub, range));
@@ -62,14 +100,11 @@ fn report(hub: &Hub, rot: &Rot, reported: &mut BTreeSet<(String, u64)>) {
             .quarantine(queue, unreadable, hub.now_ms(), &mut effects);
         hub.carry_out(&mut effects);
     }
-    let is_known = reported.contains(&(rot.path.clone(), rot.offset));
-    if !is_known || kept_aside_count > 0 {
-        if !is_known {
-            hub.counters.scrub_found.fetch_add(1, Ordering::Relaxed);
-            if reported.len() < REPORTED_MAX {
-                reported.insert((rot.path.clone(), rot.offset));
-            }
-        }
+    let is_news = reported.is_news(rot);
+    if is_news || kept_aside_count > 0 {
+        hub.counters
+            .scrub_found
+            .fetch_add(u64::from(is_news), Ordering::Relaxed);
         tracing::error!(
             file = rot.path,
             offset = rot.offset,
@@ -129,21 +164,23 @@ fn find_hit(hub: &Hub, range: (Lsn, Lsn)) -> Vec<(QueueId, Unreadable)> {
     hit
 }
 
+/// True when the damage may hit a record that lies there.
+fn touches(position: Position, range: (Lsn, Lsn)) -> bool {
+    let lsn = position.lsn;
+    let end = Lsn(lsn.0 + u64::from(position.len_bytes));
+    // At 0 lies what is nowhere: its index block is lost, and its batch too.
+    lsn.segment() == range.0.segment() && (lsn.offset() == 0 || lsn < range.1 && range.0 < end)
+}
+
 fn find_unreadable(
     hub: &Hub,
     queue: QueueId,
     range: (Lsn, Lsn),
     entries: &[ImageEntry],
 ) -> Vec<(Seq, Position, FetchFailure)> {
-    let of_segment = entries
+    let in_range = entries
         .iter()
-        .filter(|entry| entry.position.lsn.segment() == range.0.segment());
-    let in_range = of_segment.filter(|entry| {
-        let lsn = entry.position.lsn;
-        let end = Lsn(lsn.0 + u64::from(entry.position.len_bytes));
-        // At 0 lies what is nowhere: its index block is lost, and its batch too.
-        lsn.offset() == 0 || lsn < range.1 && range.0 < end
-    });
+        .filter(|entry| touches(entry.position, range));
     let unreadable =
         in_range.filter_map(
             |entry| match hub.storage.read(queue, entry.seq, entry.position) {
@@ -155,4 +192,99 @@ fn find_unreadable(
             },
         );
     unreadable.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(read_bytes: u64, is_round_over: bool) -> Step {
+        Step {
+            read_bytes,
+            is_round_over,
+            ..Step::default()
+        }
+    }
+
+    #[test]
+    fn no_more_is_read_in_the_long_run_than_the_rate_allows() {
+        for rate_bytes in [1, 3, 1000, 4 << 20, 1 << 30, 1 << 40] {
+            let pace = Pace { rate_bytes };
+            let budget_bytes = pace.budget_bytes();
+            assert!((1..=rate_bytes.div_ceil(STEPS_PER_SECOND)).contains(&budget_bytes));
+            // Steps as long as they may be, and some that had to read more at once.
+            for read_bytes in [budget_bytes, budget_bytes.saturating_mul(7), 16 << 20] {
+                let pause_ms = pace.pause_after(Some(&step(read_bytes, false))).as_millis();
+                let allowed = u128::from(rate_bytes) * (pause_ms + 1) / 1000;
+                assert!(
+                    u128::from(read_bytes) <= allowed,
+                    "{read_bytes} at {rate_bytes}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_thread_wakes_four_times_a_second_and_rests_between_rounds() {
+        let pace = Pace {
+            rate_bytes: 4 << 20,
+        };
+        let budget_bytes = pace.budget_bytes();
+        assert_eq!(budget_bytes, 1 << 20);
+        let quarter = Duration::from_millis(250);
+        let pause = |read_bytes, is_over| pace.pause_after(Some(&step(read_bytes, is_over)));
+        assert_eq!(pause(0, false), quarter);
+        assert_eq!(pause(budget_bytes, false), quarter);
+        assert_eq!(pause(budget_bytes * 8, false), quarter * 8);
+        assert_eq!(pause(0, true), ROUND_PAUSE);
+        let long = pause(budget_bytes * 1000, true);
+        assert_eq!(long, quarter * 1000, "longer than the rest");
+        assert_eq!(pace.pause_after(None), ROUND_PAUSE);
+    }
+
+    #[test]
+    fn damage_touches_the_records_that_reach_into_it_and_those_that_are_nowhere() {
+        use crate::storage::types::SegmentId;
+        let at = |segment: u64, offset: u32| Lsn::new(SegmentId(segment), offset);
+        let range = (at(3, 5000), at(3, 6000));
+        for (lsn, is_touched) in [
+            (at(3, 4900), false),
+            (at(3, 4904), true),
+            (at(3, 5500), true),
+            (at(3, 5992), true),
+            (at(3, 6000), false),
+            (at(2, 5500), false),
+            (at(4, 5500), false),
+            (at(3, 0), true),
+            (at(2, 0), false),
+        ] {
+            let len_bytes = 100;
+            assert_eq!(
+                touches(Position { lsn, len_bytes }, range),
+                is_touched,
+                "{lsn}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_place_is_news_once_and_few_enough_are_remembered() {
+        let rot = |path: &str, offset: u64| Rot {
+            path: path.into(),
+            offset,
+            detail: "rot".into(),
+            range: None,
+            run: None,
+        };
+        let mut reported = Reported::default();
+        assert!(reported.is_news(&rot("a", 1)));
+        assert!(reported.is_news(&rot("a", 2)));
+        assert!(reported.is_news(&rot("b", 1)));
+        assert!(!reported.is_news(&rot("a", 1)));
+        for offset in 0..2 * REPORTED_MAX as u64 {
+            reported.is_news(&rot("c", offset));
+        }
+        assert_eq!(reported.0.len(), REPORTED_MAX);
+        assert!(!reported.is_news(&rot("b", 1)), "the first are remembered");
+    }
 }

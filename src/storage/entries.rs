@@ -280,30 +280,9 @@ impl IntoIterator for Entries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::types::{Lsn, SegmentId};
+    use crate::storage::testing::{entry, range};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
-
-    fn entry(seq: u64) -> ImageEntry {
-        ImageEntry {
-            seq: Seq(seq),
-            position: Position {
-                lsn: Lsn::new(SegmentId(1), 4096),
-                len_bytes: 64,
-            },
-            expires_at_ms: 0,
-            priority: 0,
-            delivery_count: 0,
-            is_redelivered: false,
-        }
-    }
-
-    fn run(first: u64, last: u64) -> SeqRange {
-        SeqRange {
-            first: Seq(first),
-            last: Seq(last),
-        }
-    }
 
     proptest! {
         #[test]
@@ -318,7 +297,7 @@ mod tests {
                 } else {
                     // Now and then into the next rank.
                     let last = if width % 5 == 0 { Seq::new(rank + 1, width).0 } else { seq + width };
-                    entries.remove_range(run(seq, last));
+                    entries.remove_range(range(seq, last));
                     model.retain(|key, _| !(seq..=last).contains(key));
                 }
                 prop_assert_eq!(entries.len(), model.len());

@@ -203,35 +203,14 @@ impl QueueImage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::types::{Position, SegmentId};
-
-    fn entry(seq: u64) -> ImageEntry {
-        ImageEntry {
-            seq: Seq(seq),
-            position: Position {
-                lsn: Lsn::new(SegmentId(1), 4096),
-                len_bytes: 64,
-            },
-            expires_at_ms: 0,
-            priority: 0,
-            delivery_count: 0,
-            is_redelivered: false,
-        }
-    }
-
-    fn run(first: u64, last: u64) -> SeqRange {
-        SeqRange {
-            first: Seq(first),
-            last: Seq(last),
-        }
-    }
+    use crate::storage::testing::{entry, range};
 
     #[test]
     fn contained_record_is_skipped() {
         let mut image = QueueImage::new(QueueId(1), Lsn(100));
         image.apply_publish(entry(1), Lsn(100), Lsn(164));
         let before = image.clone();
-        image.apply_settle([run(1, 1)], Lsn(99), Lsn(140));
+        image.apply_settle([range(1, 1)], Lsn(99), Lsn(140));
         image.apply_requeue(Seq(1), 3, Lsn(163), Lsn(170));
         image.apply_reserve(Seq(9), Lsn(0), Lsn(8));
         image.apply_publish(entry(2), Lsn(100), Lsn(164));
@@ -241,7 +220,7 @@ mod tests {
     #[test]
     fn settling_an_unknown_seq_only_raises_the_tail() {
         let mut image = QueueImage::new(QueueId(1), Lsn(0));
-        image.apply_settle([run(5, 9)], Lsn(8), Lsn(16));
+        image.apply_settle([range(5, 9)], Lsn(8), Lsn(16));
         assert!(image.entries.is_empty());
         assert_eq!(image.next_seq, Seq(10));
     }

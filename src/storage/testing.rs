@@ -95,6 +95,31 @@ pub fn numbered_payload(number: u64, len: usize) -> Bytes {
     number.to_le_bytes().into_iter().cycle().take(len).collect()
 }
 
+/// A message of a queue's image; its record lies where all of these do.
+#[must_use]
+pub fn entry(seq: u64) -> ImageEntry {
+    ImageEntry {
+        seq: Seq(seq),
+        position: Position {
+            lsn: Lsn::new(SegmentId(1), 4096),
+            len_bytes: 64,
+        },
+        expires_at_ms: 0,
+        priority: 0,
+        delivery_count: 0,
+        is_redelivered: false,
+    }
+}
+
+/// The seqs from `first` to `last`.
+#[must_use]
+pub fn range(first: u64, last: u64) -> SeqRange {
+    SeqRange {
+        first: Seq(first),
+        last: Seq(last),
+    }
+}
+
 impl LiveStore {
     /// Opens a store that is stepped by hand.
     ///

@@ -160,17 +160,7 @@ fn every_set_of_capabilities_is_taken() {
             "basic.nack",
             "connection.blocked",
         ][..],
-        &[
-            "publisher_confirms",
-            "exchange_exchange_bindings",
-            "basic.nack",
-            "consumer_cancel_notify",
-            "connection.blocked",
-            "consumer_priorities",
-            "authentication_failure_close",
-            "per_consumer_qos",
-            "direct_reply_to",
-        ],
+        &CAPABILITIES,
         &["a.capability.nobody.knows"],
         &[],
     ] {

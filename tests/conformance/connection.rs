@@ -99,17 +99,7 @@ fn start_offers_all_that_clients_gate_on() {
         .server_properties
         .get_table("capabilities")
         .expect("a table");
-    for capability in [
-        "publisher_confirms",
-        "exchange_exchange_bindings",
-        "basic.nack",
-        "consumer_cancel_notify",
-        "connection.blocked",
-        "consumer_priorities",
-        "authentication_failure_close",
-        "per_consumer_qos",
-        "direct_reply_to",
-    ] {
+    for capability in CAPABILITIES {
         assert_eq!(
             capabilities.get_bool(capability),
             Some(true),

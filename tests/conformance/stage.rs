@@ -22,6 +22,19 @@ struct Stage {
     _reaper: Child,
 }
 
+/// What a broker can do, and a client that says all of it.
+pub(crate) const CAPABILITIES: [&str; 9] = [
+    "publisher_confirms",
+    "exchange_exchange_bindings",
+    "basic.nack",
+    "consumer_cancel_notify",
+    "connection.blocked",
+    "consumer_priorities",
+    "authentication_failure_close",
+    "per_consumer_qos",
+    "direct_reply_to",
+];
+
 /// The broker of all tests, when it is ours: see [`skipped_elsewhere`](super::elsewhere::skipped_elsewhere).
 pub(crate) fn broker() -> &'static TestBroker {
     assert!(other_broker().is_none(), "the other broker is not ours");

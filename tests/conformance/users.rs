@@ -6,7 +6,7 @@ use super::elsewhere::skipped_elsewhere;
 use super::stage::*;
 use crate::support::raw::{Client, Login, Message, Trouble, exclusive, text};
 
-fn login(user: &str, vhost: &str) -> Login {
+pub(super) fn login(user: &str, vhost: &str) -> Login {
     Login {
         user: user.into(),
         password: "secret".into(),
@@ -19,26 +19,35 @@ fn login(user: &str, vhost: &str) -> Login {
 pub(super) fn user(name: &str, configure: &str, write: &str, read: &str) -> Client {
     cli(&["user", "add", name]);
     cli(&["permission", "set", name, configure, write, read]);
-    let mut c = Client::login(address(), &login(name, "/"));
+    connected(&login(name, "/"))
+}
+
+#[track_caller]
+pub(super) fn connected(login: &Login) -> Client {
+    let mut c = Client::login(address(), login);
     c.open_channel(1);
     c
 }
 
+/// The open is answered by 530 with that text, and `connection.open` is blamed.
 #[track_caller]
-fn open_refused(login: &Login, code: u16, reply_text: &str) {
+pub(super) fn open_refused(login: &Login, reply_text: &str) {
     match Client::try_login(address(), login) {
         Err(Trouble::ConnectionClosed(close)) => {
-            let told = (
-                close.reply_code,
-                close.reply_text.as_str(),
-                close.class_id,
-                close.method_id,
-            );
-            assert_eq!(told, (code, reply_text, 10, 40));
+            let blamed = (close.class_id, close.method_id);
+            let told = (close.reply_code, close.reply_text.as_str(), blamed);
+            assert_eq!(told, (530, reply_text, (10, 40)));
         }
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("{login:?} should be refused"),
     }
+}
+
+/// A new vhost in which guest may do everything.
+pub(super) fn add_vhost_for_guest(name: &str) {
+    cli(&["vhost", "add", name]);
+    let all = ".*";
+    cli(&["permission", "set", "guest", all, all, all, "--vhost", name]);
 }
 
 /// Section 27: the table, operation by operation.
@@ -233,7 +242,6 @@ fn a_vhost_wants_to_exist_and_to_be_allowed() {
             vhost: "cn37".into(),
             ..Login::default()
         },
-        530,
         "NOT_ALLOWED - vhost cn37 not found",
     );
     open_refused(
@@ -241,7 +249,6 @@ fn a_vhost_wants_to_exist_and_to_be_allowed() {
             vhost: String::new(),
             ..Login::default()
         },
-        530,
         "NOT_ALLOWED - vhost  not found",
     );
     cli(&["vhost", "add", "vh1"]);
@@ -249,7 +256,6 @@ fn a_vhost_wants_to_exist_and_to_be_allowed() {
     let mine = login("cn40", "vh1");
     open_refused(
         &mine,
-        530,
         "NOT_ALLOWED - access to vhost 'vh1' refused for user 'cn40'",
     );
     cli(&[
@@ -262,8 +268,7 @@ fn a_vhost_wants_to_exist_and_to_be_allowed() {
         "--vhost",
         "vh1",
     ]);
-    let mut inside = Client::login(address(), &mine);
-    inside.open_channel(1);
+    let mut inside = connected(&mine);
     for (name, kind) in [
         ("amq.direct", "direct"),
         ("amq.topic", "topic"),
@@ -288,26 +293,13 @@ fn a_vhost_wants_to_exist_and_to_be_allowed() {
     );
 }
 
-/// Adds a vhost, lets guest in, and opens channel 1 there.
+/// A client in a new vhost.
 fn client_of_new_vhost(vhost: &str) -> Client {
-    cli(&["vhost", "add", vhost]);
-    cli(&[
-        "permission",
-        "set",
-        "guest",
-        ".*",
-        ".*",
-        ".*",
-        "--vhost",
-        vhost,
-    ]);
-    let login = Login {
+    add_vhost_for_guest(vhost);
+    connected(&Login {
         vhost: vhost.into(),
         ..Login::default()
-    };
-    let mut client = Client::login(address(), &login);
-    client.open_channel(1);
-    client
+    })
 }
 
 /// AU-6, VH-5, CN-57.

@@ -11,6 +11,7 @@ mod full_disk;
 mod full_disk_crashes;
 mod gathering;
 mod invariants;
+mod kept_aside;
 mod lifecycle;
 mod recycling;
 mod salvage;

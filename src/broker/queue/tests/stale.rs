@@ -9,15 +9,23 @@ use crate::broker::queue::ImageKind;
 use crate::storage::run::{FiledRun, RunSet};
 use crate::storage::types::{ImageEntry, SegmentId};
 
-/// A queue of 256 filed runs' worth of nothing but run 0: messages `1 ..= 255` by seq, as after a restart.
-fn filed_queue(rig: &mut Rig) -> QueueHandle {
+/// A queue with nothing but run 0, filed: messages `1 ..= 255` by seq, as after a restart.
+fn filed() -> (Rig, QueueHandle) {
+    let mut rig = Rig::paging();
     let queue = rig.queue("q");
     let messages = (1..256).map(|seq| persistent(&seq.to_string()));
     let messages: Vec<Message> = messages.collect();
     rig.publish_all(std::slice::from_ref(&queue), messages);
     assert_eq!(rig.file(&queue), 1);
     assert_eq!(rig.shared.filed_run_count(), 1);
-    queue
+    (rig, queue)
+}
+
+/// The same, and the load of its run on its way, with nobody who waits for it.
+fn asked() -> (Rig, QueueHandle, RunLoad) {
+    let (mut rig, queue) = filed();
+    let load = ask(&mut rig, &queue);
+    (rig, queue, load)
 }
 
 /// Somebody wants the head: the load of its run, on its way.
@@ -68,9 +76,7 @@ fn seqs(entries: &[ImageEntry]) -> Vec<u64> {
 
 #[test]
 fn a_run_that_came_another_way_and_left_again_ignores_the_first_answer() {
-    let mut rig = Rig::paging();
-    let queue = filed_queue(&mut rig);
-    let first = ask(&mut rig, &queue);
+    let (mut rig, queue, first) = asked();
     take_in(&mut rig, &queue, &first.runs[0]);
     assert_eq!(rig.shared.filed_run_count(), 0);
     rig.file(&queue);
@@ -87,9 +93,7 @@ fn a_run_that_came_another_way_and_left_again_ignores_the_first_answer() {
 
 #[test]
 fn a_run_in_memory_is_not_lost_by_a_late_failure() {
-    let mut rig = Rig::paging();
-    let queue = filed_queue(&mut rig);
-    let load = ask(&mut rig, &queue);
+    let (mut rig, queue, load) = asked();
     take_in(&mut rig, &queue, &load.runs[0]);
     fail(&mut rig, load);
     queue.check_sums();
@@ -99,9 +103,7 @@ fn a_run_in_memory_is_not_lost_by_a_late_failure() {
 
 #[test]
 fn a_lost_run_does_not_come_back_by_a_late_answer() {
-    let mut rig = Rig::paging();
-    let queue = filed_queue(&mut rig);
-    let first = ask(&mut rig, &queue);
+    let (mut rig, queue, first) = asked();
     let run = first.runs[0].clone();
     let of_run = rig.index.read(&run).expect("it is whole");
     take_in(&mut rig, &queue, &run);
@@ -124,9 +126,7 @@ fn a_lost_run_does_not_come_back_by_a_late_answer() {
 
 #[test]
 fn a_block_that_says_where_messages_were_before_they_moved_is_not_believed() {
-    let mut rig = Rig::paging();
-    let queue = filed_queue(&mut rig);
-    let first = ask(&mut rig, &queue);
+    let (mut rig, queue, first) = asked();
     let run = first.runs[0].clone();
     let of_run = rig.index.read(&run).expect("it is whole");
     take_in(&mut rig, &queue, &run);
@@ -152,9 +152,7 @@ fn a_block_that_says_where_messages_were_before_they_moved_is_not_believed() {
 
 #[test]
 fn what_was_settled_since_a_block_was_asked_for_is_not_revived() {
-    let mut rig = Rig::paging();
-    let queue = filed_queue(&mut rig);
-    let first = ask(&mut rig, &queue);
+    let (mut rig, queue, first) = asked();
     take_in(&mut rig, &queue, &first.runs[0]);
     let taken: Vec<Delivery> = (0..10).filter_map(|_| rig.get(&queue)).collect();
     rig.settle(&taken[..9], SettleOutcome::Ack);
@@ -176,9 +174,7 @@ fn what_was_settled_since_a_block_was_asked_for_is_not_revived() {
 fn a_block_that_lacks_a_message_costs_all_of_its_run_and_says_so() {
     // The first, one in the middle, the last, and one too many instead.
     for missing in [1, 100, 255] {
-        let mut rig = Rig::paging();
-        let queue = filed_queue(&mut rig);
-        let load = ask(&mut rig, &queue);
+        let (mut rig, queue, load) = asked();
         let run = load.runs[0].clone();
         let mut of_run = rig.index.read(&run).expect("it is whole");
         of_run.retain(|entry| entry.seq.0 != missing);
@@ -194,9 +190,7 @@ fn a_block_that_lacks_a_message_costs_all_of_its_run_and_says_so() {
 /// The number of entries is right, but one of them is another message's.
 #[test]
 fn a_block_with_a_message_in_the_place_of_another_is_not_believed() {
-    let mut rig = Rig::paging();
-    let queue = filed_queue(&mut rig);
-    let load = ask(&mut rig, &queue);
+    let (mut rig, queue, load) = asked();
     let run = load.runs[0].clone();
     let mut of_run = rig.index.read(&run).expect("it is whole");
     let mut alien = of_run[254];
@@ -211,9 +205,7 @@ fn a_block_with_a_message_in_the_place_of_another_is_not_believed() {
 /// The reader answers to the slot that asked; once that is gone he would be asked again, for no reason.
 #[test]
 fn a_run_stays_in_memory_while_a_body_of_it_is_being_read() {
-    let mut rig = Rig::paging();
-    let queue = filed_queue(&mut rig);
-    let load = ask(&mut rig, &queue);
+    let (mut rig, queue, load) = asked();
     take_in(&mut rig, &queue, &load.runs[0]);
     let outbox = testing::outbox();
     let outcome = rig.turn(|turn| super::super::get(turn, &queue, 7, &outbox, true));
@@ -230,8 +222,7 @@ fn a_run_stays_in_memory_while_a_body_of_it_is_being_read() {
 
 #[test]
 fn a_run_that_moves_while_its_block_is_being_read_keeps_its_old_place() {
-    let mut rig = Rig::paging();
-    let queue = filed_queue(&mut rig);
+    let (mut rig, queue) = filed();
     let before = entries(&rig, &queue);
     let load = ask(&mut rig, &queue);
     let pass = rig.copy_records(&queue, |_| true);
@@ -246,8 +237,7 @@ fn a_run_that_moves_while_its_block_is_being_read_keeps_its_old_place() {
 
 #[test]
 fn a_copy_made_of_a_run_as_it_was_does_not_replace_it() {
-    let mut rig = Rig::paging();
-    let queue = filed_queue(&mut rig);
+    let (mut rig, queue) = filed();
     let pass = rig.copy_records(&queue, |_| true);
     // Meanwhile it loses a message.
     let first = rig.get(&queue).expect("the first");

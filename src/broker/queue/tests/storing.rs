@@ -408,3 +408,22 @@ fn straggler_does_not_keep_the_memory_of_what_was_settled_behind_it() {
     assert!(slots.run_count() <= 2);
     assert_eq!(slots.first_ready().entry(), Some(Seq(1)));
 }
+
+/// With limits a publish and what it drops are one group, whose size the places in all queues count for.
+#[test]
+fn fan_out_to_limited_queues_is_cut_into_groups() {
+    let mut rig = Rig::new();
+    let settings = QueueArguments {
+        max_length: Some(100),
+        ..QueueArguments::default()
+    };
+    let targets: Vec<QueueHandle> = (0..3)
+        .map(|_| rig.queue_with("q", settings.clone()))
+        .collect();
+    let one_bytes = persistent("x").payload_len() as u64 + 3 * 24;
+    rig.journal.set_group_max_bytes(2 * one_bytes);
+    rig.publish_all(&targets, (0..5).map(|_| persistent("x")).collect());
+    let pushes = rig.journal.pushes();
+    let counts = pushes.iter().map(|push| push.records.len());
+    assert!(counts.eq([2, 2, 1]));
+}
