@@ -238,6 +238,7 @@ impl SweepReport {
     fn curves(&self) -> Vec<Curve> {
         let curve = |axis: Axis| {
             let points = self.points.iter().filter(|each| each.point.axis == axis);
+            let points = points.filter(|each| each.cpu_ns_per_message > 0.0);
             let points =
                 points.map(|each| (crate::report::count(each.point.at), each.cpu_ns_per_message));
             Curve {
