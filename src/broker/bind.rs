@@ -167,6 +167,7 @@ impl Connection {
             key: wanted.key,
             arguments: wanted.arguments,
             target,
+            place: 0,
         })
     }
 }

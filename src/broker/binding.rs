@@ -62,6 +62,8 @@ pub(crate) struct Binding {
     pub(crate) target: Target,
     /// Both ends are durable: it is in the log.
     pub(crate) is_durable: bool,
+    /// Where it stands among the bindings of its vhost, in the order in which they were made. The topology sets it.
+    pub(crate) place: u64,
 }
 
 /// Bindings are the same when they connect the same ends under the same key and arguments.

@@ -15,9 +15,11 @@ use super::command::{SettleOutcome, Unacked};
 use super::consumer::{ChannelCredit, ConsumerSpec};
 use super::effects::Effects;
 use super::error::BrokerError;
+use super::exchange::History;
 use super::facade::Shared;
 use super::journal::Admitted;
 use super::outbox::Outbox;
+use super::publish::remember;
 use super::queue::{
     self, Aftermath, ConnectionId, ConsumeRefusal, DeleteCondition, DeleteRefusal, GetOutcome,
     QueueHandle, RoutedPublish,
@@ -62,6 +64,8 @@ pub(super) struct Channel {
     is_open: bool,
     /// Direct replies among those: index of the publish, and whom it answers.
     pub(super) transaction_replies: Vec<(usize, Box<[ShortString]>)>,
+    /// Exchanges that remember some of them once they are committed, by the index of the publish.
+    pub(super) transaction_histories: Vec<(usize, Vec<Arc<History>>)>,
     /// Its requester for direct reply-to, if it has one.
     pub(super) replies: Option<Registered>,
 }
@@ -190,13 +194,21 @@ impl Connection {
                 let channel = self.channel_mut(channel);
                 let routed = std::mem::take(&mut channel.transaction);
                 let replies = std::mem::take(&mut channel.transaction_replies);
+                let histories = std::mem::take(&mut channel.transaction_histories);
                 debug_assert_eq!(routed.len(), *publish_count, "the session counts them too");
-                self.commit(&routed, &replies, settlements, now_ms, effects)
+                let reply = self.commit(&routed, &replies, settlements, now_ms, effects)?;
+                for (index, histories) in histories {
+                    if let Some(routed) = routed.get(index) {
+                        remember(&histories, &routed.message);
+                    }
+                }
+                Ok(reply)
             }
             Command::TxRollback => {
                 let channel = self.channel_mut(channel);
                 channel.transaction.clear();
                 channel.transaction_replies.clear();
+                channel.transaction_histories.clear();
                 Ok(done(None))
             }
             Command::OpenChannel => self.open_channel(channel),

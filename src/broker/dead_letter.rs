@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use bytes::Bytes;
 
 use super::arguments::DeadLetterTarget;
+use super::exchange::History;
 use super::message::{Message, MessageParts};
 use super::queue::{QueueHandle, QueueSpec};
 use crate::amqp::field_table::{FieldTable, FieldValue};
@@ -51,26 +52,57 @@ impl DeathReason {
     }
 }
 
+/// Where a dead letter goes.
+pub struct LetterRoute {
+    /// Queues, ascending by id, distinct.
+    pub targets: Vec<QueueHandle>,
+    /// Exchanges on its way that remember it when it has gone there.
+    pub(crate) histories: Vec<Arc<History>>,
+}
+
 /// Finds the queues a dead letter goes to; implemented over the topology.
 pub trait DeadLetterRouter: Send + Sync {
     /// Queues that `exchange` of `vhost` routes `message` to with any of `routing_keys`, alternate
-    /// exchanges and exchange bindings included; ascending by id, distinct. `None` when the exchange
-    /// does not exist. Called without queue locks.
+    /// exchanges and exchange bindings included. `None` when the exchange does not exist. Called without
+    /// queue locks.
     fn route(
         &self,
         vhost: &str,
         exchange: &ShortString,
         routing_keys: &[ShortString],
         message: &Arc<Message>,
-    ) -> Option<Vec<QueueHandle>>;
+    ) -> Option<LetterRoute>;
+
+    /// Another one when a message may go another way than before. Called without queue locks.
+    fn version(&self, vhost: &str) -> u64;
 }
 
 /// A message after its death, and its next queues.
 #[derive(Clone, Debug)]
 pub(super) struct DeadLetter {
     pub(super) message: Arc<Message>,
-    /// Ascending by id, distinct.
+    /// Ascending by id, distinct. None when there are only exchanges that remember it.
     pub(super) targets: Vec<QueueHandle>,
+    pub(super) histories: Vec<Arc<History>>,
+}
+
+impl DeadLetter {
+    /// What goes that way; `None` when nobody takes it.
+    pub(super) fn new(message: Arc<Message>, route: LetterRoute) -> Option<Self> {
+        let LetterRoute { targets, histories } = route;
+        (!targets.is_empty() || !histories.is_empty()).then_some(Self {
+            message,
+            targets,
+            histories,
+        })
+    }
+
+    /// It has gone where it goes: the exchanges on its way remember it.
+    pub(super) fn remember(&self) {
+        for history in &self.histories {
+            history.remember(&self.message);
+        }
+    }
 }
 
 /// Cycles of one queue that are remembered; further ones are not reported.
@@ -135,7 +167,7 @@ pub(super) fn plan_dead_letter(
         Some(key) => vec![key.clone()],
         None => routing_keys(message),
     };
-    let Some(mut targets) = router.route(&spec.vhost, &target.exchange, &routing_keys, &letter)
+    let Some(mut route) = router.route(&spec.vhost, &target.exchange, &routing_keys, &letter)
     else {
         source.warned().exchange_missing(spec, &target.exchange);
         return None;
@@ -143,7 +175,7 @@ pub(super) fn plan_dead_letter(
     source.warned().exchange_found();
     if reason != DeathReason::Rejected {
         let deaths = deaths_of(&letter);
-        targets.retain(|queue| {
+        route.targets.retain(|queue| {
             let is_cycle = is_cycle(&deaths, queue.spec().name.as_str());
             if is_cycle {
                 source.warned().cycle(spec, queue);
@@ -151,10 +183,7 @@ pub(super) fn plan_dead_letter(
             !is_cycle
         });
     }
-    (!targets.is_empty()).then_some(DeadLetter {
-        message: letter,
-        targets,
-    })
+    DeadLetter::new(letter, route)
 }
 
 /// The message as it leaves `spec`, with its death in the headers.

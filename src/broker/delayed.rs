@@ -129,8 +129,8 @@ pub(super) fn plan_release(
 ) -> Option<DeadLetter> {
     let message = Arc::new(release(message));
     let keys = routing_keys(&message);
-    let targets = router.route(&source.spec().vhost, exchange, &keys, &message)?;
-    (!targets.is_empty()).then_some(DeadLetter { message, targets })
+    let route = router.route(&source.spec().vhost, exchange, &keys, &message)?;
+    DeadLetter::new(message, route)
 }
 
 /// The message as it goes on: only its delay is different.

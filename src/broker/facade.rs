@@ -2,7 +2,7 @@
 //!
 //! Lock order, enforced by convention in this room and by types where that is possible:
 //! `meta` -> `vhosts`, `access`, `connections`, `reply_consumers` (leaves among themselves, held for a look-up) -> topology of
-//! a vhost -> queues in ascending id -> outboxes.
+//! a vhost -> queues in ascending id -> outboxes. What exchanges remember is a leaf, see `exchange::history`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,9 +13,10 @@ use bytes::Bytes;
 use super::access::{Access, Account, LoginError, PasswordHash, Permissions, User};
 use super::command::ConsumerId;
 use super::connection::Connection;
-use super::dead_letter::DeadLetterRouter;
+use super::dead_letter::{DeadLetterRouter, LetterRoute};
 use super::effects::Effects;
 use super::error::BrokerError;
+use super::exchange::Histories;
 use super::journal::Journal;
 use super::limits::{MAX_CHANNELS, MAX_CONNECTIONS, Of};
 use super::message::Message;
@@ -104,6 +105,8 @@ pub(crate) struct Shared {
     pub(crate) access: RwLock<Access>,
     /// Who waits for direct replies.
     pub(crate) reply_consumers: ReplyConsumers,
+    /// What exchanges remember for those who are bound to them later.
+    pub(crate) histories: Arc<Histories>,
     /// Rises with every change of `access`, before its lock is released; for caches.
     access_version: AtomicU64,
     connections: Mutex<HashMap<ConnectionId, Registration>>,
@@ -322,9 +325,12 @@ impl Shared {
         options: BrokerOptions,
         next_queue_id: u64,
     ) -> Self {
+        let histories = Histories::new(options.resident_max_bytes);
         Self {
             queues: QueueShared::new(journal, options.resident_max_bytes)
-                .with_index_limits(options.index),
+                .with_index_limits(options.index)
+                .with_remembered(Arc::clone(histories.size_bytes())),
+            histories,
             options,
             meta: Mutex::new(MetaLog::new(next_queue_id)),
             vhosts: RwLock::default(),
@@ -386,7 +392,7 @@ impl Shared {
 
     /// Puts a vhost with the predeclared exchanges in place; called under `meta`.
     pub(crate) fn add_vhost(&self, name: &str) -> Arc<Vhost> {
-        let vhost = Arc::new(Vhost::new(name));
+        let vhost = Arc::new(Vhost::new(name, &self.histories));
         write(&self.vhosts).insert(name.into(), Arc::clone(&vhost));
         vhost
     }
@@ -580,11 +586,19 @@ impl DeadLetterRouter for Shared {
         exchange: &ShortString,
         routing_keys: &[ShortString],
         message: &Arc<Message>,
-    ) -> Option<Vec<QueueHandle>> {
+    ) -> Option<LetterRoute> {
         let vhost = self.vhost(vhost)?;
         let properties = message.properties();
         let route = vhost.read().route(exchange, routing_keys, properties)?;
-        route.remember(message);
-        Some(route.targets.into_vec())
+        Some(LetterRoute {
+            targets: route.targets.into_vec(),
+            histories: route.histories,
+        })
+    }
+
+    fn version(&self, vhost: &str) -> u64 {
+        // A new queue makes a difference too: to the default exchange.
+        let version = |vhost: Arc<Vhost>| vhost.version().wrapping_add(vhost.queues_version());
+        self.vhost(vhost).map_or(0, version)
     }
 }

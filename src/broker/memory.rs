@@ -32,7 +32,7 @@ pub struct Shed {
 }
 
 impl Broker {
-    /// Bytes of messages in the queues' memory, about.
+    /// Bytes of messages in the queues' memory, and of those that exchanges remember, about.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
         self.shared.queues.resident_bytes()

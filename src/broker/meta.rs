@@ -13,6 +13,7 @@
 //! means it; (2) a body is used up to its last byte; (3) no length in a body is believed before it is
 //! checked against a limit; (4) applying a record twice is the same as applying it once.
 
+mod bindings;
 mod bodies;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use self::bindings::Bindings;
 pub use self::bodies::{
     BindingV1, ExchangeNameV1, ExchangeV1, LimitNameV1, LimitV1, PermissionsNameV1, PermissionsV1,
     PolicyNameV1, PolicyV1, QueueIdV1, QueueV1, TopicPermissionsNameV1, TopicPermissionsV1,
@@ -236,8 +238,8 @@ pub struct MetaState {
     pub exchanges: BTreeMap<(String, String), ExchangeV1>,
     /// By id.
     pub queues: BTreeMap<u64, QueueV1>,
-    /// All of them.
-    pub bindings: BTreeSet<BindingV1>,
+    /// All of them, in the order in which they were made.
+    pub bindings: Bindings,
     /// By (vhost, is an operator policy, name).
     pub policies: BTreeMap<(String, bool, String), PolicyV1>,
     /// By (vhost, user, exchange).
@@ -272,7 +274,7 @@ impl MetaState {
                 .collect(),
             exchanges: self.exchanges.into_values().collect(),
             queues: self.queues.into_values().collect(),
-            bindings: self.bindings.into_iter().collect(),
+            bindings: self.bindings.into_ordered(),
             policies: self.policies.into_values().collect(),
             topic_permissions: self.topic_permissions.into_values().collect(),
             limits: self.limits.into_values().collect(),
@@ -442,26 +444,7 @@ impl MetaState {
         let Some(queue) = self.queues.remove(&id) else {
             return;
         };
-        let first = BindingV1 {
-            vhost: queue.vhost.clone(),
-            is_to_queue: true,
-            destination: queue.name.clone(),
-            source: String::new(),
-            routing_key: String::new(),
-            arguments: Vec::new(),
-        };
-        let of_queue = |binding: &&BindingV1| {
-            binding.vhost == queue.vhost && binding.is_to_queue && binding.destination == queue.name
-        };
-        let bindings: Vec<BindingV1> = self
-            .bindings
-            .range(first..)
-            .take_while(of_queue)
-            .cloned()
-            .collect();
-        for binding in &bindings {
-            self.bindings.remove(binding);
-        }
+        self.bindings.remove_of_queue(&queue.vhost, &queue.name);
     }
 }
 

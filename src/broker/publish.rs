@@ -20,6 +20,7 @@ use super::command::{ConfirmAt, Publish, Published};
 use super::connection::Connection;
 use super::effects::Effects;
 use super::error::BrokerError;
+use super::exchange::History;
 use super::message::{Message, MessageParts, TTL_MAX_MS};
 use super::queue::{self, GROUP_QUEUES_MAX, LoggedTargets, RoutedPublish};
 use super::refusal::{access_refused, no_exchange, precondition_failed};
@@ -48,6 +49,12 @@ impl Connection {
         if let Some(names) = routed.replies {
             let index = channel.transaction.len();
             channel.transaction_replies.push((index, names));
+        }
+        if !routed.histories.is_empty() {
+            let index = channel.transaction.len();
+            channel
+                .transaction_histories
+                .push((index, routed.histories));
         }
         channel.transaction.push(RoutedPublish {
             message: routed.message,
@@ -95,6 +102,10 @@ impl Connection {
             if run.is_empty() {
                 run.first = index;
             }
+            if !routed.histories.is_empty() {
+                let message = Arc::clone(&routed.message);
+                run.remembered.push((run.len(), message, routed.histories));
+            }
             if let Some(names) = routed.replies {
                 run.push(Arc::clone(&routed.message), routed.targets);
                 if !self.publish_run(&mut run, batch, now_ms, effects, out) {
@@ -140,6 +151,12 @@ impl Connection {
             Some((_, targets)) => targets.is_empty(),
             None => run.targets.is_empty(),
         };
+        for (index, message, histories) in run.remembered.drain(..) {
+            // The others are routed once more.
+            if index < run.confirms.len() {
+                remember(&histories, &message);
+            }
+        }
         let confirms = run.confirms.iter().enumerate();
         out.extend(confirms.map(|(index, confirm)| Published {
             confirm: *confirm,
@@ -167,18 +184,24 @@ impl Connection {
             // The message has passed the checks; an exchange that went since routes nowhere.
             let routed = self.check_and_route(publish, now_ms);
             let Routed {
-                message, targets, ..
+                message,
+                targets,
+                histories,
+                ..
             } = routed.unwrap_or_else(|_| Routed {
                 message: Arc::clone(&publish.message),
                 targets: [].into(),
                 replies: None,
+                histories: Vec::new(),
             });
             let mut targets = targets.to_vec();
             targets.retain(|queue| !queue.is_deleted());
             let turn = &mut self.shared.turn(now_ms, effects);
             let mut confirms = Vec::with_capacity(1);
             // Ends: every further round needs one more queue to be deleted meanwhile.
-            if queue::publish(turn, &targets, &[message], &mut confirms).is_ok() {
+            let messages = std::slice::from_ref(&message);
+            if queue::publish(turn, &targets, messages, &mut confirms).is_ok() {
+                remember(&histories, &message);
                 return Published {
                     confirm: confirms.first().copied().unwrap_or(ConfirmAt::Now),
                     is_unroutable: targets.is_empty(),
@@ -241,6 +264,7 @@ impl Connection {
                 message: visible_copy(message, bcc, rewrite),
                 targets,
                 replies: None,
+                histories: Vec::new(),
             });
         }
         if is_plain && let Some(targets) = self.routes.get(exchange, key) {
@@ -248,6 +272,7 @@ impl Connection {
                 targets: Arc::clone(targets),
                 message: visible_copy(message, bcc, rewrite),
                 replies: None,
+                histories: Vec::new(),
             });
         }
         let mut keys: SmallVec<[ShortString; 4]> = SmallVec::new();
@@ -266,11 +291,11 @@ impl Connection {
             self.routes.insert(exchange, key, &targets);
         }
         let message = visible_copy(message, bcc, rewrite);
-        route.remember(&message);
         Ok(Routed {
             message,
             targets,
             replies,
+            histories: route.histories,
         })
     }
 
@@ -346,6 +371,15 @@ pub(super) struct Routed {
     targets: SharedTargets,
     /// Whom it answers by direct reply-to. Usually nobody.
     replies: Option<Box<[ShortString]>>,
+    /// Exchanges that remember it when it has gone there. Usually none.
+    histories: Vec<Arc<History>>,
+}
+
+/// A message has gone the way it was routed: the exchanges on it remember it.
+pub(super) fn remember(histories: &[Arc<History>], message: &Arc<Message>) {
+    for history in histories {
+        history.remember(message);
+    }
 }
 
 /// What the checks of a publish have found in its properties.
@@ -384,6 +418,8 @@ struct Run {
     /// What it takes in the log, at most.
     log_bytes: u64,
     confirms: Vec<ConfirmAt>,
+    /// Those that exchanges remember, each by its index.
+    remembered: Vec<(usize, Arc<Message>, Vec<Arc<History>>)>,
 }
 
 impl Run {
@@ -429,6 +465,7 @@ impl Run {
     fn clear(&mut self) {
         self.messages.clear();
         self.mixed.clear();
+        self.remembered.clear();
         self.queue_count = 0;
         self.log_bytes = 0;
     }

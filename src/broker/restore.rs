@@ -134,7 +134,7 @@ impl Shared {
             self.restore_exchange(exchange)?;
         }
         self.restore_queues(state.queues.into_values(), images, now_ms, effects)?;
-        for binding in &state.bindings {
+        for binding in state.bindings.in_order() {
             self.restore_binding(binding)?;
         }
         // Only now may dead letters be routed and timers run.
@@ -348,6 +348,7 @@ impl Shared {
             arguments,
             target,
             is_durable: true,
+            place: 0,
         });
         Ok(())
     }
@@ -487,7 +488,9 @@ fn collect_vhost(state: &mut MetaState, vhost: &FrozenVhost) {
     for queue in &vhost.queues {
         state.apply(Change::QueueDeclared(records::queue(queue.spec())));
     }
-    for binding in &vhost.bindings {
+    let mut bindings: Vec<&Arc<Binding>> = vhost.bindings.iter().collect();
+    bindings.sort_unstable_by_key(|binding| binding.place);
+    for binding in bindings {
         state.apply(Change::BindingAdded(records::binding(name, binding)));
     }
 }

@@ -29,7 +29,7 @@ pub(crate) struct Route {
     pub(crate) targets: Targets,
     /// More than keys and bindings had a say: the answer holds for this message only.
     pub(crate) is_for_one_message: bool,
-    /// Exchanges that want to remember the message.
+    /// Exchanges that want to remember the message once it has gone that way.
     pub(crate) histories: Vec<Arc<History>>,
 }
 
@@ -88,13 +88,13 @@ impl Topology {
         let mut is_new = |next: &Exchange| !std::ptr::eq(next, first) && seen.insert(next);
         while let Some(exchange) = pending.pop() {
             route.is_for_one_message |= !exchange.is_by_key();
-            route.histories.extend(exchange.history().cloned());
             if let Some(queue) = exchange.delay_queue()
                 && delayed::delay_ms(properties).is_some()
             {
                 route.targets.push(QueueHandle::clone(queue));
                 continue;
             }
+            route.histories.extend(exchange.history().cloned());
             let mut is_anywhere = false;
             exchange.route(keys, properties, |binding| {
                 is_anywhere = true;
@@ -119,13 +119,6 @@ impl Topology {
 }
 
 impl Route {
-    /// Shows the message to the exchanges that remember it.
-    pub(crate) fn remember(&self, message: &Arc<Message>) {
-        for history in &self.histories {
-            history.remember(message);
-        }
-    }
-
     /// What the default exchange does: the queues named by the keys.
     fn add_named_queues(&mut self, topology: &Topology, keys: &[ShortString]) {
         let queues = keys.iter().filter_map(|key| topology.queue(key));

@@ -18,7 +18,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use super::arguments::QueueArguments;
 use super::binding::{Binding, BindingKey, Destination};
 use super::exchange::items::Items;
-use super::exchange::{Exchange, ExchangeKind, ExchangeSpec};
+use super::exchange::{Exchange, ExchangeKind, ExchangeSpec, Histories};
 use super::policy::Policies;
 use super::queue::QueueHandle;
 use crate::amqp::short_string::ShortString;
@@ -63,12 +63,12 @@ impl VhostSettings {
 
 impl Vhost {
     /// A vhost with nothing but the predeclared exchanges.
-    pub(crate) fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str, histories: &Arc<Histories>) -> Self {
         Self {
             name: name.into(),
             version: AtomicU64::new(0),
             queues_version: AtomicU64::new(0),
-            topology: RwLock::new(Topology::new()),
+            topology: RwLock::new(Topology::new(histories)),
             settings: RwLock::default(),
         }
     }
@@ -136,17 +136,22 @@ pub(crate) struct Topology {
     queues: HashMap<ShortString, QueueHandle>,
     inbound: HashMap<Destination, Items<Arc<Binding>>>,
     policies: Policies,
+    next_binding: u64,
+    /// Where its exchanges remember messages.
+    histories: Arc<Histories>,
     /// The vhost was deleted: nothing may be added any more.
     pub(crate) is_deleted: bool,
 }
 
 impl Topology {
-    fn new() -> Self {
+    fn new(histories: &Arc<Histories>) -> Self {
         let mut topology = Self {
             exchanges: HashMap::new(),
             queues: HashMap::new(),
             inbound: HashMap::new(),
             policies: Policies::default(),
+            next_binding: 0,
+            histories: Arc::clone(histories),
             is_deleted: false,
         };
         for spec in ExchangeSpec::all_predeclared() {
@@ -204,7 +209,7 @@ impl Topology {
     pub(crate) fn insert_exchange(&mut self, spec: ExchangeSpec) {
         let alternate = self.policies.alternate_exchange(&spec.name);
         let name = spec.name.clone();
-        let mut exchange = Exchange::new(spec);
+        let mut exchange = Exchange::new(spec, &self.histories);
         exchange.set_policy_alternate(alternate);
         self.exchanges.insert(name, exchange);
     }
@@ -241,11 +246,13 @@ impl Topology {
     }
 
     /// Adds a binding whose ends exist and that is not there yet.
-    pub(crate) fn insert_binding(&mut self, binding: Binding) {
+    pub(crate) fn insert_binding(&mut self, mut binding: Binding) {
         let Some(exchange) = self.exchanges.get_mut(&binding.source) else {
             debug_assert!(false, "the caller looked the source up under the same lock");
             return;
         };
+        binding.place = self.next_binding;
+        self.next_binding += 1;
         let binding = Arc::new(binding);
         exchange.insert(&binding);
         let destination = binding.key.destination.clone();

@@ -307,7 +307,8 @@ impl Keeper<'_> {
         if is_large && now_ms >= self.count_after_ms {
             self.count_after_ms = now_ms + COUNT_PAUSE_MS;
             let queues = broker.all_queues();
-            return queues.iter().map(|queue| queue.resident_bytes()).sum();
+            let queued = queues.iter().map(|queue| queue.resident_bytes());
+            return queued.sum::<u64>() + broker.queues().remembered_bytes();
         }
         broker.resident_bytes()
     }

@@ -3,6 +3,7 @@
 use stratamq::amqp::field_table::{FieldTable, FieldValue};
 use stratamq::amqp::method::{basic, queue};
 
+use super::elsewhere::skipped_elsewhere;
 use super::stage::*;
 use crate::support::raw::{Client, Delivered, Message};
 
@@ -193,6 +194,55 @@ fn the_limit_is_twenty_by_default() {
     }
     assert!(c.get(1, "qq2").is_none());
     assert_eq!(counts(&mut c, "qq2").0, 0);
+}
+
+/// QQ-2, PO-9: the limit of a policy holds at once, also for messages that failed before it came, and with it it goes.
+#[test]
+fn the_limit_of_a_policy_holds_at_once() {
+    if skipped_elsewhere("policies are set by our own commands") {
+        return;
+    }
+    let mut c = client();
+    let name = "qq2-by-policy";
+    declare(&mut c, name, []);
+    let set = |limit: i32| {
+        let definition = format!(r#"{{"delivery-limit": {limit}}}"#);
+        cli(&["policy", "set", name, name, &definition]);
+    };
+    // Rejects the message this often, each time with so many failures before; whether it is still there.
+    let survives = |c: &mut Client, failures: std::ops::Range<i64>| {
+        for failed in failures {
+            let got = c.get(1, name).expect("m");
+            assert_eq!(headers(&got).0.unwrap_or(0), failed);
+            reject(c, got.tag);
+        }
+        settle(c, 1);
+        counts(c, name).0 == 1
+    };
+    set(1);
+    fill(&mut c, name, &["m"]);
+    assert!(survives(&mut c, 0..1));
+    assert!(!survives(&mut c, 1..2), "the second failure is too much");
+    // Wider, while a message is at the limit.
+    fill(&mut c, name, &["m"]);
+    assert!(survives(&mut c, 0..1));
+    set(4);
+    assert!(survives(&mut c, 1..4));
+    assert!(!survives(&mut c, 4..5));
+    // Narrower, while a message is above it: its next failure ends it.
+    fill(&mut c, name, &["m"]);
+    assert!(survives(&mut c, 0..3));
+    set(1);
+    assert!(
+        counts(&mut c, name).0 == 1,
+        "it has not failed yet under that limit"
+    );
+    assert!(!survives(&mut c, 3..4));
+    // Without the policy it is the limit of every quorum queue.
+    fill(&mut c, name, &["m"]);
+    cli(&["policy", "clear", name]);
+    assert!(survives(&mut c, 0..20));
+    assert!(!survives(&mut c, 20..21));
 }
 
 /// QQ-2: a negative limit is none.

@@ -35,7 +35,7 @@ pub(crate) fn run(store: &Store, printer: &mut Printer<'_>) -> Result<(), DumpEr
     section(
         printer,
         "bindings",
-        topology.bindings.iter().map(binding_row),
+        topology.bindings.in_order().into_iter().map(binding_row),
     )?;
     rules(&topology, printer)
 }

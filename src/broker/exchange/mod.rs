@@ -14,7 +14,7 @@ pub mod topic;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-pub(crate) use self::history::History;
+pub(crate) use self::history::{Histories, History};
 pub use self::kind::ExchangeKind;
 use self::table::Table;
 use super::binding::{Binding, BindingKey};
@@ -93,14 +93,14 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    pub(crate) fn new(spec: ExchangeSpec) -> Self {
+    pub(crate) fn new(spec: ExchangeSpec, histories: &Arc<Histories>) -> Self {
         let alternate = match spec.arguments.get(ALTERNATE_EXCHANGE) {
             Some(FieldValue::LongString(name)) => ShortString::new(name.clone()),
             _ => None,
         };
         // Arguments were checked before.
         let routing_kind = spec.kind.routing_kind(&spec.arguments).unwrap_or(spec.kind);
-        let table = Table::new(routing_kind, &spec.arguments);
+        let table = Table::new(routing_kind, &spec.arguments, histories);
         Self {
             spec,
             routing_kind,

@@ -8,7 +8,7 @@ use super::direct::DirectTable;
 use super::fanout::FanoutTable;
 use super::hash::{ConsistentTable, HashOn, ModulusTable, parse_weight};
 use super::headers::{HeadersPattern, HeadersTable};
-use super::history::{self, History};
+use super::history::{self, Histories, History};
 use super::kind::ExchangeKind;
 use super::random::RandomTable;
 use super::topic::TopicTable;
@@ -62,7 +62,11 @@ fn unique_name(destination: &Destination) -> Bytes {
 
 impl Table {
     /// An empty table for an exchange that routes as `kind`. Arguments were checked before.
-    pub(super) fn new(kind: ExchangeKind, arguments: &FieldTable) -> Self {
+    pub(super) fn new(
+        kind: ExchangeKind,
+        arguments: &FieldTable,
+        histories: &Arc<Histories>,
+    ) -> Self {
         match kind {
             ExchangeKind::Direct | ExchangeKind::Delayed => Self::Direct(DirectTable::default()),
             ExchangeKind::Fanout => Self::Fanout(FanoutTable::default()),
@@ -78,7 +82,8 @@ impl Table {
             }
             ExchangeKind::RecentHistory => {
                 let length = history::parse_length(arguments).unwrap_or_default();
-                Self::RecentHistory(FanoutTable::default(), Arc::new(History::new(length)))
+                let history = Arc::new(History::new(length, histories));
+                Self::RecentHistory(FanoutTable::default(), history)
             }
         }
     }

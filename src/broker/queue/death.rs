@@ -17,6 +17,7 @@ use std::sync::Arc;
 use super::batch::Batch;
 use super::slots::Status;
 use super::state::{Locked, QueueState, lock_queues};
+use super::stuck::Place;
 use super::{LoggedTargets, QueueHandle, Refused, Turn};
 use crate::broker::arguments::QueueArguments;
 use crate::broker::dead_letter::{DeadLetter, DeathReason, plan_dead_letter};
@@ -35,9 +36,8 @@ const READ_MAX_BYTES: u64 = 1 << 20;
 /// Bytes of a queue's dead letters that may be on their way to the disk.
 const LETTERS_MAX_BYTES: u64 = 1 << 20;
 /// Pause before letters for which the log had no room are tried again.
+/// Pause before letters for which the log had no room are tried again.
 const NO_ROOM_MS: u64 = 50;
-/// Pause before a letter that nobody took is tried again (DL-24).
-const RETRY_MS: u64 = 1000;
 /// By how much a letter that is a group of its own may exceed the size of a group: a message of the largest size
 /// does, because of the headers that tell of its deaths. The log takes it, in a segment longer than usual.
 const LETTER_EXCESS_MAX_BYTES: u64 = 16 << 20;
@@ -47,6 +47,8 @@ struct Dying {
     seq: Seq,
     reason: DeathReason,
     message: Arc<Message>,
+    /// It has been stuck until now.
+    place: Option<Place>,
 }
 
 /// Writes the dead letters of `source`, as far as their bodies are at hand.
@@ -60,11 +62,13 @@ pub(super) fn bury(turn: &mut Turn<'_>, source: &QueueHandle) {
         state.is_dead_lettering = true;
     }
     loop {
-        let (dying, settings) = take_dying(turn, source);
+        // Read before anything is routed, and not under the lock of a queue.
+        let version = turn.router.version(&source.spec.vhost);
+        let (dying, settings) = take_dying(turn, source, version);
         if dying.is_empty() {
             return;
         }
-        let buried_count = bury_group(turn, source, &settings, &dying);
+        let buried_count = bury_group(turn, source, &settings, &dying, version);
         if let Some(rest) = dying.get(buried_count..).filter(|rest| !rest.is_empty()) {
             return wait_for_room(turn, source, rest);
         }
@@ -76,7 +80,10 @@ fn wait_for_room(turn: &mut Turn<'_>, source: &QueueHandle, dying: &[Dying]) {
     let mut locked = Locked::one(source);
     let (_, state) = locked.first();
     for one in dying.iter().rev() {
-        state.leaving.push_front((one.seq, one.reason));
+        match (one.place, state.stuck()) {
+            (Some(place), Some(stuck)) => stuck.give_back(place),
+            _ => state.leaving.push_front((one.seq, one.reason)),
+        }
     }
     state.is_dead_lettering = false;
     let due_at_ms = turn.now_ms + NO_ROOM_MS;
@@ -87,7 +94,11 @@ fn wait_for_room(turn: &mut Turn<'_>, source: &QueueHandle, dying: &[Dying]) {
 
 /// The next entries to bury, and what the queue obeys. When there are none the caller is not burying any more: that is said under
 /// the same lock, so that whoever adds one afterwards starts anew.
-fn take_dying(turn: &mut Turn<'_>, source: &QueueHandle) -> (Vec<Dying>, Arc<QueueArguments>) {
+fn take_dying(
+    turn: &mut Turn<'_>,
+    source: &QueueHandle,
+    version: u64,
+) -> (Vec<Dying>, Arc<QueueArguments>) {
     let max_bytes = turn.shared.journal().group_max_bytes();
     let mut locked = Locked::one(source);
     let (_, state) = locked.first();
@@ -96,38 +107,33 @@ fn take_dying(turn: &mut Turn<'_>, source: &QueueHandle) -> (Vec<Dying>, Arc<Que
     if source.traits.is_delay {
         state.take_due(turn.now_ms);
     }
+    if state.leaving.is_empty()
+        && let Some(stuck) = state.stuck()
+    {
+        stuck.look(turn.now_ms, version);
+    }
     if must_wait(turn, source, state) {
         state.is_dead_lettering = false;
         return (taken, settings);
     }
     let mut sum_bytes = 0;
-    while let Some(&(seq, reason)) = state.leaving.front() {
-        let Some(slot) = state.slots.get(seq) else {
-            state.leaving.pop_front();
-            continue;
-        };
-        let Some(message) = slot.message.clone() else {
-            break;
-        };
-        sum_bytes += message.payload_len() as u64;
-        if taken.len() == GROUP_MAX_COUNT || (sum_bytes > max_bytes / 2 && !taken.is_empty()) {
-            break;
-        }
-        state.leaving.pop_front();
-        taken.push(Dying {
-            seq,
-            reason,
-            message,
-        });
+    // With the last one it may be more than a group: what is pushed is measured once more, with its headers.
+    while taken.len() < GROUP_MAX_COUNT
+        && sum_bytes < max_bytes / 2
+        && let Some(one) = next_dying(state)
+    {
+        sum_bytes += one.message.payload_len() as u64;
+        taken.push(one);
     }
     if taken.is_empty() {
         state.is_dead_lettering = false;
-        let wanted: Vec<Seq> = state
-            .leaving
-            .iter()
-            .take(READ_MAX_COUNT)
-            .map(|&(seq, _)| seq)
-            .collect();
+        let wanted: Vec<Seq> = match state.leaving.is_empty() {
+            true => state.stuck_to_try(READ_MAX_COUNT),
+            false => {
+                let leaving = state.leaving.iter().take(READ_MAX_COUNT);
+                leaving.map(|&(seq, _)| seq).collect()
+            }
+        };
         for (index, seq) in wanted.into_iter().enumerate() {
             // The first one always: without it nothing goes on.
             if index > 0 && state.fetching_bytes >= READ_MAX_BYTES {
@@ -135,8 +141,34 @@ fn take_dying(turn: &mut Turn<'_>, source: &QueueHandle) -> (Vec<Dying>, Arc<Que
             }
             state.fetch(source, turn, seq);
         }
+        state.arm_timer(source, turn.now_ms, turn.effects);
     }
     (taken, settings)
+}
+
+/// The next one, if its body is at hand: those that were stuck after all others.
+fn next_dying(state: &mut QueueState) -> Option<Dying> {
+    while let Some(&(seq, reason)) = state.leaving.front() {
+        if let Some(slot) = state.slots.get(seq) {
+            let message = slot.message.clone()?;
+            state.leaving.pop_front();
+            return Some(Dying {
+                seq,
+                reason,
+                message,
+                place: None,
+            });
+        }
+        state.leaving.pop_front();
+    }
+    let (place, seq, reason) = state.next_stuck()?;
+    let message = state.slots.get(seq)?.message.clone()?;
+    Some(Dying {
+        seq,
+        reason,
+        message,
+        place: Some(place),
+    })
 }
 
 /// True when enough dead letters of the queue are on their way; then it is called again.
@@ -144,11 +176,12 @@ fn must_wait(turn: &mut Turn<'_>, source: &QueueHandle, state: &mut QueueState) 
     let Some(rare) = &mut state.rare else {
         return false;
     };
+    let has_none = state.leaving.is_empty() && !rare.stuck.has_tries();
     let letters = &mut rare.letters;
     if turn.now_ms < letters.no_room_until_ms {
         return true;
     }
-    if letters.bytes < LETTERS_MAX_BYTES || state.leaving.is_empty() {
+    if letters.bytes < LETTERS_MAX_BYTES || has_none {
         return false;
     }
     if turn.shared.journal().confirm_lsn() >= letters.end {
@@ -170,6 +203,7 @@ fn bury_group(
     source: &QueueHandle,
     settings: &QueueArguments,
     dying: &[Dying],
+    version: u64,
 ) -> usize {
     let delays_for = source.traits.is_delay.then(|| source.spec.delays_for());
     let delays_for = delays_for.flatten();
@@ -214,7 +248,7 @@ fn bury_group(
         let Some(_admitted) = turn.shared.admit(log_bytes(letters), Pusher::DeadLetters) else {
             break;
         };
-        push_group(turn, source, settings, dying, letters);
+        push_group(turn, source, settings, dying, letters, version);
         start = end;
     }
     start
@@ -253,6 +287,7 @@ fn push_group(
     settings: &QueueArguments,
     dying: &[Dying],
     letters: &[Option<DeadLetter>],
+    version: u64,
 ) {
     let targets = letters.iter().flatten().flat_map(|letter| &letter.targets);
     let mut queues: Vec<QueueHandle> = targets.chain([source]).cloned().collect();
@@ -261,6 +296,7 @@ fn push_group(
     let mut locked = lock_queues(&queues);
     let mut batch = Batch::default();
     batch.set_atomic();
+    let mut remembered = Vec::new();
     let letters_bytes: u64 = letters
         .iter()
         .map(|letter| letter_bytes(letter.as_ref()))
@@ -268,16 +304,24 @@ fn push_group(
     for (one, letter) in dying.iter().zip(letters) {
         let is_kept = settings.keeps_letters() && settings.dead_letter.is_some();
         if is_kept && !is_wanted(&mut locked, letter.as_ref()) {
-            let rare = locked.state_of(source.id()).rare.get_or_insert_default();
-            rare.stuck.push_back((one.seq, one.reason));
-            rare.retry_at_ms = turn.now_ms + RETRY_MS;
+            let state = locked.state_of(source.id());
+            match one.place {
+                Some(_) => state.evict(one.seq),
+                None => state.keep_letter(one.seq, one.reason, turn.now_ms, version),
+            }
             continue;
         }
         // The source first: what a self dead-lettering queue drops must not be what it just got.
         let (queue, state) = locked.entry_of(source.id());
         state.end(queue, &mut batch, one.seq, SettleCause::DeadLettered);
+        if let (Some(place), Some(stuck)) = (one.place, state.stuck()) {
+            stuck.taken(place, turn.now_ms);
+        }
         if let Some(letter) = letter {
             put(turn, &mut locked, &mut batch, letter);
+            if !letter.histories.is_empty() {
+                remembered.push(letter);
+            }
         }
     }
     if let Some(receipt) = batch.carry_out(turn, &mut locked) {
@@ -287,6 +331,7 @@ fn push_group(
         letters.end = receipt.end;
     }
     locked.conclude(turn, Batch::default());
+    remembered.into_iter().for_each(DeadLetter::remember);
 }
 
 /// True when there is a queue for the letter, and none of them refuses it.
@@ -350,4 +395,5 @@ pub(super) fn bury_refused(turn: &mut Turn<'_>, refused: &Refused) {
     batch.set_atomic();
     put(turn, &mut locked, &mut batch, &letter);
     locked.conclude(turn, batch);
+    letter.remember();
 }

@@ -7,6 +7,9 @@
 //!                                          |  ^------ requeue ------'  | reject
 //!                     expire, max-length   v                           v
 //!                                       [ Leaving ] --{PUBLISH targets, settle}--> gone
+//!                      nobody takes it     |  ^ again
+//!                                          v  |
+//!                                       [ Stuck ]
 //!   tx.commit --> [ Hidden ] --durable--> Ready
 //! ```
 //!
@@ -41,6 +44,7 @@ mod sizing;
 mod slots;
 mod spill;
 mod state;
+mod stuck;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -195,6 +199,8 @@ pub struct QueueShared {
     journal: Arc<dyn Journal>,
     resident_max_bytes: u64,
     resident_bytes: AtomicU64,
+    /// Bytes of messages that exchanges remember.
+    remembered_bytes: Arc<AtomicU64>,
     quarantined_count: AtomicU64,
     entries: EntriesGauge,
 }
@@ -371,6 +377,7 @@ impl QueueShared {
             journal,
             resident_max_bytes,
             resident_bytes: AtomicU64::new(0),
+            remembered_bytes: Arc::default(),
             quarantined_count: AtomicU64::new(0),
             entries: EntriesGauge::new(IndexLimits::default()),
         }
@@ -380,6 +387,13 @@ impl QueueShared {
     #[must_use]
     pub fn with_index_limits(mut self, limits: IndexLimits) -> Self {
         self.entries = EntriesGauge::new(limits);
+        self
+    }
+
+    /// Counts what exchanges remember as messages in memory.
+    #[must_use]
+    pub fn with_remembered(mut self, bytes: Arc<AtomicU64>) -> Self {
+        self.remembered_bytes = bytes;
         self
     }
 
@@ -400,10 +414,16 @@ impl QueueShared {
         Admitted::ask(&self.journal, bytes, pusher)
     }
 
-    /// Bytes of messages in memory, about.
+    /// Bytes of messages in memory, about: those that exchanges remember too.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
-        self.resident_bytes.load(Ordering::Relaxed)
+        self.resident_bytes.load(Ordering::Relaxed) + self.remembered_bytes()
+    }
+
+    /// Bytes of the messages that exchanges remember.
+    #[must_use]
+    pub fn remembered_bytes(&self) -> u64 {
+        self.remembered_bytes.load(Ordering::Relaxed)
     }
 
     /// Messages that could not be read since the start; they are kept aside.
@@ -414,7 +434,8 @@ impl QueueShared {
 
     /// True when a queue that nobody takes from should not keep contents in memory.
     fn is_over_backlog_budget(&self) -> bool {
-        self.resident_bytes() > self.resident_max_bytes.min(BACKLOG_RESIDENT_MAX_BYTES)
+        let max_bytes = self.resident_max_bytes.min(BACKLOG_RESIDENT_MAX_BYTES);
+        self.resident_bytes.load(Ordering::Relaxed) > max_bytes
     }
 
     fn is_over_budget(&self) -> bool {
@@ -540,6 +561,9 @@ impl Queue {
         self.has_length_limit
             .store(state.rules.has_length_limit(), Ordering::Relaxed);
         state.settings = settings;
+        if let Some(stuck) = state.stuck() {
+            stuck.start_anew();
+        }
         state.expire_heads(self, turn.now_ms, &mut batch);
         state.enforce_limits(self, &mut batch);
         locked.conclude(turn, batch);

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::broker::dead_letter::DeathReason;
+use super::stuck::Stuck;
 use crate::storage::types::{Lsn, Seq};
 
 /// See the module.
@@ -10,9 +10,8 @@ use crate::storage::types::{Lsn, Seq};
 pub(super) struct Rare {
     /// Dead letters on their way to the disk.
     pub(super) letters: Letters,
-    /// Dead letters of a queue that keeps them until somebody takes them (DL-24), and when to try again.
-    pub(super) stuck: VecDeque<(Seq, DeathReason)>,
-    pub(super) retry_at_ms: u64,
+    /// Dead letters of a queue that keeps them until somebody takes them (DL-24).
+    pub(super) stuck: Stuck,
     /// Messages of a quorum queue that came back, in this order: they leave before all others (QQ-5).
     pub(super) returned: VecDeque<Seq>,
     /// How often messages of a quorum queue came back beyond their failed deliveries. A restart forgets it.

@@ -67,7 +67,7 @@ pub fn shed(turn: &mut Turn<'_>, queue: &QueueHandle, want_bytes: u64) -> Shed {
     let mut locked = Locked::one(queue);
     let (_, state) = locked.first();
     let mut shed = Shed::default();
-    for status in [Status::Unacked, Status::Ready] {
+    for status in [Status::Stuck, Status::Unacked, Status::Ready] {
         state.shed_contents(status, want_bytes, &mut shed);
     }
     locked.conclude(turn, Batch::default());

@@ -226,8 +226,13 @@ impl QueueState {
     fn would_overflow(&self, message: &Message) -> bool {
         let sums = self.slots.sums();
         let settings = &self.settings;
-        let count = sums.ready_count + sums.hidden_count + 1;
-        let bytes = sums.ready_bytes + sums.hidden_bytes + message.body_len() as u64;
+        let mut count = sums.ready_count + sums.hidden_count + 1;
+        let mut bytes = sums.ready_bytes + sums.hidden_bytes + message.body_len() as u64;
+        if sums.leaving_count > 0 && settings.keeps_letters() {
+            // They stay until somebody takes them.
+            count += sums.leaving_count;
+            bytes += self.rare.as_ref().map_or(0, |rare| rare.stuck.bytes());
+        }
         settings.max_length.is_some_and(|max| count > max)
             || settings.max_length_bytes.is_some_and(|max| bytes > max)
     }
@@ -351,7 +356,7 @@ impl QueueState {
     pub(super) fn evict(&mut self, seq: Seq) {
         let can_go = self.slots.get(seq).is_some_and(|slot| {
             (slot.is_logged || slot.is_spilled())
-                && matches!(slot.status, Status::Ready | Status::Unacked)
+                && matches!(slot.status, Status::Ready | Status::Unacked | Status::Stuck)
         });
         if can_go {
             self.slots.set_message(seq, None);
@@ -371,12 +376,9 @@ impl QueueState {
         if self.slots.sums().total_count() == 0 {
             self.reservation.rest();
         }
-        if let Some(rare) = &mut self.rare
-            && rare.retry_at_ms <= turn.now_ms
-        {
-            self.leaving.extend(rare.stuck.drain(..));
-        }
-        if !self.leaving.is_empty() && !self.is_dead_lettering {
+        let rare = self.rare.as_ref();
+        let is_stuck_due = rare.is_some_and(|rare| rare.stuck.is_due(turn.now_ms));
+        if (is_stuck_due || !self.leaving.is_empty()) && !self.is_dead_lettering {
             turn.dying.push(Arc::clone(queue));
         }
         self.arm_timer(queue, turn.now_ms, turn.effects);
@@ -401,10 +403,8 @@ impl QueueState {
         if self.is_deleted {
             return;
         }
-        let retry_at_ms = match &self.rare {
-            Some(rare) if !rare.stuck.is_empty() => rare.retry_at_ms,
-            _ => 0,
-        };
+        let rare = self.rare.as_ref();
+        let retry_at_ms = rare.map_or(0, |rare| rare.stuck.due_at_ms(now_ms));
         if !self.rules.has_lease && !self.slots.may_expire() && retry_at_ms == 0 {
             return;
         }

@@ -3,6 +3,7 @@
 mod access;
 mod bindings;
 mod exchanges;
+mod histories;
 mod operator;
 mod publishing;
 mod queues;

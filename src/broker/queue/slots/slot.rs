@@ -16,6 +16,8 @@ pub(in crate::broker::queue) enum Status {
     Unacked,
     /// On its way to the dead-letter exchange: not deliverable, not counted, not settled.
     Leaving,
+    /// A dead letter that nobody took: it waits until somebody does.
+    Stuck,
     /// Published by a transaction that is not durable yet: not deliverable, counted for limits.
     Hidden,
     /// Could not be read: kept, never delivered, never settled.

@@ -8,6 +8,7 @@ pub(in crate::broker::queue) struct Sums {
     pub(in crate::broker::queue) ready_count: u64,
     pub(in crate::broker::queue) ready_bytes: u64,
     pub(in crate::broker::queue) unacked_count: u64,
+    /// Stuck ones too.
     pub(in crate::broker::queue) leaving_count: u64,
     pub(in crate::broker::queue) hidden_count: u64,
     pub(in crate::broker::queue) hidden_bytes: u64,
@@ -25,7 +26,7 @@ impl Sums {
                 self.ready_bytes += u64::from(body_bytes);
             }
             Status::Unacked => self.unacked_count += 1,
-            Status::Leaving => self.leaving_count += 1,
+            Status::Leaving | Status::Stuck => self.leaving_count += 1,
             Status::Hidden => {
                 self.hidden_count += 1;
                 self.hidden_bytes += u64::from(body_bytes);
@@ -42,7 +43,7 @@ impl Sums {
                 self.ready_bytes -= u64::from(body_bytes);
             }
             Status::Unacked => self.unacked_count -= 1,
-            Status::Leaving => self.leaving_count -= 1,
+            Status::Leaving | Status::Stuck => self.leaving_count -= 1,
             Status::Hidden => {
                 self.hidden_count -= 1;
                 self.hidden_bytes -= u64::from(body_bytes);

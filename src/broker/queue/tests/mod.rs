@@ -13,6 +13,7 @@ mod paging;
 mod spilling;
 mod stale;
 mod storing;
+mod stuck;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -24,6 +25,7 @@ use super::*;
 use crate::amqp::properties::{Properties, PropertiesBuilder};
 use crate::broker::command::{ConsumerId, SettleOutcome, Unacked};
 use crate::broker::consumer::{ChannelCredit, ConsumerSpec};
+use crate::broker::dead_letter::LetterRoute;
 use crate::broker::effects::AfterDurable;
 use crate::broker::outbox::{Outbox, OutboxItem};
 use crate::broker::testing::{self, FakeJournal};
@@ -33,6 +35,8 @@ use crate::storage::types::Position;
 #[derive(Default)]
 pub(super) struct TableRouter {
     routes: Mutex<HashMap<(String, String), Vec<QueueHandle>>>,
+    /// Letters that were routed.
+    asked_count: AtomicU64,
 }
 
 impl DeadLetterRouter for TableRouter {
@@ -42,7 +46,8 @@ impl DeadLetterRouter for TableRouter {
         exchange: &ShortString,
         routing_keys: &[ShortString],
         _message: &Arc<Message>,
-    ) -> Option<Vec<QueueHandle>> {
+    ) -> Option<LetterRoute> {
+        self.asked_count.fetch_add(1, Ordering::Relaxed);
         let routes = lock(&self.routes);
         if !routes.keys().any(|(known, _)| known == exchange.as_str()) {
             return None;
@@ -55,7 +60,15 @@ impl DeadLetterRouter for TableRouter {
             .collect();
         targets.sort_by_key(|queue| queue.id());
         targets.dedup_by_key(|queue| queue.id());
-        Some(targets)
+        Some(LetterRoute {
+            targets,
+            histories: Vec::new(),
+        })
+    }
+
+    /// Routes are only added.
+    fn version(&self, _vhost: &str) -> u64 {
+        lock(&self.routes).values().map(Vec::len).sum::<usize>() as u64
     }
 }
 

@@ -1,0 +1,152 @@
+//! Dead letters that nobody takes, in a queue that keeps them until somebody does.
+
+use super::dying::dead_letter_to;
+use super::*;
+use crate::broker::arguments::Overflow;
+
+/// Letters go to the exchange `dlx`, and stay while nobody takes them.
+fn keeping() -> QueueArguments {
+    QueueArguments {
+        is_at_least_once: true,
+        overflow: Overflow::RejectPublish,
+        ..dead_letter_to("dlx", None)
+    }
+}
+
+/// Publishes the bodies and rejects all of them.
+fn reject(rig: &mut Rig, queue: &QueueHandle, bodies: &[String]) {
+    for body in bodies {
+        rig.publish(queue, persistent(body));
+    }
+    rig.settle_down();
+    let taken: Vec<Delivery> = std::iter::from_fn(|| rig.get(queue)).collect();
+    assert_eq!(taken.len(), bodies.len());
+    rig.settle(&taken, SettleOutcome::Reject);
+    rig.settle_down();
+}
+
+fn numbers(count: usize) -> Vec<String> {
+    (0..count).map(|number| number.to_string()).collect()
+}
+
+impl Rig {
+    /// Letters that are routed while so much time passes, second by second.
+    fn tried_within(&mut self, secs: usize) -> u64 {
+        let before = self.router.asked_count.load(Ordering::Relaxed);
+        for _ in 0..secs {
+            let _ = self.advance(1_000);
+            self.settle_down();
+        }
+        self.router.asked_count.load(Ordering::Relaxed) - before
+    }
+}
+
+#[test]
+fn stuck_letters_are_in_the_log_alone_and_leave_in_order() {
+    let mut rig = Rig::new();
+    let (source, dead) = (rig.queue_with("q", keeping()), rig.queue("dead"));
+    let bodies: Vec<String> = (0..200)
+        .map(|number| number.to_string().repeat(100))
+        .collect();
+    reject(&mut rig, &source, &bodies);
+    assert_eq!(source.resident_bytes(), 0, "nobody needs the bodies");
+    // They are read for a try, and go again.
+    assert!(rig.tried_within(3) > 0);
+    assert_eq!(source.resident_bytes(), 0);
+    assert_eq!(rig.journal.replay(source.id()).entries.len(), bodies.len());
+    source.check_sums();
+    rig.bind("dlx", "key", &dead);
+    let _ = rig.tried_within(1);
+    assert_eq!(rig.take_all(&dead), bodies);
+    assert!(rig.journal.replay(source.id()).entries.is_empty());
+    source.check_sums();
+}
+
+#[test]
+fn few_of_many_stuck_letters_are_tried_at_a_time_and_less_and_less_often() {
+    let mut rig = Rig::new();
+    let (source, dead) = (rig.queue_with("q", keeping()), rig.queue("dead"));
+    let bodies = numbers(1000);
+    reject(&mut rig, &source, &bodies);
+    assert_eq!(rig.tried_within(1), 64, "the first try");
+    assert_eq!(
+        rig.tried_within(60),
+        6 * 64,
+        "after 1, 2, 4, 8, 16 and 16 seconds"
+    );
+    // A change of the topology that helps nobody: each is tried once, some a second.
+    rig.bind("dlx", "other", &dead);
+    assert_eq!(rig.tried_within(1), 256);
+    assert_eq!(rig.tried_within(3), 1000 - 256);
+    assert_eq!(rig.tried_within(1), 64, "the pause began anew");
+    // One that helps: all go at once.
+    rig.bind("dlx", "key", &dead);
+    assert_eq!(rig.tried_within(1), 1000);
+    assert_eq!(rig.tried_within(60), 0, "nothing is left");
+    let mut taken = rig.take_all(&dead);
+    taken.sort_by_key(|body| body.parse::<usize>().ok());
+    assert_eq!(taken, bodies);
+}
+
+#[test]
+fn target_that_was_full_gets_what_it_takes() {
+    let mut rig = Rig::new();
+    let source = rig.queue_with("q", keeping());
+    let full = QueueArguments {
+        max_length: Some(100),
+        overflow: Overflow::RejectPublish,
+        ..QueueArguments::default()
+    };
+    let dead = rig.queue_with("dead", full);
+    rig.bind("dlx", "key", &dead);
+    let bodies = numbers(300);
+    reject(&mut rig, &source, &bodies);
+    let mut taken = Vec::new();
+    for _ in 0..2 {
+        assert_eq!(dead.stats().ready_count, 100);
+        taken.extend(rig.take_all(&dead));
+        // Nothing tells the source that there is room.
+        let _ = rig.tried_within(1);
+    }
+    taken.extend(rig.take_all(&dead));
+    taken.sort_by_key(|body| body.parse::<usize>().ok());
+    assert_eq!(taken, bodies);
+}
+
+#[test]
+fn stuck_letters_count_for_the_length_of_their_queue() {
+    for (max_length, max_length_bytes) in [(Some(3), None), (None, Some(3))] {
+        let mut rig = Rig::new();
+        let settings = QueueArguments {
+            max_length,
+            max_length_bytes,
+            ..keeping()
+        };
+        let (source, dead) = (rig.queue_with("q", settings), rig.queue("dead"));
+        reject(&mut rig, &source, &numbers(2));
+        assert_eq!(source.stats().ready_count, 0);
+        let accepted = |rig: &mut Rig| rig.publish(&source, persistent("x")) != ConfirmAt::Nack;
+        assert!(accepted(&mut rig), "two stuck ones and this one");
+        assert!(!accepted(&mut rig), "the fourth is too much");
+        rig.bind("dlx", "key", &dead);
+        let _ = rig.tried_within(1);
+        assert_eq!(dead.stats().ready_count, 2);
+        assert!(accepted(&mut rig) && accepted(&mut rig) && !accepted(&mut rig));
+    }
+}
+
+#[test]
+fn other_settings_are_tried_at_once() {
+    let mut rig = Rig::new();
+    let (source, dead) = (rig.queue_with("q", keeping()), rig.queue("dead"));
+    rig.bind("other", "key", &dead);
+    reject(&mut rig, &source, &numbers(2));
+    let settings = QueueArguments {
+        dead_letter: dead_letter_to("other", None).dead_letter,
+        ..keeping()
+    };
+    rig.turn(|turn| source.obey(turn, settings.shared()));
+    rig.settle_down();
+    assert_eq!(rig.take_all(&dead), ["0", "1"]);
+    source.check_sums();
+}
