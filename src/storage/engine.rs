@@ -19,7 +19,7 @@ use super::recovery;
 use super::report::Recovered;
 use super::reserve::Space;
 use super::scrub::Scrubber;
-use super::shared::Shared;
+use super::shared::{Shared, Surroundings};
 use super::stats::Stats;
 use super::types::{Lsn, Position, Pusher, QueueId, Receipt, Request, SegmentId, Seq, Urgency};
 use crate::disk::{Clock, DirectoryLock, Disk};
@@ -116,15 +116,18 @@ impl Storage {
         } else {
             0
         };
-        let shared = Arc::new(Shared::new(
+        let surroundings = Surroundings {
             disk,
             clock,
+            listener: Arc::clone(&listener),
+        };
+        let shared = Arc::new(Shared::new(
+            surroundings,
             options,
             &superblock,
             append,
             opened.existing,
             space,
-            Arc::clone(&listener),
         ));
         lock(&shared.stats).rebuilt_run_count = report.rebuilt_run_count;
         let committer = Committer::new(

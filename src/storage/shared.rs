@@ -58,6 +58,13 @@ pub(crate) struct Existing {
     pub(crate) index: IndexFiles,
 }
 
+/// What the engine is opened with.
+pub(crate) struct Surroundings {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) listener: Arc<dyn CommitListener>,
+}
+
 /// See the module.
 pub(crate) struct Shared {
     pub(crate) disk: Arc<dyn Disk>,
@@ -95,15 +102,18 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(
-        disk: Arc<dyn Disk>,
-        clock: Arc<dyn Clock>,
+        surroundings: Surroundings,
         options: Options,
         superblock: &Superblock,
         append: Append,
         existing: Existing,
         space: Arc<Space>,
-        listener: Arc<dyn CommitListener>,
     ) -> Self {
+        let Surroundings {
+            disk,
+            clock,
+            listener,
+        } = surroundings;
         let end = append.end().0;
         Self {
             files: FileCache::new(Arc::clone(&disk), superblock.store),

@@ -10,7 +10,7 @@
 //! `connection.blocked`, and what it had sent before waits here: at most one batch and what the session holds.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::ConnectionTask;
 use crate::broker::command::Command;
@@ -22,7 +22,7 @@ pub(super) const PUBLISH_BATCH_MAX: usize = 512;
 /// How often a client that is gone is looked at whose publishes wait for room.
 const DEPARTED_POLL: Duration = Duration::from_millis(200);
 /// How long such publishes wait at most.
-const DEPARTED_WAIT_MAX: Duration = Duration::from_secs(10);
+const DEPARTED_WAIT_MAX_MS: u64 = 10_000;
 
 impl ConnectionTask {
     /// Gives the gathered publishes to the domain; false when some of them wait for room in the log. One that is
@@ -108,10 +108,10 @@ impl ConnectionTask {
     /// The client is gone: what it has published before waits for room as it would with it, unless the disk is short.
     pub(super) async fn wait_for_room(&mut self) {
         let notify = Arc::clone(&self.notify);
-        let begun = Instant::now();
+        let until_ms = self.hub.now_ms() + DEPARTED_WAIT_MAX_MS;
         while self.awaits_room
             && !self.hub.storage.is_short_of_space()
-            && begun.elapsed() < DEPARTED_WAIT_MAX
+            && self.hub.now_ms() < until_ms
         {
             let _ = tokio::time::timeout(DEPARTED_POLL, notify.notified()).await;
             self.guarded(Self::round);
