@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use stratamq::amqp::field_table::FieldTable;
-use stratamq::amqp::method::{queue, tx};
+use stratamq::amqp::method::{connection, queue, tx};
 use support::TestBroker;
 use support::raw::{Client, Message, durable, passive};
 use support::small_disk::SmallDisk;
@@ -128,6 +128,11 @@ fn acks_purges_and_deletes_do_not_wait_behind_a_burst_of_publishes() {
     disk.fill();
     let mut publishers = burst(&broker);
     wait_until("publishers are blocked", || Status::has_alarm(&broker));
+    // Those too who had sent everything before.
+    for publisher in &mut publishers {
+        let blocked: connection::Blocked = publisher.expect(0);
+        assert_eq!(blocked.reason.as_str(), "low on disk");
+    }
     for tag in tags.iter().take(200) {
         client.ack(CHANNEL, *tag);
     }

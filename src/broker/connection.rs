@@ -223,10 +223,12 @@ impl Connection {
     /// has to wait.
     #[must_use]
     pub fn admit_commit(&self, channel: u16) -> Option<Admitted> {
-        let bytes = self
-            .channels
-            .get(&channel)
-            .map_or(0, |channel| queue::commit_bytes(&channel.transaction));
+        let bytes = self.channels.get(&channel).map_or(0, |channel| {
+            queue::commit_bytes(
+                &channel.transaction,
+                self.shared.queues.journal().group_max_bytes(),
+            )
+        });
         self.shared.queues.admit(bytes, Pusher::Publisher)
     }
 

@@ -210,7 +210,8 @@ impl Connection {
         }
     }
 
-    /// Gives a message to queues on the broker's own account: nobody waits for its confirm.
+    /// Gives a message to queues on the broker's own account: nobody waits for its confirm. Where the log has no room for it,
+    /// the message does not go there.
     pub(super) fn publish_to(
         &self,
         message: &Arc<Message>,
@@ -218,6 +219,15 @@ impl Connection {
         now_ms: u64,
         effects: &mut Effects,
     ) {
+        let bytes = LoggedTargets::of(&targets).record_bytes(message);
+        let Some(_admitted) = self.shared.queues.admit(bytes, Pusher::DeadLetters) else {
+            let exchange = message.exchange().as_str();
+            tracing::warn!(
+                exchange,
+                "no room in the log for a message of the exchange's history"
+            );
+            return;
+        };
         let turn = &mut self.shared.turn(now_ms, effects);
         let messages = std::slice::from_ref(message);
         while queue::publish(turn, &targets, messages, &mut Vec::new()).is_err() {

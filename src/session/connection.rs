@@ -198,7 +198,10 @@ impl Session {
     /// Memory or disk alarm: with a reason, the next publisher is blocked; `None` when it is over.
     pub fn set_alarm(&mut self, reason: Option<&str>) {
         match reason {
-            Some(reason) => self.alarm.reason = Some(ShortString::from_text_cut(reason)),
+            Some(reason) => {
+                self.alarm.reason = Some(ShortString::from_text_cut(reason));
+                self.set_awaits_room(self.awaits_room);
+            }
             None => {
                 let before = std::mem::take(&mut self.alarm);
                 if before.is_blocking && self.client.hears_blocked && self.is_running() {
@@ -208,7 +211,7 @@ impl Session {
         }
     }
 
-    /// A content header arrived: a publisher is stopped here while there is an alarm.
+    /// A content header arrived, or a publish waits: a publisher is stopped here while there is an alarm.
     pub(super) fn check_alarm(&mut self) {
         if let Alarm {
             reason: Some(reason),

@@ -131,6 +131,8 @@ pub struct Session {
     unconfirmed: Vec<u16>,
     alarm: Alarm,
     has_room: bool,
+    /// What the client has published waits until the store takes it.
+    awaits_room: bool,
     /// Why the connection is being given up, until the server has taken it.
     complaint: Option<String>,
     /// When a handshake must be over.
@@ -233,6 +235,7 @@ impl Session {
             unconfirmed: Vec::new(),
             alarm: Alarm::default(),
             has_room: true,
+            awaits_room: false,
             complaint: None,
             tag_count: 0,
         }
@@ -312,6 +315,15 @@ impl Session {
         self.has_room = has_room;
     }
 
+    /// Whether something that was polled from the session waits for the store; while it does, nothing is read, and during an
+    /// alarm the client is told why.
+    pub fn set_awaits_room(&mut self, awaits_room: bool) {
+        self.awaits_room = awaits_room;
+        if awaits_room && self.is_running() {
+            self.check_alarm();
+        }
+    }
+
     /// False while the socket must not be read.
     #[must_use]
     pub fn wants_input(&self) -> bool {
@@ -325,17 +337,19 @@ impl Session {
     /// The server itself is not the one who stopped the client.
     fn is_reading(&self) -> bool {
         self.has_room
+            && !self.awaits_room
             && !self.alarm.is_blocking
             && self.held_frame_count < HELD_FRAMES_MAX
             && self.held_bytes < HELD_BYTES_MAX
     }
 
-    /// True when this connection is not read because of an alarm and holds contents that it has not finished: should
-    /// the client be gone, nothing but their end would clear the alarm.
+    /// True when this connection is not read, because of an alarm while it holds contents that it has not finished, or because
+    /// the store has no room for what it published: should the client be gone, nothing else would say so.
     #[must_use]
     pub fn is_blocked_unfinished(&self) -> bool {
         let mut channels = self.channels.values();
-        self.alarm.is_blocking && channels.any(|channel| channel.unfinished_bytes() > 0)
+        self.awaits_room
+            || (self.alarm.is_blocking && channels.any(|channel| channel.unfinished_bytes() > 0))
     }
 
     /// Why the connection is being given up, for the log; the client may know nothing of it. Once.

@@ -15,19 +15,24 @@
 //! 2. Publishers are refused while the disk is short, whatever is left; dead letters take of what is left down to the part
 //!    of the settles.
 //! 3. A record that is larger than all of its part, as on a store whose reserve is still small, is admitted alone, when
-//!    the disk says that it has room for it.
+//!    the disk says that it has room for it. It claims that: smaller ones, which would always be faster, wait as long as it
+//!    asks.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::reserve::Space;
+use super::schedule::MS;
 use super::types::Pusher;
 
 /// Part of the reserve for commits that is not for publishers.
 const PUBLISHERS_KEEP: u64 = 2;
 /// Part of it that is not for dead letters.
 const DEAD_LETTERS_KEEP: u64 = 4;
-/// With no more than this pending a record is as good as alone.
+/// With no more than this pending, and than this part of the reserve for commits, a record is as good as alone.
 const ALONE_MAX_BYTES: u64 = 64 << 10;
+const ALONE_SHARE: u64 = 8;
+/// How long a claim to be alone stands: whoever waits asks again with every commit, unless he is gone.
+const CLAIM_NS: u64 = 500 * MS;
 
 /// See the module.
 pub(crate) struct Admission {
@@ -39,6 +44,9 @@ pub(crate) struct Admission {
     undurable_bytes: AtomicU64,
     /// Somebody was refused, or told that there is no room, and waits to be told otherwise.
     has_waiting: AtomicBool,
+    /// The record that wants to be alone, and until when (`monotonic_ns`) it counts; 0 for none.
+    claimed_bytes: AtomicU64,
+    claimed_until_ns: AtomicU64,
     /// Of the reserve, for commits: when it is whole, and now.
     reserve_whole_bytes: AtomicU64,
     reserve_left_bytes: AtomicU64,
@@ -51,6 +59,8 @@ impl Admission {
             admitted_bytes: AtomicU64::new(0),
             undurable_bytes: AtomicU64::new(0),
             has_waiting: AtomicBool::new(false),
+            claimed_bytes: AtomicU64::new(0),
+            claimed_until_ns: AtomicU64::new(0),
             reserve_whole_bytes: AtomicU64::new(0),
             reserve_left_bytes: AtomicU64::new(0),
         }
@@ -105,20 +115,36 @@ impl Admission {
             && self.has_waiting.swap(false, Ordering::SeqCst)
     }
 
+    /// Somebody was refused and could go on if less were pending.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.has_waiting.load(Ordering::SeqCst)
+    }
+
     /// Whether `pusher` may push records of `bytes`; if so, [`Admission::release`] must follow when they are pushed. If not,
     /// the caller is among those who wait.
-    pub(crate) fn admit(&self, bytes: u64, pusher: Pusher, space: &Space) -> bool {
+    pub(crate) fn admit(&self, bytes: u64, pusher: Pusher, space: &Space, now_ns: u64) -> bool {
         self.admitted_bytes.fetch_add(bytes, Ordering::SeqCst);
-        if self.fits(pusher, space) {
+        let is_first = self.is_first(bytes, now_ns);
+        if is_first && self.pending_bytes() <= self.limit_bytes(pusher, space) {
             return true;
         }
         self.has_waiting.store(true, Ordering::SeqCst);
-        if self.fits(pusher, space) || self.fits_alone(bytes, space) {
+        let limit_bytes = self.limit_bytes(pusher, space);
+        if is_first
+            && (self.pending_bytes() <= limit_bytes
+                || (bytes > limit_bytes && self.fits_alone(bytes, space, now_ns)))
+        {
             return true;
         }
-        self.release(bytes);
+        self.admitted_bytes.fetch_sub(bytes, Ordering::SeqCst);
         space.want_large_reserve();
         false
+    }
+
+    /// False while a larger record waits to be alone.
+    fn is_first(&self, bytes: u64, now_ns: u64) -> bool {
+        bytes >= self.claimed_bytes.load(Ordering::SeqCst)
+            || now_ns >= self.claimed_until_ns.load(Ordering::SeqCst)
     }
 
     /// What was admitted is pushed, or will not be.
@@ -126,31 +152,35 @@ impl Admission {
         self.admitted_bytes.fetch_sub(bytes, Ordering::SeqCst);
     }
 
-    fn fits(&self, pusher: Pusher, space: &Space) -> bool {
+    /// How much may be pending, with what `pusher` asks for.
+    fn limit_bytes(&self, pusher: Pusher, space: &Space) -> u64 {
         let whole_bytes = self.reserve_whole_bytes.load(Ordering::SeqCst);
         let left_bytes = self.reserve_left_bytes.load(Ordering::SeqCst);
-        let limit_bytes = match pusher {
-            Pusher::Publisher if space.is_short() => return false,
+        match pusher {
+            Pusher::Publisher if space.is_short() => 0,
             Pusher::Publisher => left_bytes
                 .saturating_sub(whole_bytes / PUBLISHERS_KEEP)
                 .min(self.undurable_max_bytes),
             Pusher::DeadLetters => left_bytes.saturating_sub(whole_bytes / DEAD_LETTERS_KEEP),
-        };
-        self.pending_bytes() <= limit_bytes
+        }
     }
 
-    /// See (3). When there is no room for it, the disk is short for this one.
-    fn fits_alone(&self, bytes: u64, space: &Space) -> bool {
-        let others_bytes = self.pending_bytes().saturating_sub(bytes);
-        if space.is_short() || others_bytes > ALONE_MAX_BYTES {
+    /// See (3). Without room on the disk it waits, and nobody for it.
+    fn fits_alone(&self, bytes: u64, space: &Space, now_ns: u64) -> bool {
+        if space.is_short() || !space.has_free(bytes.saturating_mul(2)) {
             return false;
         }
-        let has_room = space.has_free(bytes.saturating_mul(2));
-        if !has_room {
-            // In this order: the shortage is over when the reserve is whole, and it is to be a large one.
-            space.want_large_reserve();
-            space.set_short();
-        }
-        has_room
+        space.want_large_reserve();
+        let others_bytes = self.pending_bytes().saturating_sub(bytes);
+        let whole_bytes = self.reserve_whole_bytes.load(Ordering::SeqCst);
+        let is_alone = others_bytes <= ALONE_MAX_BYTES.min(whole_bytes / ALONE_SHARE);
+        let until_ns = if is_alone {
+            0
+        } else {
+            now_ns.saturating_add(CLAIM_NS)
+        };
+        self.claimed_bytes.store(bytes, Ordering::SeqCst);
+        self.claimed_until_ns.store(until_ns, Ordering::SeqCst);
+        is_alone
     }
 }

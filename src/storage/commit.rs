@@ -142,11 +142,6 @@ impl Committer {
         }
     }
 
-    /// Who hears about commits.
-    pub(crate) fn listener(&self) -> &Arc<dyn CommitListener> {
-        &self.listener
-    }
-
     /// The body of the commit thread.
     pub(crate) fn run(mut self) {
         self.shared.set_thread(std::thread::current());
@@ -235,7 +230,7 @@ impl Committer {
             unsynced: self.unsynced,
             last_sync_ns: self.last_sync_ns,
             is_forced: self.shared.is_forced(),
-            is_full: self.shared.admission().is_full(),
+            is_full: self.shared.is_hurried(),
             mark_at_ns: is_mark_due.then(|| self.last_write_ns.saturating_add(MARK_AFTER_NS)),
         }
     }
@@ -268,7 +263,7 @@ impl Committer {
         self.shared
             .set_confirmed(end, std::mem::take(&mut self.unconfirmed_bytes));
         self.listener.committed(end);
-        self.shared.tell_of_room(&*self.listener);
+        self.shared.tell_of_room();
     }
 
     /// The disk is full and there is no reserve left: the batches stay as they are and are written again later.
@@ -406,7 +401,10 @@ impl Committer {
         if u64::from(self.written_end.offset()) >= half && self.requested != Some(next) {
             self.requested = Some(next);
             self.shared.space.want_whole_reserve();
-            self.shared.space.pool.request(self.header_of(next));
+            // On a full disk it would take what was just given.
+            if !self.shared.space.is_short() {
+                self.shared.space.pool.request(self.header_of(next));
+            }
         }
     }
 

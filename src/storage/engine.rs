@@ -19,7 +19,7 @@ use super::recovery;
 use super::report::Recovered;
 use super::reserve::Space;
 use super::scrub::Scrubber;
-use super::shared::Shared;
+use super::shared::{Shared, Surroundings};
 use super::stats::Stats;
 use super::types::{Lsn, Position, Pusher, QueueId, Receipt, Request, SegmentId, Seq, Urgency};
 use crate::disk::{Clock, DirectoryLock, Disk};
@@ -116,9 +116,13 @@ impl Storage {
         } else {
             0
         };
-        let shared = Arc::new(Shared::new(
+        let surroundings = Surroundings {
             disk,
             clock,
+            listener: Arc::clone(&listener),
+        };
+        let shared = Arc::new(Shared::new(
+            surroundings,
             options,
             &superblock,
             append,
@@ -159,9 +163,8 @@ impl Storage {
             std::mem::replace(&mut *committing, Committing::Ended)
         {
             let shared = Arc::clone(&self.inner.shared);
-            let listener = Arc::clone(committer.listener());
             let ahead = spawn("stratamq-space", move || {
-                let on_room = || shared.tell_of_room(&*listener);
+                let on_room = || shared.tell_of_room();
                 shared.space.run(|| shared.rouse(), on_room);
             })?;
             match spawn("stratamq-commit", move || committer.run()) {
@@ -199,7 +202,7 @@ impl Storage {
         shared.check_not_failed()?;
         let step = match shared.space.work() {
             Ok(true) => {
-                shared.tell_of_room(&**committer.listener());
+                shared.tell_of_room();
                 Ok(Next::Step)
             }
             Ok(false) => committer.step(),
@@ -250,12 +253,23 @@ impl Storage {
     #[must_use]
     pub fn admit(&self, bytes: u64, pusher: Pusher) -> bool {
         let shared = &self.inner.shared;
-        shared.admission().admit(bytes, pusher, &shared.space)
+        let now_ns = shared.clock.monotonic_ns();
+        let is_admitted = shared
+            .admission()
+            .admit(bytes, pusher, &shared.space, now_ns);
+        if !is_admitted {
+            // What is pending stands in its way: the commit thread does not let it wait.
+            shared.rouse();
+        }
+        is_admitted
     }
 
     /// Records that were admitted are pushed, or will not be.
     pub fn release(&self, bytes: u64) {
-        self.inner.shared.admission().release(bytes);
+        let shared = &self.inner.shared;
+        shared.admission().release(bytes);
+        // It may have been counted twice when somebody else was refused.
+        shared.tell_of_room();
     }
 
     /// A push may be confirmed when this has reached its receipt's end.

@@ -5,7 +5,7 @@
 pub enum FsyncPolicy {
     /// After an fdatasync, which starts as soon as the last one ended.
     Always,
-    /// After an fdatasync, of which there is at most one per interval.
+    /// After an fdatasync, of which there is at most one per interval, unless somebody waits for room meanwhile.
     Interval {
         /// The interval in milliseconds.
         ms: u64,

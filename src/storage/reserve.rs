@@ -212,6 +212,14 @@ impl Space {
             state.goal_bytes = self.limited(SEGMENT_COUNT * self.segment_size_bytes);
             state.whole_bytes = state.goal_bytes;
         }
+        if len_bytes > state.goal_bytes.max(SMALL_BYTES) {
+            // Of times with larger segments.
+            let goal_bytes = state.goal_bytes;
+            if let Some(file) = &state.file {
+                file.set_len(goal_bytes)?;
+            }
+            state.len_bytes = goal_bytes;
+        }
         self.tell(&mut state);
         Ok(())
     }
@@ -235,9 +243,10 @@ impl Space {
     /// The log is busy: the same, and it shall be whole.
     pub(crate) fn want_whole_reserve(&self) {
         let was_wanted = self.is_large_wanted.swap(true, Ordering::SeqCst);
-        let is_whole = {
-            let state = lock(&self.reserve);
-            state.len_bytes >= state.goal_bytes
+        // Not while it is being made whole: the commit thread does not wait for that.
+        let is_whole = match self.reserve.try_lock() {
+            Ok(state) => state.len_bytes >= state.goal_bytes,
+            Err(_) => true,
         };
         if !(was_wanted && is_whole) {
             self.want_refill();
@@ -310,18 +319,13 @@ impl Space {
         lock(&self.reserve).len_bytes
     }
 
-    /// The disk has no room for what somebody wants to publish: as if it had refused it.
-    pub(crate) fn set_short(&self) {
+    /// Gives something back to the file system; false when there is nothing left.
+    pub(crate) fn make_room(&self, need: Need) -> bool {
         if !self.is_short.swap(true, Ordering::SeqCst) {
             tracing::error!(
                 "the disk is full; going on with what was put aside, publishers have to wait until there is room"
             );
         }
-    }
-
-    /// Gives something back to the file system; false when there is nothing left.
-    pub(crate) fn make_room(&self, need: Need) -> bool {
-        self.set_short();
         match self.pool.give_back() {
             Ok(true) => return true,
             Ok(false) => {}

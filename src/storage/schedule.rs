@@ -65,7 +65,7 @@ pub(crate) struct Situation {
     pub(crate) last_sync_ns: u64,
     /// A checkpoint or a stop waits for a sync.
     pub(crate) is_forced: bool,
-    /// No more un-durable bytes are admitted.
+    /// Somebody waits until less is un-durable.
     pub(crate) is_full: bool,
     /// When the watermark is to be marked if nothing happens until then.
     pub(crate) mark_at_ns: Option<u64>,
@@ -155,6 +155,8 @@ fn sync_due(at: &Situation) -> Option<u64> {
     let due = earliest(waited, lazy);
     match at.policy {
         FsyncPolicy::Always => due,
+        // What is pending stands in somebody's way.
+        FsyncPolicy::Interval { .. } if at.is_full => due,
         FsyncPolicy::Interval { ms } => {
             let earliest_sync = at.last_sync_ns.saturating_add(ms.saturating_mul(MS));
             due.map(|due| due.max(earliest_sync))
@@ -401,6 +403,14 @@ mod tests {
                 unsynced: lazy(0),
                 is_full: true,
                 ..at(ALWAYS)
+            },
+            SYNC,
+        );
+        check(
+            Situation {
+                unsynced: waited(0),
+                is_full: true,
+                ..at(INTERVAL)
             },
             SYNC,
         );

@@ -58,6 +58,13 @@ pub(crate) struct Existing {
     pub(crate) index: IndexFiles,
 }
 
+/// What the engine is opened with.
+pub(crate) struct Surroundings {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) listener: Arc<dyn CommitListener>,
+}
+
 /// See the module.
 pub(crate) struct Shared {
     pub(crate) disk: Arc<dyn Disk>,
@@ -90,18 +97,23 @@ pub(crate) struct Shared {
     /// The index files; they have a lock of their own.
     pub(crate) index: IndexFiles,
     pub(crate) space: Arc<Space>,
+    listener: Arc<dyn CommitListener>,
 }
 
 impl Shared {
     pub(crate) fn new(
-        disk: Arc<dyn Disk>,
-        clock: Arc<dyn Clock>,
+        surroundings: Surroundings,
         options: Options,
         superblock: &Superblock,
         append: Append,
         existing: Existing,
         space: Arc<Space>,
     ) -> Self {
+        let Surroundings {
+            disk,
+            clock,
+            listener,
+        } = surroundings;
         let end = append.end().0;
         Self {
             files: FileCache::new(Arc::clone(&disk), superblock.store),
@@ -125,6 +137,7 @@ impl Shared {
             segments: Mutex::new(existing.segments),
             index: existing.index,
             space,
+            listener,
         }
     }
 
@@ -199,14 +212,15 @@ impl Shared {
     }
 
     /// Tells whoever was refused before, if there may be room again.
-    pub(crate) fn tell_of_room(&self, listener: &dyn CommitListener) {
+    pub(crate) fn tell_of_room(&self) {
         if self.admission().take_waiting() {
-            listener.has_room_again();
+            self.listener.has_room_again();
         }
     }
 
-    fn is_full(&self) -> bool {
-        self.admission().is_full()
+    /// Somebody waits until less is pending: no commit is put off. While the disk is short they wait for more than that.
+    pub(crate) fn is_hurried(&self) -> bool {
+        self.admission().is_full() || (self.admission().is_waited_for() && !self.space.is_short())
     }
 
     pub(crate) fn set_stalled(&self, is_stalled: bool) {
@@ -225,7 +239,7 @@ impl Shared {
     pub(crate) fn wake(&self) {
         match self.parked.load(Ordering::SeqCst) {
             RUNNING => {}
-            SLEEPS_WITH_LAZY if !self.has_waited.load(Ordering::SeqCst) && !self.is_full() => {}
+            SLEEPS_WITH_LAZY if !self.has_waited.load(Ordering::SeqCst) && !self.is_hurried() => {}
             _ => self.unpark(),
         }
     }
@@ -264,7 +278,10 @@ impl Shared {
         self.parked.store(state, Ordering::SeqCst);
         let now = self.pending();
         let is_same = (now.is_any, now.is_waited) == (seen.is_any, seen.is_waited);
-        if is_same && !self.is_forced() && self.stop().is_none() && (!self.is_full() || !now.is_any)
+        if is_same
+            && !self.is_forced()
+            && self.stop().is_none()
+            && (!self.is_hurried() || !now.is_any)
         {
             match sleep {
                 Some(duration) => std::thread::park_timeout(duration),

@@ -18,7 +18,7 @@ use super::batch::Batch;
 use super::slots::Status;
 use super::state::{Locked, QueueState, lock_queues};
 use super::stuck::Place;
-use super::{QueueHandle, Refused, Turn};
+use super::{LoggedTargets, QueueHandle, Refused, Turn};
 use crate::broker::arguments::QueueArguments;
 use crate::broker::dead_letter::{DeadLetter, DeathReason, plan_dead_letter};
 use crate::broker::delayed::plan_release;
@@ -35,10 +35,9 @@ const READ_MAX_BYTES: u64 = 1 << 20;
 
 /// Bytes of a queue's dead letters that may be on their way to the disk.
 const LETTERS_MAX_BYTES: u64 = 1 << 20;
-/// What a letter has more than the message, for most of them.
-const LETTER_HEADERS_BYTES: u64 = 512;
 /// Pause before letters for which the log had no room are tried again.
-const NO_ROOM_MS: u64 = 200;
+/// Pause before letters for which the log had no room are tried again.
+const NO_ROOM_MS: u64 = 50;
 /// By how much a letter that is a group of its own may exceed the size of a group: a message of the largest size
 /// does, because of the headers that tell of its deaths. The log takes it, in a segment longer than usual.
 const LETTER_EXCESS_MAX_BYTES: u64 = 16 << 20;
@@ -50,13 +49,6 @@ struct Dying {
     message: Arc<Message>,
     /// It has been stuck until now.
     place: Option<Place>,
-}
-
-impl Dying {
-    /// What its letter takes in the log, about: the headers that tell of its death come on top of the message.
-    fn letter_bytes(&self) -> u64 {
-        self.message.payload_len() as u64 + LETTER_HEADERS_BYTES
-    }
 }
 
 /// Writes the dead letters of `source`, as far as their bodies are at hand.
@@ -76,19 +68,18 @@ pub(super) fn bury(turn: &mut Turn<'_>, source: &QueueHandle) {
         if dying.is_empty() {
             return;
         }
-        let bytes = dying.iter().map(Dying::letter_bytes).sum();
-        let Some(_admitted) = turn.shared.admit(bytes, Pusher::DeadLetters) else {
-            return wait_for_room(turn, source, dying);
-        };
-        bury_group(turn, source, &settings, &dying, version);
+        let buried_count = bury_group(turn, source, &settings, &dying, version);
+        if let Some(rest) = dying.get(buried_count..).filter(|rest| !rest.is_empty()) {
+            return wait_for_room(turn, source, rest);
+        }
     }
 }
 
 /// The log has no room for the letters: they are tried again after a while, and die in the same order.
-fn wait_for_room(turn: &mut Turn<'_>, source: &QueueHandle, dying: Vec<Dying>) {
+fn wait_for_room(turn: &mut Turn<'_>, source: &QueueHandle, dying: &[Dying]) {
     let mut locked = Locked::one(source);
     let (_, state) = locked.first();
-    for one in dying.into_iter().rev() {
+    for one in dying.iter().rev() {
         match (one.place, state.stuck()) {
             (Some(place), Some(stuck)) => stuck.give_back(place),
             _ => state.leaving.push_front((one.seq, one.reason)),
@@ -206,13 +197,14 @@ fn must_wait(turn: &mut Turn<'_>, source: &QueueHandle, state: &mut QueueState) 
     true
 }
 
+/// Gives the number of those that are buried: the others have to wait for room in the log.
 fn bury_group(
     turn: &mut Turn<'_>,
     source: &QueueHandle,
     settings: &QueueArguments,
     dying: &[Dying],
     version: u64,
-) {
+) -> usize {
     let delays_for = source.traits.is_delay.then(|| source.spec.delays_for());
     let delays_for = delays_for.flatten();
     let letters: Vec<Option<DeadLetter>> = dying
@@ -253,9 +245,22 @@ fn bury_group(
             .count();
         let end = start + fitting.max(1);
         let (dying, letters) = (&dying[start..end], &letters[start..end]);
+        let Some(_admitted) = turn.shared.admit(log_bytes(letters), Pusher::DeadLetters) else {
+            break;
+        };
         push_group(turn, source, settings, dying, letters, version);
         start = end;
     }
+    start
+}
+
+/// What letters take in the log, about. Those that go nowhere take nothing, and free what they leave.
+fn log_bytes(letters: &[Option<DeadLetter>]) -> u64 {
+    let bytes = letters
+        .iter()
+        .flatten()
+        .map(|letter| LoggedTargets::of(&letter.targets).record_bytes(&letter.message));
+    bytes.sum()
 }
 
 fn letter_bytes(letter: Option<&DeadLetter>) -> u64 {

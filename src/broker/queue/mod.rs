@@ -535,7 +535,7 @@ impl Queue {
     }
 
     /// True when there probably is a limit: who must be sure looks at the rules under the lock.
-    fn seems_limited(&self) -> bool {
+    pub(super) fn seems_limited(&self) -> bool {
         self.has_length_limit.load(Ordering::Relaxed)
     }
 

@@ -139,43 +139,52 @@ const REF_MAX_BYTES: usize = 24;
 /// Bytes of its record besides its payload and its places.
 const HEAD_MAX_BYTES: usize = 64;
 
-/// How many of a message's queues have it in the log.
+/// What of a message's queues matters for its room in the log.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoggedTargets {
     durable_count: usize,
     quorum_count: usize,
+    /// Queues that may refuse it, and make a dead letter of it then.
+    limited_count: usize,
 }
 
 impl LoggedTargets {
     /// Those of `targets`.
     pub fn of(targets: &[QueueHandle]) -> Self {
-        let count =
-            |is_it: fn(&QueueHandle) -> bool| targets.iter().filter(|queue| is_it(queue)).count();
-        Self {
-            durable_count: count(|queue| queue.traits.is_durable),
-            quorum_count: count(|queue| queue.traits.is_durable && queue.traits.is_quorum),
+        let mut counts = Self::default();
+        for queue in targets {
+            counts.durable_count += usize::from(queue.traits.is_durable);
+            counts.quorum_count += usize::from(queue.traits.is_durable && queue.traits.is_quorum);
+            counts.limited_count += usize::from(queue.seems_limited());
         }
+        counts
     }
 
-    /// What the record of a message to them takes in the log, at most; 0 when it has none.
+    /// What the record of a message to them takes in the log, and those of the dead letters that it may become at once,
+    /// about; 0 when it has none.
     pub fn record_bytes(self, message: &Message) -> u64 {
         let count = match message.is_persistent() {
             true => self.durable_count,
             false => self.quorum_count,
         };
-        match count {
-            0 => 0,
-            _ => (message.payload_len() + HEAD_MAX_BYTES + count * REF_MAX_BYTES) as u64,
+        if count + self.limited_count == 0 {
+            return 0;
         }
+        let copies_count = usize::from(count > 0) + self.limited_count;
+        (copies_count * (message.payload_len() + HEAD_MAX_BYTES) + count * REF_MAX_BYTES) as u64
     }
 }
 
-/// What the records of a transaction's publishes take in the log, at most.
-pub fn commit_bytes(publishes: &[RoutedPublish]) -> u64 {
+/// What the records of a transaction's publishes take in the log, about; 0 when they are too large for one anyway.
+pub fn commit_bytes(publishes: &[RoutedPublish], max_bytes: u64) -> u64 {
     let bytes = publishes
         .iter()
         .map(|publish| LoggedTargets::of(&publish.targets).record_bytes(&publish.message));
-    bytes.sum()
+    let bytes = bytes.sum();
+    match size_bytes(publishes) > max_bytes {
+        true => 0,
+        false => bytes,
+    }
 }
 
 /// Messages from the front of `messages` that one push takes when a publish and what it drops are to be one atomic
@@ -238,6 +247,14 @@ fn confirm(is_refused: bool, is_logged: bool, receipt: Receipt) -> ConfirmAt {
     }
 }
 
+/// What counts for the size of a transaction.
+fn size_bytes(publishes: &[RoutedPublish]) -> u64 {
+    let sizes = publishes
+        .iter()
+        .map(|publish| publish.message.payload_len() + publish.targets.len() * REF_MAX_BYTES);
+    sizes.sum::<usize>() as u64
+}
+
 /// Publishes and settlements of a transaction as one atomic group. Deleted targets are skipped. Its places in
 /// queues count for its size: a fan-out may be far larger in the log than what the client sent.
 ///
@@ -248,10 +265,7 @@ pub fn commit(
     publishes: &[RoutedPublish],
     settlements: &[(SettleOutcome, Vec<Unacked>)],
 ) -> Result<Committed, GroupTooLarge> {
-    let size_bytes = publishes
-        .iter()
-        .map(|publish| publish.message.payload_len() + publish.targets.len() * REF_MAX_BYTES)
-        .sum::<usize>() as u64;
+    let size_bytes = size_bytes(publishes);
     let max_bytes = turn.shared.journal().group_max_bytes();
     if size_bytes > max_bytes {
         return Err(GroupTooLarge {

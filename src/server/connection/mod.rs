@@ -271,7 +271,6 @@ impl ConnectionTask {
         self.session.wants_input()
             && self.session.output_len() < OUTPUT_HIGH_BYTES
             && !self.is_paused()
-            && !self.awaits_room
     }
 
     fn is_paused(&self) -> bool {

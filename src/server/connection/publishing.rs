@@ -22,7 +22,7 @@ pub(super) const PUBLISH_BATCH_MAX: usize = 512;
 /// How often a client that is gone is looked at whose publishes wait for room.
 const DEPARTED_POLL: Duration = Duration::from_millis(200);
 /// How long such publishes wait at most.
-const DEPARTED_POLL_MAX: u32 = 50;
+const DEPARTED_WAIT_MAX_MS: u64 = 10_000;
 
 impl ConnectionTask {
     /// Gives the gathered publishes to the domain; false when some of them wait for room in the log. One that is
@@ -89,6 +89,10 @@ impl ConnectionTask {
                     admitted = domain.admit_commit(channel);
                 }
                 let Some(admitted) = admitted else {
+                    if self.session.is_given_up() && self.hub.storage.is_short_of_space() {
+                        self.dropped.extend(command.into_unacked());
+                        return true;
+                    }
                     self.held_event = Some(Event::Command { channel, command });
                     return false;
                 };
@@ -104,10 +108,11 @@ impl ConnectionTask {
     /// The client is gone: what it has published before waits for room as it would with it, unless the disk is short.
     pub(super) async fn wait_for_room(&mut self) {
         let notify = Arc::clone(&self.notify);
-        for _ in 0..DEPARTED_POLL_MAX {
-            if !self.awaits_room || self.hub.storage.is_short_of_space() {
-                return;
-            }
+        let until_ms = self.hub.now_ms() + DEPARTED_WAIT_MAX_MS;
+        while self.awaits_room
+            && !self.hub.storage.is_short_of_space()
+            && self.hub.now_ms() < until_ms
+        {
             let _ = tokio::time::timeout(DEPARTED_POLL, notify.notified()).await;
             self.guarded(Self::round);
         }
@@ -125,7 +130,7 @@ impl ConnectionTask {
     fn drop_publishes(&mut self) {
         let count = self.batch.len();
         if count > 0 {
-            tracing::warn!(peer = %self.peer, count, "unconfirmed publishes of a closed connection are dropped: the disk is full");
+            tracing::warn!(peer = %self.peer, count, "unconfirmed publishes of a closed connection are dropped: the log has no room for them");
             self.batch.clear();
         }
     }

@@ -99,8 +99,10 @@ impl ConnectionTask {
 
     /// Does what the session asks for, in order, as far as the log has room.
     pub(super) fn handle_events(&mut self) {
-        self.awaits_room = !self.try_events();
-        if self.awaits_room {
+        let awaits_room = !self.try_events();
+        self.session.set_awaits_room(awaits_room);
+        self.awaits_room = awaits_room;
+        if awaits_room {
             // What was done so far is confirmed meanwhile.
             self.session.send_confirms();
         }

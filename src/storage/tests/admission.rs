@@ -133,23 +133,96 @@ fn a_record_larger_than_a_small_reserve_is_admitted_alone_and_makes_it_a_large_o
 }
 
 #[test]
-fn the_disk_is_short_for_a_record_that_it_has_no_room_for() {
+fn a_record_that_the_disk_has_no_room_for_waits_and_nobody_for_it() {
     let rig = Rig::new(Options::default());
     rig.disk.set_capacity(Some(PLENTY));
     let (store, _) = rig.open();
     rig.leave(5 << 20);
     assert!(!admit(&store, 10 << 20, Pusher::Publisher));
-    assert!(store.storage.is_short_of_space());
-    store.storage.tend_space(false).unwrap();
-    assert!(
-        !admit(&store, 1, Pusher::Publisher),
-        "not before there is plenty"
-    );
-    rig.leave(PLENTY / 2);
-    store.commit().unwrap();
-    store.storage.tend_space(false).unwrap();
+    assert!(admit(&store, 1_000, Pusher::Publisher));
+    store.storage.release(1_000);
     assert!(!store.storage.is_short_of_space());
+    rig.leave(30 << 20);
     assert!(admit(&store, 10 << 20, Pusher::Publisher));
+}
+
+#[test]
+fn small_records_let_a_large_one_go_first_as_long_as_it_asks() {
+    let rig = Rig::new(options());
+    let store = busy(&rig);
+    push_admitted(&store, Pusher::Publisher);
+    let large = 1 << 20;
+    assert!(!admit(&store, large, Pusher::Publisher), "not alone");
+    store.commit().unwrap();
+    for pusher in [Pusher::Publisher, Pusher::DeadLetters] {
+        assert!(!admit(&store, 100, pusher), "a larger one waits");
+    }
+    assert!(admit(&store, large, Pusher::Publisher));
+    store.storage.release(large);
+    assert!(admit(&store, 100, Pusher::Publisher));
+    store.storage.release(100);
+    // Whoever does not ask any more is not waited for.
+    push_admitted(&store, Pusher::Publisher);
+    assert!(!admit(&store, large, Pusher::Publisher));
+    store.commit().unwrap();
+    assert!(!admit(&store, 100, Pusher::Publisher));
+    rig.clock.advance_ms(1_000);
+    assert!(admit(&store, 100, Pusher::Publisher));
+}
+
+#[test]
+fn whoever_was_refused_hears_when_somebody_gives_back_what_he_was_admitted_with() {
+    let rig = Rig::new(options());
+    let store = busy(&rig);
+    assert!(admit(&store, 30_000, Pusher::Publisher));
+    assert!(!admit(&store, 30_000, Pusher::Publisher));
+    let heard = || *store.heard.room_again_count.lock().unwrap();
+    let before = heard();
+    store.storage.release(30_000);
+    assert_eq!(heard(), before + 1);
+    assert!(admit(&store, 30_000, Pusher::Publisher));
+}
+
+/// With `interval` a sync may be far away: nobody who has something to publish waits for it.
+#[test]
+fn a_commit_is_not_put_off_while_somebody_waits_for_room() {
+    let rig = Rig::new(Options {
+        fsync: FsyncPolicy::Interval { ms: 60_000 },
+        ..options()
+    });
+    rig.disk.set_capacity(Some(PLENTY));
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    store.storage.checkpoint(&store).unwrap();
+    push_admitted(&store, Pusher::Publisher);
+    while store.storage.step().unwrap() {}
+    let confirmed = store.storage.confirm_lsn();
+    assert!(!admit(&store, 30_000, Pusher::Publisher));
+    while store.storage.step().unwrap() {}
+    assert!(store.storage.confirm_lsn() > confirmed);
+    assert!(admit(&store, 30_000, Pusher::Publisher));
+}
+
+#[test]
+fn a_reserve_of_larger_segments_is_cut_to_what_is_wanted() {
+    let rig = Rig::new(Options {
+        segment_size_bytes: 1 << 20,
+        ..options()
+    });
+    rig.disk.set_capacity(Some(PLENTY));
+    let (store, _) = rig.open();
+    assert!(admit(&store, 10 << 20, Pusher::Publisher), "alone");
+    store.storage.release(10 << 20);
+    store.commit().unwrap();
+    assert_eq!(store.storage.stats().reserve_bytes, 2 << 20);
+    store.storage.close(&store).unwrap();
+    let smaller = Rig {
+        options: options(),
+        ..rig
+    };
+    let (store, _) = smaller.open();
+    let reserve_bytes = store.storage.stats().reserve_bytes;
+    assert_eq!(reserve_bytes, 2 * smaller.options.segment_size_bytes);
 }
 
 /// Restarted with what was left, again and again: every start has room, and so have its settles.

@@ -191,3 +191,36 @@ fn what_is_not_in_the_log_is_not_moved() {
         assert_eq!(now == to, moves, "{seq:?}");
     }
 }
+
+/// A restart knows one bound for all levels: whatever was given below it is never given again, in none of them, whether
+/// an entry came back or not.
+#[test]
+fn every_level_goes_on_above_what_was_given_before_a_restart() {
+    let entry = |rank: u16, count: u64| ImageEntry {
+        seq: Seq::new(rank, count),
+        position: Position {
+            lsn: Lsn::new(SegmentId(1), 4096),
+            len_bytes: 64,
+        },
+        expires_at_ms: 0,
+        priority: 0,
+        delivery_count: 0,
+        is_redelivered: false,
+    };
+    let arrived = || Slot::arrived(Status::Ready, Arc::new(persistent("m")), 0);
+    let mut slots = Slots::new(Seq(40), 3);
+    let entries: Entries = [entry(1, 7), entry(3, 39)].into_iter().collect();
+    slots.restore(entries, Vec::new(), Seq(0));
+    for rank in 1..=3 {
+        assert_eq!(slots.push(rank, arrived()), Seq::new(rank, 40));
+        assert_eq!(slots.push(rank, arrived()), Seq::new(rank, 41));
+    }
+    slots.check();
+    // Nor when the queue is emptied at once.
+    slots.clear();
+    assert_eq!(slots.next_seq(), Seq(42));
+    for rank in 1..=3 {
+        assert_eq!(slots.push(rank, arrived()), Seq::new(rank, 42));
+    }
+    slots.check();
+}
