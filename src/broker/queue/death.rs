@@ -36,7 +36,6 @@ const READ_MAX_BYTES: u64 = 1 << 20;
 /// Bytes of a queue's dead letters that may be on their way to the disk.
 const LETTERS_MAX_BYTES: u64 = 1 << 20;
 /// Pause before letters for which the log had no room are tried again.
-/// Pause before letters for which the log had no room are tried again.
 const NO_ROOM_MS: u64 = 50;
 /// By how much a letter that is a group of its own may exceed the size of a group: a message of the largest size
 /// does, because of the headers that tell of its deaths. The log takes it, in a segment longer than usual.
@@ -79,6 +78,10 @@ pub(super) fn bury(turn: &mut Turn<'_>, source: &QueueHandle) {
 fn wait_for_room(turn: &mut Turn<'_>, source: &QueueHandle, dying: &[Dying]) {
     let mut locked = Locked::one(source);
     let (_, state) = locked.first();
+    if state.is_deleted {
+        // It has nothing left that could be tried again.
+        return;
+    }
     for one in dying.iter().rev() {
         match (one.place, state.stuck()) {
             (Some(place), Some(stuck)) => stuck.give_back(place),
@@ -396,4 +399,31 @@ pub(super) fn bury_refused(turn: &mut Turn<'_>, refused: &Refused) {
     put(turn, &mut locked, &mut batch, &letter);
     locked.conclude(turn, batch);
     letter.remember();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Rig, persistent};
+    use super::super::{DeleteCondition, delete};
+    use super::*;
+
+    #[test]
+    fn letters_of_a_queue_that_was_deleted_meanwhile_are_not_given_back() {
+        let mut rig = Rig::new();
+        let queue = rig.queue("q");
+        let dying = Dying {
+            seq: Seq(1),
+            reason: DeathReason::Rejected,
+            message: Arc::new(persistent("x")),
+            place: None,
+        };
+        rig.turn(|turn| {
+            delete(turn, &queue, DeleteCondition::default(), || ()).expect("nothing is in its way");
+            wait_for_room(turn, &queue, &[dying]);
+        });
+        let mut locked = Locked::one(&queue);
+        let (_, state) = locked.first();
+        assert!(state.leaving.is_empty() && state.rare.is_none());
+        assert!(rig.effects.timers.is_empty());
+    }
 }
