@@ -2,7 +2,8 @@
 //!
 //! - A queue whose declaration is lost gets a name, `recovered.ID` in the vhost `/`, so that its messages are not
 //!   dropped. Nothing in it expires: what stands in its entries may have been a time to live, or the time at which a
-//!   delayed message was due. An argument of the record says so, for all later starts.
+//!   delayed message was due. An argument of the record says so, for all later starts. No policy bounds its length
+//!   or its time either: it would match by accident.
 //! - The delay queue of an exchange that is lost becomes such a queue as well; a delayed exchange without one gets it.
 //! - A vhost that a queue names exists.
 //! - Without any user nobody could log in: `guest` is made again, as in a blank broker.

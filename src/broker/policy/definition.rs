@@ -122,6 +122,17 @@ impl PolicySettings {
         }
     }
 
+    /// These without what drops or expires messages, or deletes their queue.
+    pub(super) fn without_loss(self) -> Self {
+        Self {
+            message_ttl_ms: None,
+            expires_ms: None,
+            max_length: None,
+            max_length_bytes: None,
+            ..self
+        }
+    }
+
     fn set(&mut self, key: &str, value: &Value) {
         match key {
             "message-ttl" => self.message_ttl_ms = value.as_u64(),

@@ -20,6 +20,7 @@ pub(crate) use self::definition::{Definition, PolicySettings};
 use super::arguments::{DeadLetterTarget, QueueArguments, QueueKind};
 use super::pattern::NamePattern;
 use super::queue::QueueSpec;
+use super::salvage;
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::short_string::ShortString;
 
@@ -158,7 +159,11 @@ impl Policies {
             QueueKind::Classic => ObjectKind::ClassicQueue,
             QueueKind::Quorum => ObjectKind::QuorumQueue,
         };
-        let policy = self.settings_of(name.as_str(), kind);
+        let mut policy = self.settings_of(name.as_str(), kind);
+        if salvage::is_recovered(name.as_str(), arguments) {
+            // Most policies match every name, and nobody had these messages in mind.
+            policy = policy.without_loss();
+        }
         merge(declared, arguments, policy).shared()
     }
 

@@ -220,3 +220,28 @@ fn bad_definitions_are_refused_in_words() {
     let no_object = Definition::parse("[1]", false).map(|_| ());
     assert!(no_object.is_err_and(|text| text.starts_with("the definition must be a JSON object")));
 }
+
+#[test]
+fn no_policy_takes_anything_from_a_queue_whose_declaration_was_lost() {
+    let limits = r#"{"max-length": 1, "max-length-bytes": 2, "message-ttl": 3, "expires": 4}"#;
+    let policies = policies([
+        policy(
+            "user",
+            "",
+            0,
+            r#"{"max-length": 1, "dead-letter-exchange": "dlx"}"#,
+        ),
+        operator("operator", "", 0, limits),
+    ]);
+    let lost = FieldTable::new().with("x-recovered", true);
+    let settings = settings_of(&policies, "recovered.7", &lost);
+    assert_eq!(
+        (settings.max_length, settings.max_length_bytes),
+        (None, None)
+    );
+    assert_eq!((settings.message_ttl_ms, settings.expires_ms), (None, None));
+    assert!(settings.dead_letter.is_some(), "the rest holds");
+    // The name alone says nothing.
+    let settings = settings_of(&policies, "recovered.7", &FieldTable::new());
+    assert_eq!(settings.max_length, Some(1));
+}
