@@ -228,10 +228,10 @@ impl QueueState {
         let settings = &self.settings;
         let mut count = sums.ready_count + sums.hidden_count + 1;
         let mut bytes = sums.ready_bytes + sums.hidden_bytes + message.body_len() as u64;
-        if sums.leaving_count > 0 && settings.keeps_letters() {
-            // They stay until somebody takes them.
-            count += sums.leaving_count;
-            bytes += self.rare.as_ref().map_or(0, |rare| rare.stuck.bytes());
+        if let Some(rare) = self.rare.as_ref().filter(|_| settings.keeps_letters()) {
+            // They stay until somebody takes them; those that are on their way are as good as gone.
+            count += rare.stuck.count();
+            bytes += rare.stuck.bytes();
         }
         settings.max_length.is_some_and(|max| count > max)
             || settings.max_length_bytes.is_some_and(|max| bytes > max)

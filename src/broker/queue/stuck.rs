@@ -93,6 +93,11 @@ impl Stuck {
         self.look_at_ms = 0;
     }
 
+    /// Their number.
+    pub(super) fn count(&self) -> u64 {
+        self.letters.len() as u64
+    }
+
     /// Bytes of the bodies of all letters.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes

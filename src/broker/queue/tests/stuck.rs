@@ -150,3 +150,21 @@ fn other_settings_are_tried_at_once() {
     assert_eq!(rig.take_all(&dead), ["0", "1"]);
     source.check_sums();
 }
+
+#[test]
+fn letters_on_their_way_do_not_count_for_the_length() {
+    let mut rig = Rig::new();
+    let settings = QueueArguments {
+        max_length: Some(1),
+        ..keeping()
+    };
+    let (source, dead) = (rig.queue_with("q", settings), rig.queue("dead"));
+    rig.bind("dlx", "key", &dead);
+    rig.publish(&source, persistent("a"));
+    let held = rig.get(&source).expect("it is there");
+    rig.journal.set_full(true);
+    rig.settle(&[held], SettleOutcome::Reject);
+    assert_eq!(dead.stats().ready_count, 0, "the log has no room for it");
+    rig.journal.set_full(false);
+    assert_ne!(rig.publish(&source, persistent("b")), ConfirmAt::Nack);
+}
