@@ -234,7 +234,7 @@ fn bury_group(
     // Headers grow: what was planned as one group may have become too large for one.
     while start < dying.len() {
         if letter_bytes(letters[start].as_ref()) > max_bytes + LETTER_EXCESS_MAX_BYTES {
-            keep_unburied(turn, source, dying[start].seq);
+            keep_unburied(turn, source, &dying[start]);
             start += 1;
             continue;
         }
@@ -271,7 +271,8 @@ fn letter_bytes(letter: Option<&DeadLetter>) -> u64 {
 }
 
 /// A dead letter that is larger than the log takes: kept aside rather than lost.
-fn keep_unburied(turn: &mut Turn<'_>, source: &QueueHandle, seq: Seq) {
+fn keep_unburied(turn: &mut Turn<'_>, source: &QueueHandle, dying: &Dying) {
+    let seq = dying.seq;
     tracing::error!(
         queue = %source.spec.name,
         vhost = %source.spec.vhost,
@@ -281,6 +282,9 @@ fn keep_unburied(turn: &mut Turn<'_>, source: &QueueHandle, seq: Seq) {
     let mut locked = Locked::one(source);
     let (_, state) = locked.first();
     state.slots.set_status(seq, Status::Quarantined);
+    if let (Some(place), Some(stuck)) = (dying.place, state.stuck()) {
+        stuck.forget(place);
+    }
     turn.shared.count_quarantined(1);
 }
 

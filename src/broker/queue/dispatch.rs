@@ -269,8 +269,12 @@ impl QueueState {
             reason = %failure.reason,
             "message cannot be read and is quarantined: kept, not delivered"
         );
+        let status = self.slots.get(seq).map(|slot| slot.status);
+        match (status, self.stuck()) {
+            (Some(Status::Stuck), Some(stuck)) => stuck.forget_entry(seq),
+            _ => self.leaving.retain(|&(leaving, _)| leaving != seq),
+        }
         self.slots.set_status(seq, Status::Quarantined);
-        self.leaving.retain(|&(leaving, _)| leaving != seq);
         turn.shared.count_quarantined(1);
     }
 

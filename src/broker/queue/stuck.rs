@@ -11,8 +11,8 @@
 //! some of the last ones tried were taken, the next ones are tried at once: so a new binding, or a target that was full,
 //! gets as much as it takes. They are tried in the order of their deaths, over and over.
 //!
-//! 1. A letter stands in the list while it is `Stuck`, also while it is tried. Whoever ends it in another way need not
-//!    know of the list: a letter there without such an entry means nothing.
+//! 1. A letter stands in the list while it is `Stuck`, also while it is tried, and counts for the length of the queue as
+//!    long. Whoever ends it in another way says so; where nobody did, a try finds a letter without such an entry.
 //! 2. Something is to be tried only after a look, and a look is never earlier than `look_at_ms`: so there is always a
 //!    timer, or a body on its way, or a commit to wait for.
 
@@ -175,10 +175,20 @@ impl Stuck {
     }
 
     /// This one is no dead letter any more.
-    fn forget(&mut self, place: Place) {
+    pub(super) fn forget(&mut self, place: Place) {
         let gone = self.letters.remove(&place);
         self.bytes -= gone.map_or(0, |letter| u64::from(letter.body_bytes));
         self.tries_left = self.tries_left.min(self.letters.len());
+    }
+
+    /// The same by its entry, which is one of those to try: they are looked at first.
+    pub(super) fn forget_entry(&mut self, seq: Seq) {
+        let behind = self.letters.range(Place(self.cursor)..);
+        let mut letters = behind.chain(self.letters.range(..Place(self.cursor)));
+        let found = letters.find(|(_, letter)| letter.seq == seq);
+        if let Some((&place, _)) = found {
+            self.forget(place);
+        }
     }
 }
 

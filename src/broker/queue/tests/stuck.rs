@@ -3,6 +3,7 @@
 use super::dying::dead_letter_to;
 use super::*;
 use crate::broker::arguments::Overflow;
+use crate::broker::queue::state::Locked;
 
 /// Letters go to the exchange `dlx`, and stay while nobody takes them.
 fn keeping() -> QueueArguments {
@@ -167,4 +168,50 @@ fn letters_on_their_way_do_not_count_for_the_length() {
     assert_eq!(dead.stats().ready_count, 0, "the log has no room for it");
     rig.journal.set_full(false);
     assert_ne!(rig.publish(&source, persistent("b")), ConfirmAt::Nack);
+}
+
+/// Bytes of the letters that are stuck.
+fn stuck_bytes(queue: &QueueHandle) -> u64 {
+    let mut locked = Locked::one(queue);
+    locked.first().1.stuck().map_or(0, |stuck| stuck.bytes())
+}
+
+#[test]
+fn a_letter_that_is_too_large_when_it_is_tried_is_stuck_no_more() {
+    let mut rig = Rig::new();
+    let (source, dead) = (rig.queue_with("q", keeping()), rig.queue("dead"));
+    let body = "x".repeat(17 << 20);
+    reject(&mut rig, &source, std::slice::from_ref(&body));
+    assert_eq!(stuck_bytes(&source), body.len() as u64);
+    rig.journal.set_group_max_bytes(1 << 10);
+    rig.bind("dlx", "key", &dead);
+    let _ = rig.tried_within(1);
+    assert_eq!(source.stats().quarantined_count, 1);
+    assert_eq!(stuck_bytes(&source), 0);
+}
+
+#[test]
+fn a_letter_that_cannot_be_read_is_stuck_no_more() {
+    let mut rig = Rig::new();
+    let (source, dead) = (rig.queue_with("q", keeping()), rig.queue("dead"));
+    reject(&mut rig, &source, &numbers(2));
+    rig.bind("dlx", "key", &dead);
+    // The first one finds no room, so nothing is tried while the second one is read, twice.
+    rig.journal.set_full(true);
+    let _ = rig.advance(1_000);
+    let mut first = None;
+    for _ in 0..2 {
+        for fetch in std::mem::take(&mut rig.effects.fetches) {
+            for &(seq, position) in &fetch.wanted {
+                let reason = "damaged".into();
+                let result = match *first.get_or_insert(seq) == seq {
+                    true => rig.read(position),
+                    false => Err(FetchFailure { reason }),
+                };
+                rig.turn(|turn| fetched(turn, &fetch.queue, vec![(seq, result)]));
+            }
+        }
+    }
+    assert_eq!(source.stats().quarantined_count, 1);
+    assert_eq!(stuck_bytes(&source), 1);
 }
