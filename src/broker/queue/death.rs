@@ -310,7 +310,7 @@ fn push_group(
         .sum();
     for (one, letter) in dying.iter().zip(letters) {
         let is_kept = settings.keeps_letters() && settings.dead_letter.is_some();
-        if is_kept && !is_wanted(&mut locked, letter.as_ref()) {
+        if is_kept && !is_wanted(&mut locked, source, letter.as_ref()) {
             let state = locked.state_of(source.id());
             match one.place {
                 Some(_) => state.evict(one.seq),
@@ -325,7 +325,7 @@ fn push_group(
             stuck.taken(place, turn.now_ms);
         }
         if let Some(letter) = letter {
-            put(turn, &mut locked, &mut batch, letter);
+            put(turn, &mut locked, &mut batch, letter, is_kept);
             if !letter.histories.is_empty() {
                 remembered.push(letter);
             }
@@ -342,7 +342,7 @@ fn push_group(
 }
 
 /// True when there is a queue for the letter, and none of them refuses it.
-fn is_wanted(locked: &mut Locked<'_>, letter: Option<&DeadLetter>) -> bool {
+fn is_wanted(locked: &mut Locked<'_>, source: &QueueHandle, letter: Option<&DeadLetter>) -> bool {
     let Some(letter) = letter else {
         return false;
     };
@@ -352,7 +352,7 @@ fn is_wanted(locked: &mut Locked<'_>, letter: Option<&DeadLetter>) -> bool {
         if state.is_deleted {
             continue;
         }
-        if state.refuses(&letter.message) {
+        if state.refuses_letter(&letter.message, target.id() == source.id()) {
             return false;
         }
         has_target = true;
@@ -360,12 +360,25 @@ fn is_wanted(locked: &mut Locked<'_>, letter: Option<&DeadLetter>) -> bool {
     has_target
 }
 
-/// Puts a dead letter into its targets. Their limits hold; a refusal is silent (LL-11).
-fn put(turn: &mut Turn<'_>, locked: &mut Locked<'_>, batch: &mut Batch, letter: &DeadLetter) {
+/// Puts a dead letter into its targets. Their limits hold; a refusal is silent (LL-11), unless all of them have been
+/// asked whether they want it (`is_wanted`).
+fn put(
+    turn: &mut Turn<'_>,
+    locked: &mut Locked<'_>,
+    batch: &mut Batch,
+    letter: &DeadLetter,
+    is_wanted: bool,
+) {
     for target in &letter.targets {
         let (queue, state) = locked.entry_of(target.id());
-        if !state.is_deleted {
-            state.enqueue(queue, turn, batch, &letter.message);
+        if state.is_deleted {
+            continue;
+        }
+        match is_wanted {
+            true => state.enqueue_letter(queue, turn, batch, &letter.message),
+            false => {
+                state.enqueue(queue, turn, batch, &letter.message);
+            }
         }
     }
     batch.end_publication(&letter.message);
@@ -400,7 +413,7 @@ pub(super) fn bury_refused(turn: &mut Turn<'_>, refused: &Refused) {
     let mut locked = lock_queues(&letter.targets);
     let mut batch = Batch::default();
     batch.set_atomic();
-    put(turn, &mut locked, &mut batch, &letter);
+    put(turn, &mut locked, &mut batch, &letter, false);
     locked.conclude(turn, batch);
     letter.remember();
 }

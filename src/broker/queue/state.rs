@@ -144,9 +144,32 @@ impl QueueState {
         batch: &mut Batch,
         message: &Arc<Message>,
     ) -> bool {
-        let Some(seq) = self.admit(queue, turn, batch, message, Status::Ready) else {
-            return false;
-        };
+        let seq = self.admit(queue, turn, batch, message, Status::Ready);
+        seq.inspect(|&seq| self.offer(queue, turn, batch, message, seq))
+            .is_some()
+    }
+
+    /// The same for a dead letter, which it does not refuse (`refuses_letter`).
+    pub(super) fn enqueue_letter(
+        &mut self,
+        queue: &QueueHandle,
+        turn: &mut Turn<'_>,
+        batch: &mut Batch,
+        message: &Arc<Message>,
+    ) {
+        let seq = self.add(queue, turn, batch, message, Status::Ready);
+        self.offer(queue, turn, batch, message, seq);
+    }
+
+    /// Offers a new message to consumers and enforces the limits.
+    fn offer(
+        &mut self,
+        queue: &QueueHandle,
+        turn: &mut Turn<'_>,
+        batch: &mut Batch,
+        message: &Message,
+        seq: Seq,
+    ) {
         self.dispatch(queue, turn, batch, Some(seq));
         if message.ttl_ms() == Some(0)
             || (self.rules.has_ttl && self.settings.message_ttl_ms == Some(0))
@@ -154,7 +177,6 @@ impl QueueState {
             self.expire_heads(queue, turn.now_ms, batch);
         }
         self.enforce_limits(queue, batch);
-        true
     }
 
     /// Gives a message its place; `None` when the queue refuses it.
@@ -177,6 +199,18 @@ impl QueueState {
             }
             return None;
         }
+        Some(self.add(queue, turn, batch, message, status))
+    }
+
+    /// Gives a message its place.
+    fn add(
+        &mut self,
+        queue: &QueueHandle,
+        turn: &mut Turn<'_>,
+        batch: &mut Batch,
+        message: &Arc<Message>,
+        status: Status,
+    ) -> Seq {
         let queue_ttl_ms = match self.rules.has_ttl {
             true => self.settings.message_ttl_ms,
             false => None,
@@ -215,24 +249,30 @@ impl QueueState {
         if queue.traits.is_delay {
             self.due.push(expires_at_ms, seq);
         }
-        Some(seq)
+        seq
     }
 
     /// True when the queue does not take the message.
     pub(super) fn refuses(&self, message: &Message) -> bool {
-        self.rules.bound == Bound::Refuse && self.would_overflow(message)
+        self.rules.bound == Bound::Refuse && self.would_overflow(message, self.kept_sums())
     }
 
-    fn would_overflow(&self, message: &Message) -> bool {
+    /// True when the queue does not take a dead letter. One of its own (`is_own`) lies in the queue already, and it is the
+    /// only one that can take those that are stuck there: they do not stand in each other's way.
+    pub(super) fn refuses_letter(&self, message: &Message, is_own: bool) -> bool {
+        match is_own {
+            true => self.rules.bound == Bound::Refuse && self.would_overflow(message, (0, 0)),
+            false => self.refuses(message),
+        }
+    }
+
+    /// True when the message is too much, with these that are stuck: their number, and their bytes.
+    fn would_overflow(&self, message: &Message, stuck: (u64, u64)) -> bool {
         let sums = self.slots.sums();
         let settings = &self.settings;
-        let mut count = sums.ready_count + sums.hidden_count + 1;
-        let mut bytes = sums.ready_bytes + sums.hidden_bytes + message.body_len() as u64;
-        if let Some(rare) = self.rare.as_ref().filter(|_| settings.keeps_letters()) {
-            // They stay until somebody takes them; those that are on their way are as good as gone.
-            count += rare.stuck.count();
-            bytes += rare.stuck.bytes();
-        }
+        let count = sums.ready_count + sums.hidden_count + 1 + stuck.0;
+        let ready_bytes = sums.ready_bytes + sums.hidden_bytes;
+        let bytes = ready_bytes + message.body_len() as u64 + stuck.1;
         settings.max_length.is_some_and(|max| count > max)
             || settings.max_length_bytes.is_some_and(|max| bytes > max)
     }

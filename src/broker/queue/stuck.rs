@@ -236,6 +236,14 @@ impl QueueState {
             .collect()
     }
 
+    /// Number and bytes of the letters that count for the length of the queue: they stay until somebody takes them. Those
+    /// that are on their way are as good as gone.
+    pub(super) fn kept_sums(&self) -> (u64, u64) {
+        let rare = self.rare.as_ref();
+        let stuck = rare.filter(|_| self.settings.keeps_letters());
+        stuck.map_or((0, 0), |rare| (rare.stuck.count(), rare.stuck.bytes()))
+    }
+
     /// Where letters that nobody took are kept, if the queue ever had any.
     pub(super) fn stuck(&mut self) -> Option<&mut Stuck> {
         self.rare.as_mut().map(|rare| &mut rare.stuck)

@@ -215,3 +215,39 @@ fn a_letter_that_cannot_be_read_is_stuck_no_more() {
     assert_eq!(source.stats().quarantined_count, 1);
     assert_eq!(stuck_bytes(&source), 1);
 }
+
+#[test]
+fn a_queue_that_is_its_own_target_takes_its_letters_back() {
+    for (max_length, max_length_bytes) in [(Some(1), None), (None, Some(1))] {
+        let mut rig = Rig::new();
+        let settings = QueueArguments {
+            max_length,
+            max_length_bytes,
+            ..keeping()
+        };
+        let queue = rig.queue_with("q", settings);
+        rig.bind("dlx", "key", &queue);
+        let mut held = Vec::new();
+        for body in ["a", "b"] {
+            rig.publish(&queue, persistent(body));
+            rig.settle_down();
+            held.extend(rig.get(&queue));
+        }
+        rig.settle(&held, SettleOutcome::Reject);
+        rig.settle_down();
+        // The other one waits while this one goes round.
+        for round in 0..3 {
+            assert_eq!(queue.stats().ready_count, 1, "round {round}");
+            let one = rig.get(&queue).expect("it came back");
+            assert_eq!(body_of(&one.message), "a");
+            rig.settle(&[one], SettleOutcome::Reject);
+            rig.settle_down();
+        }
+        let one = rig.get(&queue).expect("it came back");
+        rig.settle(&[one], SettleOutcome::Ack);
+        let _ = rig.tried_within(20);
+        assert_eq!(rig.take_all(&queue), ["b"]);
+        assert_eq!(rig.journal.replay(queue.id()).entries.len(), 1);
+        queue.check_sums();
+    }
+}
