@@ -310,11 +310,19 @@ fn push_group(
         .sum();
     for (one, letter) in dying.iter().zip(letters) {
         let is_kept = settings.keeps_letters() && settings.dead_letter.is_some();
-        if is_kept && !is_wanted(&mut locked, source, letter.as_ref()) {
+        let welcome = match is_kept {
+            true => welcome(&mut locked, source, letter.as_ref()),
+            // It goes whatever they say.
+            false => Welcome::Wanted,
+        };
+        if welcome != Welcome::Wanted {
             let state = locked.state_of(source.id());
             match one.place {
                 Some(_) => state.evict(one.seq),
                 None => state.keep_letter(one.seq, one.reason, turn.now_ms, version),
+            }
+            if let (Welcome::Refused, Some(stuck)) = (welcome, state.stuck()) {
+                stuck.refused(turn.now_ms);
             }
             continue;
         }
@@ -341,27 +349,35 @@ fn push_group(
     remembered.into_iter().for_each(DeadLetter::remember);
 }
 
-/// True when there is a queue for the letter, and none of them refuses it.
-fn is_wanted(locked: &mut Locked<'_>, source: &QueueHandle, letter: Option<&DeadLetter>) -> bool {
-    let Some(letter) = letter else {
-        return false;
-    };
-    let mut has_target = false;
-    for target in &letter.targets {
+/// What the queues say to a dead letter that is to be kept until they take it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Welcome {
+    /// There is one, and none of them refuses it.
+    Wanted,
+    /// One of them is full.
+    Refused,
+    /// There is none.
+    Nobody,
+}
+
+fn welcome(locked: &mut Locked<'_>, source: &QueueHandle, letter: Option<&DeadLetter>) -> Welcome {
+    let mut welcome = Welcome::Nobody;
+    for target in letter.iter().flat_map(|letter| &letter.targets) {
         let state = locked.state_of(target.id());
         if state.is_deleted {
             continue;
         }
-        if state.refuses_letter(&letter.message, target.id() == source.id()) {
-            return false;
+        let is_own = target.id() == source.id();
+        if letter.is_some_and(|letter| state.refuses_letter(&letter.message, is_own)) {
+            return Welcome::Refused;
         }
-        has_target = true;
+        welcome = Welcome::Wanted;
     }
-    has_target
+    welcome
 }
 
 /// Puts a dead letter into its targets. Their limits hold; a refusal is silent (LL-11), unless all of them have been
-/// asked whether they want it (`is_wanted`).
+/// asked whether they want it (`welcome`).
 fn put(
     turn: &mut Turn<'_>,
     locked: &mut Locked<'_>,

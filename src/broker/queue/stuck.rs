@@ -11,6 +11,10 @@
 //! some of the last ones tried were taken, the next ones are tried at once: so a new binding, or a target that was full,
 //! gets as much as it takes. They are tried in the order of their deaths, over and over.
 //!
+//! Of N letters each has its try within N / 64 pauses, of 16 s at most when there is no queue for any of them. A queue
+//! that was full has room without a change of the topology: from the time that one refused a letter, and until all
+//! letters were tried once more, a pause is 2 s at most.
+//!
 //! 1. A letter stands in the list while it is `Stuck`, also while it is tried, and counts for the length of the queue as
 //!    long. Whoever ends it in another way says so; where nobody did, a try finds a letter without such an entry.
 //! 2. Something is to be tried only after a look, and a look is never earlier than `look_at_ms`: so there is always a
@@ -32,6 +36,8 @@ const LOOK_MS: u64 = 1_000;
 /// Between two tries.
 const PAUSE_MIN_MS: u64 = 1_000;
 const PAUSE_MAX_MS: u64 = 16_000;
+/// The same while a queue that refuses some may have room again.
+const PAUSE_FULL_MAX_MS: u64 = 2_000;
 
 /// Where a letter stands among those that are stuck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,6 +68,8 @@ pub(super) struct Stuck {
     look_at_ms: u64,
     try_at_ms: u64,
     pause_ms: u64,
+    /// A full queue refused a letter; until so many more were tried it may have room.
+    full_left: usize,
     /// Of the topology at the last look, or earlier.
     version: u64,
     /// What the queue obeys has changed since the last look.
@@ -85,6 +93,20 @@ impl Stuck {
     fn pause(&mut self, now_ms: u64) {
         self.pause_ms = PAUSE_MIN_MS;
         self.try_at_ms = now_ms + PAUSE_MIN_MS;
+    }
+
+    fn pause_max_ms(&self) -> u64 {
+        match self.full_left {
+            0 => PAUSE_MAX_MS,
+            _ => PAUSE_FULL_MAX_MS,
+        }
+    }
+
+    /// A full queue refused one of the letters.
+    pub(super) fn refused(&mut self, now_ms: u64) {
+        self.full_left = self.letters.len();
+        self.pause_ms = self.pause_ms.min(PAUSE_FULL_MAX_MS);
+        self.try_at_ms = self.try_at_ms.min(now_ms + PAUSE_FULL_MAX_MS);
     }
 
     /// What the queue obeys has changed: the next look is now.
@@ -143,7 +165,7 @@ impl Stuck {
         } else if self.try_at_ms <= now_ms {
             self.tries_left = TRY_MAX_COUNT.min(self.letters.len());
             self.try_at_ms = now_ms + self.pause_ms;
-            self.pause_ms = (self.pause_ms * 2).min(PAUSE_MAX_MS);
+            self.pause_ms = (self.pause_ms * 2).min(self.pause_max_ms());
         }
     }
 
@@ -159,6 +181,7 @@ impl Stuck {
     fn advance(&mut self, place: Place) {
         self.cursor = place.0 + 1;
         self.tries_left = self.tries_left.saturating_sub(1);
+        self.full_left = self.full_left.saturating_sub(1);
     }
 
     /// This one, the last that was tried, was not tried after all.

@@ -251,3 +251,36 @@ fn a_queue_that_is_its_own_target_takes_its_letters_back() {
         queue.check_sums();
     }
 }
+
+#[test]
+fn letters_for_a_full_queue_do_not_wait_long_behind_those_that_nobody_wants() {
+    let mut rig = Rig::new();
+    let source = rig.queue_with("q", keeping());
+    let full = QueueArguments {
+        max_length: Some(1),
+        overflow: Overflow::RejectPublish,
+        ..QueueArguments::default()
+    };
+    let dead = rig.queue_with("dead", full);
+    rig.bind("dlx", "key", &dead);
+    reject(&mut rig, &source, &numbers(3));
+    assert_eq!(dead.stats().ready_count, 1, "the others are refused");
+    for number in 0..638 {
+        let unwanted = Message::new(
+            ShortString::default(),
+            ShortString::from_static("nobody"),
+            persistent("x").properties().clone(),
+            vec![Bytes::from(number.to_string())],
+        );
+        rig.publish(&source, unwanted);
+    }
+    rig.settle_down();
+    let taken: Vec<Delivery> = std::iter::from_fn(|| rig.get(&source)).collect();
+    rig.settle(&taken, SettleOutcome::Reject);
+    rig.settle_down();
+    let _ = rig.tried_within(300);
+    assert!(rig.get(&dead).is_some(), "there is room now");
+    // Ten tries are a round.
+    let _ = rig.tried_within(10 * 2 + 2);
+    assert_eq!(dead.stats().ready_count, 1);
+}
