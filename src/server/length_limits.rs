@@ -29,7 +29,8 @@ const RUNS_AT_ONCE: usize = 64;
 pub(super) fn apply(hub: &Hub, effects: &mut Effects) {
     let mut buffer = ReadBuffer::default();
     for queue in hub.broker.durable_queues() {
-        measure_entries(hub, &queue, &mut buffer, effects, &|| true);
+        // Nothing is carried out before the start is over.
+        measure_entries(hub, &queue, &mut buffer, effects, &|| true, &|_| {});
     }
     drop_heads(hub, effects);
 }
@@ -80,12 +81,13 @@ pub(super) fn run(hub: &Arc<Hub>) {
     let mut buffer = ReadBuffer::default();
     let mut effects = Effects::default();
     let goes_on = || hub.measuring().goes_on();
+    // Chunk by chunk: a consumer may wait for what the queue asked for.
+    let conclude = |effects: &mut Effects| hub.carry_out(effects);
     while hub.measuring().wait_for_request() {
         for queue in hub.broker.durable_queues() {
             // Runs first: one that is paged in meanwhile comes with its entries.
             measure_runs(hub, &queue, &mut buffer, &mut effects);
-            measure_entries(hub, &queue, &mut buffer, &mut effects, &goes_on);
-            hub.carry_out(&mut effects);
+            measure_entries(hub, &queue, &mut buffer, &mut effects, &goes_on, &conclude);
         }
     }
 }
@@ -96,28 +98,28 @@ fn measure_entries(
     buffer: &mut ReadBuffer,
     effects: &mut Effects,
     goes_on: &dyn Fn() -> bool,
+    conclude: &dyn Fn(&mut Effects),
 ) {
-    let unknown = queue.unsized_entries();
-    let mut rest = unknown.as_slice();
-    while !rest.is_empty() && goes_on() {
-        let (chunk, later) = rest.split_at(chunk_len(rest));
+    in_chunks(&queue.unsized_entries(), goes_on, |chunk| {
         let sizes = Sizes {
             entries: read_sizes(hub, queue, chunk, buffer),
             runs: Vec::new(),
         };
         hub.broker.sized(queue, &sizes, hub.now_ms(), effects);
-        rest = later;
-    }
+        conclude(effects);
+        true
+    });
 }
 
 fn measure_runs(hub: &Hub, queue: &QueueHandle, buffer: &mut ReadBuffer, effects: &mut Effects) {
+    let goes_on = || hub.measuring().goes_on();
     let mut from = 0;
     loop {
         let unknown = queue.unsized_runs(from, RUNS_AT_ONCE);
         let Some(last) = unknown.last() else { return };
         from = last.number + 1;
         for run in unknown {
-            if !hub.measuring().goes_on() {
+            if !goes_on() {
                 return;
             }
             // Whoever wants its messages learns why it cannot be read.
@@ -127,12 +129,14 @@ fn measure_runs(hub: &Hub, queue: &QueueHandle, buffer: &mut ReadBuffer, effects
             let places = entries.iter().map(|entry| (entry.seq, entry.position));
             let places: Vec<(Seq, Position)> = places.collect();
             let mut content_bytes = 0;
-            let mut rest = places.as_slice();
-            while !rest.is_empty() {
-                let (chunk, later) = rest.split_at(chunk_len(rest));
+            let is_measured = in_chunks(&places, &goes_on, |chunk| {
                 let sizes = read_sizes(hub, queue, chunk, buffer);
                 content_bytes += sizes.iter().map(|(_, len)| u64::from(*len)).sum::<u64>();
-                rest = later;
+                sizes.len() == chunk.len()
+            });
+            // The sum of some of them would pass for that of all.
+            if !is_measured {
+                continue;
             }
             let sizes = Sizes {
                 entries: Vec::new(),
@@ -142,6 +146,23 @@ fn measure_runs(hub: &Hub, queue: &QueueHandle, buffer: &mut ReadBuffer, effects
             hub.carry_out(effects);
         }
     }
+}
+
+/// Has `measure` go through the places in parts of about [`CHUNK_BYTES`]. False when it was stopped, or `measure` answered so.
+fn in_chunks(
+    places: &[(Seq, Position)],
+    goes_on: &dyn Fn() -> bool,
+    mut measure: impl FnMut(&[(Seq, Position)]) -> bool,
+) -> bool {
+    let mut rest = places;
+    while !rest.is_empty() {
+        let (chunk, later) = rest.split_at(chunk_len(rest));
+        if !goes_on() || !measure(chunk) {
+            return false;
+        }
+        rest = later;
+    }
+    true
 }
 
 fn chunk_len(entries: &[(Seq, Position)]) -> usize {
@@ -182,5 +203,52 @@ fn drop_heads(hub: &Hub, effects: &mut Effects) {
         for load in now {
             load_runs(hub, load, effects);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::storage::types::Lsn;
+
+    /// Entries each of which fills a chunk.
+    fn places(count: u64) -> Vec<(Seq, Position)> {
+        let len_bytes = u32::try_from(CHUNK_BYTES).expect("small");
+        let place = |number| {
+            (
+                Seq(number),
+                Position {
+                    lsn: Lsn(number),
+                    len_bytes,
+                },
+            )
+        };
+        (1..=count).map(place).collect()
+    }
+
+    #[test]
+    fn a_stop_waits_for_one_chunk_only() {
+        let count = Cell::new(0);
+        let is_whole = in_chunks(&places(5), &|| count.get() < 2, |chunk| {
+            assert_eq!(chunk.len(), 1);
+            count.set(count.get() + 1);
+            true
+        });
+        assert!(!is_whole, "a part of a run passed for the whole");
+        assert_eq!(count.get(), 2);
+    }
+
+    #[test]
+    fn what_cannot_be_read_ends_the_measure_of_its_run() {
+        let mut count = 0;
+        let is_whole = in_chunks(&places(5), &|| true, |_| {
+            count += 1;
+            count < 3
+        });
+        assert!(!is_whole);
+        assert_eq!(count, 3);
+        assert!(in_chunks(&places(5), &|| true, |_| true));
     }
 }

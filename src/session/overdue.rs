@@ -111,7 +111,9 @@ impl Ages {
     fn note_returned(&mut self, tag: u64) {
         self.returned.insert(tag);
         if self.returned.len() > RETURNED_MAX {
-            self.excused_upto = self.returned.pop_first().unwrap_or(self.excused_upto);
+            // Consumers are cancelled one after another, so a lower tag may come later.
+            let oldest = self.returned.pop_first().unwrap_or_default();
+            self.excused_upto = self.excused_upto.max(oldest);
         }
     }
 
@@ -127,7 +129,7 @@ impl Ages {
             return Some(scope);
         }
         let went_back = |tag: u64| {
-            let is_old = tag <= self.excused_upto && !tags.is_outstanding(tag);
+            let is_old = (1..=self.excused_upto).contains(&tag) && !tags.is_outstanding(tag);
             is_old || self.returned.contains(&tag)
         };
         let (left, upto) = match scope {
@@ -371,5 +373,27 @@ mod tests {
         }
         let none = AckScope::One(count + 1);
         assert_eq!(ages.left_of(none, &tags, false), Some(none));
+    }
+
+    #[test]
+    fn what_went_back_stays_excused_whatever_goes_back_after_it() {
+        let tags = DeliveryTags::default();
+        let mut ages = Ages::default();
+        let newest = 2 * RETURNED_MAX as u64;
+        (10..=newest).for_each(|tag| ages.note_returned(tag));
+        // Another consumer held an older one.
+        ages.note_returned(1);
+        for tag in [1, 10, newest - RETURNED_MAX as u64, newest] {
+            assert_eq!(ages.left_of(AckScope::One(tag), &tags, true), None, "{tag}");
+        }
+    }
+
+    #[test]
+    fn tag_0_never_went_back() {
+        let tags = DeliveryTags::default();
+        let mut ages = Ages::default();
+        (1..=RETURNED_MAX as u64 + 1).for_each(|tag| ages.note_returned(tag));
+        let scope = AckScope::One(0);
+        assert_eq!(ages.left_of(scope, &tags, false), Some(scope));
     }
 }

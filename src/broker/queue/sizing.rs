@@ -1,7 +1,7 @@
 //! Sizes of bodies that a queue with `x-max-length-bytes` must know and a restart does not tell.
 //!
 //! The log says how long a record is, which is more than the body, and an index says it of a whole run. So the entries that came
-//! back one by one have size 0 until their message is read, runs in an index file have a sum of 0, and such a queue would hold
+//! back one by one count as empty until their message is read, runs in an index file have a sum of 0 if any of them does, and such a queue would hold
 //! more than it may. It is asked for them whenever somebody begins to limit it: entries at the start, before anybody looks;
 //! runs, of which there may be very many, and what a policy limits while the broker runs, while all goes on.
 
@@ -33,7 +33,7 @@ impl Queue {
             return Vec::new();
         }
         let entries = state.slots.iter();
-        let unknown = entries.filter(|(_, slot)| slot.body_bytes == 0 && slot.message.is_none());
+        let unknown = entries.filter(|(_, slot)| !slot.is_sized());
         unknown.map(|(seq, slot)| (seq, slot.position())).collect()
     }
 }

@@ -184,7 +184,7 @@ impl QueueState {
             // The queue was deleted meanwhile.
             return;
         }
-        let body_bytes = self.slots.get(seq).map_or(0, |slot| slot.body_bytes);
+        let body_bytes = self.slots.get(seq).map_or(0, |slot| slot.body_bytes());
         self.evict(seq);
         let letter = Letter {
             seq,

@@ -114,7 +114,7 @@ impl Slots {
     pub(super) fn warm(&self) -> u64 {
         let last = self.runs.back().and_then(Run::resident);
         let slot = last.and_then(|resident| resident.slots.last());
-        let seen = slot.map_or(0, |slot| u64::from(slot.body_bytes));
+        let seen = slot.map_or(0, |slot| u64::from(slot.body_bytes()));
         seen ^ self.sums.resident_bytes ^ self.slot_count
     }
 
@@ -177,7 +177,7 @@ impl Slots {
             run.ready_count += 1;
             self.ready_from = self.ready_from.min(seq);
         }
-        self.sums.add(slot.status, slot.body_bytes);
+        self.sums.add(slot.status, slot.body_bytes());
         self.sums.resident_bytes += slot.resident_bytes();
         self.absent_count += u64::from(slot.message.is_none());
         self.may_expire |= slot.expires_at_ms != 0;
@@ -256,11 +256,11 @@ impl Slots {
         let Some((slot, _)) = self.slot_mut(seq) else {
             return false;
         };
-        let before = (slot.status, slot.body_bytes, slot.message.is_some());
+        let before = (slot.status, slot.body_bytes(), slot.message.is_some());
         change(slot);
         debug_assert_eq!(
             before,
-            (slot.status, slot.body_bytes, slot.message.is_some()),
+            (slot.status, slot.body_bytes(), slot.message.is_some()),
             "status, size and content have their own methods"
         );
         true
@@ -284,7 +284,7 @@ impl Slots {
             return false;
         };
         let before = slot.status;
-        let body_bytes = slot.body_bytes;
+        let body_bytes = slot.body_bytes();
         slot.status = status;
         *ready_count -= u16::from(before == Status::Ready);
         *ready_count += u16::from(status == Status::Ready);
@@ -308,9 +308,10 @@ impl Slots {
         if slot.message.is_some() {
             return;
         }
-        let before = std::mem::replace(&mut slot.body_bytes, body_bytes);
+        let before = slot.body_bytes();
+        slot.set_body_bytes(body_bytes);
         self.sums.subtract(slot.status, before);
-        self.sums.add(slot.status, body_bytes);
+        self.sums.add(slot.status, slot.body_bytes());
     }
 
     /// Sets or drops the content of the entry `seq`.
@@ -326,16 +327,16 @@ impl Slots {
         resident.content_count += u16::from(message.is_some());
         let status = slot.status;
         let before = (
-            slot.body_bytes,
+            slot.body_bytes(),
             slot.resident_bytes(),
             slot.message.is_none(),
         );
         if let Some(message) = &message {
-            slot.body_bytes = u32::try_from(message.body_len()).unwrap_or(u32::MAX);
+            slot.set_body_bytes(u32::try_from(message.body_len()).unwrap_or(u32::MAX));
         }
         slot.message = message;
         let after = (
-            slot.body_bytes,
+            slot.body_bytes(),
             slot.resident_bytes(),
             slot.message.is_none(),
         );
@@ -364,7 +365,7 @@ impl Slots {
 
     /// Takes an entry out of the sums.
     fn forget(&mut self, slot: &Slot) {
-        self.sums.subtract(slot.status, slot.body_bytes);
+        self.sums.subtract(slot.status, slot.body_bytes());
         self.sums.resident_bytes -= slot.resident_bytes();
         self.absent_count -= u64::from(slot.message.is_none());
     }

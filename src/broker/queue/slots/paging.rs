@@ -214,7 +214,7 @@ impl Slots {
         let content_bytes = filed.run.content_bytes;
         self.sums.ready_bytes -= content_bytes;
         for (_, slot) in resident.iter() {
-            self.sums.ready_bytes += u64::from(slot.body_bytes);
+            self.sums.ready_bytes += u64::from(slot.body_bytes());
         }
         self.absent_count += u64::from(run.live_count);
         self.slot_count += resident.slots.len() as u64;
@@ -363,6 +363,7 @@ impl Slots {
         }
         let resident = run.resident().filter(|resident| resident.can_leave())?;
         let described = resident.describe(self.redelivered_below, false)?;
+        let content_bytes = described.content_bytes;
         let filed = Body::Filed(Filed {
             run: described,
             paging: Paging::Idle,
@@ -372,7 +373,9 @@ impl Slots {
         };
         self.filed_count += 1;
         self.slot_count -= resident.slots.len() as u64;
+        self.sums.ready_bytes += content_bytes;
         for (_, slot) in resident.iter() {
+            self.sums.ready_bytes -= u64::from(slot.body_bytes());
             self.sums.resident_bytes -= slot.resident_bytes();
             self.absent_count -= u64::from(slot.message.is_none());
         }
@@ -543,7 +546,7 @@ impl Slots {
                     assert_eq!(usize::from(resident.content_count), contents.count());
                     for (seq, slot) in resident.iter() {
                         assert_eq!(FiledRun::number_of(seq), run.number);
-                        sums.add(slot.status, slot.body_bytes);
+                        sums.add(slot.status, slot.body_bytes());
                         sums.resident_bytes += slot.resident_bytes();
                         absent_count += u64::from(slot.message.is_none());
                     }

@@ -203,10 +203,12 @@ impl Resident {
         let mut marks: Option<Box<RunMarks>> = None;
         let mut segments = RunUses::new();
         let mut content_bytes = 0;
+        let mut is_sized = true;
         for (seq, slot) in self.iter() {
             let index = FiledRun::index_of(seq);
             live.insert(index);
-            content_bytes += u64::from(slot.body_bytes);
+            content_bytes += u64::from(slot.body_bytes());
+            is_sized &= slot.is_sized();
             count_use(&mut segments, slot.position());
             let count = u8::try_from(slot.delivery_count).ok()?;
             let is_redelivered = (slot.is_redelivered && seq.count() >= redelivered_below)
@@ -227,7 +229,8 @@ impl Resident {
             live: live.into(),
             marks,
             segments,
-            content_bytes,
+            // The sum of some would pass for that of all.
+            content_bytes: if is_sized { content_bytes } else { 0 },
         })
     }
 }
@@ -273,7 +276,9 @@ pub(super) fn revive(
         });
         slot.is_redelivered = seq.count() < redelivered_below
             || marks.is_some_and(|marks| marks.redelivered.contains(index));
-        slot.body_bytes = shares.next();
+        if filed.content_bytes > 0 {
+            slot.set_body_bytes(shares.next());
+        }
         revived.slots.push(slot);
     }
     Some(revived)

@@ -24,6 +24,9 @@ pub(in crate::broker::queue) enum Status {
     Quarantined,
 }
 
+/// After a restart, until the body was read. A body of this size counts a byte less.
+const UNKNOWN_BYTES: u32 = u32::MAX;
+
 /// One entry.
 #[derive(Clone, Debug)]
 pub(in crate::broker::queue) struct Slot {
@@ -35,9 +38,8 @@ pub(in crate::broker::queue) struct Slot {
     lsn: Lsn,
     /// Length of that record.
     len_bytes: u32,
-    /// Bytes of the body; 0 after a restart, until the body was read: a length limit must not drop a message for
-    /// bytes it may not have.
-    pub(in crate::broker::queue) body_bytes: u32,
+    /// Bytes of the body, or [`UNKNOWN_BYTES`].
+    body_bytes: u32,
     /// Failed deliveries; stops at the largest value.
     pub(in crate::broker::queue) delivery_count: u16,
     pub(in crate::broker::queue) status: Status,
@@ -83,7 +85,7 @@ impl Slot {
     ) -> Self {
         Self {
             status,
-            body_bytes: u32::try_from(message.body_len()).unwrap_or(u32::MAX),
+            body_bytes: sized(u32::try_from(message.body_len()).unwrap_or(u32::MAX)),
             expires_at_ms,
             message: Some(message),
             ..Self::EMPTY
@@ -100,8 +102,23 @@ impl Slot {
             lsn: entry.position.lsn,
             len_bytes: entry.position.len_bytes,
             expires_at_ms: entry.expires_at_ms,
+            body_bytes: UNKNOWN_BYTES,
             ..Self::EMPTY
         }
+    }
+
+    /// Bytes of the body; 0 while they are not known: a length limit must not drop a message for bytes it may not have.
+    pub(in crate::broker::queue) fn body_bytes(&self) -> u32 {
+        if self.is_sized() { self.body_bytes } else { 0 }
+    }
+
+    /// True when it is known how large the body is.
+    pub(in crate::broker::queue) fn is_sized(&self) -> bool {
+        self.body_bytes != UNKNOWN_BYTES
+    }
+
+    pub(super) fn set_body_bytes(&mut self, body_bytes: u32) {
+        self.body_bytes = sized(body_bytes);
     }
 
     /// Where its record lies.
@@ -139,4 +156,8 @@ impl Slot {
             .as_ref()
             .map_or(0, |message| message.size_bytes() as u64)
     }
+}
+
+fn sized(body_bytes: u32) -> u32 {
+    body_bytes.min(UNKNOWN_BYTES - 1)
 }

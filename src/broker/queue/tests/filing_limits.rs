@@ -135,7 +135,7 @@ fn counts_marks_and_sizes_survive_the_way_out_and_back() {
     );
     // One that leaves takes its own size with it, and no other's.
     let gone = slots.remove(Seq(7)).expect("it is there");
-    assert_eq!(gone.body_bytes, 7);
+    assert_eq!(gone.body_bytes(), 7);
     slots.check();
 }
 
@@ -223,4 +223,42 @@ fn every_level_goes_on_above_what_was_given_before_a_restart() {
         assert_eq!(slots.push(rank, arrived()), Seq::new(rank, 42));
     }
     slots.check();
+}
+
+/// Entries that came back beside new ones: what is known of some must not pass for the size of the run.
+#[test]
+fn a_sum_of_some_sizes_is_not_known() {
+    let mut index = TestIndex::default();
+    let entries = slots(3, |_, _| {}).picture(false).entries;
+    let mut slots = Slots::new(Seq(4), 0);
+    slots.restore(entries, Vec::new(), Seq(0));
+    for _ in 0..2 {
+        let message = Arc::new(persistent("message"));
+        let seq = slots.push(0, Slot::arrived(Status::Ready, message, 0));
+        let lsn = Lsn::new(SegmentId(2), 4096);
+        slots.set_position(seq, Position { lsn, len_bytes: 64 });
+        slots.update(seq, |slot| slot.is_logged = true);
+        slots.set_message(seq, None);
+    }
+    assert_eq!(slots.sums().ready_bytes, 2 * 7);
+    file(&mut slots, &mut index);
+    let unknown = slots.unsized_runs(0, 9);
+    assert_eq!(unknown.len(), 1, "it would never be measured");
+    slots.set_content_bytes(&unknown[0], 5 * 7);
+    slots.check();
+    page_in(&mut slots, &index);
+    assert_eq!(slots.sums().ready_bytes, 5 * 7);
+}
+
+/// A body without a byte is known to have none.
+#[test]
+fn an_empty_body_leaves_the_sum_of_its_run_known() {
+    let mut index = TestIndex::default();
+    let mut slots = slots(3, |_, _| {});
+    for seq in [Seq(1), Seq(2)] {
+        slots.set_body_bytes(seq, 0);
+    }
+    file(&mut slots, &mut index);
+    assert!(slots.unsized_runs(0, 9).is_empty());
+    assert_eq!(slots.sums().ready_bytes, 7);
 }
