@@ -4,8 +4,8 @@
 //!
 //! 1. Short reads and writes, `EINTR` and the `IOV_MAX` limit are dealt with here; a caller sees all or an error.
 //! 2. A failed sync is passed on and never repeated: after it the kernel may have marked the lost pages clean.
-//! 3. Every error names the file; its `kind()` is the one of the system. Running out of file descriptors has none there: it is
-//!    `QuotaExceeded`, which whoever waits for room waits out.
+//! 3. Every error names the file; its `kind()` is the one of the system. Running out of file descriptors has none
+//!    there: see [`super::is_out_of_descriptors`].
 //! 4. The data directory itself is durable when [`RealDisk::new`] returns.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -22,6 +22,7 @@ use fs2::FileExt as _;
 use rustix::fs::{Advice, FallocateFlags};
 use rustix::io::Errno;
 
+use super::descriptors::{is_out_of_descriptors, out_of_descriptors};
 use super::fault::{self, Fault};
 use super::file_system::{self, FileSystem};
 use super::{Clock, DirectoryLock, Disk, DiskFile, FreeSpace, OpenMode};
@@ -128,11 +129,10 @@ pub(super) fn check_relative(path: &Path) -> io::Result<()> {
     Err(io::Error::new(ErrorKind::InvalidInput, text))
 }
 
-/// The system's error with the file and the attempted act in its text. When there is no file descriptor left, that is a quota
-/// used up: like space on the disk, it comes back.
+/// The system's error with the file and the attempted act in its text; marked when there is no file descriptor left.
 fn named(path: &Path, act: &str, error: &io::Error) -> io::Error {
     let text = format!("cannot {act} {}: {error}", path.display());
-    if !is_out_of_descriptors(error) {
+    if !is_descriptor_limit(error) {
         return io::Error::new(error.kind(), text);
     }
     // It is tried again many times a second.
@@ -140,11 +140,11 @@ fn named(path: &Path, act: &str, error: &io::Error) -> io::Error {
     if COUNT.fetch_add(1, Ordering::Relaxed).is_power_of_two() {
         tracing::error!("out of file descriptors: {text}");
     }
-    io::Error::new(ErrorKind::QuotaExceeded, text)
+    out_of_descriptors(text)
 }
 
 /// This process may have no more of them, or the system has no more.
-fn is_out_of_descriptors(error: &io::Error) -> bool {
+fn is_descriptor_limit(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     errno.is_some_and(|errno| [Errno::MFILE, Errno::NFILE].contains(&errno))
 }
@@ -211,7 +211,7 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 fn patiently(mut open: impl FnMut() -> io::Result<File>) -> io::Result<File> {
     loop {
         match open() {
-            Err(e) if e.kind() == ErrorKind::QuotaExceeded => {
+            Err(e) if is_out_of_descriptors(&e) => {
                 std::thread::sleep(DESCRIPTOR_PAUSE);
             }
             opened => return opened,
