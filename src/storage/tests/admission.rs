@@ -1,6 +1,7 @@
 //! Admission: what was admitted finds room on a full disk, and so do the settles behind it.
 
 use super::*;
+use crate::storage::reserve::Need;
 use crate::storage::testing::numbered_payload;
 use crate::storage::types::Pusher;
 
@@ -65,6 +66,30 @@ fn a_checkpoint_at_zero_bytes_free_leaves_room_for_what_is_pending() {
         store.storage.checkpoint(&store).unwrap();
         store.commit().unwrap();
         assert!(!store.storage.is_stalled(), "after {seq}");
+    }
+}
+
+/// However much checkpoints and compaction ask for.
+#[test]
+fn what_is_borrowed_leaves_room_for_what_is_pending_and_for_settles() {
+    for is_pending in [false, true] {
+        let rig = Rig::new(options());
+        let store = busy(&rig);
+        let space = &store.storage.shared().space;
+        let whole_bytes = space.reserve_bytes();
+        if is_pending {
+            push_admitted(&store, Pusher::Publisher);
+        }
+        let pending_bytes = space.admission.pending_bytes();
+        while space.make_room(Need::Vital) {}
+        let before = space.reserve_bytes();
+        while space.make_room(Need::Commit) {}
+        let left_bytes = space.reserve_bytes();
+        let settle_bytes = whole_bytes * 3 / 16;
+        assert!(before - left_bytes >= pending_bytes + settle_bytes);
+        // What is for the next start.
+        assert_eq!(left_bytes, 16 << 10);
+        assert!(before < whole_bytes, "something was given");
     }
 }
 
