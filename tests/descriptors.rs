@@ -69,7 +69,7 @@ fn a_store_without_descriptors_waits() {
         client
     });
     broker.wait_for_line("out of file descriptors");
-    broker.wait_for_line("commits wait for room");
+    broker.wait_for_line("out of file descriptors; commits wait for one");
     limit(DESCRIPTORS);
     let mut client = publisher.join().expect("all of it is confirmed");
     let found = client.queue_declare(CHANNEL, "q", passive());

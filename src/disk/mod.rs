@@ -10,6 +10,7 @@
 
 #[cfg(test)]
 mod conformance;
+mod descriptors;
 pub mod fault;
 mod file_system;
 pub mod machine;
@@ -22,6 +23,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use descriptors::is_out_of_descriptors;
 pub use real::{RealClock, RealDisk};
 
 /// How a file is opened.

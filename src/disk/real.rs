@@ -4,8 +4,8 @@
 //!
 //! 1. Short reads and writes, `EINTR` and the `IOV_MAX` limit are dealt with here; a caller sees all or an error.
 //! 2. A failed sync is passed on and never repeated: after it the kernel may have marked the lost pages clean.
-//! 3. Every error names the file; its `kind()` is the one of the system. Running out of file descriptors has none there: it is
-//!    `QuotaExceeded`, which whoever waits for room waits out.
+//! 3. Every error names the file; its `kind()` is the one of the system. Running out of file descriptors has none
+//!    there: see [`super::is_out_of_descriptors`].
 //! 4. The data directory itself is durable when [`RealDisk::new`] returns.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -15,13 +15,14 @@ use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fs2::FileExt as _;
 use rustix::fs::{Advice, FallocateFlags};
 use rustix::io::Errno;
 
+use super::descriptors::{is_out_of_descriptors, out_of_descriptors};
 use super::fault::{self, Fault};
 use super::file_system::{self, FileSystem};
 use super::{Clock, DirectoryLock, Disk, DiskFile, FreeSpace, OpenMode};
@@ -38,6 +39,8 @@ const LOCK_ATTEMPTS: u32 = 5;
 /// Pause between them.
 const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
+/// Looks for a file descriptor before the store serves anybody: some seconds.
+const STARTING_ATTEMPTS: u32 = 250;
 /// Pause before the next look for a file descriptor.
 const DESCRIPTOR_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
@@ -47,6 +50,8 @@ pub struct RealDisk {
     /// Absolute path of the data directory; every path of the trait is below it.
     root: PathBuf,
     file_system: Arc<FileSystem>,
+    /// The store serves: there are files and sockets that may be closed, and clients who wait.
+    is_serving: Arc<AtomicBool>,
 }
 
 impl RealDisk {
@@ -76,6 +81,7 @@ impl RealDisk {
         Ok(Self {
             root,
             file_system: Arc::new(file_system),
+            is_serving: Arc::new(AtomicBool::new(false)),
         })
     }
 
@@ -98,6 +104,12 @@ impl RealDisk {
             Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(true),
             Err(e) => Err(named(&path, "test the lock of", &e)),
         }
+    }
+
+    /// The start is over: from now on whoever makes a name durable waits for a file descriptor however long it takes.
+    /// A start fails after some seconds, so that somebody hears of it.
+    pub fn set_serving(&self) {
+        self.is_serving.store(true, Ordering::Relaxed);
     }
 
     /// Absolute path of the data directory.
@@ -128,11 +140,10 @@ pub(super) fn check_relative(path: &Path) -> io::Result<()> {
     Err(io::Error::new(ErrorKind::InvalidInput, text))
 }
 
-/// The system's error with the file and the attempted act in its text. When there is no file descriptor left, that is a quota
-/// used up: like space on the disk, it comes back.
+/// The system's error with the file and the attempted act in its text; marked when there is no file descriptor left.
 fn named(path: &Path, act: &str, error: &io::Error) -> io::Error {
     let text = format!("cannot {act} {}: {error}", path.display());
-    if !is_out_of_descriptors(error) {
+    if !is_descriptor_limit(error) {
         return io::Error::new(error.kind(), text);
     }
     // It is tried again many times a second.
@@ -140,11 +151,11 @@ fn named(path: &Path, act: &str, error: &io::Error) -> io::Error {
     if COUNT.fetch_add(1, Ordering::Relaxed).is_power_of_two() {
         tracing::error!("out of file descriptors: {text}");
     }
-    io::Error::new(ErrorKind::QuotaExceeded, text)
+    out_of_descriptors(text)
 }
 
 /// This process may have no more of them, or the system has no more.
-fn is_out_of_descriptors(error: &io::Error) -> bool {
+fn is_descriptor_limit(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     errno.is_some_and(|errno| [Errno::MFILE, Errno::NFILE].contains(&errno))
 }
@@ -160,7 +171,7 @@ fn create_dirs_durably(root: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = root.ancestors().take_while(|path| !path.exists()).collect();
     let existing = missing.last().map_or(Some(root), |path| path.parent());
     if let Some(parent) = existing.and_then(Path::parent) {
-        match sync_directory(parent) {
+        match sync_directory(parent, Some(STARTING_ATTEMPTS)) {
             // Such a parent was not made by this user, so it was there long before.
             Err(e) if e.kind() == ErrorKind::PermissionDenied => {}
             done => done?,
@@ -169,7 +180,7 @@ fn create_dirs_durably(root: &Path) -> io::Result<()> {
     for path in missing.into_iter().rev() {
         create_directory(path)?;
         if let Some(parent) = path.parent() {
-            sync_directory(parent)?;
+            sync_directory(parent, Some(STARTING_ATTEMPTS))?;
         }
     }
     check_is_directory(root)
@@ -195,23 +206,28 @@ fn create_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
+fn sync_directory(path: &Path, attempts: Option<u32>) -> io::Result<()> {
     if fault::is_active(Fault::SkipDirSync) {
         return Ok(());
     }
     let open = || File::open(path).map_err(|e| named(path, "open directory", &e));
-    let directory = patiently(open)?;
+    let directory = patiently(attempts, open)?;
     directory
         .sync_all()
         .map_err(|e| named(path, "sync directory", &e))
 }
 
 /// Tries again while there is no file descriptor. A name in the directory has changed already, so nobody can go on without
-/// the sync; and nothing has been synced yet, so there is no failed sync that was repeated.
-fn patiently(mut open: impl FnMut() -> io::Result<File>) -> io::Result<File> {
+/// the sync; and nothing has been synced yet, so there is no failed sync that was repeated. `attempts`: how often, or without end.
+fn patiently(
+    attempts: Option<u32>,
+    mut open: impl FnMut() -> io::Result<File>,
+) -> io::Result<File> {
+    let mut count = 0;
     loop {
+        count += 1;
         match open() {
-            Err(e) if e.kind() == ErrorKind::QuotaExceeded => {
+            Err(e) if is_out_of_descriptors(&e) && attempts.is_none_or(|most| count < most) => {
                 std::thread::sleep(DESCRIPTOR_PAUSE);
             }
             opened => return opened,
@@ -260,7 +276,9 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        sync_directory(&self.resolve(path)?)
+        let is_serving = self.is_serving.load(Ordering::Relaxed);
+        let attempts = (!is_serving).then_some(STARTING_ATTEMPTS);
+        sync_directory(&self.resolve(path)?, attempts)
     }
 
     fn sync_files(&self, paths: &[PathBuf]) -> io::Result<()> {
@@ -613,18 +631,30 @@ mod tests {
     fn a_directory_waits_for_a_descriptor_and_for_nothing_else() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let mut answers = vec![Errno::NFILE, Errno::MFILE];
-        let opened = patiently(|| match answers.pop() {
+        let opened = patiently(None, || match answers.pop() {
             Some(errno) => Err(named(directory.path(), "open", &errno.into())),
             None => File::open(directory.path()),
         });
         opened.expect("there is one in the end");
         let mut count = 0;
-        let refused = patiently(|| {
+        let refused = patiently(None, || {
             count += 1;
             Err(named(directory.path(), "open", &Errno::IO.into()))
         });
         assert!(refused.is_err());
         assert_eq!(count, 1);
+    }
+
+    #[test]
+    fn a_start_waits_for_a_descriptor_for_so_long_only() {
+        let mut count = 0;
+        let refused = patiently(Some(3), || {
+            count += 1;
+            assert!(count <= 3, "it waits without end");
+            Err(named(Path::new("data"), "open", &Errno::MFILE.into()))
+        });
+        assert!(refused.is_err_and(|error| is_out_of_descriptors(&error)));
+        assert_eq!(count, 3);
     }
 
     #[test]

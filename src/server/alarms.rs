@@ -19,7 +19,7 @@ const LOW_ON_MEMORY: &str = "low on memory";
 const LOW_ON_BOTH: &str = "low on memory & disk";
 
 /// Text in `status` while even the reserve is used up.
-pub(super) const STALLED: &str = "disk full: commits wait for room";
+pub(super) const STALLED: &str = "commits wait for room on the disk, or for a file descriptor";
 
 /// See the module.
 pub(super) struct Alarms {

@@ -119,6 +119,7 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
     let disk = RealDisk::new(config.data_dir.clone()).map_err(|error| {
         StartError::Failed(format!("cannot use data directory {directory}: {error}"))
     })?;
+    let real_disk = disk.clone();
     let disk: Arc<dyn Disk> = Arc::new(disk);
     let memory_limit_bytes = config.memory_limit.resolve(machine::usable_memory_bytes());
     let worker = Arc::new(WorkerQueue::default());
@@ -130,6 +131,7 @@ pub(super) fn start(config: &Config) -> Result<Arc<Hub>, StartError> {
         storage_options(config, memory_limit_bytes),
         Arc::clone(&signals) as Arc<dyn crate::storage::CommitListener>,
     )?;
+    real_disk.set_serving();
     if let Some(salvage) = &recovered.report.salvage {
         report_salvage(salvage);
     }

@@ -14,7 +14,8 @@
 //!    and name were. So a valid first batch proves that its predecessor is whole.
 //! 3. A failed sync is never repeated: the kernel may have dropped the pages. A failed write is, once, with the
 //!    same records at the same place. One that failed for lack of space is repeated until there is room: first the
-//!    reserve gives some, then the owner has to; nothing is taken or confirmed meanwhile.
+//!    reserve gives some, then the owner has to; nothing is taken or confirmed meanwhile. One that lacks a file descriptor
+//!    is repeated as well, and nothing is given for it.
 //! 4. Whole blocks are written. The last, partly filled block is kept here and written again, with the same bytes
 //!    in its first part, by the next batch: tearing it cannot change what was confirmed.
 
@@ -57,6 +58,13 @@ pub(crate) enum Next {
     Stall { until_ns: u64 },
     /// The end.
     Stop,
+}
+
+/// What a write may wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lack {
+    Space,
+    Descriptor,
 }
 
 /// A commit that waits for room.
@@ -236,12 +244,12 @@ impl Committer {
     }
 
     fn commit(&mut self, is_write: bool, is_sync: bool) -> Result<(), StorageError> {
-        if is_write && !self.write_pending()? {
-            return self.begin_stall(is_sync);
+        if is_write && let Some(lack) = self.write_pending()? {
+            return self.begin_stall(is_sync, lack);
         }
         if self.stall.take().is_some() {
             self.shared.set_stalled(false);
-            tracing::info!("there is room on the disk again; the log goes on");
+            tracing::info!("the log goes on: what it waited for is there again");
         }
         if is_sync {
             self.sync()?;
@@ -266,12 +274,19 @@ impl Committer {
         self.shared.tell_of_room();
     }
 
-    /// The disk is full and there is no reserve left: the batches stay as they are and are written again later.
+    /// The disk is full and there is no reserve left, or there is no descriptor: the batches stay as they are and are written again later.
     /// Nor does anybody wait when the engine is being closed: then they stay unconfirmed, and the log ends before them.
-    fn begin_stall(&mut self, is_sync: bool) -> Result<(), StorageError> {
+    fn begin_stall(&mut self, is_sync: bool, lack: Lack) -> Result<(), StorageError> {
         if self.stall.is_none() {
             self.shared.set_stalled(true);
-            tracing::error!("the disk is full and the reserve is used up; commits wait for room");
+            match lack {
+                Lack::Space => tracing::error!(
+                    "the disk is full and the reserve is used up; commits wait for room"
+                ),
+                Lack::Descriptor => {
+                    tracing::error!("out of file descriptors; commits wait for one");
+                }
+            }
         }
         if self.shared.is_closing() {
             let path = segment_path(self.segment.segment);
@@ -287,8 +302,8 @@ impl Committer {
         Ok(())
     }
 
-    /// Writes what is pending; false when the disk is full, then it goes on where it ended.
-    fn write_pending(&mut self) -> Result<bool, StorageError> {
+    /// Writes what is pending, or tells what it lacks: then it goes on where it ended.
+    fn write_pending(&mut self) -> Result<Option<Lack>, StorageError> {
         if self.taken.is_empty() {
             let max_bytes = self.shared.options.commit_max_bytes.max(1);
             let mut append = lock(&self.shared.append);
@@ -300,7 +315,8 @@ impl Committer {
             match self.try_write(&batch) {
                 Ok(()) => self.written_count += 1,
                 Err(StorageError::Full { .. }) if self.make_room() => {}
-                Err(StorageError::Full { .. }) => return Ok(false),
+                Err(StorageError::Full { .. }) => return Ok(Some(Lack::Space)),
+                Err(StorageError::NoDescriptor { .. }) => return Ok(Some(Lack::Descriptor)),
                 Err(error) => return Err(error),
             }
         }
@@ -313,7 +329,7 @@ impl Committer {
         for batch in batches {
             append.recycle(batch);
         }
-        Ok(true)
+        Ok(None)
     }
 
     fn try_write(&mut self, batch: &BatchBody) -> Result<(), StorageError> {

@@ -57,18 +57,26 @@ pub enum StorageError {
         /// What the system said.
         source: io::Error,
     },
-    /// There was no space, or no file descriptor, for an operation that may be repeated: free some, then try again.
-    #[error("cannot {operation} {path}: no space left on the device, or no file descriptor")]
+    /// There was no file descriptor for an operation that may be repeated: nothing that is given up on the disk makes one.
+    #[error("cannot {operation} {path}: no file descriptor left")]
+    NoDescriptor {
+        /// What was tried.
+        operation: &'static str,
+        /// On which file.
+        path: String,
+    },
+    /// There was no space for an operation that may be repeated: free some, then try again.
+    #[error("cannot {operation} {path}: no space left on the device")]
     Full {
         /// What was tried.
         operation: &'static str,
         /// On which file.
         path: String,
     },
-    /// The engine was closed while the log waited for room. Nothing is wrong with the directory: it opens as after a
-    /// crash, with the disk still full, too.
+    /// The engine was closed while the log waited for room, or for a file descriptor. Nothing is wrong with the directory: it
+    /// opens as after a crash, with the disk still full, too.
     #[error(
-        "stopped while the disk was full: there was no room to go on writing {path}; what was confirmed is kept, \
+        "stopped while there was no room on the disk, or no file descriptor, to go on writing {path}; what was confirmed is kept, \
          publishes and acks that were not committed are not"
     )]
     ClosedFull {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::error::StorageError;
 use super::format::TEMP_EXTENSION;
 use super::reserve::is_full;
-use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::disk::{Disk, DiskFile, OpenMode, is_out_of_descriptors};
 
 /// Turns the system's refusal of `operation` on `path` into the engine's error.
 pub(crate) fn io_error<'a>(
@@ -29,6 +29,10 @@ pub(crate) fn room_error<'a>(
     path: &'a Path,
 ) -> impl FnOnce(io::Error) -> StorageError + 'a {
     move |source| {
+        if is_out_of_descriptors(&source) {
+            let path = disk.describe(path);
+            return StorageError::NoDescriptor { operation, path };
+        }
         if is_full(&source) {
             let path = disk.describe(path);
             return StorageError::Full { operation, path };

@@ -31,6 +31,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::admission::Admission;
 use super::error::StorageError;
@@ -60,6 +61,11 @@ const DISK_SHARE: u64 = 16;
 const STEP_SHARE: u64 = 16;
 /// Zeros written at once where blocks cannot be allocated.
 const FILL_CHUNK_BYTES: usize = 1 << 20;
+
+/// Attempts to get a file descriptor.
+const DESCRIPTOR_ATTEMPTS: u32 = 100;
+/// Pause between them.
+const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(20);
 
 /// Who asks for room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +150,8 @@ pub(crate) struct Space {
     is_refill_wanted: AtomicBool,
 }
 
-/// Does `act` again and again, as long as it fails for lack of space and some can be given.
+/// Does `act` again and again, as long as it fails for lack of space and some can be given, and for some seconds as long as
+/// there is no file descriptor, which nothing here can give.
 ///
 /// # Errors
 /// Those of `act`; `Full` when there is nothing left to give.
@@ -152,8 +159,13 @@ pub(crate) fn with_room<T>(
     space: &Space,
     mut act: impl FnMut() -> Result<T, StorageError>,
 ) -> Result<T, StorageError> {
+    let mut attempts_left = DESCRIPTOR_ATTEMPTS;
     loop {
         match act() {
+            Err(StorageError::NoDescriptor { .. }) if attempts_left > 0 => {
+                attempts_left -= 1;
+                std::thread::sleep(DESCRIPTOR_PAUSE);
+            }
             Err(error @ StorageError::Full { .. }) if space.make_room(Need::Vital) => {
                 tracing::warn!(%error, "the disk is full; trying again on the reserve");
             }

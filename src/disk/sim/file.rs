@@ -277,7 +277,7 @@ impl DiskFile for SimFile {
         let (number, effect) = state.begin(action, &path, Some(self.inode))?;
         let asked = match effect {
             Some(Effect::Short { written_bytes }) => written_bytes.min(bytes.len()),
-            Some(Effect::Eio | Effect::NoSpace) => 0,
+            Some(Effect::Eio | Effect::NoSpace | Effect::NoDescriptor) => 0,
             Some(Effect::LostFlush) | None => bytes.len(),
         };
         let free_bytes = state.free_bytes();

@@ -4,6 +4,8 @@ use std::io;
 
 use rustix::io::Errno;
 
+use crate::disk::descriptors::out_of_descriptors;
+
 /// The kinds of operation that a fault can be planned for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
@@ -34,6 +36,8 @@ pub enum Effect {
     /// Fails with ENOSPC and changes nothing; as EDQUOT and delayed allocation do, it can hit a sync, where
     /// it has the effect of [`Effect::Eio`].
     NoSpace,
+    /// Fails for want of a file descriptor and changes nothing; for operations that open a file.
+    NoDescriptor,
     /// A write of which only the first bytes land; then it fails with EIO. Other operations: as `Eio`.
     Short {
         /// How many bytes land.
@@ -49,6 +53,7 @@ impl Effect {
     pub(super) fn error(self) -> io::Error {
         match self {
             Self::NoSpace => Errno::NOSPC.into(),
+            Self::NoDescriptor => out_of_descriptors("no file descriptor".to_owned()),
             Self::Eio | Self::Short { .. } | Self::LostFlush => Errno::IO.into(),
         }
     }

@@ -289,3 +289,27 @@ fn a_disk_that_does_not_say_its_size_may_get_full_and_have_room_again() {
     let again = rig.after_power_loss();
     again.open().0.check_payloads(&store.payloads());
 }
+
+/// Nothing that is given up on the disk makes a file descriptor: what was put aside stays, and the commit waits.
+#[test]
+fn a_commit_without_a_descriptor_waits_and_gives_nothing_away() {
+    let rig = Rig::new(options());
+    let store = busy(&rig);
+    let before = store.storage.stats();
+    rig.disk.inject(Trigger::Create, 1, Effect::NoDescriptor);
+    rig.disk.inject(Trigger::Create, 2, Effect::NoDescriptor);
+    let mut has_stalled = false;
+    for number in 0..20 {
+        store.publish(&[1], &numbered_payload(number, 12_000), 0);
+        store.commit().unwrap();
+        has_stalled |= store.storage.is_stalled();
+        rig.clock.advance_ms(60);
+        assert!(!store.storage.is_short_of_space());
+        assert_eq!(store.storage.stats().reserve_bytes, before.reserve_bytes);
+    }
+    assert!(has_stalled, "no segment was made meanwhile");
+    store.commit().unwrap();
+    assert!(!store.storage.is_stalled());
+    let (again, _) = rig.after_power_loss().open();
+    again.check_payloads(&store.payloads());
+}
