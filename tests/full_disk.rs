@@ -45,13 +45,7 @@ fn at_zero_bytes_free_the_broker_starts_delivers_and_takes_acks() {
     let Some(disk) = SmallDisk::mount("64m") else {
         return;
     };
-    let start = |_: ()| {
-        TestBroker::builder()
-            .data_dir(disk.data_dir())
-            .arg("--segment-size=1MiB")
-            .arg("--disk-free-limit=0")
-    };
-    let mut broker = start(()).start();
+    let mut broker = disk.start_broker();
     let mut client = broker.client(CHANNEL);
     for queue in ["kept", "purged", "deleted"] {
         client.queue_declare(CHANNEL, queue, durable());
@@ -107,11 +101,7 @@ fn a_full_disk_blocks_publishers_with_a_reason_and_they_go_on_by_themselves() {
     let Some(disk) = SmallDisk::mount("48m") else {
         return;
     };
-    let broker = TestBroker::builder()
-        .data_dir(disk.data_dir())
-        .arg("--segment-size=1MiB")
-        .arg("--disk-free-limit=0")
-        .start();
+    let broker = disk.start_broker();
     let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "q", durable());
     client.confirm_select(CHANNEL);

@@ -24,14 +24,6 @@ const FAN_OUT: usize = 100;
 /// Said when a commit finds no room, which no publisher can bring about.
 const STALLED: &str = "commits wait for room";
 
-fn start(disk: &SmallDisk) -> TestBroker {
-    TestBroker::builder()
-        .data_dir(disk.data_dir())
-        .arg("--segment-size=1MiB")
-        .arg("--disk-free-limit=0")
-        .start()
-}
-
 fn body(number: usize) -> Vec<u8> {
     let mut bytes = format!("{number:08}").into_bytes();
     bytes.resize(BODY_LEN, b'.');
@@ -109,7 +101,7 @@ fn acks_purges_and_deletes_do_not_wait_behind_a_burst_of_publishes() {
     let Some(disk) = SmallDisk::mount("64m") else {
         return;
     };
-    let mut broker = start(&disk);
+    let mut broker = disk.start_broker();
     let mut client = broker.client(CHANNEL);
     for queue in ["kept", "purged", "deleted"] {
         client.queue_declare(CHANNEL, queue, durable());
@@ -166,7 +158,7 @@ fn what_waits_for_room_is_published_when_there_is_some() {
     let Some(disk) = SmallDisk::mount("64m") else {
         return;
     };
-    let broker = start(&disk);
+    let broker = disk.start_broker();
     let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "late", durable());
     client.queue_declare(CHANNEL, "big", durable());
@@ -194,7 +186,7 @@ fn dead_letters_wait_for_room_and_acks_do_not() {
     let Some(disk) = SmallDisk::mount("64m") else {
         return;
     };
-    let mut broker = start(&disk);
+    let mut broker = disk.start_broker();
     let mut client = broker.client(CHANNEL);
     let with_dead_letters = queue::Declare {
         arguments: FieldTable::new()
@@ -239,7 +231,7 @@ fn a_broker_with_waiting_publishers_can_be_stopped_and_started_on_a_full_disk() 
     let Some(disk) = SmallDisk::mount("48m") else {
         return;
     };
-    let mut broker = start(&disk);
+    let mut broker = disk.start_broker();
     let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "late", durable());
     client.bind(CHANNEL, "late", "amq.fanout", "");

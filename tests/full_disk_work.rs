@@ -20,14 +20,6 @@ const CHANNEL: u16 = 1;
 /// Length of all bodies.
 const BODY_LEN: usize = 10_000;
 
-fn start(disk: &SmallDisk) -> TestBroker {
-    TestBroker::builder()
-        .data_dir(disk.data_dir())
-        .arg("--segment-size=1MiB")
-        .arg("--disk-free-limit=0")
-        .start()
-}
-
 /// A durable queue whose dead letters go to another one.
 fn with_dead_letters_to(target: &str) -> queue::Declare {
     queue::Declare {
@@ -117,7 +109,7 @@ fn rejected_messages_become_dead_letters_at_zero_bytes_free() {
     let Some(disk) = SmallDisk::mount("64m") else {
         return;
     };
-    let mut broker = start(&disk);
+    let mut broker = disk.start_broker();
     let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "dead", durable());
     client.queue_declare(CHANNEL, "work", with_dead_letters_to("dead"));
@@ -147,7 +139,7 @@ fn messages_expire_at_zero_bytes_free() {
     let Some(disk) = SmallDisk::mount("64m") else {
         return;
     };
-    let mut broker = start(&disk);
+    let mut broker = disk.start_broker();
     let mut client = broker.client(CHANNEL);
     let brief = |options: queue::Declare| queue::Declare {
         arguments: options.arguments.with("x-message-ttl", 3_000),
@@ -182,7 +174,7 @@ fn a_deleted_queue_gives_the_disk_back_and_publishers_go_on() {
     let Some(disk) = SmallDisk::mount("64m") else {
         return;
     };
-    let broker = start(&disk);
+    let broker = disk.start_broker();
     let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "big", durable());
     publish(&broker, "big", 1_500);
@@ -204,7 +196,7 @@ fn compaction_gives_a_full_disk_back() {
     let Some(disk) = SmallDisk::mount("64m") else {
         return;
     };
-    let mut broker = start(&disk);
+    let mut broker = disk.start_broker();
     let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "stragglers", durable());
     client.queue_declare(CHANNEL, "crowd", durable());
@@ -239,7 +231,7 @@ fn transient_messages_need_no_disk() {
     let Some(disk) = SmallDisk::mount("48m") else {
         return;
     };
-    let broker = start(&disk);
+    let broker = disk.start_broker();
     let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "t", transient());
     disk.fill();

@@ -317,8 +317,11 @@ fn check_hoarder(load: Load) {
     check_peak(&broker);
     assert!(taken_bytes > LIMIT_BYTES, "{taken_bytes} bytes were taken");
     flood.stop();
-    // All of it comes back, in order, when the hoarder is gone.
+    // All of it comes back, in order, when the hoarder is gone, and the broker knows it.
     drop(hoarder);
+    Status::wait_for(&broker, "the hoarder is gone", |status| {
+        status.counter("/queues/0/unacked") == 0 && status.counter("/queues/0/consumers") == 0
+    });
     let mut consumer = Client::connect(broker.address());
     let count = drain(&mut consumer, "q", load);
     assert!(count * load.body_bytes as u64 >= taken_bytes);

@@ -17,10 +17,10 @@ use stratamq::broker::journal::Journal;
 use stratamq::broker::outbox::{Outbox, OutboxItem, Wake};
 use stratamq::broker::{Broker, BrokerOptions, Connection, User};
 use stratamq::disk::{Clock, Disk, RealClock, RealDisk};
+use stratamq::server::StorageJournal;
 use stratamq::session::{Event, Proof, Session, SessionOptions};
 use stratamq::storage::format::StoreId;
 use stratamq::storage::testing::Heard;
-use stratamq::storage::types::{Lsn, Position, Pusher, Receipt, Request, Urgency};
 use stratamq::storage::{CommitListener, Options, Storage};
 use tempfile::TempDir;
 
@@ -66,36 +66,6 @@ impl Load {
 
     fn queue_name(queue: usize) -> ShortString {
         ShortString::from_text_cut(&format!("queue-{queue}"))
-    }
-}
-
-struct StorageJournal(Storage);
-
-impl Journal for StorageJournal {
-    fn push(
-        &self,
-        requests: &[Request<'_>],
-        is_atomic: bool,
-        urgency: Urgency,
-        positions: &mut Vec<Position>,
-    ) -> Receipt {
-        self.0.push(requests, is_atomic, urgency, positions)
-    }
-
-    fn admit(&self, bytes: u64, pusher: Pusher) -> bool {
-        self.0.admit(bytes, pusher)
-    }
-
-    fn release(&self, bytes: u64) {
-        self.0.release(bytes);
-    }
-
-    fn confirm_lsn(&self) -> Lsn {
-        self.0.confirm_lsn()
-    }
-
-    fn group_max_bytes(&self) -> u64 {
-        self.0.group_max_bytes()
     }
 }
 

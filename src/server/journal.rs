@@ -5,7 +5,7 @@ use crate::storage::Storage;
 use crate::storage::types::{Lsn, Position, Pusher, Receipt, Request, Urgency};
 
 /// The store as the domain's log.
-pub(super) struct StorageJournal(pub(super) Storage);
+pub struct StorageJournal(pub Storage);
 
 impl Journal for StorageJournal {
     fn push(

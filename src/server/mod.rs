@@ -51,6 +51,7 @@ use crate::session::{ChannelBudget, External, Mechanisms, SessionOptions};
 use checkpointer::Checkpointer;
 use connection::Transport;
 use hub::Hub;
+pub use journal::StorageJournal;
 use listeners::{Accepted, Sockets};
 pub use start::StartError;
 use tls::Tls;

@@ -324,6 +324,12 @@ impl Session {
         }
     }
 
+    /// What was told last by [`set_awaits_room`](Self::set_awaits_room).
+    #[must_use]
+    pub fn awaits_room(&self) -> bool {
+        self.awaits_room
+    }
+
     /// False while the socket must not be read.
     #[must_use]
     pub fn wants_input(&self) -> bool {

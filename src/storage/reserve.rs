@@ -97,6 +97,12 @@ impl State {
         (self.whole_bytes / START_SHARE).max(STEP_BYTES_MIN)
     }
 
+    /// The part for what frees space.
+    fn own_vital_bytes(&self) -> u64 {
+        self.whole_bytes
+            .saturating_sub(self.commit_bytes() + self.start_bytes())
+    }
+
     /// What others than commits have been given.
     fn vital_bytes(&self) -> u64 {
         self.whole_bytes
@@ -105,21 +111,15 @@ impl State {
 
     /// What commits may still have: their part, but for what was borrowed of it.
     fn commit_left_bytes(&self) -> u64 {
-        let own_bytes = self
-            .whole_bytes
-            .saturating_sub(self.commit_bytes() + self.start_bytes());
-        let borrowed_bytes = self.vital_bytes().saturating_sub(own_bytes);
+        let borrowed_bytes = self.vital_bytes().saturating_sub(self.own_vital_bytes());
         self.commit_bytes()
             .saturating_sub(borrowed_bytes + self.committed_bytes)
     }
 
     /// What a checkpoint may still have while so much is `pending_bytes` in the log, keeps (3).
     fn vital_left_bytes(&self, pending_bytes: u64) -> u64 {
-        let own_bytes = self
-            .whole_bytes
-            .saturating_sub(self.commit_bytes() + self.start_bytes());
         let kept_bytes = self.commit_bytes() / SETTLE_SHARE + pending_bytes;
-        own_bytes.saturating_sub(self.vital_bytes())
+        self.own_vital_bytes().saturating_sub(self.vital_bytes())
             + self.commit_left_bytes().saturating_sub(kept_bytes)
     }
 
@@ -232,7 +232,7 @@ impl Space {
             }
             state.len_bytes = goal_bytes;
         }
-        self.tell(&mut state);
+        self.tell(&state);
         Ok(())
     }
 
@@ -271,7 +271,7 @@ impl Space {
     }
 
     /// What is left for commits has changed.
-    fn tell(&self, state: &mut State) {
+    fn tell(&self, state: &State) {
         self.admission
             .set_reserve(state.commit_bytes(), state.commit_left_bytes());
     }
@@ -298,7 +298,7 @@ impl Space {
         self.is_started.store(true, Ordering::SeqCst);
         let mut state = lock(&self.reserve);
         state.settle_accounts();
-        self.tell(&mut state);
+        self.tell(&state);
     }
 
     /// True when commits have taken so much of the reserve since the last checkpoint that it is time for one: it frees what
@@ -373,7 +373,7 @@ impl Space {
         if need == Need::Commit {
             state.committed_bytes += given_bytes;
         }
-        self.tell(&mut state);
+        self.tell(&state);
         // A journaling file system hands blocks out again only after its next commit. The content means nothing, so
         // a failure says nothing about anything else.
         if let Err(error) = file.sync_all() {

@@ -8,6 +8,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 
+use super::TestBroker;
+
 /// A small file system of its own.
 pub(crate) struct SmallDisk {
     place: tempfile::TempDir,
@@ -32,6 +34,15 @@ impl SmallDisk {
                 None
             }
         }
+    }
+
+    /// A broker on it with small segments, and no alarm before the last byte is gone.
+    pub(crate) fn start_broker(&self) -> TestBroker {
+        TestBroker::builder()
+            .data_dir(self.data_dir())
+            .arg("--segment-size=1MiB")
+            .arg("--disk-free-limit=0")
+            .start()
     }
 
     pub(crate) fn data_dir(&self) -> PathBuf {

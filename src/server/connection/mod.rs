@@ -103,8 +103,6 @@ struct ConnectionTask {
     batch: Vec<Publish>,
     /// What comes behind `batch` and waits with it.
     held_event: Option<Event>,
-    /// `batch` or `held_event` wait for room in the log.
-    awaits_room: bool,
     published: Vec<Published>,
     /// Something was read since publishers were last looked at.
     has_read: bool,
@@ -190,7 +188,6 @@ impl ConnectionTask {
             dropped: Vec::new(),
             batch: Vec::new(),
             held_event: None,
-            awaits_room: false,
             published: Vec::new(),
             has_read: false,
             published_at_ms: 0,

@@ -33,7 +33,7 @@ impl ConnectionTask {
             if self.domain.is_none() {
                 self.batch.clear();
             } else if !self.publish_some() {
-                if self.session.is_given_up() && self.hub.storage.is_short_of_space() {
+                if self.is_hopeless() {
                     self.drop_publishes();
                 } else if has_registered {
                     return false;
@@ -89,7 +89,7 @@ impl ConnectionTask {
                     admitted = domain.admit_commit(channel);
                 }
                 let Some(admitted) = admitted else {
-                    if self.session.is_given_up() && self.hub.storage.is_short_of_space() {
+                    if self.is_hopeless() {
                         self.dropped.extend(command.into_unacked());
                         return true;
                     }
@@ -109,7 +109,7 @@ impl ConnectionTask {
     pub(super) async fn wait_for_room(&mut self) {
         let notify = Arc::clone(&self.notify);
         let until_ms = self.hub.now_ms() + DEPARTED_WAIT_MAX_MS;
-        while self.awaits_room
+        while self.session.awaits_room()
             && !self.hub.storage.is_short_of_space()
             && self.hub.now_ms() < until_ms
         {
@@ -122,9 +122,18 @@ impl ConnectionTask {
     /// given back.
     pub(super) fn drop_waiting(&mut self) {
         self.drop_publishes();
+        self.drop_held_event();
+    }
+
+    pub(super) fn drop_held_event(&mut self) {
         if let Some(Event::Command { command, .. }) = self.held_event.take() {
             self.dropped.extend(command.into_unacked());
         }
+    }
+
+    /// Nobody waits for what has no room: the connection is being closed, and room may be far away.
+    fn is_hopeless(&self) -> bool {
+        self.session.is_given_up() && self.hub.storage.is_short_of_space()
     }
 
     fn drop_publishes(&mut self) {

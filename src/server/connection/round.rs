@@ -101,7 +101,6 @@ impl ConnectionTask {
     pub(super) fn handle_events(&mut self) {
         let awaits_room = !self.try_events();
         self.session.set_awaits_room(awaits_room);
-        self.awaits_room = awaits_room;
         if awaits_room {
             // What was done so far is confirmed meanwhile.
             self.session.send_confirms();
@@ -307,10 +306,8 @@ impl ConnectionTask {
 
     /// What nobody has given back: nothing, after an orderly end.
     fn collect_held(&mut self) -> Vec<Unacked> {
+        self.drop_held_event();
         let mut held = std::mem::take(&mut self.dropped);
-        if let Some(Event::Command { command, .. }) = self.held_event.take() {
-            held.extend(command.into_unacked());
-        }
         held.append(&mut self.session.abandon());
         self.outbox.drain(&mut self.items);
         let undelivered = self.items.drain(..).filter_map(OutboxItem::into_delivery);
@@ -326,7 +323,7 @@ impl ConnectionTask {
             task.take_outbox(true);
         });
         self.guarded(Self::round);
-        if self.awaits_room {
+        if self.session.awaits_room() {
             self.drop_waiting();
             self.guarded(Self::round);
         }
