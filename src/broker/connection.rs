@@ -82,7 +82,8 @@ pub struct Connection {
     /// Version of users and permissions that `permissions` was read under.
     permissions_version: u64,
     outbox: Arc<Outbox>,
-    channels: HashMap<u16, Channel>,
+    /// In boxes: the table has more places than channels.
+    channels: HashMap<u16, Box<Channel>>,
     consumers: HashMap<ConsumerId, (u16, QueueHandle)>,
     /// Queues that go with the connection.
     exclusive_queues: Vec<QueueHandle>,

@@ -228,6 +228,14 @@ impl Outbox {
         self.was_full.swap(false, Ordering::SeqCst)
     }
 
+    /// Gives the list back that an empty box keeps for the next items.
+    pub fn rest(&self) {
+        let mut items = lock(&self.items);
+        if items.list.is_empty() {
+            items.list = Vec::new();
+        }
+    }
+
     /// Has the connection closed with 320 CONNECTION_FORCED and this text; the caller must wake it (after releasing all
     /// locks). That comes before everything in the box, which a client that does not read leaves there for ever.
     pub fn force_close(&self, text: &str) {

@@ -43,7 +43,7 @@ impl Session {
             };
             if last.is_none_or(|(id, _)| id != delivery.channel) {
                 let channel = self.channels.get(&delivery.channel);
-                last = channel.map(|channel| (delivery.channel, channel));
+                last = channel.map(|channel| (delivery.channel, &**channel));
             }
             if let (Some((_, channel)), Some(consumer)) = (last, delivery.consumer) {
                 let taker = channel.consumers.taker(consumer);

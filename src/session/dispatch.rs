@@ -44,7 +44,10 @@ impl Session {
         if self.unfinished_bytes <= max_bytes {
             return Ok(());
         }
-        let unfinished = self.channels.values().map(Channel::unfinished_bytes);
+        let unfinished = self
+            .channels
+            .values()
+            .map(|channel| channel.unfinished_bytes());
         self.unfinished_bytes = unfinished.sum::<u64>() + len_bytes;
         if self.unfinished_bytes <= max_bytes {
             return Ok(());
@@ -99,6 +102,7 @@ impl Session {
     pub(super) fn channel(&mut self, id: u16) -> Result<&mut Channel, Failure> {
         self.channels
             .get_mut(&id)
+            .map(Box::as_mut)
             .ok_or_else(|| super::internal_error("channel vanished"))
     }
 

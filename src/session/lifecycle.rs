@@ -72,7 +72,7 @@ impl Session {
             prefetch: self.options.default_prefetch,
             ..Channel::default()
         };
-        self.channels.insert(id, channel);
+        self.channels.insert(id, Box::new(channel));
         let ok = Awaiting::Ok(Some(channel::OpenOk::default().into()));
         self.ask(id, channel::Open::ID, Command::OpenChannel, ok);
         Ok(())

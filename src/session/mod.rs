@@ -107,7 +107,8 @@ pub struct Session {
     frame_max_bytes: u32,
     /// Channels that may be open at a time.
     channel_max: u16,
-    channels: BTreeMap<u16, Channel>,
+    /// In boxes: a node of the map has room for eleven, of which most connections use one.
+    channels: BTreeMap<u16, Box<Channel>>,
     /// What the server has not polled yet.
     work: VecDeque<Work>,
     output: Output,
@@ -310,6 +311,20 @@ impl Session {
     /// Bytes to write. `Output` is a `Buf`: write it vectored, or chunk by chunk.
     pub fn output(&mut self) -> &mut Output {
         &mut self.output
+    }
+
+    /// True when [`rest`](Self::rest) would give something back.
+    #[must_use]
+    pub fn has_spare(&self) -> bool {
+        self.output.has_spare() || (self.work.is_empty() && self.work.capacity() > 0)
+    }
+
+    /// Gives back what only a busy connection needs; to be called when nothing has happened for a while.
+    pub fn rest(&mut self) {
+        self.output.rest();
+        if self.work.is_empty() {
+            self.work = VecDeque::new();
+        }
     }
 
     /// Bytes waiting in the output.

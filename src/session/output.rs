@@ -45,6 +45,19 @@ impl Output {
         self.written_total
     }
 
+    /// True when there are buffers with nothing in them.
+    pub(super) fn has_spare(&self) -> bool {
+        self.is_empty() && self.tail.capacity() + self.chunks.capacity() > 0
+    }
+
+    /// Gives them back.
+    pub(super) fn rest(&mut self) {
+        if self.has_spare() {
+            self.tail = BytesMut::new();
+            self.chunks = VecDeque::new();
+        }
+    }
+
     fn freeze_tail(&mut self) {
         if !self.tail.is_empty() {
             let frozen = self.tail.split().freeze();
@@ -137,5 +150,20 @@ mod tests {
             assert_eq!(taken, expected);
             assert_eq!(output.written_total(), expected.len() as u64);
         }
+    }
+
+    #[test]
+    fn buffers_are_given_back_when_nothing_waits() {
+        let mut output = Output::default();
+        output.buffer().extend_from_slice(b"abc");
+        output.rest();
+        assert_eq!(output.chunk(), b"abc");
+        output.advance(3);
+        assert!(output.has_spare());
+        output.rest();
+        assert!(!output.has_spare());
+        output.buffer().extend_from_slice(b"d");
+        assert_eq!(output.chunk(), b"d");
+        assert_eq!(output.written_total(), 3);
     }
 }
