@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
 
-use super::channel::{Channel, ChannelState, Mode};
+use super::channel::{ChannelState, Mode};
 use super::content::Content;
 use super::event::Event;
 use super::{Phase, Session, Work};
@@ -71,12 +71,11 @@ impl Session {
 
     /// The channel takes a publish now, and gives it to the broker at once.
     fn takes_publishes(&self, id: u16) -> bool {
-        let is_ready = |channel: &Channel| {
+        self.channels.get(&id).is_some_and(|channel| {
             matches!(channel.state, ChannelState::Open)
                 && matches!(channel.content, Content::Idle)
                 && matches!(channel.mode, Mode::Plain | Mode::Confirm(_))
-        };
-        self.channels.get(&id).is_some_and(is_ready)
+        })
     }
 
     fn count_publishes(&mut self, id: Option<u16>, count: u64) {
