@@ -232,7 +232,9 @@ impl QueueState {
         };
         let expires_at_ms = ttl_ms.map_or(0, |ttl_ms| turn.now_ms.saturating_add(ttl_ms).max(1));
         let rank = match self.slots.has_ranks() {
-            true => self.settings.rank_of(message.properties().priority()),
+            true => self
+                .settings
+                .rank_of(message.checked_properties().priority()),
             false => 0,
         };
         let seq = self.slots.next_seq_in(rank);
