@@ -277,11 +277,11 @@ impl Peer {
     }
 
     fn handle_events(&mut self, broker: &Broker, effects: &mut Effects) {
-        while let Some(event) = self.session.poll_event() {
-            if let Event::Publish(publish) = event {
-                self.batch.push(publish);
-                continue;
-            }
+        loop {
+            self.session.poll_publishes(&mut self.batch, usize::MAX);
+            let Some(event) = self.session.poll_event() else {
+                break;
+            };
             match event {
                 Event::Login(login) => {
                     let Proof::Password(password) = &login.proof else {

@@ -78,7 +78,7 @@ pub struct Connection {
     pub(super) vhost: Arc<Vhost>,
     permissions: Arc<Permissions>,
     /// Read at the same time.
-    topic_permissions: TopicPermissionsByExchange,
+    pub(super) topic_permissions: TopicPermissionsByExchange,
     /// Version of users and permissions that `permissions` was read under.
     permissions_version: u64,
     outbox: Arc<Outbox>,

@@ -138,10 +138,10 @@ impl Session {
         };
         let tx_max_bytes = self.options.tx_max_bytes;
         let channel = self.channel(id)?;
-        let event = match &mut channel.mode {
+        match &mut channel.mode {
             Mode::Plain | Mode::Confirm(_) => {
                 channel.unanswered_publish_count += 1;
-                Event::Publish(publish)
+                self.push_publish(publish);
             }
             Mode::Tx(transaction) => {
                 transaction.size_bytes += publish.message.size_bytes() as u64;
@@ -149,10 +149,10 @@ impl Session {
                     return Err(transaction_too_large(tx_max_bytes));
                 }
                 transaction.add(&publish);
-                Event::TxPublish(publish)
+                let event = Event::TxPublish(publish);
+                self.work.push_back(Work::Event(event));
             }
-        };
-        self.work.push_back(Work::Event(event));
+        }
         Ok(())
     }
 

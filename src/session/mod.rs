@@ -60,6 +60,7 @@ mod number_map;
 pub mod options;
 pub mod output;
 mod overdue;
+mod publishes;
 mod sasl;
 mod topology;
 
@@ -80,7 +81,7 @@ use crate::amqp::limits::FRAME_MAX_BEFORE_TUNE;
 use crate::amqp::method::{Method, MethodId};
 use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
-use crate::broker::command::{Command, Lsn};
+use crate::broker::command::{Command, Lsn, Publish};
 use channel::Channel;
 use close::{CloseReason, Failure};
 use handshake::ClientCapabilities;
@@ -192,6 +193,8 @@ enum AfterEnding {
 #[derive(Debug)]
 enum Work {
     Event(Event),
+    /// [`Event::Publish`]es, never none.
+    Publishes(VecDeque<Publish>),
     /// Becomes the command when it is polled, since deliveries may arrive until then.
     CloseChannel(u16),
 }
@@ -248,7 +251,7 @@ impl Session {
     pub fn receive(&mut self, input: &mut BytesMut, now_ms: u64) {
         self.now_ms = now_ms;
         self.received_total += input.len().saturating_sub(self.input_left) as u64;
-        while self.wants_input() && self.receive_one(input) {}
+        while self.wants_input() && (self.receive_publishes(input) || self.receive_one(input)) {}
         self.input_left = input.len();
         self.is_input_stalled = !input.is_empty() && !self.wants_input();
     }
@@ -281,8 +284,13 @@ impl Session {
     /// The next thing for the server to do.
     pub fn poll_event(&mut self) -> Option<Event> {
         loop {
+            if let Some(publish) = self.poll_publish() {
+                return Some(publish);
+            }
             match self.work.pop_front() {
                 Some(Work::Event(event)) => return Some(event),
+                // Taken above.
+                Some(Work::Publishes(_)) => {}
                 Some(Work::CloseChannel(id)) => {
                     if let Some(channel) = self.channels.get_mut(&id) {
                         let unacked = channel.collect_unacked();

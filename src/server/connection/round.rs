@@ -112,8 +112,14 @@ impl ConnectionTask {
         loop {
             let event = match self.held_event.take() {
                 Some(event) => Some(event),
-                None if self.batch.len() < PUBLISH_BATCH_MAX => self.session.poll_event(),
-                None => None,
+                None => {
+                    self.session
+                        .poll_publishes(&mut self.batch, PUBLISH_BATCH_MAX);
+                    match self.batch.len() < PUBLISH_BATCH_MAX {
+                        true => self.session.poll_event(),
+                        false => None,
+                    }
+                }
             };
             let event = match event {
                 Some(Event::Publish(publish)) => {
