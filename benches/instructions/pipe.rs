@@ -350,9 +350,10 @@ impl Peer {
         }
         self.delivered_count += self.items.len() as u64;
         self.session.warm(self.items.iter());
-        for item in &self.items {
-            self.session.handle_outbox(item);
-        }
+        self.session.warm(self.items.iter());
+        let mut done = 0;
+        self.session
+            .handle_items(&self.items, &mut done, usize::MAX);
         self.items.clear();
     }
 
