@@ -155,8 +155,7 @@ fn encode(count: usize) {
             consumer_tag: b"amq.ctag-XBdOM4hBl2vNQmUqQ8q0AA",
             delivery_tag: delivery_tag as u64,
             is_redelivered: false,
-            exchange: b"orders",
-            routing_key: b"orders.created.eu",
+            names: b"\x06orders\x11orders.created.eu",
         };
         let lane = Lane::new(1, FRAME_MAX_DEFAULT);
         encode_deliver(

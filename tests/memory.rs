@@ -32,6 +32,10 @@ const FLOOD_BYTES: u64 = 2 * LIMIT_BYTES;
 const STALLED: Duration = Duration::from_secs(3);
 /// And never longer than this; what was sent by then counts. A busy machine makes the flood shorter, not the test fail.
 const FLOOD_LIMIT: Duration = Duration::from_secs(20);
+/// Connections with one channel each, at rest.
+const IDLE_CONNECTIONS: usize = 400;
+/// What one of them may take.
+const IDLE_CONNECTION_MAX_BYTES: u64 = 12 * 1024;
 /// Body bytes of one frame.
 const FRAME_BODY_BYTES: usize = 131_072 - 8;
 
@@ -53,9 +57,14 @@ fn start() -> TestBroker {
 
 /// The most memory the broker has taken so far.
 fn peak_bytes(broker: &TestBroker) -> u64 {
+    process_bytes(broker, "VmHWM:")
+}
+
+/// What the system says of the broker's memory under this name.
+fn process_bytes(broker: &TestBroker, name: &str) -> u64 {
     let path = format!("/proc/{}/status", broker.broker_pid());
     let text = std::fs::read_to_string(path).expect("the broker runs");
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
     kib.and_then(|kib| kib.parse::<u64>().ok())
         .expect("Linux says it")
@@ -515,6 +524,19 @@ fn what_is_not_durable_is_bounded_when_the_disk_is_slow() {
         most_bytes > MOST_BYTES / 2,
         "the publisher was never stopped: {most_bytes}"
     );
+}
+
+#[test]
+fn idle_connections_take_little_memory() {
+    let broker = start();
+    let open = |count: usize| -> Vec<Client> { (0..count).map(|_| broker.client(1)).collect() };
+    // What the first ones bring along is there for all.
+    let first = open(20);
+    let before = process_bytes(&broker, "VmRSS:");
+    let others = open(IDLE_CONNECTIONS);
+    let bytes = process_bytes(&broker, "VmRSS:").saturating_sub(before) / IDLE_CONNECTIONS as u64;
+    assert!(bytes <= IDLE_CONNECTION_MAX_BYTES, "{bytes}");
+    drop((first, others));
 }
 
 #[test]

@@ -325,3 +325,32 @@ fn after_a_clean_stop_only_what_was_delivered_is_redelivered() {
         .collect();
     assert_eq!(flags, [true, false, false]);
 }
+
+/// Threads of the broker that serve sockets.
+fn net_threads(broker: &TestBroker) -> usize {
+    let tasks = format!("/proc/{}/task", broker.pid());
+    let tasks = std::fs::read_dir(tasks).expect("the broker runs");
+    let names =
+        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.trim() == "stratamq-net").count()
+}
+
+#[test]
+fn as_many_threads_serve_sockets_as_are_asked_for() {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    for (count, expected) in [("auto", (processors / 2).max(1)), ("1", 1), ("3", 3)] {
+        let broker = TestBroker::builder()
+            .arg("--net-threads")
+            .arg(count)
+            .start();
+        assert_eq!(net_threads(&broker), expected, "{count}");
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let flagged = TestBroker::builder().data_dir(directory.path());
+    let output = flagged.arg("--net-threads").arg("0").run_to_end();
+    check_refusal(
+        &output,
+        2,
+        &["'0'", "--net-threads", "expected 1 to 1024, or auto"],
+    );
+}

@@ -267,18 +267,19 @@ impl Peer {
         }
         self.delivered_count += self.items.len() as u64;
         self.session.warm(self.items.iter());
-        for item in &self.items {
-            self.session.handle_outbox(item);
-        }
+        self.session.warm(self.items.iter());
+        let mut done = 0;
+        self.session
+            .handle_items(&self.items, &mut done, usize::MAX);
         self.items.clear();
     }
 
     fn handle_events(&mut self, broker: &Broker, effects: &mut Effects) {
-        while let Some(event) = self.session.poll_event() {
-            if let Event::Publish(publish) = event {
-                self.batch.push(publish);
-                continue;
-            }
+        loop {
+            self.session.poll_publishes(&mut self.batch, usize::MAX);
+            let Some(event) = self.session.poll_event() else {
+                break;
+            };
             match event {
                 Event::Login(login) => {
                     let Proof::Password(password) = &login.proof else {

@@ -246,7 +246,7 @@ impl FrameError {
 }
 
 /// The official limit of a payload; `frame_max` 0 is no limit by AMQP, and a generous one here.
-fn payload_max_bytes(frame_max: u32) -> u32 {
+pub(super) fn payload_max_bytes(frame_max: u32) -> u32 {
     match frame_max {
         0 => u32::try_from(CONTENT_MAX_BYTES).unwrap_or(u32::MAX),
         _ => frame_max.saturating_sub(FRAME_OVERHEAD_BYTES),
@@ -294,6 +294,49 @@ pub fn decode(input: &mut BytesMut, frame_max: u32) -> Result<Option<Frame>, Fra
     let payload = input.split_to(size).freeze();
     input.advance(1);
     check(frame_type, channel, payload, end).map(Some)
+}
+
+/// A complete frame where it lies, of any type.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RawFrame<'a> {
+    /// Type octet.
+    pub(super) kind: u8,
+    pub(super) channel: u16,
+    pub(super) payload: &'a [u8],
+    /// All of it.
+    pub(super) bytes: &'a [u8],
+}
+
+impl RawFrame<'_> {
+    /// No frame.
+    pub(super) const NONE: Self = Self {
+        kind: 0,
+        channel: 0,
+        payload: &[],
+        bytes: &[],
+    };
+}
+
+/// The frame at the front of `input`, when it is complete, ends as it should and holds at most `payload_max_bytes`, slack
+/// included.
+pub(super) fn front(input: &[u8], payload_max_bytes: u32) -> Option<RawFrame<'_>> {
+    let (&[kind, channel_0, channel_1, size_0, size_1, size_2, size_3], rest) =
+        input.split_first_chunk::<FRAME_HEADER_BYTES>()?;
+    let payload_bytes = u32::from_be_bytes([size_0, size_1, size_2, size_3]);
+    if payload_bytes > payload_max_bytes {
+        return None;
+    }
+    let size = usize::try_from(payload_bytes).ok()?;
+    let (payload, after) = rest.split_at_checked(size)?;
+    if *after.first()? != FRAME_END {
+        return None;
+    }
+    Some(RawFrame {
+        kind,
+        channel: u16::from_be_bytes([channel_0, channel_1]),
+        payload,
+        bytes: input.get(..FRAME_HEADER_BYTES + size + 1)?,
+    })
 }
 
 /// Judges a complete frame, in RabbitMQ's order.

@@ -23,6 +23,7 @@ pub mod limits;
 pub mod method;
 pub mod properties;
 pub mod protocol_header;
+pub mod raw_publish;
 pub mod reply_code;
 #[cfg(test)]
 mod samples;

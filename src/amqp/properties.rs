@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Properties are kept as the bytes they came as, and forwarded as such: most of them mean nothing to the
-//! broker. One pass at decoding proves them well-formed and remembers where the few are that it needs for
-//! every message; the others are found by walking.
+//! broker. One pass at decoding proves them well-formed and remembers what it needs for every message, which is a
+//! few numbers; the values are found by walking.
 //!
 //! 1. The bytes are well-formed: at most 14 values, each complete, a header table that decodes, nothing after.
 //! 2. Short strings in properties are any bytes; nobody promised UTF-8 (FR-15).
@@ -53,23 +53,15 @@ mod flag {
     pub(super) const RESERVED: u16 = 0b11;
 }
 
-/// The flags in wire order.
-const WIRE_ORDER: [u16; 14] = [
-    flag::CONTENT_TYPE,
-    flag::CONTENT_ENCODING,
-    flag::HEADERS,
-    flag::DELIVERY_MODE,
-    flag::PRIORITY,
-    flag::CORRELATION_ID,
-    flag::REPLY_TO,
-    flag::EXPIRATION,
-    flag::MESSAGE_ID,
-    flag::TIMESTAMP,
-    flag::TYPE,
-    flag::USER_ID,
-    flag::APP_ID,
-    flag::CLUSTER_ID,
-];
+/// The flags that are set, one by one: high bit first is the wire's order; most messages have few of them.
+fn in_wire_order(flags: u16) -> impl Iterator<Item = u16> {
+    let mut left = flags;
+    std::iter::from_fn(move || {
+        let flag = 0x8000u16.checked_shr(left.leading_zeros())?;
+        left &= !flag;
+        Some(flag)
+    })
+}
 
 /// Takes the value of a property: what is inside its length, or its octets.
 fn take_property<'a>(flag: u16, rest: &mut &'a [u8]) -> Result<&'a [u8], DecodeError> {
@@ -81,14 +73,7 @@ fn take_property<'a>(flag: u16, rest: &mut &'a [u8]) -> Result<&'a [u8], DecodeE
     }
 }
 
-/// Where a short string lies in the raw bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Span {
-    start: u32,
-    length: u32,
-}
-
-/// What is asked of every message, found in one pass.
+/// What is asked of every message, found in one pass. Values that few messages have are found by walking.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Digest {
     flags: u16,
@@ -96,18 +81,16 @@ struct Digest {
     priority: u8,
     has_cc: bool,
     has_bcc: bool,
-    headers: Span,
-    reply_to: Span,
-    expiration: Span,
-    user_id: Span,
 }
 
-/// What checking a property section has found; nothing without the bytes.
+/// What checking a property section has found; nothing without the bytes. Eight bytes: every message keeps one.
 #[derive(Clone, Copy, Debug)]
 pub struct Checked(Digest);
 
+const _: () = assert!(size_of::<Checked>() <= 8);
+
 impl Checked {
-    /// Checks a property section, which must fill `raw`.
+    /// Checks a property section, which must fill `raw`. Allocates nothing.
     ///
     /// # Errors
     /// As [`Properties::decode`].
@@ -122,10 +105,36 @@ impl Checked {
         has_mode && self.0.delivery_mode == DELIVERY_MODE_PERSISTENT
     }
 
+    /// True when no property asks the broker for a check or another route, so that nothing can be refused or changed: no
+    /// `CC` and `BCC`, no reply-to, expiration or user-id.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        const OF_BROKER: u16 = flag::REPLY_TO | flag::EXPIRATION | flag::USER_ID;
+        self.0.flags & OF_BROKER == 0 && !self.0.has_cc && !self.0.has_bcc
+    }
+
+    /// True when there is a header table, even an empty one.
+    #[must_use]
+    pub fn has_headers(&self) -> bool {
+        self.0.flags & flag::HEADERS != 0
+    }
+
+    /// True when the headers have a `BCC`.
+    #[must_use]
+    pub fn has_bcc(&self) -> bool {
+        self.0.has_bcc
+    }
+
+    /// Priority as sent.
+    #[must_use]
+    pub fn priority(&self) -> Option<u8> {
+        (self.0.flags & flag::PRIORITY != 0).then_some(self.0.priority)
+    }
+
     /// Time to live as text, unchecked, in the bytes that were checked.
     #[must_use]
     pub fn expiration<'a>(&self, raw: &'a [u8]) -> Option<&'a [u8]> {
-        self.0.find_in(raw, flag::EXPIRATION, self.0.expiration)
+        self.0.find_in(raw, flag::EXPIRATION)
     }
 
     /// The section itself: `raw` holds the bytes that were checked.
@@ -179,19 +188,6 @@ impl Properties {
         &self.raw
     }
 
-    /// The same properties in other memory, which `copy` is; see [`ShortString::relocated`].
-    ///
-    /// # Panics
-    /// When `copy` is something else.
-    #[must_use]
-    pub fn relocated(&self, copy: Bytes) -> Self {
-        assert!(self.raw == copy, "a copy is equal");
-        Self {
-            raw: copy,
-            digest: self.digest,
-        }
-    }
-
     /// The same properties in memory of their own; see [`ShortString::detached`].
     #[must_use]
     pub fn detached(&self) -> Self {
@@ -211,11 +207,6 @@ impl Properties {
         self.digest.flags & flag != 0
     }
 
-    /// A remembered value.
-    fn at(&self, flag: u16, span: Span) -> Option<&[u8]> {
-        self.digest.find_in(&self.raw, flag, span)
-    }
-
     /// What the check has found.
     #[must_use]
     pub fn checked(&self) -> Checked {
@@ -224,19 +215,7 @@ impl Properties {
 
     /// A value found by walking.
     fn find(&self, wanted: u16) -> Option<&[u8]> {
-        if !self.has(wanted) {
-            return None;
-        }
-        let mut rest = self.raw.get(2..)?;
-        for flag in WIRE_ORDER {
-            if self.has(flag) {
-                let value = take_property(flag, &mut rest).ok()?;
-                if flag == wanted {
-                    return Some(value);
-                }
-            }
-        }
-        None
+        self.digest.find_in(&self.raw, wanted)
     }
 
     /// True for delivery mode 2; every other one, and none, is transient.
@@ -279,19 +258,19 @@ impl Properties {
     /// Name of the queue that wants the answer.
     #[must_use]
     pub fn reply_to(&self) -> Option<&[u8]> {
-        self.at(flag::REPLY_TO, self.digest.reply_to)
+        self.find(flag::REPLY_TO)
     }
 
     /// Time to live as text, unchecked.
     #[must_use]
     pub fn expiration(&self) -> Option<&[u8]> {
-        self.at(flag::EXPIRATION, self.digest.expiration)
+        self.find(flag::EXPIRATION)
     }
 
     /// The user who claims to have published.
     #[must_use]
     pub fn user_id(&self) -> Option<&[u8]> {
-        self.at(flag::USER_ID, self.digest.user_id)
+        self.find(flag::USER_ID)
     }
 
     /// MIME type.
@@ -345,7 +324,7 @@ impl Properties {
     /// The header table, decoded now; `None` when absent.
     #[must_use]
     pub fn headers(&self) -> Option<FieldTable> {
-        let entries = self.at(flag::HEADERS, self.digest.headers)?;
+        let entries = self.find(flag::HEADERS)?;
         // Checked when the properties were decoded.
         FieldTable::decode_bare(&self.raw.slice_ref(entries)).ok()
     }
@@ -353,7 +332,7 @@ impl Properties {
     /// One header, without decoding the others.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<FieldValue> {
-        let entries = self.at(flag::HEADERS, self.digest.headers)?;
+        let entries = self.find(flag::HEADERS)?;
         field_table::find_in_entries(&self.raw, entries, name.as_bytes())
     }
 
@@ -370,22 +349,23 @@ impl Properties {
 }
 
 impl Digest {
-    /// A remembered value in the bytes it was found in.
-    fn find_in<'a>(&self, raw: &'a [u8], flag: u16, span: Span) -> Option<&'a [u8]> {
-        if self.flags & flag == 0 {
+    /// A value in the bytes that were checked, found by walking.
+    fn find_in<'a>(&self, raw: &'a [u8], wanted: u16) -> Option<&'a [u8]> {
+        if self.flags & wanted == 0 {
             return None;
         }
-        let start = usize::try_from(span.start).ok()?;
-        let length = usize::try_from(span.length).ok()?;
-        raw.get(start..)?.get(..length)
+        let mut rest = raw.get(2..)?;
+        for flag in in_wire_order(self.flags) {
+            let value = take_property(flag, &mut rest).ok()?;
+            if flag == wanted {
+                return Some(value);
+            }
+        }
+        None
     }
 
     /// Checks a property section and remembers what is needed of it. Allocates nothing.
     fn of(raw: &[u8]) -> Result<Self, DecodeError> {
-        // Spans are 32-bit; a property section comes in one frame and is far shorter.
-        if u32::try_from(raw.len()).is_err() {
-            return Err(DecodeError::Truncated);
-        }
         let mut rest = raw;
         let flags = take_u16(&mut rest)?;
         if flags & flag::RESERVED != 0 {
@@ -395,36 +375,20 @@ impl Digest {
             flags,
             ..Self::default()
         };
-        // High bit first is the wire's order; most messages have few of them.
-        let mut left = flags;
-        while left != 0 {
-            let flag = 0x8000 >> left.leading_zeros();
-            left &= !flag;
+        for flag in in_wire_order(flags) {
             let value = take_property(flag, &mut rest)?;
-            digest.note(flag, value, raw.len() - rest.len())?;
+            digest.note(flag, value)?;
         }
         check_end(rest)?;
         Ok(digest)
     }
 
-    /// Remembers a property that ends `end` bytes into the section.
-    fn note(&mut self, flag: u16, mut value: &[u8], end: usize) -> Result<(), DecodeError> {
-        let span = || {
-            let length = u32::try_from(value.len()).ok()?;
-            let start = u32::try_from(end).ok()?.checked_sub(length)?;
-            Some(Span { start, length })
-        };
-        let span = span().ok_or(DecodeError::Truncated)?;
+    /// Remembers a property.
+    fn note(&mut self, flag: u16, mut value: &[u8]) -> Result<(), DecodeError> {
         match flag {
-            flag::HEADERS => {
-                self.headers = span;
-                self.note_headers(value)?;
-            }
+            flag::HEADERS => self.note_headers(value)?,
             flag::DELIVERY_MODE => self.delivery_mode = take_u8(&mut value)?,
             flag::PRIORITY => self.priority = take_u8(&mut value)?,
-            flag::REPLY_TO => self.reply_to = span,
-            flag::EXPIRATION => self.expiration = span,
-            flag::USER_ID => self.user_id = span,
             _ => {}
         }
         Ok(())

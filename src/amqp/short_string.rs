@@ -81,16 +81,6 @@ impl ShortString {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
-    /// The same text in other memory, which `copy` is: a caller that has just copied it there saves the
-    /// checks of [`new`](Self::new).
-    ///
-    /// # Panics
-    /// When `copy` is another text.
-    #[must_use]
-    pub fn relocated(&self, copy: Bytes) -> Self {
-        assert!(self.0 == copy, "a copy is equal");
-        Self(copy)
-    }
     /// The same text in memory of its own. For names that outlive the frame they came in, which they
     /// would otherwise keep alive together with everything read with it.
     #[must_use]

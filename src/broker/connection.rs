@@ -78,11 +78,12 @@ pub struct Connection {
     pub(super) vhost: Arc<Vhost>,
     permissions: Arc<Permissions>,
     /// Read at the same time.
-    topic_permissions: TopicPermissionsByExchange,
+    pub(super) topic_permissions: TopicPermissionsByExchange,
     /// Version of users and permissions that `permissions` was read under.
     permissions_version: u64,
     outbox: Arc<Outbox>,
-    channels: HashMap<u16, Channel>,
+    /// In boxes: the table has more places than channels.
+    channels: HashMap<u16, Box<Channel>>,
     consumers: HashMap<ConsumerId, (u16, QueueHandle)>,
     /// Queues that go with the connection.
     exclusive_queues: Vec<QueueHandle>,

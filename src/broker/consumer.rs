@@ -323,13 +323,19 @@ impl Consumers {
         })
     }
 
+    /// False when nobody could take a message when last asked, and nothing happened since.
+    #[inline]
+    pub(super) fn may_take(&self) -> bool {
+        !self.is_exhausted && !self.groups.is_empty()
+    }
+
     /// Who gets the next message.
     pub(super) fn pick(
         &mut self,
         queue: &QueueHandle,
         is_single_active: bool,
     ) -> Option<ConsumerIndex> {
-        if self.is_exhausted || self.groups.is_empty() {
+        if !self.may_take() {
             return None;
         }
         let picked = if is_single_active {
@@ -342,6 +348,14 @@ impl Consumers {
     }
 
     fn pick_in_turn(&mut self, queue: &QueueHandle) -> Option<ConsumerIndex> {
+        if let [group] = &mut self.groups[..]
+            && let [only] = &mut group.members[..]
+        {
+            return only.can_take(queue).then_some(ConsumerIndex {
+                group: 0,
+                member: 0,
+            });
+        }
         for (at, group) in self.groups.iter_mut().enumerate() {
             let (before, from_next) = group.members.split_at_mut(group.next);
             let in_turn = (group.next..).zip(from_next).chain((0..).zip(before));
@@ -395,7 +409,8 @@ impl Consumers {
             }
             consumer.unacked_count += 1;
         }
-        group.next = (index.member + 1) % group.members.len();
+        let next = index.member + 1;
+        group.next = if next < group.members.len() { next } else { 0 };
         Some(&group.members[index.member].spec)
     }
 

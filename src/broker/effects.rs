@@ -81,6 +81,35 @@ pub struct Effects {
 }
 
 impl Effects {
+    /// Every list, its length and its capacity.
+    fn lists(&self) -> [(usize, usize); 6] {
+        [
+            (self.wakes.len(), self.wakes.capacity()),
+            (self.fetches.len(), self.fetches.capacity()),
+            (self.released.len(), self.released.capacity()),
+            (self.run_loads.len(), self.run_loads.capacity()),
+            (self.after_durable.len(), self.after_durable.capacity()),
+            (self.timers.len(), self.timers.capacity()),
+        ]
+    }
+
+    /// True when all lists are empty and [`rest`](Self::rest) would give some back.
+    #[must_use]
+    pub fn has_spare(&self) -> bool {
+        let lists = self.lists();
+        lists.iter().all(|(len, _)| *len == 0) && lists.iter().any(|(_, capacity)| *capacity > 0)
+    }
+
+    /// Gives the memory of the lists back when all are empty.
+    pub fn rest(&mut self) {
+        if self.has_spare() {
+            *self = Self {
+                wakes_commit: self.wakes_commit,
+                ..Self::default()
+            };
+        }
+    }
+
     /// Asks for a body: together with the last ones, if they are of the same queue.
     pub(super) fn fetch(
         &mut self,

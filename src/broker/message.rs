@@ -9,8 +9,8 @@
 //! ```
 //!
 //! 1. The head is written once, when the message is built; all other parts are slices of it. A small body is
-//!    copied into it, so a small message does not keep a large read buffer alive. A message that was read back knows
-//!    where its parts lie; slices are made of them when somebody asks, which delivering it does not.
+//!    copied into it, so a small message does not keep a large read buffer alive. A message knows where its parts lie;
+//!    slices are made of them when somebody asks, which neither publishing nor delivering an ordinary message does.
 //! 2. Keys of the `BCC` header are kept beside the properties, since that header is removed before delivery
 //!    but dead-lettering still routes by it.
 //! 3. Flag bit 0 says that the `x-death` header was written by a broker. Without it, it came from a client
@@ -25,8 +25,8 @@ use std::sync::OnceLock;
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
-use self::layout::{HeadSlices, Layout, Slices};
-use crate::amqp::properties::Properties;
+use self::layout::{HeadSlices, Layout};
+use crate::amqp::properties::{Checked, Properties};
 use crate::amqp::short_string::ShortString;
 
 /// Bodies up to this are copied into the head. A quarter of a connection's read buffer: a slice that keeps
@@ -40,18 +40,39 @@ pub const FLAG_IS_REKEYED: u8 = 2;
 /// Bits that mean nothing yet; a payload that has one was written by a newer version.
 const UNKNOWN_FLAGS: u8 = !(FLAG_HAS_DEATHS | FLAG_IS_REKEYED);
 
-/// An immutable message, shared by all queues and consumers that hold it.
+/// An immutable message, shared by all queues and consumers that hold it. Two lines of the processor's cache, together
+/// with the counts of its `Arc`.
 #[derive(Debug)]
 pub struct Message {
     /// The payload: head, then the parts of a large body.
     parts: SmallVec<[Bytes; 1]>,
-    layout: Layout,
-    slices: OnceLock<HeadSlices>,
+    /// See (1); few messages have them.
+    slices: OnceLock<Box<HeadSlices>>,
     body_bytes: usize,
+    ttl_ms: Option<u64>,
     /// Of messages that will go to the log; computed before a queue's lock is taken.
     payload_crc: Option<u32>,
-    is_persistent: bool,
-    ttl_ms: Option<u64>,
+    layout: Layout,
+}
+
+const _: () = assert!(size_of::<Message>() <= 112);
+
+/// A message that was published in few frames, as it lies there.
+#[derive(Clone, Copy, Debug)]
+pub struct RawMessage<'a> {
+    /// Exchange and routing key, each behind an octet with its length: in `basic.publish` they stand as in the head. They
+    /// are those of [`ShortString`]s.
+    pub names: &'a [u8],
+    /// Bytes of the exchange's name.
+    pub exchange_len: u8,
+    /// Bytes of the routing key.
+    pub routing_key_len: u8,
+    /// The property section.
+    pub properties: &'a [u8],
+    /// What the check of it has found.
+    pub checked: Checked,
+    /// The body, at most [`COPIED_BODY_MAX_BYTES`].
+    pub body: &'a [u8],
 }
 
 /// What a message is made of.
@@ -127,48 +148,65 @@ impl Message {
         Self::build(&names, &parts.properties, &parts.body, flags)
     }
 
-    /// Writes the head and takes everything as slices of it. Nothing is parsed: it was checked before.
+    /// A message as published, from the bytes that were read.
+    #[must_use]
+    pub fn from_raw(raw: &RawMessage<'_>) -> Self {
+        let properties_at = 1 + raw.names.len() + 2 + 4;
+        let body_at = properties_at + raw.properties.len();
+        let mut head = Vec::with_capacity(body_at + raw.body.len());
+        head.push(0);
+        head.extend_from_slice(raw.names);
+        let [len_0, len_1, len_2, len_3] = length_u32(raw.properties.len()).to_le_bytes();
+        // No keys of BCC, then the length of the properties.
+        head.extend_from_slice(&[0, 0, len_0, len_1, len_2, len_3]);
+        head.extend_from_slice(raw.properties);
+        head.extend_from_slice(raw.body);
+        let layout = Layout {
+            flags: 0,
+            exchange_len: raw.exchange_len,
+            routing_key_len: raw.routing_key_len,
+            properties_at: length_u32(properties_at),
+            body_at: length_u32(body_at),
+            properties: raw.checked,
+        };
+        Self::of_head(layout, Bytes::from(head), &[], raw.body.len())
+    }
+
+    /// Writes the head. Nothing is parsed: it was checked before.
     fn build(names: &Names<'_>, properties: &Properties, body: &[Bytes], flags: u8) -> Self {
         let body_bytes: usize = body.iter().map(Bytes::len).sum();
         let is_copied = body_bytes <= COPIED_BODY_MAX_BYTES;
-        let copied_body = if is_copied { body } else { &[] };
+        let (copied_body, kept_body) = if is_copied {
+            (body, &[][..])
+        } else {
+            (&[][..], body)
+        };
         let head = encode_head(names, properties, copied_body, flags);
-        let mut rest = Slices { head: &head, at: 1 };
-        let exchange = rest.name(names.exchange);
-        let routing_key = rest.name(names.routing_key);
-        rest.at += 2;
-        let bcc = names.bcc.iter().map(|key| rest.name(key)).collect();
-        rest.at += 4;
-        let properties_at = rest.at;
-        let properties = properties.relocated(rest.take(properties.raw().len()));
+        let body_at = head.len() - if is_copied { body_bytes } else { 0 };
         let layout = Layout {
             flags,
-            exchange_len: name_len(&exchange),
-            routing_key_len: name_len(&routing_key),
-            properties_at,
-            body_at: rest.at,
+            exchange_len: name_len(names.exchange),
+            routing_key_len: name_len(names.routing_key),
+            properties_at: length_u32(body_at - properties.raw().len()),
+            body_at: length_u32(body_at),
             properties: properties.checked(),
         };
-        let small_body = head.slice(rest.at..);
-        let is_persistent = properties.is_persistent();
-        let mut parts = SmallVec::new();
-        parts.push(head);
-        if !is_copied {
-            parts.extend(body.iter().cloned());
+        Self::of_head(layout, head, kept_body, body_bytes)
+    }
+
+    /// A message with this head, just written.
+    fn of_head(layout: Layout, head: Bytes, kept_body: &[Bytes], body_bytes: usize) -> Self {
+        let ttl_ms = layout.ttl_ms(&head);
+        let mut parts = SmallVec::<[Bytes; 1]>::from_buf([head]);
+        if !kept_body.is_empty() {
+            parts.extend(kept_body.iter().cloned());
         }
         Self {
-            layout,
             body_bytes,
-            payload_crc: is_persistent.then(|| crc_of(&parts)),
-            is_persistent,
-            ttl_ms: properties.expiration().and_then(parse_expiration),
-            slices: OnceLock::from(HeadSlices {
-                exchange,
-                routing_key,
-                bcc,
-                properties,
-                small_body,
-            }),
+            payload_crc: layout.properties.is_persistent().then(|| crc_of(&parts)),
+            ttl_ms,
+            slices: OnceLock::new(),
+            layout,
             parts,
         }
     }
@@ -184,12 +222,9 @@ impl Message {
     /// The message whose payload is `head`.
     fn from_payload(head: Bytes) -> Result<Self, PayloadError> {
         let layout = Layout::of(&head)?;
-        let raw = head.get(layout.properties_at..layout.body_at);
-        let expiration = layout.properties.expiration(raw.unwrap_or_default());
         Ok(Self {
-            is_persistent: layout.properties.is_persistent(),
-            ttl_ms: expiration.and_then(parse_expiration),
-            body_bytes: head.len() - layout.body_at,
+            ttl_ms: layout.ttl_ms(&head),
+            body_bytes: head.len() - layout.body_at(),
             layout,
             slices: OnceLock::new(),
             // It is in the log already; what is written again is built anew.
@@ -204,9 +239,17 @@ impl Message {
 
     fn slices(&self) -> &HeadSlices {
         self.slices
-            .get_or_init(|| HeadSlices::of(self.head(), &self.layout))
+            .get_or_init(|| Box::new(HeadSlices::of(self.head(), &self.layout)))
     }
 
+    /// Exchange and routing key as they stand in the head, and in `basic.deliver`: each behind an octet with its length. Equal
+    /// for messages that were published to the same place.
+    #[must_use]
+    pub fn raw_names(&self) -> &[u8] {
+        let names_len =
+            2 + usize::from(self.layout.exchange_len) + usize::from(self.layout.routing_key_len);
+        &self.head()[1..=names_len]
+    }
     /// Exchange it was published to.
     #[must_use]
     pub fn exchange(&self) -> &ShortString {
@@ -242,7 +285,12 @@ impl Message {
     /// Their bytes.
     #[must_use]
     pub fn raw_properties(&self) -> &[u8] {
-        &self.head()[self.layout.properties_at..self.layout.body_at]
+        &self.head()[self.layout.properties_at()..self.layout.body_at()]
+    }
+    /// What the check of its properties has found.
+    #[must_use]
+    pub fn checked_properties(&self) -> &Checked {
+        &self.layout.properties
     }
     /// Its body, in parts.
     #[must_use]
@@ -259,7 +307,7 @@ impl Message {
         if self.parts.len() > 1 {
             (&self.parts[1..], 0)
         } else {
-            (&self.parts, self.layout.body_at)
+            (&self.parts, self.layout.body_at())
         }
     }
     /// Bytes of the body.
@@ -290,7 +338,7 @@ impl Message {
     /// Its delivery mode is 2.
     #[must_use]
     pub fn is_persistent(&self) -> bool {
-        self.is_persistent
+        self.layout.properties.is_persistent()
     }
     /// Its own time to live, from the `expiration` property.
     #[must_use]
@@ -354,12 +402,16 @@ fn encode_head(
     for key in names.bcc {
         put_name(&mut head, key);
     }
-    head.put_u32_le(u32::try_from(raw.len()).expect("a content header fits a frame"));
+    head.put_u32_le(length_u32(raw.len()));
     head.put_slice(raw);
     for part in copied_body {
         head.put_slice(part);
     }
     head.freeze()
+}
+
+fn length_u32(len: usize) -> u32 {
+    u32::try_from(len).expect("keys of 16 MiB, and properties that fit a frame")
 }
 
 fn name_len(name: &ShortString) -> u8 {

@@ -190,30 +190,39 @@ impl Outbox {
         self.was_full.store(true, Ordering::SeqCst);
     }
 
-    /// Promises a place for a delivery that [`Outbox::push_all`] brings later.
-    pub(super) fn reserve(&self, message: &Message) {
-        self.size_bytes
-            .fetch_add(delivery_bytes(message), Ordering::SeqCst);
+    /// True when it will be full with so many bytes more.
+    #[inline]
+    pub(super) fn is_full_with(&self, added_bytes: usize) -> bool {
+        self.size_bytes() + added_bytes >= self.limit.max_bytes()
     }
 
-    /// Adds items whose places were [reserved](Outbox::reserve); true when the box was empty, so that
+    /// Promises places for deliveries of so many bytes, which [`Outbox::push_all`] brings later.
+    pub(super) fn reserve(&self, size_bytes: usize) {
+        self.size_bytes.fetch_add(size_bytes, Ordering::SeqCst);
+    }
+
+    /// Adds items of so many bytes, whose places were [reserved](Outbox::reserve); true when the box was empty, so that
     /// the caller must wake the connection (after releasing all locks).
-    pub(super) fn push_all(&self, added: impl Iterator<Item = OutboxItem>) -> bool {
+    pub(super) fn push_all(&self, added: &mut Vec<OutboxItem>, size_bytes: usize) -> bool {
         let mut items = lock(&self.items);
-        let was_empty = items.list.is_empty();
-        for item in added {
-            items.size_bytes += item.size_bytes();
-            items.list.push(item);
+        items.size_bytes += size_bytes;
+        if !items.list.is_empty() {
+            items.list.append(added);
+            return false;
         }
-        was_empty && !items.list.is_empty()
+        std::mem::swap(&mut items.list, added);
+        !items.list.is_empty()
     }
 
     /// Adds an item; true when the box was empty, so that the caller must wake the connection
     /// (after releasing all locks).
     pub fn push(&self, item: OutboxItem) -> bool {
-        self.size_bytes
-            .fetch_add(item.size_bytes(), Ordering::SeqCst);
-        self.push_all(std::iter::once(item))
+        let size_bytes = item.size_bytes();
+        self.reserve(size_bytes);
+        let mut items = lock(&self.items);
+        items.size_bytes += size_bytes;
+        items.list.push(item);
+        items.list.len() == 1
     }
 
     /// Moves everything into `into`, which is empty; true when somebody was turned away since the last
@@ -226,6 +235,14 @@ impl Outbox {
         };
         self.size_bytes.fetch_sub(size_bytes, Ordering::SeqCst);
         self.was_full.swap(false, Ordering::SeqCst)
+    }
+
+    /// Gives the list back that an empty box keeps for the next items.
+    pub fn rest(&self) {
+        let mut items = lock(&self.items);
+        if items.list.is_empty() {
+            items.list = Vec::new();
+        }
     }
 
     /// Has the connection closed with 320 CONNECTION_FORCED and this text; the caller must wake it (after releasing all
@@ -248,7 +265,7 @@ impl Outbox {
 }
 
 impl OutboxItem {
-    fn size_bytes(&self) -> usize {
+    pub(super) fn size_bytes(&self) -> usize {
         match self {
             Self::Deliver(delivery) => delivery_bytes(&delivery.message),
             Self::Reply { message, .. } => delivery_bytes(message),

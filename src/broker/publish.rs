@@ -76,6 +76,7 @@ impl Connection {
         effects: &mut Effects,
         out: &mut Vec<Published>,
     ) -> Result<(), (usize, BrokerError)> {
+        let shortcut = self.begin_batch();
         let mut run = Run::default();
         run.messages.reserve(batch.len());
         run.confirms.reserve(batch.len());
@@ -84,9 +85,12 @@ impl Connection {
             if index % ROUTED_TOGETHER == 0 {
                 let next = batch.iter().skip(index).take(ROUTED_TOGETHER);
                 self.routes
-                    .warm(next.map(|publish| publish.message.routing_key()));
+                    .warm(next.map(|publish| publish.message.raw_routing_key()));
             }
-            let routed = match self.check_and_route(publish, now_ms) {
+            if self.joins_run(shortcut, publish, &mut run) {
+                continue;
+            }
+            let routed = match self.route_one(shortcut, publish, now_ms) {
                 Ok(routed) => routed,
                 Err(error) => {
                     return match self.publish_run(&mut run, batch, now_ms, effects, out) {
@@ -241,6 +245,52 @@ impl Connection {
         self.routes.renew(versions, self.vhost.queues_version());
     }
 
+    /// Looks at topology and permissions once for all messages of a batch. One that a client sent before a change is as good
+    /// as one that came before it; what the same client changes is behind what it has published.
+    fn begin_batch(&mut self) -> Shortcut {
+        self.renew_cache();
+        // Brings the topic permissions up to date as well.
+        self.permissions();
+        Shortcut {
+            is_open: self.topic_permissions.is_empty() && self.shared.options.stamps.is_off(),
+        }
+    }
+
+    /// Adds a message to the run when it goes where the one before went and nothing can be refused or changed about it: the
+    /// usual case, in which nothing is looked up.
+    fn joins_run(&self, shortcut: Shortcut, publish: &Publish, run: &mut Run) -> bool {
+        let message = &publish.message;
+        if !shortcut.is_for(message) {
+            return false;
+        }
+        let targets = self.routes.newest(message.raw_names());
+        targets.is_some_and(|targets| run.push_same(message, targets))
+    }
+
+    /// The route of a message of a batch.
+    fn route_one(
+        &mut self,
+        shortcut: Shortcut,
+        publish: &Publish,
+        now_ms: u64,
+    ) -> Result<Routed, BrokerError> {
+        let message = &publish.message;
+        let is_short = shortcut.is_for(message);
+        if is_short {
+            let (exchange, key) = (message.raw_exchange(), message.raw_routing_key());
+            let names = message.raw_names();
+            let routes = &mut self.routes;
+            let targets = routes
+                .newest(names)
+                .or_else(|| routes.recent(exchange, key));
+            if let Some(targets) = targets.cloned() {
+                routes.set_newest(names, &targets);
+                return Ok(Routed::plain(Arc::clone(message), targets));
+            }
+        }
+        self.route(publish, now_ms)
+    }
+
     /// Checks a message and finds its queues. The message comes back without its `BCC` header.
     pub(super) fn check_and_route(
         &mut self,
@@ -248,9 +298,13 @@ impl Connection {
         now_ms: u64,
     ) -> Result<Routed, BrokerError> {
         self.renew_cache();
+        self.route(publish, now_ms)
+    }
+
+    fn route(&mut self, publish: &Publish, now_ms: u64) -> Result<Routed, BrokerError> {
         let message = &publish.message;
-        let (exchange, key) = (message.exchange(), message.routing_key());
-        let recent = self.routes.recent(exchange, key).cloned();
+        let (raw_exchange, raw_key) = (message.raw_exchange(), message.raw_routing_key());
+        let recent = self.routes.recent(raw_exchange, raw_key).cloned();
         let checked = self.check_message(publish.channel, message, recent.is_some())?;
         let FurtherKeys { cc, bcc } = checked.further_keys;
         let mut rewrite = checked.rewrite;
@@ -260,21 +314,13 @@ impl Connection {
         }
         let is_plain = cc.is_empty() && bcc.is_empty();
         if is_plain && let Some(targets) = recent {
-            return Ok(Routed {
-                message: visible_copy(message, bcc, rewrite),
-                targets,
-                replies: None,
-                histories: Vec::new(),
-            });
+            return Ok(Routed::plain(visible_copy(message, bcc, rewrite), targets));
         }
-        if is_plain && let Some(targets) = self.routes.get(exchange, key) {
-            return Ok(Routed {
-                targets: Arc::clone(targets),
-                message: visible_copy(message, bcc, rewrite),
-                replies: None,
-                histories: Vec::new(),
-            });
+        if is_plain && let Some(targets) = self.routes.get(raw_exchange, raw_key) {
+            let targets = Arc::clone(targets);
+            return Ok(Routed::plain(visible_copy(message, bcc, rewrite), targets));
         }
+        let (exchange, key) = (message.exchange(), message.routing_key());
         let mut keys: SmallVec<[ShortString; 4]> = SmallVec::new();
         keys.push(key.clone());
         keys.extend(cc);
@@ -306,11 +352,15 @@ impl Connection {
         message: &Message,
         is_exchange_checked: bool,
     ) -> Result<Checked, BrokerError> {
-        let exchange = message.exchange();
-        if !is_exchange_checked && !self.routes.has_exchange(exchange) {
-            self.check_exchange(exchange)?;
-            self.routes.insert_exchange(exchange);
+        if !is_exchange_checked && !self.routes.has_exchange(message.raw_exchange()) {
+            self.check_exchange(message.exchange())?;
+            self.routes.insert_exchange(message.exchange());
         }
+        self.permissions();
+        if message.checked_properties().is_plain() && self.topic_permissions.is_empty() {
+            return Ok(Checked::default());
+        }
+        let exchange = message.exchange();
         let properties = message.properties();
         let reply_name = self.reply_name(channel, properties)?;
         let expiration = match properties.expiration() {
@@ -382,7 +432,34 @@ pub(super) fn remember(histories: &[Arc<History>], message: &Arc<Message>) {
     }
 }
 
+impl Routed {
+    /// An ordinary message.
+    fn plain(message: Arc<Message>, targets: SharedTargets) -> Self {
+        Self {
+            message,
+            targets,
+            replies: None,
+            histories: Vec::new(),
+        }
+    }
+}
+
+/// Which messages of a batch need no check once their route is known: those whose properties ask nothing of the broker,
+/// while it has nothing to check or to write into them either.
+#[derive(Clone, Copy)]
+struct Shortcut {
+    /// The user has no topic permissions, and the broker does not stamp.
+    is_open: bool,
+}
+
+impl Shortcut {
+    fn is_for(self, message: &Message) -> bool {
+        self.is_open && message.checked_properties().is_plain()
+    }
+}
+
 /// What the checks of a publish have found in its properties.
+#[derive(Default)]
 struct Checked {
     further_keys: FurtherKeys,
     rewrite: Rewrite,
@@ -440,6 +517,17 @@ impl Run {
         is_same_set(&self.targets, targets)
             || (self.messages.len() < UNIFORM_RUN_MIN
                 && self.queue_count + targets.len() <= GROUP_QUEUES_MAX)
+    }
+
+    /// Adds a message for the same targets as the newest one; false when it cannot be.
+    fn push_same(&mut self, message: &Arc<Message>, targets: &SharedTargets) -> bool {
+        let is_same = Arc::ptr_eq(&self.targets, targets) && self.mixed.is_empty();
+        if !is_same || self.messages.is_empty() || self.log_bytes >= RUN_MAX_BYTES {
+            return false;
+        }
+        self.log_bytes += self.logged.record_bytes(message);
+        self.messages.push(Arc::clone(message));
+        true
     }
 
     /// Adds a message that the run takes.
@@ -569,7 +657,7 @@ fn reply_keys(exchange: &ShortString, keys: &[ShortString]) -> Option<Box<[Short
 /// The message as receivers see it (CC-3, DR-3, PP-3). The hidden keys stay known for dead-lettering.
 fn visible_copy(message: &Arc<Message>, bcc: Vec<ShortString>, rewrite: Rewrite) -> Arc<Message> {
     let is_rewritten = rewrite.reply_name.is_some() || rewrite.expiration.is_some();
-    let has_bcc = message.properties().has_bcc();
+    let has_bcc = message.checked_properties().has_bcc();
     if !has_bcc && !is_rewritten && rewrite.stamped.is_none() {
         return Arc::clone(message);
     }

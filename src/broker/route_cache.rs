@@ -4,6 +4,7 @@
 //!   exchanges   name -> key -> targets      all of it; a look-up hashes both names
 //!   recent      [ key, exchange, targets ] [ .. ] [ ] [ .. ] ..    copies of it, found by the end of the key
 //!                 ^ home of a key; it stands there or in one of the places behind
+//!   newest      names, targets               the one used last, for messages that follow each other to one place
 //! ```
 //! A publisher that goes round a thousand queues finds neither kind in the processor's cache. So a copy is one line of 64
 //! bytes, and the lines of a batch are fetched together before they are used one by one ([`RouteCache::warm`]).
@@ -41,6 +42,16 @@ pub(super) struct RouteCache {
     routes_count: usize,
     /// Copies of some of these routes. None is ever taken out, so an empty place ends a search.
     recent: Vec<Option<RecentRoute>>,
+    /// A copy of the route that was found last.
+    newest: Option<NewestRoute>,
+}
+
+/// The route that was found last.
+#[derive(Debug)]
+struct NewestRoute {
+    /// Exchange and key as [`Message::raw_names`](super::message::Message::raw_names) has them.
+    names: Vec<u8>,
+    targets: SharedTargets,
 }
 
 /// One line of the processor's cache, for keys of usual length.
@@ -55,14 +66,13 @@ struct RecentRoute {
 const _: () = assert!(size_of::<Option<RecentRoute>>() == 64);
 
 impl RecentRoute {
-    fn is_of(&self, exchange: &ShortString, key: &ShortString) -> bool {
-        self.key[..] == key.as_bytes()[..] && self.exchange[..] == exchange.as_bytes()[..]
+    fn is_of(&self, exchange: &[u8], key: &[u8]) -> bool {
+        self.key[..] == *key && self.exchange[..] == *exchange
     }
 }
 
 /// Where a key is looked for first among so many places (a power of two): by its last bytes, in which an application's keys differ.
-fn home_of(key: &ShortString, places_count: usize) -> usize {
-    let bytes = key.as_bytes();
+fn home_of(bytes: &[u8], places_count: usize) -> usize {
     let tail = match bytes.last_chunk::<8>() {
         Some(tail) => u64::from_le_bytes(*tail),
         None => bytes
@@ -89,17 +99,18 @@ impl RouteCache {
     pub(super) fn clear(&mut self) {
         self.exchanges.clear();
         self.recent.clear();
+        self.newest = None;
         self.routes_count = 0;
         self.has_unroutable = false;
     }
 
-    pub(super) fn has_exchange(&self, name: &ShortString) -> bool {
+    pub(super) fn has_exchange(&self, name: &[u8]) -> bool {
         self.exchanges.contains_key(name)
     }
 
     /// Looks at the routes of some keys, which the processor fetches side by side that way: three times one after the other,
     /// for the route, its targets and the first of these, where it would wait three times for each of the keys.
-    pub(super) fn warm<'a>(&self, keys: impl Iterator<Item = &'a ShortString>) {
+    pub(super) fn warm<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) {
         if self.recent.len() <= RECENT_PLACES_MIN {
             return;
         }
@@ -113,18 +124,35 @@ impl RouteCache {
     }
 
     /// Places of a key among the recent routes, its home first; behind the last place comes the first.
-    fn places(&self, key: &ShortString) -> impl Iterator<Item = usize> + use<> {
+    fn places(&self, key: &[u8]) -> impl Iterator<Item = usize> + use<> {
         let count = self.recent.len();
         let home = home_of(key, count);
         (home..home + RECENT_SEARCH_MAX).map(move |place| place & (count - 1))
     }
 
+    /// The route of a message with these names, if the message before had them too.
+    pub(super) fn newest(&self, names: &[u8]) -> Option<&SharedTargets> {
+        let newest = self.newest.as_ref()?;
+        (newest.names[..] == *names).then_some(&newest.targets)
+    }
+
+    /// Remembers a route that was found, for the message behind.
+    pub(super) fn set_newest(&mut self, names: &[u8], targets: &SharedTargets) {
+        // Takes the memory of the one before.
+        let mut kept = self
+            .newest
+            .take()
+            .map_or_else(Vec::new, |newest| newest.names);
+        kept.clear();
+        kept.extend_from_slice(names);
+        self.newest = Some(NewestRoute {
+            names: kept,
+            targets: Arc::clone(targets),
+        });
+    }
+
     /// A route that was used before. Its exchange has passed the checks.
-    pub(super) fn recent(
-        &self,
-        exchange: &ShortString,
-        key: &ShortString,
-    ) -> Option<&SharedTargets> {
+    pub(super) fn recent(&self, exchange: &[u8], key: &[u8]) -> Option<&SharedTargets> {
         if self.recent.is_empty() {
             return None;
         }
@@ -135,11 +163,7 @@ impl RouteCache {
     }
 
     /// Any route that is remembered; it becomes a recent one.
-    pub(super) fn get(
-        &mut self,
-        exchange: &ShortString,
-        key: &ShortString,
-    ) -> Option<&SharedTargets> {
+    pub(super) fn get(&mut self, exchange: &[u8], key: &[u8]) -> Option<&SharedTargets> {
         let targets = self.exchanges.get(exchange)?.get(key)?;
         let places_count = (self.routes_count * RECENT_PLACES_PER_ROUTE).next_power_of_two();
         if places_count > self.recent.len() {
@@ -153,8 +177,8 @@ impl RouteCache {
         let free = self.places(key).find(is_free);
         let place = free.unwrap_or_else(|| home_of(key, self.recent.len()));
         self.recent[place] = Some(RecentRoute {
-            exchange: exchange.as_bytes()[..].into(),
-            key: SmallVec::from_slice(key.as_bytes()),
+            exchange: exchange.into(),
+            key: SmallVec::from_slice(key),
             targets: Arc::clone(targets),
         });
         Some(targets)
@@ -202,7 +226,7 @@ mod tests {
             cache.insert(&name("x"), key, &Arc::from([]));
         }
         for key in &keys {
-            assert!(cache.get(&name("x"), key).is_some());
+            assert!(cache.get(b"x", key.as_bytes()).is_some());
         }
         (cache, keys)
     }
@@ -211,20 +235,21 @@ mod tests {
     fn every_route_used_once_is_a_recent_one() {
         for count in [1, 16, 1000, CACHED_ROUTES_MAX] {
             let (cache, keys) = filled(count);
-            cache.warm(keys.iter());
+            cache.warm(keys.iter().map(|key| &key.as_bytes()[..]));
             let recent = keys
                 .iter()
-                .filter(|key| cache.recent(&name("x"), key).is_some());
+                .filter(|key| cache.recent(b"x", key.as_bytes()).is_some());
             assert_eq!(recent.count(), count);
-            assert!(cache.recent(&name("y"), &name("queue.0")).is_none());
-            assert!(cache.recent(&name("x"), &name("queue")).is_none());
+            assert!(cache.recent(b"y", b"queue.0").is_none());
+            assert!(cache.recent(b"x", b"queue").is_none());
         }
     }
 
     #[test]
     fn keys_that_differ_in_digits_stand_apart() {
-        let keys = (0..1000).map(|index| name(&format!("orders.{index:06}")));
-        let homes: std::collections::HashSet<usize> = keys.map(|key| home_of(&key, 4096)).collect();
+        let keys = (0..1000).map(|index| format!("orders.{index:06}"));
+        let homes: std::collections::HashSet<usize> =
+            keys.map(|key| home_of(key.as_bytes(), 4096)).collect();
         // A random function would fill about 888.
         assert!(homes.len() > 800, "{} places", homes.len());
     }

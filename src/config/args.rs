@@ -11,7 +11,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
 use super::access::{AccessArgs, TlsArgs};
 use super::commands::Command;
-use super::{ByteSize, MemoryLimit, Port, file};
+use super::{ByteSize, MemoryLimit, NetThreads, Port, file};
 
 /// A durable AMQP 0-9-1 message broker.
 ///
@@ -146,6 +146,16 @@ pub struct ServerArgs {
         value_name = "SIZE"
     )]
     pub memory_limit: MemoryLimit,
+
+    /// Threads that serve sockets, or `auto`: half of the processors, because messages that stay on one thread stay in one
+    /// cache, and the store has threads of its own
+    #[arg(
+        long,
+        env = "STRATAMQ_NET_THREADS",
+        default_value = "auto",
+        value_name = "N"
+    )]
+    pub net_threads: NetThreads,
 
     /// Messages from which on a queue keeps their positions in an index file instead of in memory; 0 gives every
     /// durable queue a file

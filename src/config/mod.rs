@@ -8,6 +8,7 @@ pub mod args;
 pub mod commands;
 mod file;
 mod memory;
+mod net_threads;
 mod port;
 mod size;
 
@@ -18,6 +19,7 @@ use access::{AccessConfig, TlsConfig};
 pub use args::Args;
 pub use commands::Command;
 pub use memory::{MEMORY_LIMIT_MIN_BYTES, MemoryLimit};
+pub use net_threads::NetThreads;
 pub use port::Port;
 pub use size::ByteSize;
 
@@ -62,6 +64,8 @@ pub struct Config {
     pub disk_free_limit_bytes: u64,
     /// What the process may take of the machine's memory.
     pub memory_limit: MemoryLimit,
+    /// Threads that serve sockets.
+    pub net_threads: NetThreads,
     /// Unsettled messages from which on a queue has an index file; 0 for every durable queue.
     pub queue_index_min_messages: u64,
     /// What to do about damaged data at the start.
@@ -184,6 +188,7 @@ impl Config {
             segment_size_bytes: args.segment_size.0,
             disk_free_limit_bytes: args.disk_free_limit.0,
             memory_limit: args.memory_limit,
+            net_threads: args.net_threads,
             queue_index_min_messages: args.queue_index_min_messages,
             on_corruption: args.on_corruption,
             stamp_time: args.stamp_time,

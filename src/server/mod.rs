@@ -1,7 +1,9 @@
 //! The running broker: listener, connection tasks, the threads behind them, start and stop.
 //!
 //! ```text
-//!  tokio threads     connection tasks, accept loop, admin socket
+//!  stratamq-net      (tokio) connection tasks, admin socket; what may take long there is done on a thread of tokio's
+//!                    blocking pool, for one such thread may serve everybody
+//!  main              accept loop
 //!  stratamq-commit   (storage) writes and syncs batches          -> Signals -> tasks, worker
 //!  stratamq-worker   timers of queues, continuations on durability
 //!  stratamq-read-N   message bodies from disk
@@ -36,6 +38,7 @@ mod worker;
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -72,8 +75,10 @@ const UNFINISHED_SHARE: u64 = 8;
 /// # Errors
 /// When it cannot start; nothing listens then.
 pub fn run(config: &Config) -> Result<(), StartError> {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .worker_threads(config.net_threads.resolve(processors))
         .thread_name("stratamq-net")
         .build()
         .map_err(|error| StartError::Failed(format!("cannot start network threads: {error}")))?;

@@ -44,7 +44,10 @@ impl Session {
         if self.unfinished_bytes <= max_bytes {
             return Ok(());
         }
-        let unfinished = self.channels.values().map(Channel::unfinished_bytes);
+        let unfinished = self
+            .channels
+            .values()
+            .map(|channel| channel.unfinished_bytes());
         self.unfinished_bytes = unfinished.sum::<u64>() + len_bytes;
         if self.unfinished_bytes <= max_bytes {
             return Ok(());
@@ -99,6 +102,7 @@ impl Session {
     pub(super) fn channel(&mut self, id: u16) -> Result<&mut Channel, Failure> {
         self.channels
             .get_mut(&id)
+            .map(Box::as_mut)
             .ok_or_else(|| super::internal_error("channel vanished"))
     }
 
@@ -134,10 +138,10 @@ impl Session {
         };
         let tx_max_bytes = self.options.tx_max_bytes;
         let channel = self.channel(id)?;
-        let event = match &mut channel.mode {
+        match &mut channel.mode {
             Mode::Plain | Mode::Confirm(_) => {
                 channel.unanswered_publish_count += 1;
-                Event::Publish(publish)
+                self.push_publish(publish);
             }
             Mode::Tx(transaction) => {
                 transaction.size_bytes += publish.message.size_bytes() as u64;
@@ -145,10 +149,10 @@ impl Session {
                     return Err(transaction_too_large(tx_max_bytes));
                 }
                 transaction.add(&publish);
-                Event::TxPublish(publish)
+                let event = Event::TxPublish(publish);
+                self.work.push_back(Work::Event(event));
             }
-        };
-        self.work.push_back(Work::Event(event));
+        }
         Ok(())
     }
 

@@ -58,8 +58,8 @@ pub fn fuzz_session(data: &[u8]) {
     );
 }
 
-/// The client's side of a handshake.
-fn opening() -> BytesMut {
+/// The client's side of a handshake, and channel 1.
+pub(super) fn opening() -> BytesMut {
     use crate::amqp::method::{Method, channel, connection};
     use crate::amqp::short_string::ShortString;
     let mut bytes = BytesMut::from(&AMQP_0_9_1[..]);
@@ -92,30 +92,35 @@ fn serve(session: &mut Session, now_ms: u64) {
     let mut count = 0;
     while let Some(event) = session.poll_event() {
         count += 1;
-        match event {
-            Event::Login(_) => session.login_result(Ok(())),
-            Event::Open { .. } => session.open_result(Ok(())),
-            Event::Command { channel, command } => {
-                session.command_result(channel, answer(command, now_ms, count));
-            }
-            Event::Publish(publish) => {
-                let published = Published {
-                    confirm: match count % 3 {
-                        0 => ConfirmAt::Nack,
-                        1 => ConfirmAt::Now,
-                        _ => ConfirmAt::Durable(Lsn(now_ms + 5)),
-                    },
-                    is_unroutable: count.is_multiple_of(2),
-                };
-                session.publish_results(&[publish], &[published]);
-            }
-            Event::TxPublish(publish) => {
-                if count.is_multiple_of(7) {
-                    session.publish_refused(publish.channel, refusal());
-                }
-            }
-            Event::Ended => session.ended(),
+        answer_event(session, event, now_ms, count);
+    }
+}
+
+/// Answers the event that is the `count`th one.
+pub(super) fn answer_event(session: &mut Session, event: Event, now_ms: u64, count: u64) {
+    match event {
+        Event::Login(_) => session.login_result(Ok(())),
+        Event::Open { .. } => session.open_result(Ok(())),
+        Event::Command { channel, command } => {
+            session.command_result(channel, answer(command, now_ms, count));
         }
+        Event::Publish(publish) => {
+            let published = Published {
+                confirm: match count % 3 {
+                    0 => ConfirmAt::Nack,
+                    1 => ConfirmAt::Now,
+                    _ => ConfirmAt::Durable(Lsn(now_ms + 5)),
+                },
+                is_unroutable: count.is_multiple_of(2),
+            };
+            session.publish_results(&[publish], &[published]);
+        }
+        Event::TxPublish(publish) => {
+            if count.is_multiple_of(7) {
+                session.publish_refused(publish.channel, refusal());
+            }
+        }
+        Event::Ended => session.ended(),
     }
 }
 

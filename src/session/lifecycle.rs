@@ -72,7 +72,7 @@ impl Session {
             prefetch: self.options.default_prefetch,
             ..Channel::default()
         };
-        self.channels.insert(id, channel);
+        self.channels.insert(id, Box::new(channel));
         let ok = Awaiting::Ok(Some(channel::OpenOk::default().into()));
         self.ask(id, channel::Open::ID, Command::OpenChannel, ok);
         Ok(())
@@ -161,6 +161,12 @@ impl Session {
                         channel: of,
                         command,
                     }) if of == id => channel.forget_command(command),
+                    Work::Publishes(mut run) => {
+                        run.retain(|publish| publish.channel != id);
+                        if !run.is_empty() {
+                            self.work.push_back(Work::Publishes(run));
+                        }
+                    }
                     work if work.is_event_of(id) => {}
                     work => self.work.push_back(work),
                 }
@@ -222,6 +228,7 @@ impl Work {
                 publish.channel == id
             }
             Self::CloseChannel(_)
+            | Self::Publishes(_)
             | Self::Event(Event::Login(_) | Event::Open { .. } | Event::Ended) => false,
         }
     }

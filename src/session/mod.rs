@@ -14,7 +14,7 @@
 //! After every wake-up, in this order:
 //! 1. [`receive`](Session::receive) while [`wants_input`](Session::wants_input); it may leave bytes in the
 //!    buffer, to be offered again when `wants_input` is true again;
-//! 2. move the outbox in with [`handle_outbox`](Session::handle_outbox), as long as the output is short;
+//! 2. move the outbox in with [`handle_items`](Session::handle_items), as long as the output is short;
 //! 3. [`poll_event`](Session::poll_event) until `None`, answering each event at once.
 //!    Between executing a `Cancel` or `CloseChannel` and answering it, drain the outbox into the session
 //!    once more: what the broker had handed over before is then delivered, or given back, and nothing of
@@ -60,6 +60,7 @@ mod number_map;
 pub mod options;
 pub mod output;
 mod overdue;
+mod publishes;
 mod sasl;
 mod topology;
 
@@ -80,7 +81,7 @@ use crate::amqp::limits::FRAME_MAX_BEFORE_TUNE;
 use crate::amqp::method::{Method, MethodId};
 use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::amqp::short_string::ShortString;
-use crate::broker::command::{Command, Lsn};
+use crate::broker::command::{Command, Lsn, Publish};
 use channel::Channel;
 use close::{CloseReason, Failure};
 use handshake::ClientCapabilities;
@@ -106,7 +107,8 @@ pub struct Session {
     frame_max_bytes: u32,
     /// Channels that may be open at a time.
     channel_max: u16,
-    channels: BTreeMap<u16, Channel>,
+    /// In boxes: a node of the map has room for eleven, of which most connections use one.
+    channels: BTreeMap<u16, Box<Channel>>,
     /// What the server has not polled yet.
     work: VecDeque<Work>,
     output: Output,
@@ -191,6 +193,8 @@ enum AfterEnding {
 #[derive(Debug)]
 enum Work {
     Event(Event),
+    /// [`Event::Publish`]es, never none.
+    Publishes(VecDeque<Publish>),
     /// Becomes the command when it is polled, since deliveries may arrive until then.
     CloseChannel(u16),
 }
@@ -247,7 +251,7 @@ impl Session {
     pub fn receive(&mut self, input: &mut BytesMut, now_ms: u64) {
         self.now_ms = now_ms;
         self.received_total += input.len().saturating_sub(self.input_left) as u64;
-        while self.wants_input() && self.receive_one(input) {}
+        while self.wants_input() && (self.receive_publishes(input) || self.receive_one(input)) {}
         self.input_left = input.len();
         self.is_input_stalled = !input.is_empty() && !self.wants_input();
     }
@@ -280,8 +284,13 @@ impl Session {
     /// The next thing for the server to do.
     pub fn poll_event(&mut self) -> Option<Event> {
         loop {
+            if let Some(publish) = self.poll_publish() {
+                return Some(publish);
+            }
             match self.work.pop_front() {
                 Some(Work::Event(event)) => return Some(event),
+                // Taken above.
+                Some(Work::Publishes(_)) => {}
                 Some(Work::CloseChannel(id)) => {
                     if let Some(channel) = self.channels.get_mut(&id) {
                         let unacked = channel.collect_unacked();
@@ -302,6 +311,20 @@ impl Session {
     /// Bytes to write. `Output` is a `Buf`: write it vectored, or chunk by chunk.
     pub fn output(&mut self) -> &mut Output {
         &mut self.output
+    }
+
+    /// True when [`rest`](Self::rest) would give something back.
+    #[must_use]
+    pub fn has_spare(&self) -> bool {
+        self.output.has_spare() || (self.work.is_empty() && self.work.capacity() > 0)
+    }
+
+    /// Gives back what only a busy connection needs; to be called when nothing has happened for a while.
+    pub fn rest(&mut self) {
+        self.output.rest();
+        if self.work.is_empty() {
+            self.work = VecDeque::new();
+        }
     }
 
     /// Bytes waiting in the output.

@@ -6,6 +6,7 @@ mod consuming;
 mod errors;
 mod fuzz;
 mod handshake;
+mod publishes;
 mod support;
 mod transactions;
 

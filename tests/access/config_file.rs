@@ -70,6 +70,10 @@ fn mistakes_in_a_file_are_one_line_that_names_them() {
             "frame-max = 17",
             "key 'frame-max': invalid value '17': allowed is 8KiB to 16MiB",
         ),
+        (
+            "net-threads = 0",
+            "key 'net-threads': invalid value '0': expected 1 to 1024, or auto",
+        ),
     ] {
         std::fs::write(&path, text).expect("written");
         let output = run(&["--config", name]);

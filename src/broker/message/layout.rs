@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::{PayloadError, UNKNOWN_FLAGS};
+use super::{PayloadError, UNKNOWN_FLAGS, parse_expiration};
 use crate::amqp::properties::{Checked, Properties};
 use crate::amqp::short_string::ShortString;
 
@@ -14,9 +14,9 @@ pub(super) struct Layout {
     pub(super) flags: u8,
     pub(super) exchange_len: u8,
     pub(super) routing_key_len: u8,
-    pub(super) properties_at: usize,
+    pub(super) properties_at: u32,
     /// Where the properties end and the body begins, if it stands in the head.
-    pub(super) body_at: usize,
+    pub(super) body_at: u32,
     pub(super) properties: Checked,
 }
 
@@ -53,14 +53,30 @@ impl Layout {
         let properties = Checked::of(raw).map_err(|_| PayloadError::Malformed {
             field: "properties",
         })?;
+        let at = |offset: usize| u32::try_from(offset).map_err(|_| PayloadError::Truncated);
         Ok(Self {
             flags,
             exchange_len,
             routing_key_len,
-            properties_at,
-            body_at: properties_at + raw.len(),
+            properties_at: at(properties_at)?,
+            body_at: at(properties_at + raw.len())?,
             properties,
         })
+    }
+
+    pub(super) fn properties_at(&self) -> usize {
+        // Lossless: an offset into bytes that are in memory.
+        usize::try_from(self.properties_at).unwrap_or(usize::MAX)
+    }
+
+    pub(super) fn body_at(&self) -> usize {
+        usize::try_from(self.body_at).unwrap_or(usize::MAX)
+    }
+
+    /// The time to live that the properties in `head` say.
+    pub(super) fn ttl_ms(&self, head: &[u8]) -> Option<u64> {
+        let raw = head.get(self.properties_at()..self.body_at())?;
+        self.properties.expiration(raw).and_then(parse_expiration)
     }
 
     pub(super) fn routing_key_at(&self) -> usize {
@@ -79,32 +95,28 @@ impl HeadSlices {
             .map_or(0, |count| u16::from_le_bytes(*count));
         rest.at += 2;
         let bcc = (0..bcc_count).map(|_| rest.next_name()).collect();
-        let raw = head.slice(layout.properties_at..layout.body_at);
+        let raw = head.slice(layout.properties_at()..layout.body_at());
         Self {
             exchange,
             routing_key,
             bcc,
             properties: layout.properties.over(raw),
-            small_body: head.slice(layout.body_at..),
+            small_body: head.slice(layout.body_at()..),
         }
     }
 }
 
-/// Takes slices off a head that was just written, or checked.
-pub(super) struct Slices<'a> {
-    pub(super) head: &'a Bytes,
-    pub(super) at: usize,
+/// Takes slices off a head that was checked.
+struct Slices<'a> {
+    head: &'a Bytes,
+    at: usize,
 }
 
 impl Slices<'_> {
-    pub(super) fn take(&mut self, len: usize) -> Bytes {
+    fn take(&mut self, len: usize) -> Bytes {
         let from = self.at;
         self.at += len;
         self.head.slice(from..self.at)
-    }
-    pub(super) fn name(&mut self, original: &ShortString) -> ShortString {
-        self.at += 1;
-        original.relocated(self.take(original.len()))
     }
     /// The next name of a head that was checked.
     fn next_name(&mut self) -> ShortString {

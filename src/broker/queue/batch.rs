@@ -29,10 +29,39 @@ struct Settlement {
     ranges: SmallVec<[SeqRange; 2]>,
 }
 
-/// What one outbox gets, up to where another one gets something.
+/// How many outboxes are looked at for the one that gets an item.
+const HANDOUT_SEARCH_MAX: usize = 16;
+/// Bytes that an outbox is not told of yet: it would get that much too many from each of several threads.
+const UNTOLD_MAX_BYTES: usize = 16 * 1024;
+
+/// What one outbox gets.
 struct Handout {
     outbox: Arc<Outbox>,
-    items: SmallVec<[OutboxItem; 1]>,
+    items: Vec<OutboxItem>,
+    /// Bytes of the deliveries in `items`.
+    size_bytes: usize,
+    /// Those that have no place in the outbox yet.
+    untold_bytes: usize,
+}
+
+impl Handout {
+    fn push(&mut self, item: OutboxItem) {
+        let size_bytes = item.size_bytes();
+        self.size_bytes += size_bytes;
+        self.untold_bytes += size_bytes;
+        self.items.push(item);
+        // A full box is told at once: nobody else may be picked for it.
+        if self.untold_bytes >= UNTOLD_MAX_BYTES || self.outbox.is_full_with(self.untold_bytes) {
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        if self.untold_bytes > 0 {
+            self.outbox.reserve(self.untold_bytes);
+            self.untold_bytes = 0;
+        }
+    }
 }
 
 /// See the module.
@@ -45,7 +74,11 @@ pub(super) struct Batch {
     /// The queues of `settlements` do not ascend.
     is_settled_back: bool,
     requeues: Vec<(QueueId, Seq, u32)>,
-    handouts: Vec<Handout>,
+    handouts: SmallVec<[Handout; 1]>,
+    /// Items that the first outbox will get, about.
+    expected_count: usize,
+    /// Messages that may go to the log.
+    expected_messages_count: usize,
     is_waited: bool,
     is_atomic: bool,
 }
@@ -81,6 +114,10 @@ impl Batch {
         let to = self.refs.len();
         if from == to {
             return false;
+        }
+        if self.publications.is_empty() {
+            self.publications.reserve(self.expected_messages_count);
+            self.refs.reserve(self.expected_messages_count);
         }
         self.publications.push(Publication {
             message: Arc::clone(message),
@@ -148,20 +185,27 @@ impl Batch {
         self.requeues.push((queue, seq, delivery_count));
     }
 
-    /// Room for as many deliveries at once, rather than by and by.
-    pub(super) fn expect_handouts(&mut self, count: usize) {
-        self.handouts.reserve(count);
+    /// Room for as many messages and deliveries at once, rather than by and by.
+    pub(super) fn expect(&mut self, message_count: usize, delivery_count: usize) {
+        self.expected_count = delivery_count;
+        self.expected_messages_count = message_count;
     }
 
+    /// Nothing passes an outbox but in the order in which it is handed out here.
     pub(super) fn hand_out(&mut self, outbox: &Arc<Outbox>, item: OutboxItem) {
-        let last = self.handouts.last_mut();
-        match last.filter(|last| Arc::ptr_eq(&last.outbox, outbox)) {
-            Some(last) => last.items.push(item),
-            None => self.handouts.push(Handout {
-                outbox: Arc::clone(outbox),
-                items: SmallVec::from_buf([item]),
-            }),
+        let near = self.handouts.iter_mut().rev().take(HANDOUT_SEARCH_MAX);
+        let mut same = near.filter(|handout| Arc::ptr_eq(&handout.outbox, outbox));
+        if let Some(handout) = same.next() {
+            return handout.push(item);
         }
+        let mut handout = Handout {
+            outbox: Arc::clone(outbox),
+            items: Vec::with_capacity(std::mem::take(&mut self.expected_count).max(1)),
+            size_bytes: 0,
+            untold_bytes: 0,
+        };
+        handout.push(item);
+        self.handouts.push(handout);
     }
 
     /// Pushes and hands out, under the locks of all queues named.
@@ -266,11 +310,15 @@ impl Batch {
         }
     }
 
-    /// Runs of items for one outbox are handed over under one lock of it.
+    /// What one outbox gets is handed over under one lock of it.
     fn deliver(&mut self, turn: &mut Turn<'_>) {
-        for Handout { outbox, items } in std::mem::take(&mut self.handouts) {
-            if outbox.push_all(items.into_iter()) {
-                turn.effects.wakes.push(outbox);
+        for mut handout in std::mem::take(&mut self.handouts) {
+            handout.tell();
+            if handout
+                .outbox
+                .push_all(&mut handout.items, handout.size_bytes)
+            {
+                turn.effects.wakes.push(handout.outbox);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 
 use super::batch::Batch;
-use super::slots::{Head, Status};
+use super::slots::{Head, Slot, Status};
 use super::state::{Locked, PendingGet, QueueState, is_expired, lock_queues};
 use super::{FetchFailure, GetOutcome, QueueHandle, Turn};
 use crate::broker::command::Delivery;
@@ -33,6 +33,7 @@ impl QueueState {
         batch: &mut Batch,
         fresh: Option<Seq>,
     ) {
+        self.serve(queue, turn, batch);
         while !self.gets.is_empty() || !self.consumers.is_empty() {
             let seq = match self.next_ready() {
                 Head::Entry(seq) => seq,
@@ -65,6 +66,133 @@ impl QueueState {
             }
             self.look_ahead(queue, turn, batch, seq);
         }
+    }
+
+    /// Delivers to consumers as `dispatch` does, while what stands at the head may simply go: the rest, whatever it is, is
+    /// left to that one.
+    fn serve(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>, batch: &mut Batch) {
+        let has_way = turn.shared.has_straight_way();
+        if !has_way || queue.traits.is_quorum || self.slots.may_expire() || !self.gets.is_empty() {
+            return;
+        }
+        while self.consumers.may_take()
+            && let Some(place) = self.slots.first_ready_place()
+            && let Some(Taker::Consumer(index)) = self.pick(queue)
+        {
+            let seq = place.seq;
+            let slot = self.slots.at(place);
+            if slot.message.is_none() {
+                return;
+            }
+            if slot.is_logged && !slot.is_covered {
+                let confirm_lsn = || turn.shared.journal().confirm_lsn();
+                if !self.reservation.allows(seq, confirm_lsn) {
+                    return;
+                }
+            }
+            let Some(spec) = self.consumers.take(index) else {
+                return;
+            };
+            let is_redelivered = slot.is_redelivered;
+            let (message, ended) = match spec.is_no_ack {
+                true => self
+                    .slots
+                    .remove_at(place)
+                    .map_or((None, None), |mut slot| (slot.message.take(), Some(slot))),
+                false => {
+                    let message = slot.message.clone();
+                    self.slots.set_status_at(place, Status::Unacked);
+                    (message, None)
+                }
+            };
+            let Some(message) = message else {
+                return;
+            };
+            let delivery = Delivery {
+                channel: spec.channel,
+                consumer: Some(spec.id),
+                queue: Arc::clone(queue),
+                seq,
+                is_redelivered,
+                is_settled: spec.is_no_ack,
+                message,
+            };
+            batch.hand_out(&spec.outbox, OutboxItem::Deliver(delivery));
+            self.delivered_upto = self.delivered_upto.max(seq.count() + 1);
+            match ended {
+                Some(slot) => self.ended(queue, batch, seq, &slot, SettleCause::Acked),
+                // A consumer may hold a whole backlog: what it holds costs no memory here beyond the budget.
+                None if turn.shared.is_over_budget() => self.evict(seq),
+                None => {}
+            }
+            self.look_ahead(queue, turn, batch, seq);
+        }
+    }
+
+    /// Gives a message that just arrived to a consumer, without a place among those that wait; false when it is to take the
+    /// general way: `add`, then `dispatch`.
+    pub(super) fn hand_over(
+        &mut self,
+        queue: &QueueHandle,
+        turn: &Turn<'_>,
+        batch: &mut Batch,
+        message: &Arc<Message>,
+    ) -> bool {
+        let traits = &queue.traits;
+        let is_plain = self.slots.sums().ready_count == 0
+            && self.consumers.may_take()
+            && self.gets.is_empty()
+            && !self.rules.has_ttl
+            && !self.rules.has_length_limit()
+            && !self.slots.has_ranks()
+            && !traits.is_quorum
+            && !traits.is_delay
+            && message.ttl_ms().is_none()
+            && turn.shared.has_straight_way();
+        if !is_plain {
+            return false;
+        }
+        let Some(Taker::Consumer(index)) = self.pick(queue) else {
+            return false;
+        };
+        let Some(spec) = self.consumers.take(index) else {
+            return false;
+        };
+        let seq = self.slots.next_seq();
+        let is_logged = traits.is_durable && message.is_persistent();
+        let is_settled = spec.is_no_ack;
+        let delivery = Delivery {
+            channel: spec.channel,
+            consumer: Some(spec.id),
+            queue: Arc::clone(queue),
+            seq,
+            is_redelivered: false,
+            is_settled,
+            message: Arc::clone(message),
+        };
+        batch.hand_out(&spec.outbox, OutboxItem::Deliver(delivery));
+        if is_logged {
+            if !self.reservation.precedes(seq) {
+                batch.reserve(queue.id(), self.reservation.ask_ahead_of_publish(seq));
+            }
+            batch.add_ref(queue.id(), seq, 0);
+        }
+        self.delivered_upto = self.delivered_upto.max(seq.count() + 1);
+        if is_settled {
+            self.slots.pass();
+            if is_logged {
+                batch.settle(queue.id(), SettleCause::Acked, seq);
+            }
+        } else {
+            let mut slot = Slot::arrived(Status::Unacked, Arc::clone(message), 0);
+            slot.is_logged = is_logged;
+            slot.is_covered = is_logged;
+            self.slots.push(0, slot);
+            if is_logged && turn.shared.is_over_budget() {
+                self.evict(seq);
+            }
+        }
+        true
     }
 
     /// Who would take a message now.
@@ -123,7 +251,6 @@ impl QueueState {
             return;
         };
         let (channel, id, is_settled) = (spec.channel, spec.id, spec.is_no_ack);
-        spec.outbox.reserve(&message);
         let delivery = Delivery {
             channel,
             consumer: Some(id),

@@ -203,6 +203,9 @@ pub struct QueueShared {
     remembered_bytes: Arc<AtomicU64>,
     quarantined_count: AtomicU64,
     entries: EntriesGauge,
+    /// Messages take the general way only.
+    #[cfg(test)]
+    is_roundabout: bool,
 }
 
 /// What one call into the domain brings along.
@@ -380,7 +383,22 @@ impl QueueShared {
             remembered_bytes: Arc::default(),
             quarantined_count: AtomicU64::new(0),
             entries: EntriesGauge::new(IndexLimits::default()),
+            #[cfg(test)]
+            is_roundabout: false,
         }
+    }
+
+    /// False when messages are to take the general way, so that a test can compare.
+    fn has_straight_way(&self) -> bool {
+        #[cfg(test)]
+        return !self.is_roundabout;
+        #[cfg(not(test))]
+        true
+    }
+
+    #[cfg(test)]
+    fn set_roundabout(&mut self, is_roundabout: bool) {
+        self.is_roundabout = is_roundabout;
     }
 
     /// Changes when queues use index files.

@@ -222,7 +222,7 @@ fn publish_run(
     let consumed_count = queues
         .filter(|(_, state)| !state.consumers.is_empty())
         .count();
-    batch.expect_handouts(consumed_count * messages.len());
+    batch.expect(messages.len(), consumed_count * messages.len());
     let first = out.len();
     for message in messages {
         let mut is_refused = false;

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::batch::Batch;
-use super::slots::Status;
+use super::slots::{Place, Status};
 use super::state::{Locked, QueueState, lock_queues};
 use super::{QueueHandle, Turn};
 use crate::broker::command::{ConsumerId, SettleOutcome, Unacked};
 use crate::broker::dead_letter::DeathReason;
-use crate::storage::types::{Seq, SettleCause};
+use crate::storage::types::{Seq, SeqRange, SettleCause};
 
 /// Queues that one critical section settles in at most: others wait for them meanwhile.
 const GROUP_QUEUES_MAX: usize = 64;
@@ -91,21 +91,44 @@ impl QueueState {
         seqs: impl Iterator<Item = Seq>,
         outcome: SettleOutcome,
     ) {
+        // What was acknowledged and is yet to be told to the log.
+        let mut acked: Option<SeqRange> = None;
         for seq in seqs {
-            let is_held = self
-                .slots
-                .get(seq)
-                .is_some_and(|slot| slot.status == Status::Unacked);
+            let place = self.slots.place_of(seq);
+            let is_held = |place: &Place| self.slots.at(*place).status == Status::Unacked;
             // Messages of a deleted queue are gone; settling them is accepted and ignored (QU-30).
-            if !is_held {
+            let Some(place) = place.filter(is_held) else {
                 continue;
-            }
+            };
             match outcome {
-                SettleOutcome::Ack => self.end(queue, batch, seq, SettleCause::Acked),
+                SettleOutcome::Ack => {
+                    let Some(slot) = self.slots.remove_at(place) else {
+                        continue;
+                    };
+                    self.forget_ended(seq, &slot);
+                    if !slot.is_logged {
+                        continue;
+                    }
+                    match &mut acked {
+                        Some(range) if range.last.0 + 1 == seq.0 => range.last = seq,
+                        _ => {
+                            let next = SeqRange {
+                                first: seq,
+                                last: seq,
+                            };
+                            if let Some(range) = acked.replace(next) {
+                                batch.settle_range(queue.id(), SettleCause::Acked, range);
+                            }
+                        }
+                    }
+                }
                 SettleOutcome::Reject => self.let_die(queue, batch, seq, DeathReason::Rejected),
                 SettleOutcome::Requeue => self.put_back(queue, batch, seq, true),
                 SettleOutcome::Return => self.put_back(queue, batch, seq, false),
             }
+        }
+        if let Some(range) = acked {
+            batch.settle_range(queue.id(), SettleCause::Acked, range);
         }
     }
 

@@ -144,6 +144,9 @@ impl QueueState {
         batch: &mut Batch,
         message: &Arc<Message>,
     ) -> bool {
+        if self.hand_over(queue, turn, batch, message) {
+            return true;
+        }
         let seq = self.admit(queue, turn, batch, message, Status::Ready);
         seq.inspect(|&seq| self.offer(queue, turn, batch, message, seq))
             .is_some()
@@ -170,7 +173,10 @@ impl QueueState {
         message: &Message,
         seq: Seq,
     ) {
-        self.dispatch(queue, turn, batch, Some(seq));
+        // What cannot leave waits, unless somebody has to be told or something may have expired meanwhile.
+        if self.consumers.may_take() || !self.gets.is_empty() || self.slots.may_expire() {
+            self.dispatch(queue, turn, batch, Some(seq));
+        }
         if message.ttl_ms() == Some(0)
             || (self.rules.has_ttl && self.settings.message_ttl_ms == Some(0))
         {
@@ -226,7 +232,9 @@ impl QueueState {
         };
         let expires_at_ms = ttl_ms.map_or(0, |ttl_ms| turn.now_ms.saturating_add(ttl_ms).max(1));
         let rank = match self.slots.has_ranks() {
-            true => self.settings.rank_of(message.properties().priority()),
+            true => self
+                .settings
+                .rank_of(message.checked_properties().priority()),
             false => 0,
         };
         let seq = self.slots.next_seq_in(rank);
@@ -352,15 +360,34 @@ impl QueueState {
         cause: SettleCause,
     ) {
         if let Some(slot) = self.slots.remove(seq) {
-            self.forget(&slot);
-            if let Some(rare) = &mut self.rare
-                && !rare.unfailed.is_empty()
-            {
-                rare.unfailed.remove(&seq);
-            }
-            if slot.is_logged {
-                batch.settle(queue.spec.id, cause, seq);
-            }
+            self.ended(queue, batch, seq, &slot, cause);
+        }
+    }
+
+    /// The entry `seq` has ended, for good: it was `slot`.
+    #[inline]
+    pub(super) fn ended(
+        &mut self,
+        queue: &QueueHandle,
+        batch: &mut Batch,
+        seq: Seq,
+        slot: &Slot,
+        cause: SettleCause,
+    ) {
+        self.forget_ended(seq, slot);
+        if slot.is_logged {
+            batch.settle(queue.id(), cause, seq);
+        }
+    }
+
+    /// The same, but for its settlement.
+    #[inline]
+    pub(super) fn forget_ended(&mut self, seq: Seq, slot: &Slot) {
+        self.forget(slot);
+        if let Some(rare) = &mut self.rare
+            && !rare.unfailed.is_empty()
+        {
+            rare.unfailed.remove(&seq);
         }
     }
 

@@ -28,6 +28,7 @@ use super::start::{self, StartError};
 use crate::broker::admin::{AdminCommand, AdminError, AdminReply};
 use crate::broker::effects::Effects;
 use crate::config::Config;
+use crate::storage::types::Lsn;
 
 /// Name of the socket in the data directory.
 pub const SOCKET_NAME: &str = "admin.sock";
@@ -118,14 +119,14 @@ fn short_socket_path(path: &Path) -> io::Result<(Option<std::fs::File>, PathBuf)
     Ok((Some(directory), short))
 }
 
-async fn answer(stream: UnixStream, hub: &Hub) -> io::Result<()> {
+async fn answer(stream: UnixStream, hub: &Arc<Hub>) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     BufReader::new(read.take(REQUEST_MAX_BYTES))
         .read_line(&mut line)
         .await?;
     let response = match serde_json::from_str::<Request>(&line) {
-        Ok(request) => respond(request, hub).await,
+        Ok(request) => respond(request, hub).await?,
         Err(error) => Response::Error(format!("bad request: {error}")),
     };
     let mut text = serde_json::to_vec(&response)?;
@@ -134,40 +135,42 @@ async fn answer(stream: UnixStream, hub: &Hub) -> io::Result<()> {
     write.shutdown().await
 }
 
-async fn respond(request: Request, hub: &Hub) -> Response {
-    match request {
-        Request::Status => {
-            return match super::status::collect(hub) {
-                Ok(status) => to_response(&status),
-                Err(error) => Response::Error(error.to_string()),
-            };
+/// Carries a request out where it may take long (a list of all queues, the end of a vhost) without keeping clients waiting,
+/// and waits until what it did is durable.
+async fn respond(request: Request, hub: &Arc<Hub>) -> io::Result<Response> {
+    let own_hub = Arc::clone(hub);
+    let acted = tokio::task::spawn_blocking(move || act(request, &own_hub)).await;
+    let (response, durable_at) = acted.map_err(io::Error::other)?;
+    if let Some(lsn) = durable_at {
+        let notify = Arc::new(Notify::new());
+        hub.signals.wake_at(lsn, &notify);
+        // Registered first, looked afterwards: see `Signals`.
+        while hub.storage.confirm_lsn() < lsn {
+            notify.notified().await;
         }
-        Request::ListConnections => return to_response(&hub.clients.list()),
-        Request::CloseConnection { id, reason } => {
-            return match hub.clients.close(id, &reason) {
-                true => Response::Ok(serde_json::Value::Null),
-                false => Response::Error(format!("there is no connection {id}")),
-            };
-        }
-        _ => {}
     }
-    let Some(command) = request.into_command() else {
-        return Response::Error("the domain has no such command".into());
+    Ok(response)
+}
+
+/// The answer to a request, and what has to be durable before it is given.
+fn act(request: Request, hub: &Hub) -> (Response, Option<Lsn>) {
+    let response = match request {
+        Request::Status => match super::status::collect(hub) {
+            Ok(status) => to_response(&status),
+            Err(error) => Response::Error(error.to_string()),
+        },
+        Request::ListConnections => to_response(&hub.clients.list()),
+        Request::CloseConnection { id, reason } => match hub.clients.close(id, &reason) {
+            true => Response::Ok(serde_json::Value::Null),
+            false => Response::Error(format!("there is no connection {id}")),
+        },
+        request => match request.into_command().map(|command| execute(command, hub)) {
+            None => Response::Error("the domain has no such command".into()),
+            Some(Ok(reply)) => return (body_response(&reply.body), reply.durable_at),
+            Some(Err(error)) => Response::Error(error.to_string()),
+        },
     };
-    match execute(command, hub) {
-        Ok(reply) => {
-            if let Some(lsn) = reply.durable_at {
-                let notify = Arc::new(Notify::new());
-                hub.signals.wake_at(lsn, &notify);
-                // Registered first, looked afterwards: see `Signals`.
-                while hub.storage.confirm_lsn() < lsn {
-                    notify.notified().await;
-                }
-            }
-            body_response(&reply.body)
-        }
-        Err(error) => Response::Error(error.to_string()),
-    }
+    (response, None)
 }
 
 /// Gives a command to the domain and carries out what it hands back.

@@ -435,3 +435,16 @@ fn a_large_message_is_refused_after_it_has_arrived() {
     let text = "PRECONDITION_FAILED - message size 4 is larger than configured max size 3";
     peer.expect_channel_close(1, 406, text, basic::Publish::ID);
 }
+
+#[test]
+fn a_session_at_rest_holds_no_buffers_and_goes_on() {
+    let mut peer = Peer::with_channel();
+    peer.publish(1, false, b"abc").serve();
+    peer.expect_log(&["1 publish abc"]);
+    peer.output_bytes();
+    assert!(peer.session.has_spare());
+    peer.session.rest();
+    assert!(!peer.session.has_spare());
+    peer.method(1, channel::Flow { active: true }).serve();
+    peer.expect(1, channel::FlowOk { active: true });
+}

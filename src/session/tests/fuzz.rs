@@ -7,7 +7,7 @@ use super::super::fuzz::fuzz_session;
 use super::support::*;
 use crate::amqp::method::{Method, basic, channel, confirm, connection, queue, tx};
 
-fn any_method() -> impl Strategy<Value = Method> {
+pub(super) fn any_method() -> impl Strategy<Value = Method> {
     let tag = 0u64..4;
     prop_oneof![
         Just(channel::Open::default().into()),

@@ -62,6 +62,14 @@ impl Head {
     }
 }
 
+/// Where an entry in memory stands; good until an entry arrives or ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) seq: Seq,
+    run: usize,
+    at: usize,
+}
+
 /// See the module. In the order of [`Queue`](crate::broker::queue::Queue).
 #[derive(Debug)]
 #[repr(C)]
@@ -164,6 +172,28 @@ impl Slots {
         seq
     }
 
+    /// Gives away the seq of an entry that ends as it arrives, in a queue without ranks: [`Slots::push`] and
+    /// [`Slots::remove`] without an entry.
+    pub(super) fn pass(&mut self) -> Seq {
+        debug_assert!(!self.has_ranks(), "an entry passes in its rank");
+        let seq = self.tails.take(0);
+        if seq.0 % RUN_SEQS == RUN_SEQS - 1 {
+            self.end_tail(seq.0 / RUN_SEQS);
+        }
+        seq
+    }
+
+    /// The run `number` gets no more entries: it goes if it has none, as the last of them would have seen to.
+    fn end_tail(&mut self, number: u64) {
+        let is_over = |run: &Run| run.number == number && run.live_count == 0;
+        if self.runs.back().is_some_and(is_over)
+            && let Some(run) = self.runs.pop_back()
+            && let Some(resident) = run.resident()
+        {
+            self.slot_count -= resident.slots.len() as u64;
+        }
+    }
+
     fn append(&mut self, seq: u64, slot: Slot) {
         let number = seq / RUN_SEQS;
         let index = match self.runs.back() {
@@ -214,27 +244,69 @@ impl Slots {
     }
 
     /// Index of the run that holds `number`, or where it would stand.
+    #[inline]
     fn find_run(&self, number: u64) -> Result<usize, usize> {
         let Some(front) = self.runs.front() else {
             return Err(0);
         };
+        if front.number == number {
+            return Ok(0);
+        }
         let guess = number.wrapping_sub(front.number);
         if let Ok(index) = usize::try_from(guess)
             && self.runs.get(index).is_some_and(|run| run.number == number)
         {
             return Ok(index);
         }
+        self.search_run(number)
+    }
+
+    #[cold]
+    fn search_run(&self, number: u64) -> Result<usize, usize> {
         self.runs.binary_search_by_key(&number, |run| run.number)
     }
 
     /// The run in memory that holds the entry `seq`, and where in it.
+    #[inline]
     fn locate(&self, seq: Seq) -> Option<(usize, usize)> {
         let index = self.find_run(seq.0 / RUN_SEQS).ok()?;
         let at = self.runs.get(index)?.resident()?.index_of(seq)?;
         Some((index, at))
     }
 
+    /// Where the entry `seq` stands, if it is in memory.
+    #[inline]
+    pub(super) fn place_of(&self, seq: Seq) -> Option<Place> {
+        let (run, at) = self.locate(seq)?;
+        Some(Place { seq, run, at })
+    }
+
+    /// Where the first ready entry stands, if that is in memory.
+    #[inline]
+    pub(super) fn first_ready_place(&mut self) -> Option<Place> {
+        if self.sums.ready_count == 0 {
+            return None;
+        }
+        // Nearly always the one behind the last that was taken.
+        let near = Seq(self.ready_from);
+        if let Some(place) = self.place_of(near)
+            && self.at(place).status == Status::Ready
+        {
+            return Some(place);
+        }
+        let seq = self.first_ready().entry()?;
+        self.place_of(seq)
+    }
+
+    /// The entry at `place`.
+    #[inline]
+    pub(super) fn at(&self, place: Place) -> &Slot {
+        let resident = self.runs[place.run].resident();
+        &resident.expect("a place is in memory").slots[place.at]
+    }
+
     /// The entry `seq`, if it is in memory.
+    #[inline]
     pub(super) fn get(&self, seq: Seq) -> Option<&Slot> {
         let index = self.find_run(seq.0 / RUN_SEQS).ok()?;
         let resident = self.runs.get(index)?.resident()?;
@@ -280,9 +352,22 @@ impl Slots {
     /// Moves the entry `seq` to another status; false when there is none.
     pub(super) fn set_status(&mut self, seq: Seq, status: Status) -> bool {
         debug_assert_ne!(status, Status::Empty, "entries end by `remove`");
-        let Some((slot, ready_count)) = self.slot_mut(seq) else {
+        let Some(place) = self.place_of(seq) else {
             return false;
         };
+        self.set_status_at(place, status);
+        true
+    }
+
+    /// Moves the entry at `place` to another status.
+    #[inline]
+    pub(super) fn set_status_at(&mut self, place: Place, status: Status) {
+        let run = &mut self.runs[place.run];
+        let Body::Resident(resident) = &mut run.body else {
+            return;
+        };
+        let slot = &mut resident.slots[place.at];
+        let ready_count = &mut run.ready_count;
         let before = slot.status;
         let body_bytes = slot.body_bytes();
         slot.status = status;
@@ -291,9 +376,18 @@ impl Slots {
         self.sums.subtract(before, body_bytes);
         self.sums.add(status, body_bytes);
         if status == Status::Ready {
-            self.ready_from = self.ready_from.min(seq.0);
+            self.ready_from = self.ready_from.min(place.seq.0);
+        } else {
+            self.pass_ready(place.seq);
         }
-        true
+    }
+
+    /// The entry `seq` is not ready any more: whoever looks for the first that is begins behind it.
+    #[inline]
+    fn pass_ready(&mut self, seq: Seq) {
+        if self.ready_from == seq.0 {
+            self.ready_from = seq.0.saturating_add(1);
+        }
     }
 
     /// Sets the size of the body of the entry `seq`, whose message is not here.
@@ -348,14 +442,22 @@ impl Slots {
 
     /// Ends the entry `seq` and hands it out.
     pub(super) fn remove(&mut self, seq: Seq) -> Option<Slot> {
-        let (index, at) = self.locate(seq)?;
+        let place = self.place_of(seq)?;
+        self.remove_at(place)
+    }
+
+    /// Ends the entry at `place` and hands it out.
+    #[inline]
+    pub(super) fn remove_at(&mut self, place: Place) -> Option<Slot> {
+        let index = place.run;
         let run = &mut self.runs[index];
         let resident = run.resident_mut()?;
-        let slot = std::mem::replace(&mut resident.slots[at], Slot::EMPTY);
+        let slot = std::mem::replace(&mut resident.slots[place.at], Slot::EMPTY);
         resident.content_count -= u16::from(slot.message.is_some());
         run.live_count -= 1;
         run.ready_count -= u16::from(slot.status == Status::Ready);
         let is_empty = run.live_count == 0;
+        self.pass_ready(place.seq);
         self.forget(&slot);
         if is_empty {
             self.end_run(index);

@@ -119,6 +119,7 @@ impl Run {
         }
     }
 
+    #[inline]
     pub(super) fn resident(&self) -> Option<&Resident> {
         match &self.body {
             Body::Resident(resident) => Some(resident),
@@ -143,6 +144,7 @@ impl Run {
 
 impl Resident {
     /// Index in `slots` of the entry `seq`.
+    #[inline]
     pub(super) fn index_of(&self, seq: Seq) -> Option<usize> {
         let at = usize::try_from(seq.0.checked_sub(self.first)?).ok()?;
         (self.slots.get(at)?.status != Status::Empty).then_some(at)

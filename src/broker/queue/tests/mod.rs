@@ -14,6 +14,7 @@ mod spilling;
 mod stale;
 mod storing;
 mod stuck;
+mod twins;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

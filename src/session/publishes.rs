@@ -1,0 +1,136 @@
+//! Publishes from the read buffer to the list of things to poll: many at once, where nothing is in the way.
+//!
+//! ```text
+//!   input --PublishReader--> RawPublish --> Message --> Work::Publishes [ p1 p2 p3 .. ] --poll_publishes--> server
+//!      \-- anything else -------> frame by frame ------------^
+//! ```
+//! 1. What is taken here, and what becomes of it, is what the path frame by frame would make of it. A publish with which
+//!    that path would do anything else (hold it back, refuse it, add it to a transaction, stop the client) is left to it, and
+//!    nothing has changed then.
+//! 2. The buffer is advanced once, behind the last publish taken; messages are copies of what they need of it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::{Buf, BytesMut};
+
+use super::channel::{ChannelState, Mode};
+use super::content::Content;
+use super::event::Event;
+use super::{Phase, Session, Work};
+use crate::amqp::raw_publish::{PublishReader, RawPublish};
+use crate::broker::command::Publish;
+use crate::broker::message::{COPIED_BODY_MAX_BYTES, Message, RawMessage};
+
+impl Session {
+    /// Takes the publishes at the front of `input` as long as they are ordinary ones; true when there was one. Only while
+    /// [`wants_input`](Self::wants_input), which no ordinary publish changes.
+    pub(super) fn receive_publishes(&mut self, input: &mut BytesMut) -> bool {
+        let is_ordinary = matches!(self.phase, Phase::Running) && self.alarm.reason.is_none();
+        if !is_ordinary || !PublishReader::may_read(input) {
+            return false;
+        }
+        let body_max_bytes = usize::try_from(self.options.message_max_bytes);
+        let body_max_bytes = body_max_bytes.map_or(COPIED_BODY_MAX_BYTES, |max_bytes| {
+            max_bytes.min(COPIED_BODY_MAX_BYTES)
+        });
+        let unfinished_max_bytes = self.options.unfinished_max_bytes;
+        let mut taken_bytes = 0;
+        let mut run = VecDeque::new();
+        let mut channel = None;
+        let mut channel_count = 0;
+        for raw in PublishReader::new(input, self.frame_max_bytes, body_max_bytes) {
+            if channel != Some(raw.channel) {
+                if !self.takes_publishes(raw.channel) {
+                    break;
+                }
+                self.count_publishes(channel, channel_count);
+                (channel, channel_count) = (Some(raw.channel), 0);
+            }
+            // Counted as a body that may stay unfinished is; what to do when there are too many is not decided here.
+            let unfinished_bytes = self.unfinished_bytes + raw.body.len() as u64;
+            if unfinished_bytes > unfinished_max_bytes {
+                break;
+            }
+            self.unfinished_bytes = unfinished_bytes;
+            taken_bytes += raw.frames_len;
+            channel_count += 1;
+            run.push_back(publish(&raw));
+        }
+        self.count_publishes(channel, channel_count);
+        input.advance(taken_bytes);
+        let is_any = !run.is_empty();
+        if is_any {
+            match self.work.back_mut() {
+                Some(Work::Publishes(before)) => before.append(&mut run),
+                _ => self.work.push_back(Work::Publishes(run)),
+            }
+        }
+        is_any
+    }
+
+    /// The channel takes a publish now, and gives it to the broker at once.
+    fn takes_publishes(&self, id: u16) -> bool {
+        self.channels.get(&id).is_some_and(|channel| {
+            matches!(channel.state, ChannelState::Open)
+                && matches!(channel.content, Content::Idle)
+                && matches!(channel.mode, Mode::Plain | Mode::Confirm(_))
+        })
+    }
+
+    fn count_publishes(&mut self, id: Option<u16>, count: u64) {
+        if let Some(channel) = id.and_then(|id| self.channels.get_mut(&id)) {
+            channel.unanswered_publish_count += count;
+        }
+    }
+
+    /// Adds a publish to those that wait to be polled.
+    pub(super) fn push_publish(&mut self, publish: Publish) {
+        match self.work.back_mut() {
+            Some(Work::Publishes(run)) => run.push_back(publish),
+            _ => self.work.push_back(Work::Publishes([publish].into())),
+        }
+    }
+
+    /// What [`poll_event`](Self::poll_event) would return next, as long as it is an [`Event::Publish`]: appended to `batch` until
+    /// that holds `count_max` of them. Answered as those are.
+    pub fn poll_publishes(&mut self, batch: &mut Vec<Publish>, count_max: usize) {
+        while let Some(Work::Publishes(run)) = self.work.front_mut()
+            && batch.len() < count_max
+        {
+            let count = run.len().min(count_max - batch.len());
+            batch.extend(run.drain(..count));
+            if run.is_empty() {
+                self.work.pop_front();
+            }
+        }
+    }
+
+    /// The first of the publishes that are next.
+    pub(super) fn poll_publish(&mut self) -> Option<Event> {
+        let Some(Work::Publishes(run)) = self.work.front_mut() else {
+            return None;
+        };
+        let publish = run.pop_front();
+        if run.is_empty() {
+            self.work.pop_front();
+        }
+        publish.map(Event::Publish)
+    }
+}
+
+fn publish(raw: &RawPublish<'_>) -> Publish {
+    let message = RawMessage {
+        names: raw.names,
+        exchange_len: raw.exchange_len,
+        routing_key_len: raw.routing_key_len,
+        properties: raw.properties,
+        checked: raw.checked,
+        body: raw.body,
+    };
+    Publish {
+        channel: raw.channel,
+        is_mandatory: raw.is_mandatory,
+        message: Arc::new(Message::from_raw(&message)),
+    }
+}

@@ -1,0 +1,276 @@
+//! Publishes that are taken together are what they are frame by frame.
+//!
+//! A session that is given its input byte by byte never sees a whole publish. Every other one must do and say the same,
+//! however the bytes come.
+
+use bytes::{Buf, BytesMut};
+use proptest::prelude::*;
+
+use super::super::fuzz::{answer_event, opening};
+use super::fuzz::any_method;
+use super::support::*;
+use crate::amqp::content::{Content, Lane, encode_content};
+use crate::amqp::method::{Method, basic, channel, confirm, tx};
+use crate::amqp::properties::{Properties, PropertiesBuilder};
+use crate::broker::command::Lsn;
+use crate::session::{Event, Session, SessionOptions};
+
+/// Bytes of the largest message, and of all that are unfinished.
+const MESSAGE_MAX_BYTES: u64 = 40_000;
+const UNFINISHED_MAX_BYTES: u64 = 90_000;
+
+/// One of two sessions that hear the same, and all that came of it.
+struct Twin {
+    session: Session,
+    input: BytesMut,
+    now_ms: u64,
+    event_count: u64,
+    /// Publishes are polled so many at a time; 0 for one after the other.
+    batch_max: usize,
+    log: Vec<String>,
+    output: Vec<u8>,
+}
+
+impl Twin {
+    fn new(batch_max: usize) -> Self {
+        let options = SessionOptions {
+            message_max_bytes: MESSAGE_MAX_BYTES,
+            unfinished_max_bytes: UNFINISHED_MAX_BYTES,
+            tx_max_bytes: 2_000,
+            ..SessionOptions::default()
+        };
+        let mut twin = Self {
+            session: Session::new(options, 0),
+            input: BytesMut::new(),
+            now_ms: 0,
+            event_count: 0,
+            batch_max,
+            log: Vec::new(),
+            output: Vec::new(),
+        };
+        twin.hear(&opening(), |_| usize::MAX);
+        twin.act();
+        twin
+    }
+
+    /// Takes bytes as they come: the first read is of `read_bytes(0)` bytes, and so on.
+    fn hear(&mut self, mut bytes: &[u8], read_bytes: impl Fn(usize) -> usize) {
+        for index in 0.. {
+            if bytes.is_empty() {
+                return;
+            }
+            let (read, rest) = bytes.split_at(read_bytes(index).clamp(1, bytes.len()));
+            self.input.extend_from_slice(read);
+            bytes = rest;
+            self.session.receive(&mut self.input, self.now_ms);
+        }
+    }
+
+    /// Answers everything, and takes down what the session does.
+    fn act(&mut self) {
+        self.now_ms += 1;
+        loop {
+            let mut batch = Vec::new();
+            self.session.poll_publishes(&mut batch, self.batch_max);
+            let mut events: Vec<Event> = batch.into_iter().map(Event::Publish).collect();
+            if events.is_empty() {
+                events.extend(self.session.poll_event());
+            }
+            if events.is_empty() && !self.session.has_stalled_input() {
+                break;
+            }
+            for event in events {
+                self.log.push(format!("{event:?}"));
+                self.event_count += 1;
+                // A refusal drops what is behind it on its channel, as the server does with what it holds.
+                let is_dropped = matches!(&event, Event::Publish(publish)
+                    if !self.session.is_open_channel(publish.channel));
+                if !is_dropped {
+                    answer_event(&mut self.session, event, self.now_ms, self.event_count);
+                }
+            }
+            if self.session.has_stalled_input() {
+                self.session.receive(&mut self.input, self.now_ms);
+            }
+        }
+        self.session.handle_durable(Lsn(self.now_ms));
+        let output = self.session.output();
+        while output.has_remaining() {
+            self.output.extend_from_slice(output.chunk());
+            output.advance(output.chunk().len());
+        }
+        self.log.extend(self.session.take_complaint());
+    }
+}
+
+#[track_caller]
+fn check(parts: &[Vec<u8>], read_bytes: &dyn Fn(usize) -> usize, alarm_at: usize) {
+    let mut by_byte = Twin::new(0);
+    let mut together = Twin::new(3);
+    for (index, part) in parts.iter().enumerate() {
+        for twin in [&mut by_byte, &mut together] {
+            twin.session
+                .set_alarm((index == alarm_at).then_some("low on memory"));
+        }
+        by_byte.hear(part, |_| 1);
+        together.hear(part, read_bytes);
+        by_byte.act();
+        together.act();
+        assert_eq!(together.log, by_byte.log);
+        assert_eq!(together.output, by_byte.output);
+        assert_eq!(together.input, by_byte.input);
+    }
+}
+
+/// A publish: what varies is what the path for many looks at.
+fn any_publish() -> impl Strategy<Value = Vec<u8>> {
+    let key = prop_oneof![
+        Just(short("key")),
+        Just(short("another.key")),
+        Just(short(""))
+    ];
+    let properties = (0u8..6).prop_map(|choice| {
+        let mut properties = PropertiesBuilder::new();
+        match choice {
+            0 => return Properties::default(),
+            1 => properties.set_delivery_mode(Some(2)),
+            2 => properties.set_header("CC", 1),
+            3 => properties.set_reply_to(Some(short("amq.rabbitmq.reply-to"))),
+            4 => properties.set_expiration(Some(short("1000"))),
+            _ => properties.set_priority(Some(5)).set_header("x", 1),
+        };
+        properties.build()
+    });
+    let size = prop_oneof![
+        4 => 0usize..20,
+        1 => 0usize..3000,
+        1 => 32_760usize..32_780,
+        1 => 39_990usize..40_010
+    ];
+    let frame_max = prop_oneof![4 => Just(131_072u32), 1 => 4096u32..5000];
+    let flags = (0u8..20).prop_map(|choice| (choice % 2 == 1, choice == 19));
+    (1u16..4, key, flags, properties, size, frame_max).prop_map(
+        |(channel, routing_key, (mandatory, immediate), properties, size, frame_max)| {
+            let mut bytes = BytesMut::new();
+            let publish = basic::Publish {
+                exchange: short("x"),
+                routing_key,
+                mandatory,
+                immediate,
+                ..Default::default()
+            };
+            Method::from(publish).encode(&mut bytes, channel);
+            let body = [vec![b'x'; size].into()];
+            let content = Content {
+                properties: &properties,
+                body: &body,
+            };
+            encode_content(&mut bytes, Lane::new(channel, frame_max), &content);
+            bytes.to_vec()
+        },
+    )
+}
+
+/// Methods that leave the connection open as a rule.
+fn any_other() -> impl Strategy<Value = Vec<u8>> {
+    let method = prop_oneof![
+        2 => Just(Method::from(channel::Open::default())),
+        1 => Just(confirm::Select::default().into()),
+        1 => Just(tx::Select {}.into()),
+        1 => Just(tx::Commit {}.into()),
+        1 => Just(channel::Close::default().into()),
+        1 => any_method(),
+    ];
+    (1u16..4, method).prop_map(|(channel, method)| {
+        let mut bytes = BytesMut::new();
+        method.encode(&mut bytes, channel);
+        bytes.to_vec()
+    })
+}
+
+/// What a client sends before it waits.
+fn any_part() -> impl Strategy<Value = Vec<u8>> {
+    let publishes = (any_publish(), 1usize..6).prop_map(|(publish, count)| publish.repeat(count));
+    let piece = prop_oneof![6 => publishes, 2 => any_other()];
+    let damage = prop_oneof![
+        4 => Just(None),
+        1 => (any::<prop::sample::Index>(), any::<u8>()).prop_map(Some)
+    ];
+    (prop::collection::vec(piece, 0..12), damage).prop_map(|(pieces, damage)| {
+        let mut bytes = pieces.concat();
+        if let Some((at, value)) = damage
+            && !bytes.is_empty()
+        {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        bytes
+    })
+}
+
+proptest! {
+    #[test]
+    fn reads_of_any_size_are_heard_as_single_bytes_are(
+        parts in prop::collection::vec(any_part(), 1..5),
+        reads in prop::collection::vec(1usize..20_000, 1..8),
+        alarm_at in 0usize..12,
+    ) {
+        check(&parts, &|index| reads[index % reads.len()], alarm_at);
+    }
+}
+
+/// Two channels, empty and other bodies, repetitions; first what opens the second channel.
+fn mixed_publishes() -> [Vec<u8>; 2] {
+    let mut opening = Peer::new(SessionOptions::default());
+    opening
+        .method(2, channel::Open::default())
+        .method(2, confirm::Select::default());
+    let mut peer = Peer::new(SessionOptions::default());
+    peer.publish(1, false, b"one")
+        .publish(1, true, b"")
+        .publish(2, true, b"two")
+        .publish(1, false, b"one")
+        .publish(1, false, b"one");
+    [opening.input.to_vec(), peer.input.to_vec()]
+}
+
+#[test]
+fn a_read_may_end_anywhere() {
+    let [opening, bytes] = mixed_publishes();
+    for at in 1..bytes.len() {
+        let (first, second) = bytes.split_at(at);
+        let parts = [opening.clone(), first.to_vec(), second.to_vec()];
+        check(&parts, &|_| usize::MAX, usize::MAX);
+        let reads = |index| if index == 0 { at } else { usize::MAX };
+        check(&[opening.clone(), bytes.clone()], &reads, usize::MAX);
+    }
+}
+
+#[test]
+fn every_damaged_byte_is_found_by_both() {
+    let [opening, bytes] = mixed_publishes();
+    for at in 0..bytes.len() {
+        for flip in [1, 0x80, 0xFF] {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= flip;
+            check(&[opening.clone(), damaged], &|_| usize::MAX, usize::MAX);
+        }
+    }
+}
+
+#[test]
+fn publishes_that_come_together_are_taken_together() {
+    let mut twin = Twin::new(usize::MAX);
+    let mut peer = Peer::new(SessionOptions::default());
+    for _ in 0..5 {
+        peer.publish(1, false, b"body");
+    }
+    twin.hear(&peer.input, |_| usize::MAX);
+    let mut batch = Vec::new();
+    twin.session.poll_publishes(&mut batch, 2);
+    assert_eq!(batch.len(), 2);
+    twin.session.poll_publishes(&mut batch, 9);
+    assert_eq!(batch.len(), 5);
+    assert!(twin.session.poll_event().is_none());
+    assert!(batch.iter().all(|publish| publish.message.body_len() == 4));
+}
