@@ -100,8 +100,6 @@ fn encode_delivery(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("encode deliver");
     group.throughput(Throughput::Elements(MESSAGE_COUNT));
     let consumer_tag = ShortString::from_static("amq.ctag-XBdOM4hBl2vNQmUqQ8q0AA");
-    let exchange = ShortString::from_static("orders");
-    let routing_key = ShortString::from_static("orders.created.eu");
     let properties = properties();
     for body_bytes in [16, 1024, 64 * 1024] {
         let body = [Bytes::from(vec![b'x'; body_bytes])];
@@ -121,8 +119,7 @@ fn encode_delivery(criterion: &mut Criterion) {
                             consumer_tag: consumer_tag.as_bytes(),
                             delivery_tag,
                             is_redelivered: false,
-                            exchange: exchange.as_bytes(),
-                            routing_key: routing_key.as_bytes(),
+                            names: b"\x06orders\x11orders.created.eu",
                         };
                         let lane = Lane::new(1, FRAME_MAX_DEFAULT);
                         encode_deliver(

@@ -5,13 +5,15 @@
 //!  body:            cut into payloads of frame_max - 8 bytes, the last one shorter; none when empty
 //! ```
 //!
-//! Encoding is the hot path of delivery: everything is appended to one growing buffer, except large parts
-//! of bodies, which go to the socket from where they are.
+//! Encoding is the hot path of delivery: everything is appended to a buffer, except large parts of bodies, which go to
+//! the socket from where they are.
 //!
 //! ```text
 //!  buffer:  method frame | header frame | body frame head |            | 0xCE ...
 //!  chunk:                                                  body bytes
 //! ```
+//! Most deliveries have a small body that fits one frame. Their length is known before anything is written: they are
+//! written in one go, into room that was made once. All others take the general way, frame by frame and part by part.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -28,6 +30,12 @@ use super::wire::{ArgumentWriter, take_u16, take_u64};
 pub trait FrameSink {
     /// The buffer at the end of what was taken so far.
     fn buffer(&mut self) -> &mut BytesMut;
+    /// The same with room for so many bytes.
+    fn room(&mut self, bytes: usize) -> &mut BytesMut {
+        let buffer = self.buffer();
+        buffer.reserve(bytes);
+        buffer
+    }
     /// Takes bytes that follow the buffer's present end. At least [`CHUNK_MIN_BYTES`] long.
     fn chunk(&mut self, chunk: Bytes);
 }
@@ -171,10 +179,9 @@ pub struct DeliverHead<'a> {
     pub delivery_tag: u64,
     /// It may have been delivered before.
     pub is_redelivered: bool,
-    /// Exchange it was published to: the bytes of a [`ShortString`].
-    pub exchange: &'a [u8],
-    /// Routing key it was published with, likewise.
-    pub routing_key: &'a [u8],
+    /// Exchange it was published to and routing key, as they follow each other on the wire: two short strings, each
+    /// behind its length.
+    pub names: &'a [u8],
 }
 
 /// What `basic.get-ok` says of a message.
@@ -236,7 +243,20 @@ impl<'a> From<&Content<'a>> for RawContent<'a> {
 }
 
 /// Appends `basic.deliver` with its content.
+#[inline]
 pub fn encode_deliver(
+    sink: &mut impl FrameSink,
+    lane: Lane,
+    head: &DeliverHead<'_>,
+    content: &RawContent<'_>,
+) {
+    if put_small_deliver(sink, lane, head, content).is_none() {
+        encode_any_deliver(sink, lane, head, content);
+    }
+}
+
+/// The general way.
+fn encode_any_deliver(
     sink: &mut impl FrameSink,
     lane: Lane,
     head: &DeliverHead<'_>,
@@ -246,11 +266,68 @@ pub fn encode_deliver(
         writer.put_short(head.consumer_tag);
         writer.put(&head.delivery_tag);
         writer.put(&head.is_redelivered);
-        writer.put_short(head.exchange);
-        writer.put_short(head.routing_key);
+        writer.put_raw(head.names);
     });
     put_content(sink, lane, content);
 }
+
+/// Appends a delivery whose body is small and in one piece; `None` when it is not, and then nothing was appended.
+fn put_small_deliver(
+    sink: &mut impl FrameSink,
+    lane: Lane,
+    head: &DeliverHead<'_>,
+    content: &RawContent<'_>,
+) -> Option<()> {
+    let [part] = content.body else { return None };
+    let body = part.get(content.skip_bytes..)?;
+    if body.len() >= CHUNK_MIN_BYTES || body.len() > lane.body_frame_max_bytes {
+        return None;
+    }
+    let tag_len = u8::try_from(head.consumer_tag.len()).ok()?;
+    let method_bytes = METHOD_BYTES + head.consumer_tag.len() + head.names.len();
+    let header_bytes = HEADER_BYTES + content.properties.len();
+    let [m_0, m_1, m_2, m_3] = u32::try_from(method_bytes).ok()?.to_be_bytes();
+    let [h_0, h_1, h_2, h_3] = u32::try_from(header_bytes).ok()?.to_be_bytes();
+    let body_bytes = u32::try_from(body.len()).ok()?.to_be_bytes();
+    let [b_0, b_1, b_2, b_3] = body_bytes;
+    let [t_0, t_1, t_2, t_3, t_4, t_5, t_6, t_7] = head.delivery_tag.to_be_bytes();
+    let [c_0, c_1] = lane.channel.to_be_bytes();
+    let [class_0, class_1] = basic::CLASS_ID.to_be_bytes();
+    let [id_0, id_1] = basic::Deliver::ID.method_id.to_be_bytes();
+    let redelivered = u8::from(head.is_redelivered);
+    let out = sink.room(method_bytes + header_bytes + body.len() + 3 * FRAME_BYTES);
+    #[rustfmt::skip]
+    out.extend_from_slice(&[
+        FrameKind::Method.octet(), c_0, c_1, m_0, m_1, m_2, m_3, class_0, class_1, id_0, id_1, tag_len,
+    ]);
+    out.extend_from_slice(head.consumer_tag);
+    out.extend_from_slice(&[t_0, t_1, t_2, t_3, t_4, t_5, t_6, t_7, redelivered]);
+    out.extend_from_slice(head.names);
+    #[rustfmt::skip]
+    out.extend_from_slice(&[
+        FRAME_END, FrameKind::Header.octet(), c_0, c_1, h_0, h_1, h_2, h_3,
+        class_0, class_1, 0, 0, 0, 0, 0, 0, b_0, b_1, b_2, b_3,
+    ]);
+    out.extend_from_slice(content.properties);
+    if body.is_empty() {
+        out.extend_from_slice(&[FRAME_END]);
+    } else {
+        #[rustfmt::skip]
+        out.extend_from_slice(&[
+            FRAME_END, FrameKind::Body.octet(), c_0, c_1, b_0, b_1, b_2, b_3,
+        ]);
+        out.extend_from_slice(body);
+        out.extend_from_slice(&[FRAME_END]);
+    }
+    Some(())
+}
+
+/// Class, method, length of the consumer tag, delivery tag and the redelivered bit.
+const METHOD_BYTES: usize = 2 + 2 + 1 + 8 + 1;
+/// Class, weight and size of the body.
+const HEADER_BYTES: usize = 2 + 2 + 8;
+/// Header and end of a frame.
+const FRAME_BYTES: usize = 8;
 
 /// Appends `basic.get-ok` with its content.
 pub fn encode_get_ok(
@@ -308,7 +385,7 @@ fn put_content(sink: &mut impl FrameSink, lane: Lane, content: &RawContent<'_>) 
     // Lossless: usize has at most 64 bits on every platform.
     let body_size_bytes = u64::try_from(body_bytes).unwrap_or(u64::MAX);
     put_header_frame(
-        sink.buffer(),
+        sink.room(content.properties.len() + HEADER_BYTES + FRAME_BYTES),
         lane.channel,
         body_size_bytes,
         content.properties,
@@ -350,7 +427,7 @@ fn put_body_frames(
 /// Appends `part[start..end]`, copied when small.
 fn put_body_part(sink: &mut impl FrameSink, part: &Bytes, start: usize, end: usize) {
     if end - start < CHUNK_MIN_BYTES {
-        sink.buffer().put_slice(&part[start..end]);
+        sink.room(end - start).put_slice(&part[start..end]);
     } else {
         sink.chunk(part.slice(start..end));
     }

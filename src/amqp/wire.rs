@@ -181,6 +181,11 @@ impl<'a> ArgumentWriter<'a> {
         put_short(self.octets(), text);
     }
 
+    /// Appends arguments that are encoded already.
+    pub(super) fn put_raw(&mut self, encoded: &[u8]) {
+        self.octets().put_slice(encoded);
+    }
+
     fn put_bit(&mut self, bit: bool) {
         if self.bit_count == 0 || self.bit_count == 8 {
             self.out.put_u8(0);

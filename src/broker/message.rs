@@ -242,7 +242,8 @@ impl Message {
             .get_or_init(|| Box::new(HeadSlices::of(self.head(), &self.layout)))
     }
 
-    /// Exchange and routing key as they stand in the head: equal for messages that were published to the same place.
+    /// Exchange and routing key as they stand in the head, and in `basic.deliver`: each behind an octet with its length. Equal
+    /// for messages that were published to the same place.
     #[must_use]
     pub fn raw_names(&self) -> &[u8] {
         let names_len =

@@ -5,6 +5,7 @@ use super::acks::DeliveryTags;
 use super::channel::{Awaiting, Channel, ChannelState};
 use super::event::Event;
 use super::fitting::shortened;
+use super::output::Output;
 use super::{Session, Work};
 use crate::amqp::content::{self, Content, DeliverHead, GetOkHead, Lane, RawContent, ReturnHead};
 use crate::amqp::method::basic;
@@ -16,10 +17,38 @@ use crate::broker::message::Message;
 use crate::broker::outbox::OutboxItem;
 
 impl Session {
+    /// Takes what is in the outbox from `items[*done]` on, until the output holds `output_max_bytes` or more; `done` is how
+    /// many were taken, and names the one in hand all the while. Says how many deliveries were among them.
+    pub fn handle_items(
+        &mut self,
+        items: &[OutboxItem],
+        done: &mut usize,
+        output_max_bytes: usize,
+    ) -> u64 {
+        let mut delivered_count = 0;
+        while self.output.len() < output_max_bytes
+            && let Some(item) = items.get(*done)
+        {
+            match item {
+                OutboxItem::Deliver(first) => {
+                    delivered_count += self.deliver_run(first, items, done, output_max_bytes);
+                    continue;
+                }
+                OutboxItem::Reply { .. } => delivered_count += 1,
+                OutboxItem::ConsumerCancelled { .. } | OutboxItem::GetReady { .. } => {}
+            }
+            self.handle_outbox(item);
+            *done += 1;
+        }
+        delivered_count
+    }
+
     /// One thing from the outbox: assigns the delivery tag and encodes, or gives a late one back.
     pub fn handle_outbox(&mut self, item: &OutboxItem) {
         match item {
-            OutboxItem::Deliver(delivery) => self.deliver(delivery),
+            OutboxItem::Deliver(delivery) => {
+                self.deliver_run(delivery, std::slice::from_ref(item), &mut 0, usize::MAX);
+            }
             OutboxItem::Reply {
                 channel,
                 consumer,
@@ -35,21 +64,23 @@ impl Session {
     /// Looks at what [`handle_outbox`](Self::handle_outbox) will touch for some deliveries. Where a connection consumes from
     /// many queues, the processor fetches it side by side that way; one delivery after the other would wait for each.
     pub fn warm<'a>(&self, deliveries: impl Iterator<Item = &'a OutboxItem>) {
-        let mut last: Option<(u16, &Channel)> = None;
+        let mut last = None;
         let mut seen = 0;
         for item in deliveries {
             let OutboxItem::Deliver(delivery) = item else {
                 continue;
             };
-            if last.is_none_or(|(id, _)| id != delivery.channel) {
-                let channel = self.channels.get(&delivery.channel);
-                last = channel.map(|channel| (delivery.channel, &**channel));
+            if last != Some((delivery.channel, delivery.consumer)) {
+                last = Some((delivery.channel, delivery.consumer));
+                if let (Some(channel), Some(consumer)) =
+                    (self.channels.get(&delivery.channel), delivery.consumer)
+                {
+                    let taker = channel.consumers.taker(consumer);
+                    seen ^= taker.map_or(0, |taker| channel.tags.warm_holder(taker.holder));
+                }
+                seen ^= delivery.queue.id().0;
             }
-            if let (Some((_, channel)), Some(consumer)) = (last, delivery.consumer) {
-                let taker = channel.consumers.taker(consumer);
-                seen ^= taker.map_or(0, |taker| channel.tags.warm_holder(taker.holder));
-            }
-            seen ^= delivery.queue.id().0 ^ delivery.message.body_len() as u64;
+            seen ^= delivery.message.body_len() as u64;
         }
         std::hint::black_box(seen);
     }
@@ -77,44 +108,60 @@ impl Session {
         held
     }
 
-    fn deliver(&mut self, delivery: &Delivery) {
-        let lane = Lane::new(delivery.channel, self.frame_max_bytes);
-        let Some(channel) = self.channels.get_mut(&delivery.channel) else {
-            return self.give_back(delivery);
-        };
-        let is_live = channel.is_live();
-        let taker = match delivery.consumer {
-            Some(consumer) if !channel.is_collected => channel.consumers.taker_mut(consumer),
+    /// Delivers `first`, which is `items[*done]`, and those behind it that are for the same consumer, as
+    /// [`handle_items`](Self::handle_items) does: channel and consumer are looked up once.
+    fn deliver_run(
+        &mut self,
+        first: &Delivery,
+        items: &[OutboxItem],
+        done: &mut usize,
+        output_max_bytes: usize,
+    ) -> u64 {
+        let lane = Lane::new(first.channel, self.frame_max_bytes);
+        let channel = self.channels.get_mut(&first.channel);
+        let taker = match (channel, first.consumer) {
+            (Some(channel), Some(consumer)) if !channel.is_collected => {
+                let is_live = channel.is_live();
+                let taker = channel.consumers.taker_mut(consumer);
+                taker.map(|taker| (taker, &mut channel.tags, is_live))
+            }
             _ => None,
         };
-        let Some(taker) = taker else {
-            return self.give_back(delivery);
+        let Some((taker, tags, is_live)) = taker else {
+            self.give_back(first);
+            *done += 1;
+            return 1;
         };
-        let delivery_tag = if delivery.is_settled {
-            channel.tags.next_settled()
-        } else {
-            let (queue, consumer) = (&delivery.queue, delivery.consumer);
-            let tags = &mut channel.tags;
-            tags.next_of(&mut taker.holder, queue, delivery.seq, consumer)
+        let mut wire = Wire {
+            output: &mut self.output,
+            lane,
+            frame_max_bytes: self.frame_max_bytes,
+            consumer_tag: &taker.tag,
         };
-        if is_live {
-            let head = DeliverHead {
-                consumer_tag: &taker.tag,
-                delivery_tag,
-                is_redelivered: delivery.is_redelivered,
-                exchange: delivery.message.raw_exchange(),
-                routing_key: delivery.message.raw_routing_key(),
+        let mut delivery = first;
+        let mut count = 0;
+        loop {
+            let delivery_tag = if delivery.is_settled {
+                tags.next_settled()
+            } else {
+                let (queue, consumer) = (&delivery.queue, delivery.consumer);
+                tags.next_of(&mut taker.holder, queue, delivery.seq, consumer)
             };
-            let shorter = shortened(&delivery.message, self.frame_max_bytes);
-            let (body, skip_bytes) = delivery.message.stored_body();
-            let content = RawContent {
-                properties: shorter
-                    .as_ref()
-                    .map_or(delivery.message.raw_properties(), |shorter| shorter.raw()),
-                body,
-                skip_bytes,
+            if is_live {
+                wire.put(delivery_tag, delivery.is_redelivered, &delivery.message);
+            }
+            *done += 1;
+            count += 1;
+            delivery = match items.get(*done) {
+                Some(OutboxItem::Deliver(next))
+                    if next.consumer == first.consumer
+                        && next.channel == first.channel
+                        && wire.output.len() < output_max_bytes =>
+                {
+                    next
+                }
+                _ => return count,
             };
-            content::encode_deliver(&mut self.output, lane, &head, &content);
         }
     }
 
@@ -130,23 +177,13 @@ impl Session {
         let Some(taker) = channel.consumers.taker(consumer) else {
             return;
         };
-        let head = DeliverHead {
+        let mut wire = Wire {
+            output: &mut self.output,
+            lane,
+            frame_max_bytes: self.frame_max_bytes,
             consumer_tag: &taker.tag,
-            delivery_tag: channel.tags.next_settled(),
-            is_redelivered: false,
-            exchange: message.raw_exchange(),
-            routing_key: message.raw_routing_key(),
         };
-        let shorter = shortened(message, self.frame_max_bytes);
-        let (body, skip_bytes) = message.stored_body();
-        let content = RawContent {
-            properties: shorter
-                .as_ref()
-                .map_or(message.raw_properties(), |shorter| shorter.raw()),
-            body,
-            skip_bytes,
-        };
-        content::encode_deliver(&mut self.output, lane, &head, &content);
+        wire.put(channel.tags.next_settled(), false, message);
     }
 
     /// The channel or consumer it was meant for is gone.
@@ -272,6 +309,36 @@ impl Session {
         };
         let lane = Lane::new(publish.channel, self.frame_max_bytes);
         content::encode_return(&mut self.output, lane, &head, &content);
+    }
+}
+
+/// Encodes deliveries to one consumer.
+struct Wire<'a> {
+    output: &'a mut Output,
+    lane: Lane,
+    frame_max_bytes: u32,
+    consumer_tag: &'a [u8],
+}
+
+impl Wire<'_> {
+    #[inline]
+    fn put(&mut self, delivery_tag: u64, is_redelivered: bool, message: &Message) {
+        let head = DeliverHead {
+            consumer_tag: self.consumer_tag,
+            delivery_tag,
+            is_redelivered,
+            names: message.raw_names(),
+        };
+        let shorter = shortened(message, self.frame_max_bytes);
+        let (body, skip_bytes) = message.stored_body();
+        let content = RawContent {
+            properties: shorter
+                .as_ref()
+                .map_or(message.raw_properties(), |shorter| shorter.raw()),
+            body,
+            skip_bytes,
+        };
+        content::encode_deliver(self.output, self.lane, &head, &content);
     }
 }
 

@@ -19,6 +19,7 @@ use crate::broker::message::Message;
 const FRAME_OVERHEAD_BYTES: usize = 8 + 2 + 2 + 8;
 
 /// The message's properties with a shorter history, when they do not fit a frame with it; 0 for no limit.
+#[inline]
 pub(super) fn shortened(message: &Message, frame_max_bytes: u32) -> Option<Properties> {
     let frame_max_bytes = usize::try_from(frame_max_bytes).unwrap_or(usize::MAX);
     let frame_bytes = message.raw_properties().len() + FRAME_OVERHEAD_BYTES;
@@ -26,6 +27,11 @@ pub(super) fn shortened(message: &Message, frame_max_bytes: u32) -> Option<Prope
     if excess_bytes == 0 || frame_max_bytes == 0 || !message.has_deaths() {
         return None;
     }
+    shortened_by(message, excess_bytes)
+}
+
+#[cold]
+fn shortened_by(message: &Message, excess_bytes: usize) -> Option<Properties> {
     let mut properties = message.properties().edit();
     let Some(FieldValue::Array(deaths)) = properties.headers_mut().get_mut("x-death") else {
         return None;

@@ -14,7 +14,7 @@
 //! After every wake-up, in this order:
 //! 1. [`receive`](Session::receive) while [`wants_input`](Session::wants_input); it may leave bytes in the
 //!    buffer, to be offered again when `wants_input` is true again;
-//! 2. move the outbox in with [`handle_outbox`](Session::handle_outbox), as long as the output is short;
+//! 2. move the outbox in with [`handle_items`](Session::handle_items), as long as the output is short;
 //! 3. [`poll_event`](Session::poll_event) until `None`, answering each event at once.
 //!    Between executing a `Cancel` or `CloseChannel` and answering it, drain the outbox into the session
 //!    once more: what the broker had handed over before is then delivered, or given back, and nothing of

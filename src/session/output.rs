@@ -1,11 +1,15 @@
 //! Bytes on their way to the socket.
 //!
 //! ```text
-//!  chunks: [frozen][large body][frozen][large body]   tail: BytesMut, still growing
-//!          ^ the socket takes from here                     ^ frames are encoded here
+//!  chunks: [segment, full][large body][part of a segment][large body]   tail: segment, still growing
+//!              ^ `taken`: the socket goes on here                           ^ frames are encoded here
 //! ```
-//! Small things are copied into the tail; large parts of bodies are queued as shared [`Bytes`] and never
-//! copied. Implements [`Buf`], so a vectored write takes several chunks at once.
+//! Small things are copied into segments; large parts of bodies are queued as shared [`Bytes`] and never copied.
+//! Implements [`Buf`], so a vectored write takes several chunks at once.
+//!
+//! 1. What was encoded stays where it is: a segment that is full is followed by another one instead of growing.
+//! 2. Whoever sends little has one small segment. Large ones follow when that is full; the last two are kept for what comes
+//!    next, until [`Output::rest`].
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -14,16 +18,43 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::amqp::content::FrameSink;
 
-/// What the tail is given when it has to grow from nothing.
-const TAIL_BYTES: usize = 8 * 1024;
+/// The first segment.
+const FIRST_BYTES: usize = 4 * 1024;
+/// Those behind it: as much as is read at a time stays in the processor's cache.
+const SEGMENT_BYTES: usize = 64 * 1024;
+/// Room for a method, unless it has long texts.
+const METHOD_ROOM_BYTES: usize = 1024;
+
+/// What is finished.
+#[derive(Debug)]
+enum Chunk {
+    /// A segment or a part of one.
+    Copied(BytesMut),
+    /// Part of a body.
+    Shared(Bytes),
+}
+
+impl Chunk {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Copied(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Output {
-    chunks: VecDeque<Bytes>,
+    /// None is empty.
+    chunks: VecDeque<Chunk>,
     /// Bytes in `chunks`.
     chunks_len: usize,
     tail: BytesMut,
+    /// Bytes that have left of the first chunk, or of the tail when there is none: fewer than it has, if it has any.
+    taken: usize,
+    /// A segment for what comes next.
+    spare: Option<BytesMut>,
     /// Bytes ever taken out, for heartbeats.
     written_total: u64,
 }
@@ -32,7 +63,7 @@ impl Output {
     /// Bytes waiting.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.chunks_len + self.tail.len()
+        self.chunks_len + self.tail.len() - self.taken
     }
     /// True when nothing waits.
     #[must_use]
@@ -47,7 +78,8 @@ impl Output {
 
     /// True when there are buffers with nothing in them.
     pub(super) fn has_spare(&self) -> bool {
-        self.is_empty() && self.tail.capacity() + self.chunks.capacity() > 0
+        let has_buffers = self.tail.capacity() + self.chunks.capacity() > 0 || self.spare.is_some();
+        self.is_empty() && has_buffers
     }
 
     /// Gives them back.
@@ -55,30 +87,61 @@ impl Output {
         if self.has_spare() {
             self.tail = BytesMut::new();
             self.chunks = VecDeque::new();
+            self.spare = None;
         }
     }
 
-    fn freeze_tail(&mut self) {
-        if !self.tail.is_empty() {
-            let frozen = self.tail.split().freeze();
-            self.chunks_len += frozen.len();
-            self.chunks.push_back(frozen);
+    fn push(&mut self, chunk: Chunk) {
+        self.chunks_len += chunk.bytes().len();
+        self.chunks.push_back(chunk);
+    }
+
+    /// Makes the tail one with room for so many bytes.
+    #[cold]
+    fn next_segment(&mut self, bytes: usize) {
+        let segment_bytes = match self.is_empty() && self.tail.capacity() < FIRST_BYTES {
+            true => FIRST_BYTES,
+            false => SEGMENT_BYTES,
+        };
+        let spare = self.spare.take();
+        let next = spare.filter(|spare| spare.capacity() >= bytes.max(segment_bytes));
+        let next = next.unwrap_or_else(|| BytesMut::with_capacity(bytes.max(segment_bytes)));
+        let full = std::mem::replace(&mut self.tail, next);
+        if !full.is_empty() {
+            self.push(Chunk::Copied(full));
+        }
+    }
+
+    /// Keeps a segment that has left. Larger ones, and what is left of those that were cut, are given back.
+    fn recycle(&mut self, chunk: Chunk) {
+        if let Chunk::Copied(mut segment) = chunk
+            && segment.capacity() == SEGMENT_BYTES
+        {
+            segment.clear();
+            self.spare = Some(segment);
         }
     }
 }
 
 impl FrameSink for Output {
     fn buffer(&mut self) -> &mut BytesMut {
-        if self.tail.capacity() == 0 {
-            self.tail.reserve(TAIL_BYTES);
+        self.room(METHOD_ROOM_BYTES)
+    }
+
+    #[inline]
+    fn room(&mut self, bytes: usize) -> &mut BytesMut {
+        if self.tail.capacity() - self.tail.len() < bytes {
+            self.next_segment(bytes);
         }
         &mut self.tail
     }
 
     fn chunk(&mut self, chunk: Bytes) {
-        self.freeze_tail();
-        self.chunks_len += chunk.len();
-        self.chunks.push_back(chunk);
+        if !self.tail.is_empty() {
+            let part = self.tail.split();
+            self.push(Chunk::Copied(part));
+        }
+        self.push(Chunk::Shared(chunk));
     }
 }
 
@@ -88,35 +151,41 @@ impl Buf for Output {
     }
 
     fn chunk(&self) -> &[u8] {
-        self.chunks.front().map_or(&self.tail[..], |chunk| chunk)
+        let first = self.chunks.front().map_or(&self.tail[..], Chunk::bytes);
+        first.get(self.taken..).unwrap_or_default()
     }
 
     fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        let parts = self.chunks.iter().map(|chunk| &chunk[..]);
+        let parts = self.chunks.iter().map(Chunk::bytes);
         let tail = (!self.tail.is_empty()).then_some(&self.tail[..]);
+        let mut skip = self.taken;
         let mut count = 0;
         for (slice, part) in slices.iter_mut().zip(parts.chain(tail)) {
-            *slice = IoSlice::new(part);
+            let part = part.get(std::mem::take(&mut skip)..);
+            *slice = IoSlice::new(part.unwrap_or_default());
             count += 1;
         }
         count
     }
 
-    fn advance(&mut self, mut count: usize) {
+    fn advance(&mut self, count: usize) {
         assert!(count <= self.len(), "advanced past the output");
         self.written_total += count as u64;
-        while count > 0 {
-            let Some(front) = self.chunks.front_mut() else {
-                self.tail.advance(count);
+        self.taken += count;
+        while let Some(front) = self.chunks.front() {
+            let len = front.bytes().len();
+            if self.taken < len {
                 return;
-            };
-            let taken = count.min(front.len());
-            front.advance(taken);
-            if front.is_empty() {
-                self.chunks.pop_front();
             }
-            self.chunks_len -= taken;
-            count -= taken;
+            self.taken -= len;
+            self.chunks_len -= len;
+            if let Some(front) = self.chunks.pop_front() {
+                self.recycle(front);
+            }
+        }
+        if self.taken == self.tail.len() {
+            self.tail.clear();
+            self.taken = 0;
         }
     }
 }
@@ -125,45 +194,117 @@ impl Buf for Output {
 mod tests {
     use super::*;
     use crate::amqp::limits::CHUNK_MIN_BYTES;
+    use proptest::prelude::*;
 
-    #[test]
-    fn bytes_leave_in_the_order_they_came_however_they_are_taken() {
-        let large = Bytes::from(vec![7; CHUNK_MIN_BYTES]);
-        for step in [1, 3, 100, 5000, 100_000] {
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// A method.
+        Method(usize),
+        /// What asked for room before.
+        Room(usize),
+        Body(usize),
+        /// So many per mille of what waits leave.
+        Take(usize),
+        Rest,
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..3000_usize).prop_map(Step::Method),
+            (0..5000_usize).prop_map(Step::Room),
+            (60_000..140_000_usize).prop_map(Step::Room),
+            (CHUNK_MIN_BYTES..9000_usize).prop_map(Step::Body),
+            (0..1001_usize).prop_map(Step::Take),
+            Just(Step::Take(1000)),
+            Just(Step::Rest),
+        ]
+    }
+
+    /// What waits, as a vectored write sees it.
+    fn seen(output: &Output) -> Vec<u8> {
+        let mut slices = [IoSlice::new(&[]); 64];
+        let count = output.chunks_vectored(&mut slices);
+        let seen: Vec<u8> = slices[..count]
+            .iter()
+            .flat_map(|slice| slice.to_vec())
+            .collect();
+        assert!(seen.starts_with(output.chunk()));
+        assert!(output.is_empty() || !output.chunk().is_empty());
+        seen
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_leave_in_the_order_they_came_however_they_are_taken(
+            steps in prop::collection::vec(any_step(), 0..60),
+        ) {
             let mut output = Output::default();
-            output.buffer().extend_from_slice(b"head");
-            FrameSink::chunk(&mut output, large.clone());
-            output.buffer().extend_from_slice(b"small");
-            FrameSink::chunk(&mut output, large.clone());
-            output.buffer().extend_from_slice(b"end");
-            let expected = [b"head", &large[..], b"small", &large[..], b"end"].concat();
-            assert_eq!(output.len(), expected.len());
-            let mut taken = Vec::new();
-            while output.has_remaining() {
-                let mut slices = [IoSlice::new(&[]); 3];
-                let filled = output.chunks_vectored(&mut slices);
-                let gathered: Vec<u8> = slices[..filled].iter().flat_map(|s| s.to_vec()).collect();
-                let count = step.min(gathered.len());
-                taken.extend_from_slice(&gathered[..count]);
-                output.advance(count);
+            let (mut waiting, mut fill, mut written) = (VecDeque::new(), 0_u8, 0_u64);
+            for step in steps {
+                let bytes = |fill: &mut u8, len: usize| {
+                    *fill = fill.wrapping_add(1);
+                    vec![*fill; len]
+                };
+                match step {
+                    Step::Method(len) => {
+                        let bytes = bytes(&mut fill, len);
+                        output.buffer().extend_from_slice(&bytes);
+                        waiting.extend(bytes);
+                    }
+                    Step::Room(len) => {
+                        let bytes = bytes(&mut fill, len);
+                        let room = output.room(len);
+                        let place = room.as_ptr();
+                        room.extend_from_slice(&bytes);
+                        prop_assert_eq!(room.as_ptr(), place, "nothing moves");
+                        waiting.extend(bytes);
+                    }
+                    Step::Body(len) => {
+                        let bytes = bytes(&mut fill, len);
+                        FrameSink::chunk(&mut output, Bytes::from(bytes.clone()));
+                        waiting.extend(bytes);
+                    }
+                    Step::Take(per_mille) => {
+                        let count = output.len() * per_mille / 1000;
+                        output.advance(count);
+                        waiting.drain(..count);
+                        written += count as u64;
+                    }
+                    Step::Rest => {
+                        output.rest();
+                        prop_assert!(!output.has_spare());
+                    }
+                }
+                prop_assert_eq!(output.len(), waiting.len());
+                prop_assert_eq!(output.written_total(), written);
+                if output.chunks.len() < 60 {
+                    prop_assert!(seen(&output).iter().eq(waiting.iter()));
+                }
             }
-            assert_eq!(taken, expected);
-            assert_eq!(output.written_total(), expected.len() as u64);
         }
     }
 
     #[test]
-    fn buffers_are_given_back_when_nothing_waits() {
+    fn a_busy_output_keeps_two_segments_and_an_idle_one_none() {
         let mut output = Output::default();
-        output.buffer().extend_from_slice(b"abc");
-        output.rest();
-        assert_eq!(output.chunk(), b"abc");
-        output.advance(3);
+        for _ in 0..3 {
+            for _ in 0..400 {
+                output.room(1000).extend_from_slice(&[7; 1000]);
+            }
+            output.advance(output.len());
+        }
+        assert_eq!(output.tail.capacity(), SEGMENT_BYTES);
+        let spare = output.spare.as_ref().map(BytesMut::capacity);
+        assert_eq!(spare, Some(SEGMENT_BYTES));
         assert!(output.has_spare());
         output.rest();
-        assert!(!output.has_spare());
+        assert!(!output.has_spare() && output.tail.capacity() == 0);
         output.buffer().extend_from_slice(b"d");
-        assert_eq!(output.chunk(), b"d");
-        assert_eq!(output.written_total(), 3);
+        assert!(
+            output.tail.capacity() < 2 * FIRST_BYTES,
+            "little needs little"
+        );
+        output.rest();
+        assert_eq!(Buf::chunk(&output), b"d", "what waits stays");
     }
 }

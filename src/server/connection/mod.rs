@@ -23,6 +23,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::io::Interest;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::clients::Place;
 use super::hub::Hub;
@@ -38,10 +39,11 @@ pub(super) use transport::Transport;
 
 /// First read buffer of a busy spell; an idle connection holds none.
 const INPUT_MIN_BYTES: usize = 4 * 1024;
-/// Read buffer of a busy connection: more is only latency for the others.
-const INPUT_MAX_BYTES: usize = 128 * 1024;
+/// Read buffer of a busy connection: more is only latency for the others, and what is read in a round should still be in the
+/// processor's cache when it is delivered.
+const INPUT_MAX_BYTES: usize = 64 * 1024;
 /// Reads in one round, so that a fast publisher leaves room for its own deliveries.
-const READS_PER_ROUND: usize = 4;
+const READS_PER_ROUND: usize = 2;
 /// Who published within this time counts as a publisher when memory is scarce, as in RabbitMQ.
 const PUBLISHER_MS: u64 = 5_000;
 /// How often a blocked connection is looked at whose client may be gone: its socket is not read, so nothing says so.
@@ -95,9 +97,11 @@ struct ConnectionTask {
     /// What is registered with the watermark.
     waits_for: Option<Lsn>,
     effects: Effects,
-    /// From the outbox, to be taken from the end.
+    /// From the outbox.
     items: Vec<OutboxItem>,
-    /// The last of `items` is being given to the session.
+    /// So many of them were given to the session; fewer than there are, or there are none.
+    items_done: usize,
+    /// The next of them is being given to the session.
     is_item_in_hand: bool,
     /// The command that the domain is carrying out.
     command_in_hand: Option<Command>,
@@ -186,6 +190,7 @@ impl ConnectionTask {
             waits_for: None,
             effects: Effects::default(),
             items: Vec::new(),
+            items_done: 0,
             is_item_in_hand: false,
             command_in_hand: None,
             dropped: Vec::new(),
@@ -204,6 +209,7 @@ impl ConnectionTask {
         shutdown: &mut watch::Receiver<bool>,
     ) -> io::Result<()> {
         let mut is_shutting_down = false;
+        let mut timer = std::pin::pin!(tokio::time::sleep(self.sleep_duration()));
         let mut alarm = self.hub.alarms.subscribe();
         self.session.set_alarm(self.hub.alarms.reason());
         loop {
@@ -242,11 +248,17 @@ impl ConnectionTask {
                 false => self.rest(),
             }
             let interest = self.interest(is_written);
+            let due_at = Instant::now() + timeout;
+            // It is set only to an earlier time: when it rings too early, this loop looks again and sets it anew. So a
+            // connection that is never idle for long hardly ever touches the timers that all share.
+            if timer.is_elapsed() || due_at < timer.deadline() {
+                timer.as_mut().reset(due_at);
+            }
             tokio::select! {
                 ready = transport.ready(interest.unwrap_or(Interest::WRITABLE)), if interest.is_some() => { ready?; }
                 () = self.notify.notified() => {}
-                () = tokio::time::sleep(timeout) => {
-                    if is_resting_soon {
+                () = timer.as_mut() => {
+                    if is_resting_soon && Instant::now() >= due_at {
                         self.rest();
                     }
                 }
@@ -394,8 +406,13 @@ impl ConnectionTask {
 
     /// The output is short enough for more of the outbox: less of it when memory is scarce.
     fn takes_deliveries(&self) -> bool {
+        self.session.output_len() < self.deliveries_max_bytes()
+    }
+
+    /// How long the output may become by deliveries.
+    fn deliveries_max_bytes(&self) -> usize {
         let outbox_bytes = self.hub.memory.outbox_limit().max_bytes();
-        self.session.output_len() < OUTPUT_HIGH_BYTES.min(2 * outbox_bytes)
+        OUTPUT_HIGH_BYTES.min(2 * outbox_bytes)
     }
 
     /// Runs a part of this connection's own code; a panic in it becomes the end of this connection.
@@ -415,7 +432,11 @@ impl ConnectionTask {
             self.dropped.extend(command.into_unacked());
         }
         if std::mem::take(&mut self.is_item_in_hand)
-            && let Some(delivery) = self.items.pop().and_then(OutboxItem::into_delivery)
+            && let Some(item) = self
+                .items
+                .drain(..=std::mem::take(&mut self.items_done))
+                .next_back()
+            && let Some(delivery) = item.into_delivery()
             && !delivery.is_settled
             && !self.session.holds_last(&delivery)
         {

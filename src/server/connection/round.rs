@@ -21,7 +21,7 @@ use crate::server::clients::ConnectionEntry;
 use crate::session::{Event, Login, LoginRefused, Proof};
 use crate::telemetry::Counters;
 
-/// Deliveries whose channel and queue are fetched into the processor's cache together.
+/// Deliveries whose messages, channels and queues are fetched into the processor's cache together.
 const WARM_ITEMS: usize = 16;
 
 /// Text with parts that come from a stranger, who must not write lines of his own into the log.
@@ -59,8 +59,6 @@ impl ConnectionTask {
         loop {
             if self.items.is_empty() {
                 let turned_somebody_away = self.outbox.drain(&mut self.items);
-                // Popped from the end below.
-                self.items.reverse();
                 if turned_somebody_away && let Some(domain) = &mut self.domain {
                     let now_ms = self.hub.now_ms();
                     self.hub
@@ -71,29 +69,42 @@ impl ConnectionTask {
             if self.items.is_empty() {
                 return;
             }
-            let mut delivered_count = 0;
-            let mut warm_count = 0;
-            while is_whole || self.takes_deliveries() {
-                if warm_count == 0 {
-                    let next = self.items.iter().rev().take(WARM_ITEMS);
-                    warm_count = next.len();
-                    self.session.warm(next);
-                }
-                warm_count = warm_count.saturating_sub(1);
-                let Some(item) = self.items.last() else { break };
-                delivered_count += u64::from(matches!(
-                    item,
-                    OutboxItem::Deliver(_) | OutboxItem::Reply { .. }
-                ));
-                self.is_item_in_hand = true;
-                self.session.handle_outbox(item);
-                self.is_item_in_hand = false;
-                self.items.pop();
-            }
-            Counters::add(&self.hub.counters.messages_delivered, delivered_count);
-            if !self.items.is_empty() {
+            let output_max_bytes = match is_whole {
+                true => usize::MAX,
+                false => self.deliveries_max_bytes(),
+            };
+            if !self.give_items(output_max_bytes) {
                 return;
             }
+        }
+    }
+
+    /// Gives items to the session until the output is so long; true when none is left.
+    fn give_items(&mut self, output_max_bytes: usize) -> bool {
+        let mut delivered_count = 0;
+        while self.session.output_len() < output_max_bytes && self.items_done < self.items.len() {
+            let end = self.items.len().min(self.items_done + WARM_ITEMS);
+            let (items, _) = self.items.split_at(end);
+            let next = items.iter().skip(self.items_done);
+            self.session.warm(next);
+            self.is_item_in_hand = true;
+            let done = &mut self.items_done;
+            delivered_count += self.session.handle_items(items, done, output_max_bytes);
+            self.is_item_in_hand = false;
+        }
+        Counters::add(&self.hub.counters.messages_delivered, delivered_count);
+        self.drop_done();
+        self.items.is_empty()
+    }
+
+    /// Drops the items that were given away, once they are the larger part.
+    fn drop_done(&mut self) {
+        if self.items_done >= self.items.len() {
+            self.items.clear();
+            self.items_done = 0;
+        } else if self.items_done > self.items.len() / 2 {
+            self.items.drain(..self.items_done);
+            self.items_done = 0;
         }
     }
 
@@ -315,8 +326,11 @@ impl ConnectionTask {
         self.drop_held_event();
         let mut held = std::mem::take(&mut self.dropped);
         held.append(&mut self.session.abandon());
-        self.outbox.drain(&mut self.items);
-        let undelivered = self.items.drain(..).filter_map(OutboxItem::into_delivery);
+        self.items.drain(..std::mem::take(&mut self.items_done));
+        let mut items = Vec::new();
+        self.outbox.drain(&mut items);
+        let undelivered = self.items.drain(..).chain(items);
+        let undelivered = undelivered.filter_map(OutboxItem::into_delivery);
         let unsettled = undelivered.filter(|delivery| !delivery.is_settled);
         held.extend(unsettled.map(|delivery| delivery.unacked()));
         held

@@ -4,6 +4,9 @@
 //!  clear:  socket <--------------------------------------------> Session
 //!  TLS:    socket <--records--> rustls::ServerConnection <-----> Session
 //! ```
+//! A read that did not fill its buffer has emptied the socket, and a write that was cut short has filled it. The kernel says when
+//! that changes, so nobody asks it before: every other call would be in vain.
+//!
 //! The connection's task asks for readiness and then reads and writes what there is; nothing here waits but
 //! [`Transport::ready`] and [`Transport::shake_hands`]. TLS is a state machine without IO of its own, so both kinds are
 //! driven in the same way, and a connection in the clear pays nothing for the other kind.
@@ -34,17 +37,18 @@ struct Ciphertext<'a>(&'a TcpStream);
 
 impl Read for Ciphertext<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.try_read(buffer)
+        let room_bytes = buffer.len();
+        read_until_empty(self.0, room_bytes, || self.0.try_read(buffer))
     }
 }
 
 impl Write for Ciphertext<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.0.try_write(buffer)
+        write_until_full(self.0, buffer.len(), || self.0.try_write(buffer))
     }
 
     fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.0.try_write_vectored(buffers)
+        write_vectored(self.0, buffers)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -110,7 +114,9 @@ impl Transport {
     /// `Interrupted` when there may be more but others should have their turn.
     pub(super) fn read(&mut self, input: &mut BytesMut) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else {
-            return self.stream.try_read_buf(input);
+            let room_bytes = input.capacity() - input.len();
+            let read = || self.stream.try_read_buf(input);
+            return read_until_empty(&self.stream, room_bytes, read);
         };
         // Records are small and reads of the socket smaller: as many as fit, for the rounds behind this are not free.
         let mut count = 0;
@@ -150,7 +156,7 @@ impl Transport {
             let count = output.chunks_vectored(&mut slices);
             let slices = slices.get(..count).unwrap_or_default();
             let written = match &mut self.tls {
-                None => self.stream.try_write_vectored(slices),
+                None => write_vectored(&self.stream, slices),
                 // Bounded by the state machine's own buffer, which was emptied above.
                 Some(tls) => tls.writer().write_vectored(slices),
             };
@@ -185,6 +191,57 @@ impl Transport {
             () = std::future::ready(()) => false,
         }
     }
+}
+
+/// Reads once; the next call says `WouldBlock` at once, unless more has come, when this one got less than there was room for.
+fn read_until_empty(
+    stream: &TcpStream,
+    room_bytes: usize,
+    read: impl FnOnce() -> io::Result<usize>,
+) -> io::Result<usize> {
+    let is_short = |count: usize| (1..room_bytes).contains(&count);
+    once(stream, Interest::READABLE, is_short, read)
+}
+
+/// Writes once, likewise: less was taken than was offered.
+fn write_until_full(
+    stream: &TcpStream,
+    offered_bytes: usize,
+    write: impl FnOnce() -> io::Result<usize>,
+) -> io::Result<usize> {
+    let is_short = |count: usize| (1..offered_bytes).contains(&count);
+    once(stream, Interest::WRITABLE, is_short, write)
+}
+
+fn write_vectored(stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    let offered_bytes = slices.iter().map(|slice| slice.len()).sum();
+    write_until_full(stream, offered_bytes, || match slices {
+        // The system has less to do for one.
+        [slice] => stream.try_write(slice),
+        slices => stream.try_write_vectored(slices),
+    })
+}
+
+/// Reads or writes with `call`, and takes the socket for not ready any more after a short count: what the kernel has said
+/// before the call holds no longer, and what it says since stays.
+fn once(
+    stream: &TcpStream,
+    interest: Interest,
+    is_short: impl FnOnce(usize) -> bool,
+    call: impl FnOnce() -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut outcome = Err(io::ErrorKind::WouldBlock.into());
+    // Its own outcome is ours, but for a short count, which only clears what was known.
+    let _ = stream.try_io(interest, || {
+        outcome = call();
+        match &outcome {
+            Ok(count) if !is_short(*count) => Ok(()),
+            Ok(_) => Err(io::ErrorKind::WouldBlock.into()),
+            // The call has cleared it already, if it is that.
+            Err(_) => Ok(()),
+        }
+    });
+    outcome
 }
 
 /// Moves decrypted bytes into the spare capacity of `input`: how many, 0 when there will be no more or there is no room,
