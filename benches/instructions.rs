@@ -31,8 +31,7 @@ use stratamq::amqp::method::{Method, basic};
 use stratamq::amqp::properties::PropertiesBuilder;
 use stratamq::amqp::short_string::ShortString;
 use stratamq::broker::exchange::topic::TopicTable;
-use stratamq::disk::sim::SimDisk;
-use stratamq::disk::{Clock, Disk, RealClock};
+use stratamq::disk::{Clock, Disk, RealClock, RealDisk};
 use stratamq::storage::format::StoreId;
 use stratamq::storage::testing::Heard;
 use stratamq::storage::types::{QueueId, Ref, Request, Seq, Urgency};
@@ -189,14 +188,16 @@ fn route_topic(count: usize) {
     }
 }
 
-/// Records of messages, up to the copy into the batch and its write into a simulated file.
+/// Records of messages, up to the copy into the batch and its write into a file.
 fn append(count: usize) {
-    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+    let directory = pipe::directory();
+    let disk = RealDisk::new(directory.path().to_owned()).expect("it is there");
+    let disk: Arc<dyn Disk> = Arc::new(disk);
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
     let listener: Arc<dyn CommitListener> = Arc::new(Heard::default());
     let store = StoreId([7; 16]);
     let opened = Storage::open_by_hand(disk, clock, Options::default(), listener, store);
-    let (storage, _) = opened.expect("a fresh disk opens");
+    let (storage, _) = opened.expect("a fresh directory opens");
     let payload = [Bytes::from(vec![b'x'; 1024])];
     let payload_crc = crc32fast::hash(&payload[0]);
     let mut positions = Vec::new();
@@ -223,6 +224,6 @@ fn append(count: usize) {
             .collect();
         positions.clear();
         storage.push(&requests, false, Urgency::Waited, &mut positions);
-        storage.step().expect("the simulated disk works");
+        storage.step().expect("the disk works");
     }
 }

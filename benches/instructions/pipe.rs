@@ -104,10 +104,7 @@ pub(crate) struct Pipe {
 
 impl Pipe {
     pub(crate) fn new(load: Load) -> Self {
-        let place = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-        let mut builder = tempfile::Builder::new();
-        let directory = builder.prefix("stratamq-instructions-").tempdir_in(place);
-        let directory = directory.expect("a directory on a real disk");
+        let directory = directory();
         let disk = RealDisk::new(directory.path().to_owned()).expect("it is there");
         let disk: Arc<dyn Disk> = Arc::new(disk);
         let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
@@ -322,6 +319,14 @@ impl Peer {
         self.session.publish_results(&self.batch, &self.published);
         self.batch.clear();
     }
+}
+
+/// A directory on a real disk.
+pub(crate) fn directory() -> TempDir {
+    let place = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let mut builder = tempfile::Builder::new();
+    let directory = builder.prefix("stratamq-instructions-").tempdir_in(place);
+    directory.expect("a directory on a real disk")
 }
 
 fn handshake() -> Vec<(u16, Method)> {
