@@ -57,6 +57,13 @@ const CASES: &[Case] = &[
     ("durable-1k-single", |count| {
         pipe(Load::durable(1024).in_batches_of(1), count);
     }),
+    ("backlog-1k", |count| {
+        pile_up(Load::durable(1024).as_backlog(), count)
+    }),
+    // With their publishes.
+    ("drain-1k", |count| {
+        pile_up(Load::durable(1024).drained(), count)
+    }),
 ];
 
 fn main() -> ExitCode {
@@ -84,6 +91,11 @@ fn main() -> ExitCode {
 fn pipe(load: Load, count: usize) {
     let mut pipe = Pipe::new(load);
     pipe.carry(count);
+}
+
+fn pile_up(load: Load, count: usize) {
+    let mut pipe = Pipe::new(load);
+    pipe.pile_up(count);
 }
 
 fn publishes(body_bytes: usize) -> BytesMut {
