@@ -31,8 +31,7 @@ use stratamq::amqp::method::{Method, basic};
 use stratamq::amqp::properties::PropertiesBuilder;
 use stratamq::amqp::short_string::ShortString;
 use stratamq::broker::exchange::topic::TopicTable;
-use stratamq::disk::sim::SimDisk;
-use stratamq::disk::{Clock, Disk, RealClock};
+use stratamq::disk::{Clock, Disk, RealClock, RealDisk};
 use stratamq::storage::format::StoreId;
 use stratamq::storage::testing::Heard;
 use stratamq::storage::types::{QueueId, Ref, Request, Seq, Urgency};
@@ -57,6 +56,13 @@ const CASES: &[Case] = &[
     ("durable-1k", |count| pipe(Load::durable(1024), count)),
     ("durable-1k-single", |count| {
         pipe(Load::durable(1024).in_batches_of(1), count);
+    }),
+    ("backlog-1k", |count| {
+        pile_up(Load::durable(1024).as_backlog(), count)
+    }),
+    // With their publishes.
+    ("drain-1k", |count| {
+        pile_up(Load::durable(1024).drained(), count)
     }),
 ];
 
@@ -85,6 +91,11 @@ fn main() -> ExitCode {
 fn pipe(load: Load, count: usize) {
     let mut pipe = Pipe::new(load);
     pipe.carry(count);
+}
+
+fn pile_up(load: Load, count: usize) {
+    let mut pipe = Pipe::new(load);
+    pipe.pile_up(count);
 }
 
 fn publishes(body_bytes: usize) -> BytesMut {
@@ -189,14 +200,16 @@ fn route_topic(count: usize) {
     }
 }
 
-/// Records of messages, up to the copy into the batch and its write into a simulated file.
+/// Records of messages, up to the copy into the batch and its write into a file.
 fn append(count: usize) {
-    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+    let directory = pipe::directory();
+    let disk = RealDisk::new(directory.path().to_owned()).expect("it is there");
+    let disk: Arc<dyn Disk> = Arc::new(disk);
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
     let listener: Arc<dyn CommitListener> = Arc::new(Heard::default());
     let store = StoreId([7; 16]);
     let opened = Storage::open_by_hand(disk, clock, Options::default(), listener, store);
-    let (storage, _) = opened.expect("a fresh disk opens");
+    let (storage, _) = opened.expect("a fresh directory opens");
     let payload = [Bytes::from(vec![b'x'; 1024])];
     let payload_crc = crc32fast::hash(&payload[0]);
     let mut positions = Vec::new();
@@ -223,6 +236,6 @@ fn append(count: usize) {
             .collect();
         positions.clear();
         storage.push(&requests, false, Urgency::Waited, &mut positions);
-        storage.step().expect("the simulated disk works");
+        storage.step().expect("the disk works");
     }
 }

@@ -15,13 +15,14 @@ use stratamq::broker::command::{Publish, Published};
 use stratamq::broker::effects::{AfterDurable, Effects};
 use stratamq::broker::journal::Journal;
 use stratamq::broker::outbox::{Outbox, OutboxItem, Wake};
+use stratamq::broker::queue::FetchFailure;
 use stratamq::broker::{Broker, BrokerOptions, Connection, User};
 use stratamq::disk::{Clock, Disk, RealClock, RealDisk};
 use stratamq::server::StorageJournal;
 use stratamq::session::{Event, Proof, Session, SessionOptions};
 use stratamq::storage::format::StoreId;
 use stratamq::storage::testing::Heard;
-use stratamq::storage::{CommitListener, Options, Storage};
+use stratamq::storage::{CommitListener, Options, ReadBuffer, Storage};
 use tempfile::TempDir;
 
 /// Milliseconds since 1970; nothing here depends on the real time.
@@ -35,7 +36,22 @@ pub(crate) struct Load {
     is_durable: bool,
     queues: usize,
     batch: usize,
+    backlog: Backlog,
 }
+
+/// Whether there is somebody who takes the messages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Backlog {
+    /// Always.
+    None,
+    /// Nobody.
+    Kept,
+    /// Once all of them are there.
+    Drained,
+}
+
+/// Messages before those that are counted: more than stay in memory of a queue that nobody takes from.
+const BACKLOG_BEFORE: usize = 17_000;
 
 impl Load {
     /// No confirms, no acknowledgements.
@@ -45,6 +61,7 @@ impl Load {
             is_durable: false,
             queues: 1,
             batch: 64,
+            backlog: Backlog::None,
         }
     }
 
@@ -54,6 +71,18 @@ impl Load {
             is_durable: true,
             ..Self::transient(body_bytes)
         }
+    }
+
+    /// Nobody takes them.
+    pub(crate) fn as_backlog(self) -> Self {
+        let backlog = Backlog::Kept;
+        Self { backlog, ..self }
+    }
+
+    /// Taken when all are there: read from the log.
+    pub(crate) fn drained(self) -> Self {
+        let backlog = Backlog::Drained;
+        Self { backlog, ..self }
     }
 
     pub(crate) fn to_queues(self, queues: usize) -> Self {
@@ -104,10 +133,7 @@ pub(crate) struct Pipe {
 
 impl Pipe {
     pub(crate) fn new(load: Load) -> Self {
-        let place = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-        let mut builder = tempfile::Builder::new();
-        let directory = builder.prefix("stratamq-instructions-").tempdir_in(place);
-        let directory = directory.expect("a directory on a real disk");
+        let directory = directory();
         let disk = RealDisk::new(directory.path().to_owned()).expect("it is there");
         let disk: Arc<dyn Disk> = Arc::new(disk);
         let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
@@ -160,15 +186,51 @@ impl Pipe {
                 ..queue::Bind::default()
             };
             self.tell(true, 1, bind.into());
-            let consume = basic::Consume {
-                queue,
-                no_ack: !self.load.is_durable,
-                ..basic::Consume::default()
-            };
-            self.tell(true, 1, consume.into());
+            if self.load.backlog == Backlog::None {
+                self.consume(queue);
+            }
         }
         if self.load.is_durable {
             self.tell(false, 1, confirm::Select::default().into());
+        }
+    }
+
+    fn consume(&mut self, queue: ShortString) {
+        let consume = basic::Consume {
+            queue,
+            no_ack: !self.load.is_durable,
+            ..basic::Consume::default()
+        };
+        self.tell(true, 1, consume.into());
+    }
+
+    /// Publishes about `count` messages to a queue without a consumer; then takes all of them, if that is wanted.
+    pub(crate) fn pile_up(&mut self, count: usize) {
+        let rounds = (BACKLOG_BEFORE + count).div_ceil(self.load.batch);
+        let stream = self.stream.clone();
+        for _ in 0..rounds {
+            self.give(false, &stream);
+        }
+        if self.load.backlog == Backlog::Kept {
+            return;
+        }
+        self.consume(Load::queue_name(0));
+        let mut acked_count = 0;
+        while acked_count < (rounds * self.load.batch) as u64 {
+            let delivery_tag = self.consumer.delivered_count;
+            if delivery_tag == acked_count {
+                // What was read is taken now.
+                self.give(true, &[]);
+                assert!(self.consumer.delivered_count > acked_count, "it goes on");
+                continue;
+            }
+            acked_count = delivery_tag;
+            let multiple = true;
+            let ack = basic::Ack {
+                delivery_tag,
+                multiple,
+            };
+            self.tell(true, 1, ack.into());
         }
     }
 
@@ -232,7 +294,7 @@ fn carry_out(storage: &Storage, broker: &Broker, effects: &mut Effects) {
     effects.wakes.clear();
     effects.wakes_commit = false;
     effects.timers.clear();
-    assert!(effects.fetches.is_empty(), "everything stays in memory");
+    read_bodies(storage, broker, effects);
     while storage.step().expect("the disk works") {}
     while let Some((lsn, after)) = effects.after_durable.pop() {
         assert!(lsn <= storage.confirm_lsn(), "all of it is committed");
@@ -243,6 +305,21 @@ fn carry_out(storage: &Storage, broker: &Broker, effects: &mut Effects) {
         while storage.step().expect("the disk works") {}
     }
     effects.wakes.clear();
+}
+
+/// What the reader threads do.
+fn read_bodies(storage: &Storage, broker: &Broker, effects: &mut Effects) {
+    let mut buffer = ReadBuffer::default();
+    while let Some(fetch) = effects.fetches.pop() {
+        let results = storage.read_many(fetch.queue.id(), &fetch.wanted, &mut buffer);
+        let seqs = fetch.wanted.iter().map(|(seq, _)| *seq);
+        let bodies = seqs.zip(results.into_iter().map(|result| {
+            result.map_err(|error| FetchFailure {
+                reason: error.to_string(),
+            })
+        }));
+        broker.fetched(&fetch.queue, bodies.collect(), NOW_MS, effects);
+    }
 }
 
 impl Peer {
@@ -322,6 +399,14 @@ impl Peer {
         self.session.publish_results(&self.batch, &self.published);
         self.batch.clear();
     }
+}
+
+/// A directory on a real disk.
+pub(crate) fn directory() -> TempDir {
+    let place = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let mut builder = tempfile::Builder::new();
+    let directory = builder.prefix("stratamq-instructions-").tempdir_in(place);
+    directory.expect("a directory on a real disk")
 }
 
 fn handshake() -> Vec<(u16, Method)> {

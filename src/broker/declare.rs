@@ -128,7 +128,8 @@ impl Connection {
         let stats = queue.stats();
         Reply {
             body: ReplyBody::QueueDeclared {
-                queue: queue.spec().name.clone(),
+                // A name that was shared once takes 32 bytes more for as long as its queue is there.
+                queue: queue.spec().name.detached(),
                 messages: u32::try_from(stats.ready_count).unwrap_or(u32::MAX),
                 consumers: stats.consumer_count,
             },
@@ -241,7 +242,7 @@ impl Connection {
         let spec = QueueSpec {
             id: meta.issue_queue_id(),
             vhost: self.vhost.name().clone(),
-            name: name.clone(),
+            name: name.detached(),
             is_durable: declare.is_durable && !declare.is_exclusive,
             exclusive_owner: declare.is_exclusive.then_some(self.id),
             is_auto_delete: declare.is_auto_delete,

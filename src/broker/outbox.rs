@@ -9,6 +9,8 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
+use smallvec::SmallVec;
+
 use super::command::{ConsumerId, Delivery};
 use super::message::Message;
 use super::queue::{Queue, QueueHandle};
@@ -75,10 +77,14 @@ pub enum OutboxItem {
     GetReady {
         /// Channel that waits.
         channel: u16,
-        /// The message and the ready messages left; `None` when the queue has become empty.
-        got: Option<(Delivery, u32)>,
+        /// The message and the ready messages left; `None` when the queue has become empty. Behind a pointer, so that the
+        /// usual item is no longer for it.
+        got: Option<Box<(Delivery, u32)>>,
     },
 }
+
+/// Every delivery is one of these, moved a few times.
+const _: () = assert!(size_of::<OutboxItem>() == size_of::<Delivery>());
 
 impl OutboxItem {
     /// The message in it.
@@ -86,7 +92,7 @@ impl OutboxItem {
     pub fn into_delivery(self) -> Option<Delivery> {
         match self {
             Self::Deliver(delivery) => Some(delivery),
-            Self::GetReady { got, .. } => got.map(|(delivery, _)| delivery),
+            Self::GetReady { got, .. } => got.map(|got| got.0),
             Self::Reply { .. } | Self::ConsumerCancelled { .. } => None,
         }
     }
@@ -203,15 +209,21 @@ impl Outbox {
 
     /// Adds items of so many bytes, whose places were [reserved](Outbox::reserve); true when the box was empty, so that
     /// the caller must wake the connection (after releasing all locks).
-    pub(super) fn push_all(&self, added: &mut Vec<OutboxItem>, size_bytes: usize) -> bool {
+    pub(super) fn push_all(&self, added: SmallVec<[OutboxItem; 1]>, size_bytes: usize) -> bool {
         let mut items = lock(&self.items);
         items.size_bytes += size_bytes;
-        if !items.list.is_empty() {
-            items.list.append(added);
-            return false;
+        let was_empty = items.list.is_empty();
+        if added.spilled() {
+            let mut added = added.into_vec();
+            if was_empty && items.list.capacity() < added.len() {
+                items.list = added;
+            } else {
+                items.list.append(&mut added);
+            }
+        } else {
+            items.list.extend(added);
         }
-        std::mem::swap(&mut items.list, added);
-        !items.list.is_empty()
+        was_empty && !items.list.is_empty()
     }
 
     /// Adds an item; true when the box was empty, so that the caller must wake the connection

@@ -144,10 +144,11 @@ impl Connection {
             return false;
         }
         let turn = &mut self.shared.turn(now_ms, effects);
+        let run_len = run.len();
         run.confirms.clear();
         let confirms = &mut run.confirms;
         let outcome = if run.mixed.is_empty() {
-            queue::publish(turn, &run.targets, &run.messages, confirms)
+            queue::publish(turn, &run.targets, &mut run.messages, confirms)
         } else {
             queue::publish_group(turn, &run.mixed, confirms)
         };
@@ -167,7 +168,7 @@ impl Connection {
             is_unroutable: is_unroutable(index),
         }));
         if outcome.is_err() {
-            let publishes = batch.iter().skip(run.first).take(run.len());
+            let publishes = batch.iter().skip(run.first).take(run_len);
             for publish in publishes.skip(run.confirms.len()) {
                 out.push(self.publish_again(publish, now_ms, effects));
             }
@@ -203,7 +204,7 @@ impl Connection {
             let turn = &mut self.shared.turn(now_ms, effects);
             let mut confirms = Vec::with_capacity(1);
             // Ends: every further round needs one more queue to be deleted meanwhile.
-            let messages = std::slice::from_ref(&message);
+            let messages = &mut vec![Arc::clone(&message)];
             if queue::publish(turn, &targets, messages, &mut confirms).is_ok() {
                 remember(&histories, &message);
                 return Published {
@@ -233,7 +234,7 @@ impl Connection {
             return;
         };
         let turn = &mut self.shared.turn(now_ms, effects);
-        let messages = std::slice::from_ref(message);
+        let messages = &mut vec![Arc::clone(message)];
         while queue::publish(turn, &targets, messages, &mut Vec::new()).is_err() {
             targets.retain(|queue| !queue.is_deleted());
         }

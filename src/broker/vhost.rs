@@ -3,7 +3,7 @@
 //! ```text
 //!   exchanges  name -> Exchange { bindings with it as source, arranged for look-up }
 //!   inbound    destination -> bindings that lead there          (the same bindings, seen from the end)
-//!   queues     name -> handle
+//!   queues     handles, found by the name in the queue
 //! ```
 //!
 //! Invariants: (1) a binding is in its source's table exactly when it is under its destination in
@@ -11,7 +11,9 @@
 //! reads a version and routes afterwards never caches something older under it; (3) all functions here
 //! change memory only: what they removed is returned, for the log.
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -129,11 +131,36 @@ pub(crate) struct Removed {
     pub(crate) delay_queues: Vec<QueueHandle>,
 }
 
+/// A queue, found by its name. That stands in the queue only: a copy of it in the table would take 80 bytes a queue.
+#[derive(Debug)]
+struct Named(QueueHandle);
+
+impl Borrow<ShortString> for Named {
+    fn borrow(&self) -> &ShortString {
+        &self.0.spec().name
+    }
+}
+
+impl Hash for Named {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let name: &ShortString = self.borrow();
+        name.hash(state);
+    }
+}
+
+impl PartialEq for Named {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.spec().name == other.0.spec().name
+    }
+}
+
+impl Eq for Named {}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Topology {
     exchanges: HashMap<ShortString, Exchange>,
-    queues: HashMap<ShortString, QueueHandle>,
+    queues: HashSet<Named>,
     inbound: HashMap<Destination, Items<Arc<Binding>>>,
     policies: Policies,
     next_binding: u64,
@@ -147,7 +174,7 @@ impl Topology {
     fn new(histories: &Arc<Histories>) -> Self {
         let mut topology = Self {
             exchanges: HashMap::new(),
-            queues: HashMap::new(),
+            queues: HashSet::new(),
             inbound: HashMap::new(),
             policies: Policies::default(),
             next_binding: 0,
@@ -169,11 +196,11 @@ impl Topology {
     }
 
     pub(crate) fn queue(&self, name: &ShortString) -> Option<&QueueHandle> {
-        self.queues.get(name)
+        self.queues.get(name).map(|Named(queue)| queue)
     }
 
     pub(crate) fn queues(&self) -> impl Iterator<Item = &QueueHandle> {
-        self.queues.values()
+        self.queues.iter().map(|Named(queue)| queue)
     }
 
     pub(crate) fn queues_count(&self) -> u64 {
@@ -228,7 +255,7 @@ impl Topology {
         for (name, exchange) in &mut self.exchanges {
             exchange.set_policy_alternate(self.policies.alternate_exchange(name));
         }
-        let queues = self.queues.values().filter_map(|queue| {
+        let queues = self.queues().filter_map(|queue| {
             let settings = self.policies.settings_of_queue(queue.spec())?;
             Some((QueueHandle::clone(queue), settings))
         });
@@ -237,7 +264,7 @@ impl Topology {
 
     /// Adds a queue that is not there yet.
     pub(crate) fn insert_queue(&mut self, queue: QueueHandle) {
-        self.queues.insert(queue.spec().name.clone(), queue);
+        self.queues.replace(Named(queue));
     }
 
     /// The binding of that identity.

@@ -26,6 +26,10 @@ use std::sync::Arc;
 pub use descriptors::is_out_of_descriptors;
 pub use real::{RealClock, RealDisk};
 
+/// What a write that goes past the system's cache is made of: its buffers begin at multiples of this in memory, and their
+/// lengths and the offset are multiples of it.
+pub const DIRECT_ALIGN_BYTES: usize = 4096;
+
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenMode {
@@ -101,6 +105,10 @@ pub trait DiskFile: Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
     /// fsync: as [`DiskFile::sync_data`], with all metadata.
     fn sync_all(&self) -> io::Result<()>;
+    /// Has what is written through this handle go past the system's cache from now on: it is on its way to the device when a
+    /// write returns, but no less in need of a sync. False where that is not possible, and writes go on as before. All
+    /// writes must then keep to [`DIRECT_ALIGN_BYTES`], and nobody may write through another handle.
+    fn bypass_cache(&self) -> bool;
     /// Drops clean cached pages, so that the next read comes from the device.
     fn drop_cache(&self) -> io::Result<()>;
     /// Drops clean cached pages that lie within these bytes: a hint that nobody will want them soon.

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fs2::FileExt as _;
-use rustix::fs::{Advice, FallocateFlags};
+use rustix::fs::{Advice, FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 use super::descriptors::{is_out_of_descriptors, out_of_descriptors};
@@ -246,7 +246,7 @@ impl Disk for RealDisk {
             OpenMode::CreateNew => drop(options.write(true).create_new(true)),
         }
         let file = options.open(&path).map_err(|e| named(&path, "open", &e))?;
-        Ok(Arc::new(RealFile { file, path }))
+        Ok(Arc::new(RealFile::new(file, path)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -333,10 +333,8 @@ impl Disk for RealDisk {
             .file_system
             .temp_file(&self.root, file_system::open_unnamed)
             .map_err(|e| named(&self.root, "create a temporary file in", &e))?;
-        Ok(Arc::new(RealFile {
-            file,
-            path: self.root.join("(temporary file)"),
-        }))
+        let path = self.root.join("(temporary file)");
+        Ok(Arc::new(RealFile::new(file, path)))
     }
 
     fn map_sealed(&self, path: &Path) -> io::Result<Box<dyn AsRef<[u8]> + Send + Sync>> {
@@ -395,9 +393,27 @@ struct RealFile {
     file: File,
     /// For error texts; wrong after a rename, which is why it is not used for anything else.
     path: PathBuf,
+    /// Writes go past the system's cache.
+    is_direct: AtomicBool,
 }
 
 impl RealFile {
+    fn new(file: File, path: PathBuf) -> Self {
+        Self {
+            file,
+            path,
+            is_direct: AtomicBool::new(false),
+        }
+    }
+
+    fn set_direct(&self, is_direct: bool) -> io::Result<()> {
+        let mut flags = rustix::fs::fcntl_getfl(&self.file)?;
+        flags.set(OFlags::DIRECT, is_direct);
+        rustix::fs::fcntl_setfl(&self.file, flags)?;
+        self.is_direct.store(is_direct, Ordering::Relaxed);
+        Ok(())
+    }
+
     fn error(&self, act: &str, error: &io::Error) -> io::Error {
         named(&self.path, act, error)
     }
@@ -411,7 +427,16 @@ impl DiskFile for RealFile {
 
     fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let pwritev = |part: &[IoSlice<'_>], at| Ok(rustix::io::pwritev(&self.file, part, at)?);
-        write_fully(buffers, offset, pwritev).map_err(|e| self.error("write", &e))
+        let mut written = write_fully(buffers, offset, pwritev);
+        let is_refused = |e: &io::Error| e.kind() == ErrorKind::InvalidInput;
+        if written.as_ref().is_err_and(is_refused) && self.is_direct.load(Ordering::Relaxed) {
+            // Some systems say only now that they cannot, or that their blocks are larger.
+            tracing::info!(path = %self.path.display(), "writes go through the cache of the system");
+            written = self
+                .set_direct(false)
+                .and_then(|()| write_fully(buffers, offset, pwritev));
+        }
+        written.map_err(|e| self.error("write", &e))
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -451,6 +476,10 @@ impl DiskFile for RealFile {
             return Ok(());
         }
         self.file.sync_all().map_err(|e| self.error("sync", &e))
+    }
+
+    fn bypass_cache(&self) -> bool {
+        self.set_direct(true).is_ok()
     }
 
     fn drop_cache(&self) -> io::Result<()> {

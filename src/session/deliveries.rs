@@ -57,7 +57,7 @@ impl Session {
             OutboxItem::ConsumerCancelled { channel, consumer } => {
                 self.consumer_cancelled(*channel, *consumer);
             }
-            OutboxItem::GetReady { channel, got } => self.get_ready(*channel, got.as_ref()),
+            OutboxItem::GetReady { channel, got } => self.get_ready(*channel, got.as_deref()),
         }
     }
 

@@ -12,6 +12,9 @@ use crate::amqp::method::{Method, MethodId, channel, tx};
 use crate::amqp::reply_code::{ChannelReplyCode, ConnectionReplyCode};
 use crate::broker::command::Command;
 
+/// Room for frames that wait which a channel keeps: a burst of commands takes a hundred times as much.
+const HELD_KEPT_COUNT: usize = 32;
+
 impl Session {
     /// A frame of a channel of a running connection.
     pub(super) fn handle_channel_frame(&mut self, id: u16, frame: Frame) {
@@ -179,13 +182,22 @@ impl Session {
 
     /// Gives the channel's held frames another try, until it is busy again.
     pub(super) fn replay_held(&mut self, id: u16) {
+        let mut has_replayed = false;
         while let Some(channel) = self.channels.get_mut(&id)
             && !channel.is_busy()
             && !matches!(channel.state, ChannelState::Ending(AfterEnd::CloseOk))
             && let Some(frame) = channel.held.pop_front()
         {
+            has_replayed = true;
             self.forget_held(&frame);
             self.handle_channel_frame(id, frame);
+        }
+        if has_replayed
+            && let Some(channel) = self.channels.get_mut(&id)
+            && channel.held.is_empty()
+            && channel.held.capacity() > HELD_KEPT_COUNT
+        {
+            channel.held = VecDeque::new();
         }
     }
 

@@ -94,10 +94,11 @@ impl Append {
         }
         for request in requests {
             let entry = Entry::Request(request);
+            let len_bytes = entry.len_bytes();
             if !is_atomic {
-                self.make_room(entry.len_bytes(), external_count(request));
+                self.make_room(len_bytes, external_count(request));
             }
-            let position = self.push_entry(&entry);
+            let position = self.push_entry(&entry, len_bytes);
             if matches!(request, Request::Publish { .. }) {
                 positions.push(position);
             }
@@ -109,13 +110,14 @@ impl Append {
     /// Appends a MARK unless something else is about to carry the watermark anyway.
     pub(crate) fn push_mark(&mut self) {
         if !self.pending().is_any {
-            self.make_room(Entry::Mark.len_bytes(), 0);
-            self.push_entry(&Entry::Mark);
+            let len_bytes = Entry::Mark.len_bytes();
+            self.make_room(len_bytes, 0);
+            self.push_entry(&Entry::Mark, len_bytes);
         }
     }
 
-    fn push_entry(&mut self, entry: &Entry<'_>) -> Position {
-        let position = self.open.push(entry);
+    fn push_entry(&mut self, entry: &Entry<'_>, len_bytes: u64) -> Position {
+        let position = self.open.push_of_len(entry, len_bytes);
         self.pushed_bytes += u64::from(position.len_bytes);
         position
     }
@@ -174,11 +176,11 @@ impl Append {
         let predecessor_end = self.open.base;
         let segment = SegmentId(predecessor_end.segment().0 + 1);
         self.open = BatchBody::new(Lsn::new(segment, FIRST_BATCH_OFFSET));
-        let epoch = self.epoch;
-        self.push_entry(&Entry::Open {
+        let open = Entry::Open {
             predecessor_end,
-            epoch,
-        });
+            epoch: self.epoch,
+        };
+        self.push_entry(&open, open.len_bytes());
     }
 
     /// What waits to be written.

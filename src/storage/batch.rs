@@ -379,10 +379,14 @@ impl BatchBody {
 
     /// Appends a record and says where it lies.
     pub(crate) fn push(&mut self, entry: &Entry<'_>) -> Position {
+        self.push_of_len(entry, entry.len_bytes())
+    }
+
+    /// The same for whoever has its [length](Entry::len_bytes) already.
+    pub(crate) fn push_of_len(&mut self, entry: &Entry<'_>, len_bytes: u64) -> Position {
         let lsn = Lsn(self.base.0 + self.len_bytes);
-        let len_bytes = entry.len_bytes();
         let start = self.buffer.len();
-        entry.encode_head(lsn, &mut self.buffer);
+        entry.encode_head(lsn, len_bytes, &mut self.buffer);
         self.cover(start..self.buffer.len());
         if let Entry::Request(Request::Publish { payload, .. }) = entry {
             self.push_payload(payload);
@@ -412,7 +416,7 @@ impl BatchBody {
             }
         }
         self.buffer
-            .resize(self.buffer.len() + padding_len(payload_len), 0);
+            .extend_from_slice(&[0; 8][..padding_len(payload_len)]);
     }
 
     fn cover(&mut self, range: Range<usize>) {

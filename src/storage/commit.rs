@@ -16,18 +16,18 @@
 //!    same records at the same place. One that failed for lack of space is repeated until there is room: first the
 //!    reserve gives some, then the owner has to; nothing is taken or confirmed meanwhile. One that lacks a file descriptor
 //!    is repeated as well, and nothing is given for it.
-//! 4. Whole blocks are written. The last, partly filled block is kept here and written again, with the same bytes
-//!    in its first part, by the next batch: tearing it cannot change what was confirmed.
+//! 4. Whole blocks are written. The last, partly filled block is written again, with the same bytes in its first part, by
+//!    the next batch: tearing it cannot change what was confirmed. See [`BlockWriter`].
 
-use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::CommitListener;
 use super::batch::{BatchBody, BatchHeader};
+use super::block_writer::{BlockWriter, block_span};
 use super::error::StorageError;
 use super::file::{io_error, room_error};
-use super::format::{BLOCK_BYTES, Seed, batch_header, segment_path};
+use super::format::{Seed, batch_header, segment_path};
 use super::options::FsyncPolicy;
 use super::reserve::{Need, is_full};
 use super::schedule::{self, MARK_AFTER_NS, MS, Plan, Since, Situation};
@@ -37,12 +37,6 @@ use super::types::{Lsn, SegmentId};
 use crate::disk::DiskFile;
 use crate::disk::fault::{self, Fault};
 use crate::sync::lock;
-
-/// A block of zeros, to fill the last block of a write.
-static ZEROS: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
-/// [`BLOCK_BYTES`] as a length in memory.
-#[expect(clippy::cast_possible_truncation, reason = "a block is small")]
-const BLOCK_LEN: usize = BLOCK_BYTES as usize;
 
 /// Pause before the next attempt to write to a full disk.
 const STALLED_PAUSE_NS: u64 = 50 * MS;
@@ -80,9 +74,7 @@ pub(crate) struct Committer {
     listener: Arc<dyn CommitListener>,
     segment: SegmentHeader,
     seed: Seed,
-    file: Arc<dyn DiskFile>,
-    /// Bytes of the last block behind its last whole one, which the next write begins with.
-    tail: Vec<u8>,
+    writer: BlockWriter,
     /// The last segment that the pool was asked to prepare.
     requested: Option<SegmentId>,
     /// Batches taken to be written, and how many of them are.
@@ -124,13 +116,14 @@ impl Committer {
     ) -> Self {
         let end = header.end();
         let now = shared.clock.monotonic_ns();
+        let mut writer = BlockWriter::new(&shared.options);
+        writer.enter(file, &segment, open_batch);
         Self {
             shared,
             listener,
             segment,
             seed: segment.seed(),
-            file,
-            tail: last_partial_block(&[open_batch]),
+            writer,
             requested: None,
             taken: Vec::new(),
             written_count: 0,
@@ -357,12 +350,13 @@ impl Committer {
         }
         let mut stats = lock(&self.shared.stats);
         stats.commit_count += 1;
+        stats.written_bytes += self.writer.take_ahead_bytes();
         for batch in batches {
             stats.batch_count += 1;
             stats.record_count += u64::from(batch.record_count);
             stats.message_count += u64::from(batch.message_count);
             stats.batch_bytes += batch.len_bytes;
-            stats.written_bytes += block_span(batch);
+            stats.written_bytes += block_span(batch.base.offset(), batch.len_bytes);
             self.unconfirmed_bytes += batch.len_bytes - batch_header::SIZE as u64;
         }
     }
@@ -370,7 +364,7 @@ impl Committer {
     /// Ends the current segment and enters the next one, see invariant 2. It is prepared as a rule.
     fn enter_segment(&mut self, first_batch: Lsn) -> Result<(), StorageError> {
         if fault::is_active(Fault::SwapSegments) {
-            fault::put_off_sync(&self.file);
+            fault::put_off_sync(self.writer.file());
         } else if self.is_dirty {
             self.sync()?;
         }
@@ -381,7 +375,7 @@ impl Committer {
             .take(self.header_of(first_batch.segment()))?;
         self.segment = prepared.header;
         self.seed = self.segment.seed();
-        self.file = prepared.file;
+        self.writer.enter(prepared.file, &self.segment, &[]);
         lock(&self.shared.segments).insert(self.segment.segment);
         {
             let mut stats = lock(&self.shared.stats);
@@ -389,7 +383,6 @@ impl Committer {
             stats.prepared_segment_count += u64::from(was_ready);
             stats.recycled_segment_count += u64::from(self.segment.is_recycled);
         }
-        self.tail.clear();
         assert_eq!(
             first_batch.offset(),
             FIRST_BATCH_OFFSET,
@@ -440,12 +433,7 @@ impl Committer {
             crc: 0,
         };
         let header_bytes = header.encode(self.seed);
-        let mut pieces: Vec<&[u8]> = vec![&self.tail, &header_bytes];
-        pieces.extend(batch.pieces());
-        let offset = u64::from(batch.base.offset()) - self.tail.len() as u64;
-        self.write_blocks(&pieces, offset)?;
-        let tail = last_partial_block(&pieces);
-        self.tail = tail;
+        self.write_blocks(&header_bytes, batch)?;
         self.previous_crc = header.crc;
         self.recorded = header.synced;
         self.written_end = batch.end();
@@ -457,24 +445,20 @@ impl Committer {
         Ok(())
     }
 
-    /// Writes `pieces` at `offset` and zeros up to the end of the last block.
-    fn write_blocks(&self, pieces: &[&[u8]], offset: u64) -> Result<(), StorageError> {
-        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
-        let padding = len.next_multiple_of(ZEROS.len()) - len;
-        let slices: Vec<IoSlice<'_>> = pieces
-            .iter()
-            .copied()
-            .chain(std::iter::once(&ZEROS[..padding]))
-            .filter(|piece| !piece.is_empty())
-            .map(IoSlice::new)
-            .collect();
-        let written = self.file.write_at(&slices, offset).or_else(|error| {
-            if is_full(&error) {
-                return Err(error);
-            }
-            tracing::warn!(%error, segment = %self.segment.segment, "a write failed, trying once more");
-            self.file.write_at(&slices, offset)
-        });
+    fn write_blocks(&mut self, header: &[u8], batch: &BatchBody) -> Result<(), StorageError> {
+        // On a full disk nothing is taken ahead.
+        let may_take_ahead = !self.shared.space.is_short();
+        let offset = batch.base.offset();
+        let written = self
+            .writer
+            .write(header, batch.pieces(), offset, may_take_ahead)
+            .or_else(|error| {
+                if is_full(&error) {
+                    return Err(error);
+                }
+                tracing::warn!(%error, segment = %self.segment.segment, "a write failed, trying once more");
+                self.writer.write(header, batch.pieces(), offset, false)
+            });
         let path = segment_path(self.segment.segment);
         written.map_err(room_error(&*self.shared.disk, "write a batch", &path))
     }
@@ -483,7 +467,7 @@ impl Committer {
         if self.is_dirty {
             let begun_ns = self.shared.clock.monotonic_ns();
             let path = segment_path(self.segment.segment);
-            let synced = self.file.sync_data();
+            let synced = self.writer.file().sync_data();
             synced.map_err(io_error(&*self.shared.disk, "sync the log", &path))?;
             let ended_ns = self.shared.clock.monotonic_ns();
             self.last_sync_ns = ended_ns;
@@ -496,38 +480,5 @@ impl Committer {
         self.shared.set_synced(self.written_end);
         fault::sync_late();
         Ok(())
-    }
-}
-
-/// Bytes of the whole blocks that a batch lies in: what writing it costs the disk.
-fn block_span(batch: &BatchBody) -> u64 {
-    let start = u64::from(batch.base.offset()) / BLOCK_BYTES * BLOCK_BYTES;
-    (u64::from(batch.base.offset()) + batch.len_bytes).next_multiple_of(BLOCK_BYTES) - start
-}
-
-/// What `pieces`, which begin at the start of a block, leave in their last block if they do not fill it.
-fn last_partial_block(pieces: &[&[u8]]) -> Vec<u8> {
-    let len: usize = pieces.iter().map(|piece| piece.len()).sum();
-    let mut skip = len - len % ZEROS.len();
-    let mut tail = Vec::with_capacity(len - skip);
-    for piece in pieces {
-        let skipped = skip.min(piece.len());
-        skip -= skipped;
-        tail.extend_from_slice(&piece[skipped..]);
-    }
-    tail
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn last_partial_block_is_what_does_not_fill_a_block() {
-        let long: Vec<u8> = (0..=255).cycle().take(9000).collect();
-        let (a, b) = long.split_at(100);
-        assert_eq!(last_partial_block(&[a, b]), &long[8192..]);
-        assert_eq!(last_partial_block(&[a]), a);
-        assert!(last_partial_block(&[&long[..4096], &[]]).is_empty());
     }
 }

@@ -58,6 +58,7 @@ pub(crate) struct Header {
 }
 
 impl Header {
+    #[inline]
     fn encode(self) -> [u8; record_header::SIZE] {
         use record_header as at;
         let mut bytes = [0; at::SIZE];
@@ -156,14 +157,16 @@ impl Entry<'_> {
         if is_wide { record_flag::WIDE_REFS } else { 0 }
     }
 
-    /// Appends everything but payload and the padding behind it. Without a payload that is the whole record.
+    /// Appends everything but payload and the padding behind it. Without a payload that is the whole record, `len_bytes`
+    /// ([`Entry::len_bytes`]) long.
     ///
     /// # Panics
     /// When a count does not fit 32 bits: the group limit keeps records far below.
-    pub(crate) fn encode_head(&self, lsn: Lsn, out: &mut Vec<u8>) {
+    pub(crate) fn encode_head(&self, lsn: Lsn, len_bytes: u64, out: &mut Vec<u8>) {
+        debug_assert_eq!(len_bytes, self.len_bytes());
         let fits = |value: u64| u32::try_from(value).expect("a record is shorter than a segment");
         let mut header = Header {
-            len_bytes: fits(self.len_bytes()),
+            len_bytes: fits(len_bytes),
             lsn_low: lsn_low(lsn),
             ..Header::default()
         };
@@ -257,12 +260,18 @@ pub(crate) fn padding_len(len: usize) -> usize {
 }
 
 fn encode_refs(refs: &[Ref], flags: u8, out: &mut Vec<u8>) {
+    let is_wide = flags & record_flag::WIDE_REFS != 0;
     for r in refs {
-        out.extend_from_slice(&r.queue.0.to_le_bytes());
-        out.extend_from_slice(&r.seq.0.to_le_bytes());
-        if flags & record_flag::WIDE_REFS != 0 {
-            out.extend_from_slice(&r.expires_at_ms.to_le_bytes());
-        }
+        let mut bytes = [0; wide_ref::SIZE];
+        wide_ref::QUEUE.put(&mut bytes, r.queue.0);
+        wide_ref::SEQ.put(&mut bytes, r.seq.0);
+        wide_ref::EXPIRES_AT.put(&mut bytes, r.expires_at_ms);
+        let size = if is_wide {
+            wide_ref::SIZE
+        } else {
+            narrow_ref::SIZE
+        };
+        out.extend_from_slice(&bytes[..size]);
     }
 }
 

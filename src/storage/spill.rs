@@ -392,7 +392,7 @@ fn frame(items: &[SpillItem<'_>], number: SegmentId, start: u64) -> (Vec<Positio
             len_bytes: fits(entry.len_bytes()),
         };
         let mut head = Vec::new();
-        entry.encode_head(position.lsn, &mut head);
+        entry.encode_head(position.lsn, entry.len_bytes(), &mut head);
         offset += entry.len_bytes();
         (position, head)
     });

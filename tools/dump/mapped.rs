@@ -50,6 +50,9 @@ impl DiskFile for MappedFile {
     fn sync_all(&self) -> io::Result<()> {
         refused()
     }
+    fn bypass_cache(&self) -> bool {
+        false
+    }
     fn drop_cache(&self) -> io::Result<()> {
         refused()
     }

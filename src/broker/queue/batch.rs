@@ -37,7 +37,7 @@ const UNTOLD_MAX_BYTES: usize = 16 * 1024;
 /// What one outbox gets.
 struct Handout {
     outbox: Arc<Outbox>,
-    items: Vec<OutboxItem>,
+    items: SmallVec<[OutboxItem; 1]>,
     /// Bytes of the deliveries in `items`.
     size_bytes: usize,
     /// Those that have no place in the outbox yet.
@@ -68,8 +68,8 @@ impl Handout {
 #[derive(Default)]
 pub(super) struct Batch {
     reservations: SmallVec<[(QueueId, Ask); 1]>,
-    publications: Vec<Publication>,
-    refs: Vec<Ref>,
+    publications: SmallVec<[Publication; 1]>,
+    refs: SmallVec<[Ref; 1]>,
     settlements: SmallVec<[Settlement; 1]>,
     /// The queues of `settlements` do not ascend.
     is_settled_back: bool,
@@ -200,7 +200,7 @@ impl Batch {
         }
         let mut handout = Handout {
             outbox: Arc::clone(outbox),
-            items: Vec::with_capacity(std::mem::take(&mut self.expected_count).max(1)),
+            items: SmallVec::with_capacity(std::mem::take(&mut self.expected_count)),
             size_bytes: 0,
             untold_bytes: 0,
         };
@@ -220,7 +220,7 @@ impl Batch {
     }
 
     fn push(&mut self, turn: &mut Turn<'_>, locked: &mut Locked<'_>) -> Option<Receipt> {
-        let mut requests = Vec::with_capacity(
+        let mut requests: SmallVec<[Request<'_>; 2]> = SmallVec::with_capacity(
             self.reservations.len()
                 + self.publications.len()
                 + self.requeues.len()
@@ -314,11 +314,9 @@ impl Batch {
     fn deliver(&mut self, turn: &mut Turn<'_>) {
         for mut handout in std::mem::take(&mut self.handouts) {
             handout.tell();
-            if handout
-                .outbox
-                .push_all(&mut handout.items, handout.size_bytes)
-            {
-                turn.effects.wakes.push(handout.outbox);
+            let Handout { outbox, items, .. } = handout;
+            if outbox.push_all(items, handout.size_bytes) {
+                turn.effects.wakes.push(outbox);
             }
         }
     }

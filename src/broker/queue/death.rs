@@ -393,7 +393,7 @@ fn put(
         match is_wanted {
             true => state.enqueue_letter(queue, turn, batch, &letter.message),
             false => {
-                state.enqueue(queue, turn, batch, &letter.message);
+                state.enqueue(queue, turn, batch, Arc::clone(&letter.message));
             }
         }
     }

@@ -1,4 +1,11 @@
 //! Handing ready messages to whoever may take them, and reading bodies ahead from disk.
+//!
+//! ```text
+//!   hand_over   a message arrives where nothing waits and a consumer has room: it never is one that waits
+//!   serve       what waits, while it may simply go
+//!   dispatch    everything else: gets, expiry, reservations, bodies on disk, counts of quorum queues
+//! ```
+//! All three come to the same, which `tests::twins` proves; the first two leave to the last whatever is unusual.
 
 use std::sync::{Arc, Weak};
 
@@ -129,15 +136,15 @@ impl QueueState {
         }
     }
 
-    /// Gives a message that just arrived to a consumer, without a place among those that wait; false when it is to take the
-    /// general way: `add`, then `dispatch`.
+    /// Gives a message that just arrived to a consumer, without a place among those that wait; gives it back when it is to take
+    /// the general way: `admit`, then `dispatch`.
     pub(super) fn hand_over(
         &mut self,
         queue: &QueueHandle,
         turn: &Turn<'_>,
         batch: &mut Batch,
-        message: &Arc<Message>,
-    ) -> bool {
+        message: Arc<Message>,
+    ) -> Option<Arc<Message>> {
         let traits = &queue.traits;
         let is_plain = self.slots.sums().ready_count == 0
             && self.consumers.may_take()
@@ -150,17 +157,18 @@ impl QueueState {
             && message.ttl_ms().is_none()
             && turn.shared.has_straight_way();
         if !is_plain {
-            return false;
+            return Some(message);
         }
         let Some(Taker::Consumer(index)) = self.pick(queue) else {
-            return false;
+            return Some(message);
         };
         let Some(spec) = self.consumers.take(index) else {
-            return false;
+            return Some(message);
         };
         let seq = self.slots.next_seq();
-        let is_logged = traits.is_durable && message.is_persistent();
+        let is_logged = queue.logs(&message);
         let is_settled = spec.is_no_ack;
+        let slot = (!is_settled).then(|| Slot::arrived(Status::Unacked, Arc::clone(&message), 0));
         let delivery = Delivery {
             channel: spec.channel,
             consumer: Some(spec.id),
@@ -168,7 +176,7 @@ impl QueueState {
             seq,
             is_redelivered: false,
             is_settled,
-            message: Arc::clone(message),
+            message,
         };
         batch.hand_out(&spec.outbox, OutboxItem::Deliver(delivery));
         if is_logged {
@@ -178,21 +186,20 @@ impl QueueState {
             batch.add_ref(queue.id(), seq, 0);
         }
         self.delivered_upto = self.delivered_upto.max(seq.count() + 1);
-        if is_settled {
-            self.slots.pass();
-            if is_logged {
-                batch.settle(queue.id(), SettleCause::Acked, seq);
-            }
-        } else {
-            let mut slot = Slot::arrived(Status::Unacked, Arc::clone(message), 0);
+        if let Some(mut slot) = slot {
             slot.is_logged = is_logged;
             slot.is_covered = is_logged;
             self.slots.push(0, slot);
             if is_logged && turn.shared.is_over_budget() {
                 self.evict(seq);
             }
+        } else {
+            self.slots.pass();
+            if is_logged {
+                batch.settle(queue.id(), SettleCause::Acked, seq);
+            }
         }
-        true
+        None
     }
 
     /// Who would take a message now.
@@ -279,7 +286,7 @@ impl QueueState {
         let got = self.take_for_get(queue, turn, batch, channel, is_no_ack, seq, message);
         let item = OutboxItem::GetReady {
             channel,
-            got: Some(got),
+            got: Some(Box::new(got)),
         };
         batch.hand_out(&get.outbox, item);
     }

@@ -548,6 +548,11 @@ impl Queue {
         self.is_deleted.load(Ordering::SeqCst)
     }
 
+    /// True when a message it takes goes to the log.
+    fn logs(&self, message: &Message) -> bool {
+        self.traits.is_durable && (message.is_persistent() || self.traits.is_quorum)
+    }
+
     pub(super) fn warned(&self) -> &Warned {
         &self.warned
     }

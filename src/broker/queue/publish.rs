@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::batch::Batch;
 use super::slots::Status;
-use super::state::{Locked, lock_queues};
+use super::state::{Locked, QueueState, lock_queues};
 use super::{Committed, GroupTooLarge, QueueHandle, RoutedPublish, TargetDeleted, Turn};
 use crate::broker::command::{ConfirmAt, SettleOutcome, Unacked};
 use crate::broker::effects::AfterDurable;
@@ -16,24 +16,20 @@ use crate::storage::types::{Lsn, QueueId, Receipt, Seq};
 /// Stands in a `Durable` outcome until the run is pushed.
 const NOT_PUSHED: Receipt = Receipt { end: Lsn(0) };
 
-/// Puts messages that share one set of targets into all of them; one outcome per message is appended to
-/// `out`. `targets` ascending by id, distinct; with no targets every outcome is `Now`.
+/// Puts messages that share one set of targets into all of them, and takes those from `messages`; one outcome per message
+/// is appended to `out`. `targets` ascending by id, distinct; with no targets every outcome is `Now`.
 ///
 /// # Errors
-/// [`TargetDeleted`]; the messages without an outcome in `out` were not published.
+/// [`TargetDeleted`]; the messages left in `messages` were not published.
 pub fn publish(
     turn: &mut Turn<'_>,
     targets: &[QueueHandle],
-    messages: &[Arc<Message>],
+    messages: &mut Vec<Arc<Message>>,
     out: &mut Vec<ConfirmAt>,
 ) -> Result<(), TargetDeleted> {
-    let mut rest = messages;
     let mut result = Ok(());
-    while !rest.is_empty() && result.is_ok() {
-        match publish_run(turn, targets, rest, out) {
-            Ok(done_count) => rest = rest.get(done_count..).unwrap_or_default(),
-            Err(deleted) => result = Err(deleted),
-        }
+    while !messages.is_empty() && result.is_ok() {
+        result = publish_run(turn, targets, messages, out);
     }
     turn.finish();
     result
@@ -79,7 +75,10 @@ fn publish_limited(
     out: &mut Vec<ConfirmAt>,
 ) -> Result<(), TargetDeleted> {
     publishes.iter().try_for_each(|(message, targets)| {
-        publish_run(turn, targets, std::slice::from_ref(message), out).map(|_| ())
+        let (locked, batch) = lock_targets(targets)?;
+        let message = std::iter::once(Arc::clone(message));
+        publish_locked(turn, locked, batch, message, out);
+        Ok(())
     })
 }
 
@@ -114,7 +113,7 @@ fn publish_unlimited(
         let mut is_refused = false;
         for target in targets.iter() {
             let (queue, state) = locked.entry_of(target.id());
-            is_refused |= !state.enqueue(queue, turn, &mut batch, message);
+            is_refused |= !state.enqueue(queue, turn, &mut batch, Arc::clone(message));
         }
         let is_logged = batch.end_publication(message);
         out.push(confirm(is_refused, is_logged, NOT_PUSHED));
@@ -200,24 +199,45 @@ fn group_len(turn: &Turn<'_>, targets: &[QueueHandle], messages: &[Arc<Message>]
     fitting.count().max(1)
 }
 
-/// Publishes as many of `messages`, at least one, as one push takes; gives their number.
+/// Publishes as many of `messages`, at least one, as one push takes, and takes them from there.
 fn publish_run(
     turn: &mut Turn<'_>,
     targets: &[QueueHandle],
-    messages: &[Arc<Message>],
+    messages: &mut Vec<Arc<Message>>,
     out: &mut Vec<ConfirmAt>,
-) -> Result<usize, TargetDeleted> {
-    let mut locked = lock_queues(targets);
+) -> Result<(), TargetDeleted> {
+    let (locked, batch) = lock_targets(targets)?;
+    let count = match locked.has_limited() {
+        true => group_len(turn, targets, messages),
+        // Without a limit the size does not matter.
+        false => messages.len(),
+    };
+    publish_locked(turn, locked, batch, messages.drain(..count), out);
+    Ok(())
+}
+
+/// The locks of the queues that messages go to, and what is to gather what becomes of that.
+fn lock_targets(targets: &[QueueHandle]) -> Result<(Locked<'_>, Batch), TargetDeleted> {
+    let locked = lock_queues(targets);
     if locked.has_deleted() {
         return Err(TargetDeleted);
     }
     let mut batch = Batch::default();
-    let mut messages = messages;
     if locked.has_limited() {
-        // With a limit the publish and the drops are atomic; without one the size does not matter.
+        // The publish and the drops are one.
         batch.set_atomic();
-        messages = &messages[..group_len(turn, targets, messages)];
     }
+    Ok((locked, batch))
+}
+
+/// Publishes messages to all queues that are locked.
+fn publish_locked(
+    turn: &mut Turn<'_>,
+    mut locked: Locked<'_>,
+    mut batch: Batch,
+    messages: impl ExactSizeIterator<Item = Arc<Message>>,
+    out: &mut Vec<ConfirmAt>,
+) {
     let queues = locked.iter_mut();
     let consumed_count = queues
         .filter(|(_, state)| !state.consumers.is_empty())
@@ -225,18 +245,44 @@ fn publish_run(
     batch.expect(messages.len(), consumed_count * messages.len());
     let first = out.len();
     for message in messages {
-        let mut is_refused = false;
-        for (queue, state) in locked.iter_mut() {
-            is_refused |= !state.enqueue(queue, turn, &mut batch, message);
-        }
-        let is_logged = batch.end_publication(message);
+        let (is_refused, is_logged) = match locked.only() {
+            Some((queue, state)) => publish_to_one(turn, &mut batch, queue, state, message),
+            None => publish_to_all(turn, &mut batch, &mut locked, &message),
+        };
         out.push(confirm(is_refused, is_logged, NOT_PUSHED));
     }
-    let receipt = locked.conclude(turn, batch);
-    if let Some(receipt) = receipt {
+    if let Some(receipt) = locked.conclude(turn, batch) {
         set_receipt(&mut out[first..], receipt);
     }
-    Ok(messages.len())
+}
+
+/// Whether the only queue of a message refuses it, and whether the log gets it. The message goes where it goes without
+/// another reference to it, unless it is needed for the log.
+fn publish_to_one(
+    turn: &mut Turn<'_>,
+    batch: &mut Batch,
+    queue: &QueueHandle,
+    state: &mut QueueState,
+    message: Arc<Message>,
+) -> (bool, bool) {
+    let for_log = queue.logs(&message).then(|| Arc::clone(&message));
+    let is_refused = !state.enqueue(queue, turn, batch, message);
+    let is_logged = for_log.is_some_and(|message| batch.end_publication(&message));
+    (is_refused, is_logged)
+}
+
+/// Whether a queue refuses the message, and whether the log gets it.
+fn publish_to_all(
+    turn: &mut Turn<'_>,
+    batch: &mut Batch,
+    locked: &mut Locked<'_>,
+    message: &Arc<Message>,
+) -> (bool, bool) {
+    let mut is_refused = false;
+    for (queue, state) in locked.iter_mut() {
+        is_refused |= !state.enqueue(queue, turn, batch, Arc::clone(message));
+    }
+    (is_refused, batch.end_publication(message))
 }
 
 fn confirm(is_refused: bool, is_logged: bool, receipt: Receipt) -> ConfirmAt {
@@ -323,7 +369,13 @@ fn hide(
         if state.is_deleted {
             continue;
         }
-        match state.admit(queue, turn, batch, &publish.message, Status::Hidden) {
+        match state.admit(
+            queue,
+            turn,
+            batch,
+            Arc::clone(&publish.message),
+            Status::Hidden,
+        ) {
             Some(seq) => arrived.push((Arc::clone(queue), seq)),
             None => is_refused = true,
         }

@@ -142,13 +142,14 @@ impl QueueState {
         queue: &QueueHandle,
         turn: &mut Turn<'_>,
         batch: &mut Batch,
-        message: &Arc<Message>,
+        message: Arc<Message>,
     ) -> bool {
-        if self.hand_over(queue, turn, batch, message) {
+        let Some(message) = self.hand_over(queue, turn, batch, message) else {
             return true;
-        }
+        };
+        let ttl_ms = message.ttl_ms();
         let seq = self.admit(queue, turn, batch, message, Status::Ready);
-        seq.inspect(|&seq| self.offer(queue, turn, batch, message, seq))
+        seq.inspect(|&seq| self.offer(queue, turn, batch, ttl_ms, seq))
             .is_some()
     }
 
@@ -160,26 +161,24 @@ impl QueueState {
         batch: &mut Batch,
         message: &Arc<Message>,
     ) {
-        let seq = self.add(queue, turn, batch, message, Status::Ready);
-        self.offer(queue, turn, batch, message, seq);
+        let seq = self.add(queue, turn, batch, Arc::clone(message), Status::Ready);
+        self.offer(queue, turn, batch, message.ttl_ms(), seq);
     }
 
-    /// Offers a new message to consumers and enforces the limits.
+    /// Offers a new message, with this time to live of its own, to consumers and enforces the limits.
     fn offer(
         &mut self,
         queue: &QueueHandle,
         turn: &mut Turn<'_>,
         batch: &mut Batch,
-        message: &Message,
+        ttl_ms: Option<u64>,
         seq: Seq,
     ) {
         // What cannot leave waits, unless somebody has to be told or something may have expired meanwhile.
         if self.consumers.may_take() || !self.gets.is_empty() || self.slots.may_expire() {
             self.dispatch(queue, turn, batch, Some(seq));
         }
-        if message.ttl_ms() == Some(0)
-            || (self.rules.has_ttl && self.settings.message_ttl_ms == Some(0))
-        {
+        if ttl_ms == Some(0) || (self.rules.has_ttl && self.settings.message_ttl_ms == Some(0)) {
             self.expire_heads(queue, turn.now_ms, batch);
         }
         self.enforce_limits(queue, batch);
@@ -191,15 +190,15 @@ impl QueueState {
         queue: &QueueHandle,
         turn: &mut Turn<'_>,
         batch: &mut Batch,
-        message: &Arc<Message>,
+        message: Arc<Message>,
         status: Status,
     ) -> Option<Seq> {
-        if self.refuses(message) {
+        if self.refuses(&message) {
             let settings = &self.settings;
             if settings.overflow == Overflow::RejectPublishDlx && settings.dead_letter.is_some() {
                 turn.refused.push(Refused {
                     queue: Arc::clone(queue),
-                    message: Arc::clone(message),
+                    message,
                     settings: Arc::clone(settings),
                 });
             }
@@ -214,7 +213,7 @@ impl QueueState {
         queue: &QueueHandle,
         turn: &mut Turn<'_>,
         batch: &mut Batch,
-        message: &Arc<Message>,
+        message: Arc<Message>,
         status: Status,
     ) -> Seq {
         let queue_ttl_ms = match self.rules.has_ttl {
@@ -238,9 +237,9 @@ impl QueueState {
             false => 0,
         };
         let seq = self.slots.next_seq_in(rank);
-        let mut slot = Slot::arrived(status, Arc::clone(message), expires_at_ms);
-        let is_kept = message.is_persistent() || queue.traits.is_quorum;
-        if queue.traits.is_durable && is_kept {
+        let is_logged = queue.logs(&message);
+        let mut slot = Slot::arrived(status, message, expires_at_ms);
+        if is_logged {
             slot.is_logged = true;
             let is_wanted = status == Status::Ready
                 && self.slots.sums().ready_count == 0
@@ -588,6 +587,14 @@ impl<'a> Locked<'a> {
         self.entries
             .iter_mut()
             .map(|(_, queue, state)| (*queue, &mut **state))
+    }
+
+    /// The queue, when it is the only one.
+    pub(super) fn only(&mut self) -> Option<(&'a QueueHandle, &mut QueueState)> {
+        match &mut self.entries[..] {
+            [(_, queue, state)] => Some((queue, state)),
+            _ => None,
+        }
     }
 
     /// The first (often the only) queue.

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, IoSlice};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use super::journal::Action;
@@ -11,7 +12,7 @@ use super::state::{InodeId, State};
 use super::{Shared, SimDisk};
 use crate::disk::fault::{self, Fault};
 use crate::disk::real::check_relative;
-use crate::disk::{DirectoryLock, Disk, DiskFile, FreeSpace, OpenMode};
+use crate::disk::{DIRECT_ALIGN_BYTES, DirectoryLock, Disk, DiskFile, FreeSpace, OpenMode};
 
 impl Disk for SimDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
@@ -150,6 +151,7 @@ impl SimDisk {
             shared: Arc::clone(&self.shared),
             inode,
             is_writable,
+            is_direct: AtomicBool::new(false),
         })
     }
 }
@@ -181,6 +183,7 @@ struct SimFile {
     shared: Arc<Shared>,
     inode: InodeId,
     is_writable: bool,
+    is_direct: AtomicBool,
 }
 
 impl Drop for SimFile {
@@ -249,6 +252,21 @@ fn finish_sync(
     Ok(())
 }
 
+/// Panics where a real disk would refuse a write past the cache.
+fn check_alignment(buffers: &[IoSlice<'_>], offset: u64) {
+    let is_aligned = |value: usize| value.is_multiple_of(DIRECT_ALIGN_BYTES);
+    assert!(
+        offset.is_multiple_of(DIRECT_ALIGN_BYTES as u64),
+        "the offset is a block's"
+    );
+    for buffer in buffers {
+        assert!(
+            is_aligned(buffer.as_ptr().addr()) && is_aligned(buffer.len()),
+            "buffers consist of blocks"
+        );
+    }
+}
+
 impl DiskFile for SimFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut state = self.shared.state();
@@ -261,6 +279,9 @@ impl DiskFile for SimFile {
 
     fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         self.check_writable()?;
+        if self.is_direct.load(Ordering::Relaxed) {
+            check_alignment(buffers, offset);
+        }
         let mut bytes = Vec::with_capacity(buffers.iter().map(|buffer| buffer.len()).sum());
         buffers
             .iter()
@@ -337,6 +358,12 @@ impl DiskFile for SimFile {
 
     fn sync_all(&self) -> io::Result<()> {
         self.sync(Action::SyncAll)
+    }
+
+    fn bypass_cache(&self) -> bool {
+        let is_supported = self.shared.state().is_bypass_supported;
+        self.is_direct.store(is_supported, Ordering::Relaxed);
+        is_supported
     }
 
     fn drop_cache(&self) -> io::Result<()> {

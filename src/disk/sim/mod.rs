@@ -235,6 +235,11 @@ impl SimDisk {
         self.shared.state().is_allocate_supported = is_supported;
     }
 
+    /// Whether writes can go past the cache; by default they cannot, as on some file systems.
+    pub fn set_bypass_supported(&self, is_supported: bool) {
+        self.shared.state().is_bypass_supported = is_supported;
+    }
+
     /// Whether the disk says how large it is and how full; some file systems report 0 of 0 blocks.
     pub fn set_size_unknown(&self, is_unknown: bool) {
         self.shared.state().is_size_unknown = is_unknown;

@@ -98,6 +98,7 @@ pub(super) struct State {
     /// `None` means that the disk is never full.
     pub(super) capacity_bytes: Option<u64>,
     pub(super) is_allocate_supported: bool,
+    pub(super) is_bypass_supported: bool,
     /// 0 of 0 bytes is all that is said about space.
     pub(super) is_size_unknown: bool,
     pub(super) is_lying: bool,
@@ -126,6 +127,7 @@ impl State {
             plan: Plan::default(),
             capacity_bytes: None,
             is_allocate_supported: true,
+            is_bypass_supported: false,
             is_size_unknown: false,
             is_lying: false,
             locks: BTreeSet::new(),
@@ -151,6 +153,7 @@ impl State {
             seq: dead.seq,
             capacity_bytes: dead.capacity_bytes,
             is_allocate_supported: dead.is_allocate_supported,
+            is_bypass_supported: dead.is_bypass_supported,
             is_size_unknown: dead.is_size_unknown,
             power_cycle_count: dead.power_cycle_count + 1,
             ..Self::new(0)

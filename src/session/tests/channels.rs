@@ -448,3 +448,20 @@ fn a_session_at_rest_holds_no_buffers_and_goes_on() {
     peer.method(1, channel::Flow { active: true }).serve();
     peer.expect(1, channel::FlowOk { active: true });
 }
+
+#[test]
+fn a_burst_of_commands_leaves_no_room_behind_that_nobody_needs() {
+    let mut peer = Peer::with_channel();
+    for _ in 0..1000 {
+        peer.method(
+            1,
+            queue::Declare {
+                nowait: true,
+                ..queue::Declare::default()
+            },
+        );
+    }
+    peer.serve();
+    let held = peer.session.channels[&1].held.capacity();
+    assert!(held <= 32, "{held}");
+}

@@ -393,7 +393,7 @@ fn a_get_from_disk_holds_its_channel_until_the_message_comes() {
     );
     peer.method(1, basic::Qos::default()).serve();
     peer.expect_nothing();
-    let got = Some((delivery(1, None, 1), 0));
+    let got = Some(Box::new((delivery(1, None, 1), 0)));
     peer.session
         .handle_outbox(&OutboxItem::GetReady { channel: 1, got });
     let names: Vec<u16> = peer.frames().iter().map(|frame| frame.channel).collect();
@@ -427,7 +427,7 @@ fn a_get_that_comes_too_late_goes_back() {
     )
     .serve();
     peer.session.handle_eof();
-    let got = Some((delivery(1, None, 1), 0));
+    let got = Some(Box::new((delivery(1, None, 1), 0)));
     peer.session
         .handle_outbox(&OutboxItem::GetReady { channel: 1, got });
     peer.serve();

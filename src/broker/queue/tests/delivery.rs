@@ -331,7 +331,7 @@ fn deletion_tells_consumers_and_publishers() {
         super::publish(
             turn,
             std::slice::from_ref(&queue),
-            &[Arc::new(transient("x"))],
+            &mut vec![Arc::new(transient("x"))],
             &mut Vec::new(),
         )
     });

@@ -172,9 +172,9 @@ impl Rig {
         targets: &[QueueHandle],
         messages: Vec<Message>,
     ) -> Vec<ConfirmAt> {
-        let messages: Vec<_> = messages.into_iter().map(Arc::new).collect();
+        let mut messages: Vec<_> = messages.into_iter().map(Arc::new).collect();
         let mut out = Vec::new();
-        self.turn(|turn| super::publish(turn, targets, &messages, &mut out))
+        self.turn(|turn| super::publish(turn, targets, &mut messages, &mut out))
             .expect("no target is deleted");
         out
     }
@@ -230,7 +230,7 @@ impl Rig {
                 testing::drain(&outbox)
                     .into_iter()
                     .find_map(|item| match item {
-                        OutboxItem::GetReady { got, .. } => got.map(|(delivery, _)| delivery),
+                        OutboxItem::GetReady { got, .. } => got.map(|got| got.0),
                         _ => None,
                     })
             }

@@ -375,7 +375,7 @@ proptest! {
     }
 
     #[test]
-    fn slots_behave_like_a_map(steps in prop::collection::vec((0u8..5, 0u64..700), 0..900)) {
+    fn slots_behave_like_a_map(steps in prop::collection::vec((0u8..7, 0u64..700), 0..900)) {
         use super::super::slots::{Slot, Slots, Status};
         let content = Arc::new(transient("m"));
         let mut slots = Slots::new(Seq(250), 0);
@@ -396,8 +396,18 @@ proptest! {
                     let is_there = model.get_mut(&seq).map(|known| *known = status).is_some();
                     prop_assert_eq!(slots.set_status(seq, status), is_there);
                 }
+                5 => {
+                    let next = slots.next_seq();
+                    prop_assert_eq!(slots.pass(), next);
+                    prop_assert_eq!(slots.next_seq(), Seq(next.0 + 1));
+                }
+                6 => {
+                    // Over the end of a run.
+                    (0..at).for_each(|_| _ = slots.pass());
+                }
                 _ => {}
             }
+            prop_assert!(slots.run_count() <= model.len() + 1, "empty runs end");
             let first = model.iter().find(|(_, status)| **status == Status::Ready);
             prop_assert_eq!(slots.first_ready().entry(), first.map(|(seq, _)| *seq));
         }

@@ -190,13 +190,13 @@ impl World {
                 let chosen = self.queues.iter().enumerate();
                 let chosen = chosen.filter(|(at, _)| targets & (1 << at) != 0);
                 let targets: Vec<_> = chosen.map(|(_, queue)| Arc::clone(queue)).collect();
-                let messages: Vec<_> = (0..count)
+                let mut messages: Vec<_> = (0..count)
                     .map(|_| Arc::new(self.message(is_persistent, is_large, ttl_ms)))
                     .collect();
                 let mut out = Vec::new();
                 let result = self
                     .rig
-                    .turn(|turn| publish(turn, &targets, &messages, &mut out));
+                    .turn(|turn| publish(turn, &targets, &mut messages, &mut out));
                 result.expect("nothing is deleted");
                 self.tell(out);
             }
@@ -290,7 +290,7 @@ impl World {
                 OutboxItem::Deliver(delivery) => self.receive(delivery),
                 OutboxItem::GetReady { got, .. } => {
                     self.tell("get");
-                    if let Some((delivery, remaining)) = got {
+                    if let Some((delivery, remaining)) = got.map(|got| *got) {
                         self.tell(remaining);
                         self.receive(delivery);
                     }

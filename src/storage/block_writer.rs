@@ -1,0 +1,415 @@
+//! How a batch gets into its segment file: in whole blocks, past the system's cache, into blocks that were written before.
+//!
+//! ```text
+//!   file     [ .. batch n-1 | batch n |0]   0   0   0   0   0 | never written
+//!                  '- tail -'- header, records -'- ahead: zeros -'
+//!   writes         [block][block][block ]  with the first batch that needs blocks nobody wrote before
+//! ```
+//! What is written to the log is read again only by a backlog that left memory. So the cache of the system is of no use
+//! here: a page that has to be found, filled, written back and thrown out costs several times as much as the transfer. And
+//! a sync after a write into blocks that have never been written has to wait for the file system's own journal, which
+//! notes them: about half of its time. Small commits therefore write zeros ahead, so that the next ones find blocks that
+//! only have to be overwritten. Recycled files consist of such blocks.
+//!
+//! 1. Whole blocks are written. The last, partly filled one is kept as the tail and written again, with the same bytes
+//!    in its first part, by the next batch.
+//! 2. What lies behind the last batch of a segment that is not recycled is zeros, written or not: nobody can see the
+//!    difference after a crash.
+//! 3. A write without room for what it takes ahead is repeated without that: the log never waits for zeros.
+//! 4. A large batch is written in several pieces one after the other. Nothing is told about any of them before the sync.
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+use super::format::BLOCK_BYTES;
+use super::options::{FsyncPolicy, Options};
+use super::reserve::is_full;
+use super::segment::{FIRST_BATCH_OFFSET, SegmentHeader};
+use crate::disk::{DIRECT_ALIGN_BYTES, DiskFile};
+
+/// [`BLOCK_BYTES`] as a length in memory.
+const BLOCK_LEN: usize = FIRST_BATCH_OFFSET as usize;
+const _: () = assert!(BLOCK_LEN as u64 == BLOCK_BYTES && BLOCK_LEN == DIRECT_ALIGN_BYTES);
+
+/// Zeros written ahead at most.
+const AHEAD_MAX_BYTES: u64 = 1 << 20;
+/// Writes from this length on take nothing ahead: they would write most of their bytes twice, for a wait that is short
+/// beside their own.
+const AHEAD_WRITE_MAX_BYTES: u64 = 256 << 10;
+/// Bytes that are gathered and written at once.
+const GATHER_MAX_LEN: usize = 1 << 20;
+
+/// Zeros where a direct write may take them from.
+#[repr(align(4096))]
+struct Zeros([u8; 64 << 10]);
+static ZEROS: Zeros = Zeros([0; 64 << 10]);
+
+/// See the module.
+pub(crate) struct BlockWriter {
+    file: Option<Arc<dyn DiskFile>>,
+    /// Confirms wait for the disk, so every write is on its way there at once.
+    wants_direct: bool,
+    is_direct: bool,
+    /// Bytes of the last block behind its last whole one, which the next write begins with.
+    tail: Vec<u8>,
+    /// The one before it: its room is used again.
+    old_tail: Vec<u8>,
+    gathered: Gathered,
+    /// Where blocks begin that nobody has written yet.
+    fresh_from: u64,
+    /// End of what a segment takes.
+    segment_limit: u64,
+    /// Zeros written ahead since somebody asked.
+    ahead_bytes: u64,
+}
+
+impl BlockWriter {
+    /// A writer without a file: [`BlockWriter::enter`] comes first.
+    pub(crate) fn new(options: &Options) -> Self {
+        Self {
+            file: None,
+            wants_direct: options.fsync == FsyncPolicy::Always,
+            is_direct: false,
+            tail: Vec::new(),
+            old_tail: Vec::new(),
+            gathered: Gathered::default(),
+            fresh_from: 0,
+            segment_limit: options.segment_size_bytes,
+            ahead_bytes: 0,
+        }
+    }
+
+    /// Goes on in another segment, which has `first_batch` in it already.
+    pub(crate) fn enter(
+        &mut self,
+        file: Arc<dyn DiskFile>,
+        header: &SegmentHeader,
+        first_batch: &[u8],
+    ) {
+        self.is_direct = self.wants_direct && file.bypass_cache();
+        self.file = Some(file);
+        let whole_len = first_batch.len() / BLOCK_LEN * BLOCK_LEN;
+        self.tail.clear();
+        self.tail.extend_from_slice(&first_batch[whole_len..]);
+        let begun = first_batch.len().next_multiple_of(BLOCK_LEN) as u64;
+        self.fresh_from = match header.is_recycled {
+            true => u64::MAX,
+            false => u64::from(FIRST_BATCH_OFFSET) + begun,
+        };
+    }
+
+    /// The segment's file.
+    pub(crate) fn file(&self) -> &Arc<dyn DiskFile> {
+        self.file.as_ref().expect("a segment was entered")
+    }
+
+    /// Bytes written ahead since the last call.
+    pub(crate) fn take_ahead_bytes(&mut self) -> u64 {
+        std::mem::take(&mut self.ahead_bytes)
+    }
+
+    /// Writes a batch, which begins at `offset`, and zeros up to the end of its last block. After an error it may be called
+    /// again with the same batch.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub(crate) fn write<'a>(
+        &mut self,
+        header: &'a [u8],
+        records: impl Iterator<Item = &'a [u8]>,
+        offset: u32,
+        may_take_ahead: bool,
+    ) -> io::Result<()> {
+        std::mem::swap(&mut self.tail, &mut self.old_tail);
+        let mut pieces: Vec<&[u8]> = vec![&self.old_tail, header];
+        // Not `extend`: all of them live longer than the tail.
+        for record in records {
+            pieces.push(record);
+        }
+        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let start = u64::from(offset) - self.old_tail.len() as u64;
+        let end = start + len.next_multiple_of(BLOCK_LEN) as u64;
+        let file = self.file.as_ref().expect("a segment was entered");
+        let ahead = match may_take_ahead {
+            true => self.ahead_of(end, end - start),
+            false => 0,
+        };
+        let mut write = |ahead| match self.is_direct {
+            true => self.gathered.write(&**file, &pieces, start, ahead),
+            false => write_through_cache(&**file, &pieces, start, ahead),
+        };
+        let (written, ahead) = match write(ahead) {
+            Err(error) if ahead > 0 && is_full(&error) => (write(0), 0),
+            written => (written, ahead),
+        };
+        if written.is_ok() {
+            keep_last_partial_block(&pieces, len, &mut self.tail);
+            self.fresh_from = self.fresh_from.max(end + ahead);
+            self.ahead_bytes += ahead;
+        } else {
+            std::mem::swap(&mut self.tail, &mut self.old_tail);
+        }
+        written
+    }
+
+    /// Zeros to write behind `end` together with `len` bytes: as much again as the segment has already, so that one that
+    /// hardly grows stays small.
+    fn ahead_of(&self, end: u64, len: u64) -> u64 {
+        if !self.is_direct || end <= self.fresh_from || len >= AHEAD_WRITE_MAX_BYTES {
+            return 0;
+        }
+        let left = self.segment_limit.saturating_sub(end);
+        end.min(AHEAD_MAX_BYTES).min(left) / BLOCK_BYTES * BLOCK_BYTES
+    }
+}
+
+/// A buffer that direct writes are made from.
+#[derive(Default)]
+struct Gathered {
+    /// Longer than needed, so that it can begin at a block of memory.
+    room: Vec<u8>,
+}
+
+impl Gathered {
+    /// Writes `pieces` at `start`, zeros to the end of the last block, and `ahead` bytes of zeros.
+    fn write(
+        &mut self,
+        file: &dyn DiskFile,
+        pieces: &[&[u8]],
+        start: u64,
+        ahead: u64,
+    ) -> io::Result<()> {
+        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let mut left = len.next_multiple_of(BLOCK_LEN);
+        let mut at = start;
+        let mut bytes = pieces.iter().copied();
+        let mut piece: &[u8] = &[];
+        while left > 0 {
+            let part_len = left.min(GATHER_MAX_LEN);
+            let skipped = self.make_room(part_len);
+            let buffer = &mut self.room[skipped..skipped + part_len];
+            let mut filled = 0;
+            while filled < buffer.len() {
+                if piece.is_empty() {
+                    let Some(next) = bytes.next() else {
+                        buffer[filled..].fill(0);
+                        break;
+                    };
+                    piece = next;
+                }
+                let (part, rest) = piece.split_at(piece.len().min(buffer.len() - filled));
+                buffer[filled..filled + part.len()].copy_from_slice(part);
+                filled += part.len();
+                piece = rest;
+            }
+            left -= buffer.len();
+            let mut slices = vec![IoSlice::new(buffer)];
+            if left == 0 {
+                slices.extend(zeros(ahead));
+            }
+            let written = buffer.len() as u64;
+            file.write_at(&slices, at)?;
+            at += written;
+        }
+        Ok(())
+    }
+
+    /// Makes room for `len` bytes that begin at a block of memory; where they begin in the buffer.
+    fn make_room(&mut self, len: usize) -> usize {
+        if self.room.len() < len + BLOCK_LEN {
+            // First the old one goes.
+            self.room = Vec::new();
+            self.room = vec![0; len.next_power_of_two() + BLOCK_LEN];
+        }
+        let at = self.room.as_ptr().addr();
+        at.next_multiple_of(BLOCK_LEN) - at
+    }
+}
+
+/// As [`Gathered::write`], without a copy of our own.
+fn write_through_cache(
+    file: &dyn DiskFile,
+    pieces: &[&[u8]],
+    start: u64,
+    ahead: u64,
+) -> io::Result<()> {
+    let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+    let padding = &ZEROS.0[..len.next_multiple_of(BLOCK_LEN) - len];
+    let slices: Vec<IoSlice<'_>> = pieces
+        .iter()
+        .copied()
+        .chain(std::iter::once(padding))
+        .filter(|piece| !piece.is_empty())
+        .map(IoSlice::new)
+        .chain(zeros(ahead))
+        .collect();
+    file.write_at(&slices, start)
+}
+
+/// `len` zeros.
+fn zeros<'a>(len: u64) -> impl Iterator<Item = IoSlice<'a>> {
+    let mut left = len;
+    std::iter::from_fn(move || {
+        let part = usize::try_from(left)
+            .unwrap_or(usize::MAX)
+            .min(ZEROS.0.len());
+        left -= part as u64;
+        (part > 0).then(|| IoSlice::new(&ZEROS.0[..part]))
+    })
+}
+
+/// Bytes of the whole blocks that a batch lies in: what writing it costs the disk.
+pub(crate) fn block_span(offset: u32, len_bytes: u64) -> u64 {
+    let start = u64::from(offset) / BLOCK_BYTES * BLOCK_BYTES;
+    (u64::from(offset) + len_bytes).next_multiple_of(BLOCK_BYTES) - start
+}
+
+/// What `pieces`, which begin at the start of a block and are `len` long, leave in their last block if they do not fill it.
+fn keep_last_partial_block(pieces: &[&[u8]], len: usize, tail: &mut Vec<u8>) {
+    tail.clear();
+    let mut wanted = len % BLOCK_LEN;
+    // From behind, so that a batch of many pieces costs no more than one of few.
+    let mut first = pieces.len();
+    let mut skipped = 0;
+    while wanted > 0 && first > 0 {
+        first -= 1;
+        let part = wanted.min(pieces[first].len());
+        skipped = pieces[first].len() - part;
+        wanted -= part;
+    }
+    for piece in &pieces[first..] {
+        tail.extend_from_slice(&piece[skipped..]);
+        skipped = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::sim::SimDisk;
+    use crate::disk::{Disk, OpenMode};
+    use crate::storage::format::StoreId;
+    use crate::storage::types::SegmentId;
+    use std::path::Path;
+
+    #[test]
+    fn last_partial_block_is_what_does_not_fill_a_block() {
+        #[track_caller]
+        fn check(pieces: &[&[u8]], expected: &[u8]) {
+            let len = pieces.iter().map(|piece| piece.len()).sum();
+            let mut tail = vec![1, 2, 3];
+            keep_last_partial_block(pieces, len, &mut tail);
+            assert_eq!(tail, expected);
+        }
+        let long: Vec<u8> = (0..=255).cycle().take(9000).collect();
+        let (a, b) = long.split_at(100);
+        check(&[a, b], &long[8192..]);
+        check(&[a], a);
+        check(&[&long[..4096], &[]], &[]);
+        check(&[], &[]);
+        let (b, c) = b.split_at(8500);
+        check(&[a, b, &[], c], &long[8192..]);
+    }
+
+    struct Rig {
+        file: Arc<dyn DiskFile>,
+        writer: BlockWriter,
+        expected: Vec<u8>,
+    }
+
+    impl Rig {
+        fn new(is_direct: bool, is_recycled: bool) -> Self {
+            let disk = SimDisk::new(1);
+            disk.set_bypass_supported(is_direct);
+            let file = disk.open(Path::new("s"), OpenMode::CreateNew).expect("new");
+            let mut writer = BlockWriter::new(&Options::default());
+            let header = SegmentHeader {
+                store: StoreId([1; 16]),
+                segment: SegmentId(1),
+                epoch: 1,
+                created_at_ms: 0,
+                is_recycled,
+            };
+            let open = vec![9; BLOCK_LEN + 300];
+            let mut expected = vec![0; BLOCK_LEN];
+            expected.extend_from_slice(&open);
+            file.write_at(&[IoSlice::new(&expected)], 0).expect("room");
+            writer.enter(Arc::clone(&file), &header, &open);
+            Self {
+                file,
+                writer,
+                expected,
+            }
+        }
+
+        fn write(&mut self, len: usize, may_take_ahead: bool) {
+            let fill = self.expected.len();
+            let bytes: Vec<u8> = (1..=251).cycle().skip(fill % 251).take(len).collect();
+            let (header, records) = bytes.split_at(len.min(64));
+            let (first, rest) = records.split_at(records.len() / 3);
+            let pieces = [first, &[], rest];
+            let offset = u32::try_from(self.expected.len()).expect("short");
+            self.writer
+                .write(header, pieces.into_iter(), offset, may_take_ahead)
+                .expect("room");
+            self.expected.extend_from_slice(&bytes);
+        }
+
+        /// Checks the file: all that was written, then nothing but zeros; its length in blocks.
+        #[track_caller]
+        fn check(&self) -> u64 {
+            let len = self.file.len().expect("open");
+            let mut bytes = vec![0; usize::try_from(len).expect("short")];
+            self.file.read_at(&mut bytes, 0).expect("open");
+            assert!(bytes.starts_with(&self.expected));
+            assert!(bytes[self.expected.len()..].iter().all(|byte| *byte == 0));
+            assert_eq!(len % BLOCK_BYTES, 0);
+            len / BLOCK_BYTES
+        }
+    }
+
+    const LENS: [usize; 9] = [64, 1, 3667, 5000, 4096, 70_000, 300_000, 3 << 20, 100];
+
+    #[test]
+    fn both_ways_write_the_same() {
+        for is_direct in [false, true] {
+            let mut rig = Rig::new(is_direct, false);
+            for len in LENS {
+                rig.write(len, true);
+                rig.check();
+            }
+        }
+    }
+
+    #[test]
+    fn small_writes_take_zeros_ahead_and_then_none_until_those_are_used() {
+        let mut rig = Rig::new(true, false);
+        rig.write(64, true);
+        assert_eq!(rig.check(), 3, "the block was there");
+        rig.write(8000, true);
+        assert_eq!(rig.check(), 10, "as much again as there is");
+        assert_eq!(rig.writer.take_ahead_bytes(), 5 * BLOCK_BYTES);
+        rig.write(4 * BLOCK_LEN, true);
+        assert_eq!(rig.check(), 10);
+        assert_eq!(rig.writer.take_ahead_bytes(), 0);
+        rig.write(3 << 20, true);
+        assert_eq!(rig.writer.take_ahead_bytes(), 0, "large");
+        rig.write(BLOCK_LEN, false);
+        assert_eq!(rig.writer.take_ahead_bytes(), 0, "it must not");
+        rig.write(BLOCK_LEN, true);
+        assert_eq!(rig.writer.take_ahead_bytes(), AHEAD_MAX_BYTES);
+        rig.check();
+    }
+
+    #[test]
+    fn nothing_is_taken_ahead_in_recycled_files_and_through_the_cache() {
+        for (is_direct, is_recycled) in [(true, true), (false, false)] {
+            let mut rig = Rig::new(is_direct, is_recycled);
+            for len in LENS {
+                rig.write(len, true);
+            }
+            assert_eq!(rig.writer.take_ahead_bytes(), 0);
+            rig.check();
+        }
+    }
+}
