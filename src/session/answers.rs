@@ -229,21 +229,38 @@ impl Session {
             published.len() <= publishes.len(),
             "an outcome without a publish"
         );
-        for (publish, published) in publishes.iter().zip(published) {
-            let Some(channel) = self.channels.get_mut(&publish.channel) else {
-                continue;
-            };
-            channel.unanswered_publish_count = channel.unanswered_publish_count.saturating_sub(1);
-            if !channel.is_live() {
-                continue;
-            }
-            if let Mode::Confirm(confirms) = &mut channel.mode {
+        let publishes = publishes.get(..published.len()).unwrap_or(publishes);
+        let mut published = published;
+        for run in publishes.chunk_by(|one, next| one.channel == next.channel) {
+            let (outcomes, rest) = published.split_at(run.len().min(published.len()));
+            published = rest;
+            self.publish_results_of(run, outcomes);
+        }
+    }
+
+    /// The same for publishes of one channel, which is looked up once.
+    fn publish_results_of(&mut self, publishes: &[Publish], published: &[Published]) {
+        let Some(id) = publishes.first().map(|publish| publish.channel) else {
+            return;
+        };
+        let Some(channel) = self.channels.get_mut(&id) else {
+            return;
+        };
+        let unanswered = &mut channel.unanswered_publish_count;
+        *unanswered = unanswered.saturating_sub(publishes.len() as u64);
+        if !channel.is_live() {
+            return;
+        }
+        if let Mode::Confirm(confirms) = &mut channel.mode {
+            for published in published {
                 confirms.push(published.confirm);
-                if self.unconfirmed.last() != Some(&publish.channel) {
-                    self.unconfirmed.push(publish.channel);
-                }
             }
-            // Confirms are sent later, so the return precedes its own.
+            if self.unconfirmed.last() != Some(&id) {
+                self.unconfirmed.push(id);
+            }
+        }
+        // Confirms are sent later, so the return precedes its own.
+        for (publish, published) in publishes.iter().zip(published) {
             if published.is_unroutable && publish.is_mandatory {
                 self.send_return(publish);
             }

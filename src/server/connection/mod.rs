@@ -111,6 +111,9 @@ struct ConnectionTask {
     /// What comes behind `batch` and waits with it.
     held_event: Option<Event>,
     published: Vec<Published>,
+    /// Messages have come or gone since the last rest: more may follow soon. The capacities of the lists do not say it, since
+    /// full ones are swapped for others.
+    has_moved_messages: bool,
     /// Something was read since publishers were last looked at.
     has_read: bool,
     /// When the client last published, Unix milliseconds; 0 for never.
@@ -197,6 +200,7 @@ impl ConnectionTask {
             batch: Vec::new(),
             held_event: None,
             published: Vec::new(),
+            has_moved_messages: false,
             has_read: false,
             published_at_ms: 0,
             paused_until_ms: 0,
@@ -242,10 +246,11 @@ impl ConnectionTask {
                 }
                 timeout = timeout.min(BLOCKED_POLL);
             }
-            let is_resting_soon = self.has_moved_messages() && self.has_spare();
-            match is_resting_soon {
-                true => timeout = timeout.min(REST_AFTER),
-                false => self.rest(),
+            let is_resting_soon = self.has_moved_messages && self.has_spare();
+            if is_resting_soon {
+                timeout = timeout.min(REST_AFTER);
+            } else if !self.has_moved_messages {
+                self.rest();
             }
             let interest = self.interest(is_written);
             let due_at = Instant::now() + timeout;
@@ -276,17 +281,13 @@ impl ConnectionTask {
         }
     }
 
-    /// True when messages have come or gone since the last rest: more may follow soon.
-    fn has_moved_messages(&self) -> bool {
-        self.items.capacity() + self.batch.capacity() > 0
-    }
-
     /// True when [`rest`](Self::rest) would give something back.
     fn has_spare(&self) -> bool {
         let spare = |len: usize, capacity: usize| len == 0 && capacity > 0;
         self.session.has_spare()
             || spare(self.items.len(), self.items.capacity())
             || spare(self.batch.len(), self.batch.capacity())
+            || self.published.capacity() > 0
             || self.effects.has_spare()
     }
 
@@ -294,7 +295,7 @@ impl ConnectionTask {
     fn rest(&mut self) {
         self.session.rest();
         self.effects.rest();
-        if !self.has_moved_messages() {
+        if !std::mem::take(&mut self.has_moved_messages) {
             return;
         }
         self.outbox.rest();

@@ -53,6 +53,7 @@ impl ConnectionTask {
         let Some(domain) = &mut self.domain else {
             return true;
         };
+        self.has_moved_messages = true;
         self.published.clear();
         let result = domain.publish(&self.batch, now_ms, &mut self.effects, &mut self.published);
         let done = self.published.len().min(self.batch.len());

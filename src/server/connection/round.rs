@@ -82,6 +82,7 @@ impl ConnectionTask {
     /// Gives items to the session until the output is so long; true when none is left.
     fn give_items(&mut self, output_max_bytes: usize) -> bool {
         let mut delivered_count = 0;
+        self.has_moved_messages = true;
         while self.session.output_len() < output_max_bytes && self.items_done < self.items.len() {
             let end = self.items.len().min(self.items_done + WARM_ITEMS);
             let (items, _) = self.items.split_at(end);
