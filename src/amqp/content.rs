@@ -191,10 +191,8 @@ pub struct GetOkHead<'a> {
     pub delivery_tag: u64,
     /// It may have been delivered before.
     pub is_redelivered: bool,
-    /// Exchange it was published to.
-    pub exchange: &'a ShortString,
-    /// Routing key it was published with.
-    pub routing_key: &'a ShortString,
+    /// Exchange it was published to and routing key, as in [`DeliverHead`].
+    pub names: &'a [u8],
     /// Ready messages left.
     pub message_count: u32,
 }
@@ -206,10 +204,8 @@ pub struct ReturnHead<'a> {
     pub reply_code: u16,
     /// `NO_ROUTE`.
     pub reply_text: &'a ShortString,
-    /// Exchange it was published to.
-    pub exchange: &'a ShortString,
-    /// Routing key it was published with.
-    pub routing_key: &'a ShortString,
+    /// Exchange it was published to and routing key, as in [`DeliverHead`].
+    pub names: &'a [u8],
 }
 
 /// A message's content.
@@ -334,16 +330,15 @@ pub fn encode_get_ok(
     sink: &mut impl FrameSink,
     lane: Lane,
     head: &GetOkHead<'_>,
-    content: &Content<'_>,
+    content: &RawContent<'_>,
 ) {
     put_method(sink, lane, basic::GetOk::ID, |writer| {
         writer.put(&head.delivery_tag);
         writer.put(&head.is_redelivered);
-        writer.put(head.exchange);
-        writer.put(head.routing_key);
+        writer.put_raw(head.names);
         writer.put(&head.message_count);
     });
-    encode_content(sink, lane, content);
+    put_content(sink, lane, content);
 }
 
 /// Appends `basic.return` with its content.
@@ -351,15 +346,14 @@ pub fn encode_return(
     sink: &mut impl FrameSink,
     lane: Lane,
     head: &ReturnHead<'_>,
-    content: &Content<'_>,
+    content: &RawContent<'_>,
 ) {
     put_method(sink, lane, basic::Return::ID, |writer| {
         writer.put(&head.reply_code);
         writer.put(head.reply_text);
-        writer.put(head.exchange);
-        writer.put(head.routing_key);
+        writer.put_raw(head.names);
     });
-    encode_content(sink, lane, content);
+    put_content(sink, lane, content);
 }
 
 fn put_method(

@@ -194,36 +194,38 @@ fn die(
     reason: DeathReason,
     now_ms: u64,
 ) -> Message {
+    let parts = message.to_parts();
+    let properties = write_death(spec, &parts, reason, now_ms);
     let (routing_key, bcc) = match &target.routing_key {
         Some(key) => (key.clone(), Vec::new()),
-        None => (message.routing_key().clone(), message.bcc().to_vec()),
+        None => (parts.routing_key, parts.bcc),
     };
     Message::from_parts(&MessageParts {
         exchange: target.exchange.clone(),
         routing_key,
         bcc,
-        properties: write_death(spec, message, reason, now_ms),
-        body: message.body().to_vec(),
+        properties,
+        body: parts.body,
         has_deaths: true,
-        is_rekeyed: target.routing_key.is_some() || message.is_rekeyed(),
+        is_rekeyed: target.routing_key.is_some() || parts.is_rekeyed,
     })
 }
 
 fn write_death(
     spec: &QueueSpec,
-    message: &Message,
+    message: &MessageParts,
     reason: DeathReason,
     now_ms: u64,
 ) -> Properties {
-    let mut properties = message.properties().edit();
+    let mut properties = message.properties.edit();
     properties.set_expiration(None);
     let headers = properties.headers_mut();
     let queue = long_string(&spec.name);
-    let exchange = long_string(message.exchange());
+    let exchange = long_string(&message.exchange);
     let why = FieldValue::text(reason.as_str());
     let deaths = add_death(spec, message, reason, now_ms);
     headers.set("x-death", FieldValue::Array(deaths));
-    if !message.has_deaths() {
+    if !message.has_deaths {
         headers.set("x-first-death-queue", queue.clone());
         headers.set("x-first-death-reason", why.clone());
         headers.set("x-first-death-exchange", exchange.clone());
@@ -237,12 +239,12 @@ fn write_death(
 /// The history with one more death, which comes first (DL-15, DL-16).
 fn add_death(
     spec: &QueueSpec,
-    message: &Message,
+    message: &MessageParts,
     reason: DeathReason,
     now_ms: u64,
 ) -> Vec<FieldValue> {
-    let mut deaths = if message.has_deaths() {
-        match message.properties().header("x-death") {
+    let mut deaths = if message.has_deaths {
+        match message.properties.header("x-death") {
             Some(FieldValue::Array(deaths)) => deaths,
             _ => Vec::new(),
         }
@@ -278,12 +280,12 @@ fn count_again(mut death: FieldValue) -> FieldValue {
 /// A table of `x-death`, its fields in the order clients see (reference section 18.2).
 fn first_death(
     spec: &QueueSpec,
-    message: &Message,
+    message: &MessageParts,
     reason: DeathReason,
     now_ms: u64,
 ) -> FieldTable {
     let mut death = FieldTable::new();
-    if let Some(expiration) = message.properties().expiration() {
+    if let Some(expiration) = message.properties.expiration() {
         let text = Bytes::copy_from_slice(expiration);
         death.push(
             Bytes::from_static(b"original-expiration"),
@@ -295,7 +297,7 @@ fn first_death(
         (b"reason", FieldValue::text(reason.as_str())),
         (b"queue", long_string(&spec.name)),
         (b"time", FieldValue::Timestamp(now_ms / 1000)),
-        (b"exchange", long_string(message.exchange())),
+        (b"exchange", long_string(&message.exchange)),
         (b"routing-keys", FieldValue::Array(visible_keys(message))),
     ];
     for (name, value) in fields {
@@ -305,29 +307,30 @@ fn first_death(
 }
 
 /// Routing key and CC; BCC is nobody's business.
-fn visible_keys(message: &Message) -> Vec<FieldValue> {
-    let own = long_string(message.routing_key());
+fn visible_keys(message: &MessageParts) -> Vec<FieldValue> {
+    let own = long_string(&message.routing_key);
     std::iter::once(own).chain(cc_of(message)).collect()
 }
 
 /// All keys a message is routed by.
 pub(super) fn routing_keys(message: &Message) -> Vec<ShortString> {
-    let cc = cc_of(message).into_iter().filter_map(|value| match value {
+    let head = message.head_parts();
+    let cc = cc_of(&head).into_iter().filter_map(|value| match value {
         FieldValue::LongString(key) => ShortString::new(key),
         _ => None,
     });
-    std::iter::once(message.routing_key().clone())
+    std::iter::once(head.routing_key)
         .chain(cc)
-        .chain(message.bcc().iter().cloned())
+        .chain(head.bcc)
         .collect()
 }
 
 /// The strings of the `CC` header (CC-1: other items are skipped), as far as they are routing keys.
-fn cc_of(message: &Message) -> Vec<FieldValue> {
-    if message.is_rekeyed() || !message.properties().has_cc() {
+fn cc_of(message: &MessageParts) -> Vec<FieldValue> {
+    if message.is_rekeyed || !message.properties.has_cc() {
         return Vec::new();
     }
-    match message.properties().header(CC_HEADER) {
+    match message.properties.header(CC_HEADER) {
         Some(FieldValue::Array(items)) => items
             .into_iter()
             .filter(|item| matches!(item, FieldValue::LongString(_)))

@@ -135,19 +135,15 @@ pub(super) fn plan_release(
 
 /// The message as it goes on: only its delay is different.
 fn release(message: &Message) -> Message {
-    let mut properties = message.properties().edit();
+    let parts = message.to_parts();
+    let mut properties = parts.properties.edit();
     let headers = properties.headers_mut();
     if let Some(value) = headers.get_mut(DELAY) {
         *value = negated(value);
     }
     Message::from_parts(&MessageParts {
-        exchange: message.exchange().clone(),
-        routing_key: message.routing_key().clone(),
-        bcc: message.bcc().to_vec(),
         properties: properties.build(),
-        body: message.body().to_vec(),
-        has_deaths: message.has_deaths(),
-        is_rekeyed: message.is_rekeyed(),
+        ..parts
     })
 }
 
@@ -168,7 +164,7 @@ mod tests {
         let released = release(&Message::new(key.clone(), key, properties, body));
         assert_eq!(released.properties().header(DELAY).as_ref(), Some(after));
         if delay.is_some() {
-            assert_eq!(delay_ms(released.properties()), None, "never twice");
+            assert_eq!(delay_ms(&released.properties()), None, "never twice");
         }
         assert_eq!(released.body().concat(), b"body");
     }

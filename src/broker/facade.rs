@@ -589,7 +589,7 @@ impl DeadLetterRouter for Shared {
     ) -> Option<LetterRoute> {
         let vhost = self.vhost(vhost)?;
         let properties = message.properties();
-        let route = vhost.read().route(exchange, routing_keys, properties)?;
+        let route = vhost.read().route(exchange, routing_keys, &properties)?;
         Some(LetterRoute {
             targets: route.targets.into_vec(),
             histories: route.histories,

@@ -9,23 +9,25 @@
 //! ```
 //!
 //! 1. The head is written once, when the message is built; all other parts are slices of it. A small body is
-//!    copied into it, so a small message does not keep a large read buffer alive. A message knows where its parts lie;
-//!    slices are made of them when somebody asks, which neither publishing nor delivering an ordinary message does.
+//!    copied into it, so a small message does not keep a large read buffer alive. A message knows where its parts lie.
 //! 2. Keys of the `BCC` header are kept beside the properties, since that header is removed before delivery
 //!    but dead-lettering still routes by it.
 //! 3. Flag bit 0 says that the `x-death` header was written by a broker. Without it, it came from a client
 //!    and counts for nothing.
 //! 4. Flag bit 1 says that a dead-letter routing key took the place of all keys it was published with: its
 //!    `CC` header is only shown from then on.
+//! 5. Looking at a message leaves nothing in it: [`Message::size_bytes`] is all it ever takes, however it was routed, and
+//!    what it takes off a budget when it goes is what it brought. So there are two ways to look: borrowed bytes (`raw_*`,
+//!    [`Message::stored_body`]) on the way of every message, and copies that are thrown away (all others) where the
+//!    broker is asked for something. Never slices of the head: the first one moves the head to a shared allocation, which
+//!    stays as long as the message.
 
 mod layout;
-
-use std::sync::OnceLock;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
-use self::layout::{HeadSlices, Layout};
+use self::layout::Layout;
 use crate::amqp::properties::{Checked, Properties};
 use crate::amqp::short_string::ShortString;
 
@@ -46,8 +48,6 @@ const UNKNOWN_FLAGS: u8 = !(FLAG_HAS_DEATHS | FLAG_IS_REKEYED);
 pub struct Message {
     /// The payload: head, then the parts of a large body.
     parts: SmallVec<[Bytes; 1]>,
-    /// See (1); few messages have them.
-    slices: OnceLock<Box<HeadSlices>>,
     body_bytes: usize,
     ttl_ms: Option<u64>,
     /// Of messages that will go to the log; computed before a queue's lock is taken.
@@ -55,7 +55,7 @@ pub struct Message {
     layout: Layout,
 }
 
-const _: () = assert!(size_of::<Message>() <= 112);
+const _: () = assert!(size_of::<Message>() <= 96);
 
 /// A message that was published in few frames, as it lies there.
 #[derive(Clone, Copy, Debug)]
@@ -205,7 +205,6 @@ impl Message {
             body_bytes,
             payload_crc: layout.properties.is_persistent().then(|| crc_of(&parts)),
             ttl_ms,
-            slices: OnceLock::new(),
             layout,
             parts,
         }
@@ -226,7 +225,6 @@ impl Message {
             ttl_ms: layout.ttl_ms(&head),
             body_bytes: head.len() - layout.body_at(),
             layout,
-            slices: OnceLock::new(),
             // It is in the log already; what is written again is built anew.
             payload_crc: None,
             parts: SmallVec::from_buf([head]),
@@ -237,9 +235,21 @@ impl Message {
         &self.parts[0]
     }
 
-    fn slices(&self) -> &HeadSlices {
-        self.slices
-            .get_or_init(|| Box::new(HeadSlices::of(self.head(), &self.layout)))
+    /// What it is made of, but for the body: a copy.
+    #[must_use]
+    pub fn head_parts(&self) -> MessageParts {
+        let names_and_properties = &self.head()[..self.layout.body_at()];
+        self.layout
+            .parts_of(&Bytes::copy_from_slice(names_and_properties))
+    }
+
+    /// What it is made of: a copy, but for a large body.
+    #[must_use]
+    pub fn to_parts(&self) -> MessageParts {
+        MessageParts {
+            body: self.body(),
+            ..self.head_parts()
+        }
     }
 
     /// Exchange and routing key as they stand in the head, and in `basic.deliver`: each behind an octet with its length. Equal
@@ -250,10 +260,10 @@ impl Message {
             2 + usize::from(self.layout.exchange_len) + usize::from(self.layout.routing_key_len);
         &self.head()[1..=names_len]
     }
-    /// Exchange it was published to.
+    /// Exchange it was published to: a copy.
     #[must_use]
-    pub fn exchange(&self) -> &ShortString {
-        &self.slices().exchange
+    pub fn exchange(&self) -> ShortString {
+        copied_name(self.raw_exchange())
     }
     /// Its bytes.
     #[must_use]
@@ -261,10 +271,10 @@ impl Message {
         let start = Layout::EXCHANGE_AT;
         &self.head()[start..start + usize::from(self.layout.exchange_len)]
     }
-    /// Routing key it was published with.
+    /// Routing key it was published with: a copy.
     #[must_use]
-    pub fn routing_key(&self) -> &ShortString {
-        &self.slices().routing_key
+    pub fn routing_key(&self) -> ShortString {
+        copied_name(self.raw_routing_key())
     }
     /// Its bytes.
     #[must_use]
@@ -272,15 +282,11 @@ impl Message {
         let start = self.layout.routing_key_at();
         &self.head()[start..start + usize::from(self.layout.routing_key_len)]
     }
-    /// Further routing keys of its `BCC` header.
+    /// Its properties: a copy.
     #[must_use]
-    pub fn bcc(&self) -> &[ShortString] {
-        &self.slices().bcc
-    }
-    /// Its properties.
-    #[must_use]
-    pub fn properties(&self) -> &Properties {
-        &self.slices().properties
+    pub fn properties(&self) -> Properties {
+        let raw = Bytes::copy_from_slice(self.raw_properties());
+        self.layout.properties.over(raw)
     }
     /// Their bytes.
     #[must_use]
@@ -292,13 +298,14 @@ impl Message {
     pub fn checked_properties(&self) -> &Checked {
         &self.layout.properties
     }
-    /// Its body, in parts.
+    /// Its body, in parts; a copy when it is small.
     #[must_use]
-    pub fn body(&self) -> &[Bytes] {
-        if self.parts.len() > 1 {
-            &self.parts[1..]
-        } else {
-            std::slice::from_ref(&self.slices().small_body)
+    pub fn body(&self) -> Vec<Bytes> {
+        match self.stored_body() {
+            ([head], skip_bytes) if skip_bytes > 0 => {
+                vec![Bytes::copy_from_slice(&head[skip_bytes..])]
+            }
+            (parts, _) => parts.to_vec(),
         }
     }
     /// Its body as it is stored: in parts, and the bytes to skip at the start of the first one.
@@ -348,12 +355,12 @@ impl Message {
     /// Its `x-death` header was written by a broker.
     #[must_use]
     pub fn has_deaths(&self) -> bool {
-        self.layout.flags & FLAG_HAS_DEATHS != 0
+        self.layout.has_deaths()
     }
     /// Its routing key is its only one, whatever its `CC` header says.
     #[must_use]
     pub fn is_rekeyed(&self) -> bool {
-        self.layout.flags & FLAG_IS_REKEYED != 0
+        self.layout.is_rekeyed()
     }
 }
 
@@ -418,6 +425,11 @@ fn name_len(name: &ShortString) -> u8 {
     u8::try_from(name.len()).expect("a short string is at most 255 bytes")
 }
 
+/// A name of a head, which was checked.
+fn copied_name(bytes: &[u8]) -> ShortString {
+    ShortString::new(Bytes::copy_from_slice(bytes)).unwrap_or_default()
+}
+
 fn crc_of(parts: &[Bytes]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     for part in parts {
@@ -459,7 +471,7 @@ mod tests {
         let back = Message::decode_payload(payload.into()).expect("written by us");
         assert_eq!(back.exchange(), message.exchange());
         assert_eq!(back.routing_key(), message.routing_key());
-        assert_eq!(back.bcc(), message.bcc());
+        assert_eq!(back.head_parts().bcc, message.head_parts().bcc);
         assert_eq!(back.properties(), message.properties());
         assert_eq!(back.body().concat(), message.body().concat());
         assert_eq!(back.body_len(), message.body_len());
@@ -496,6 +508,24 @@ mod tests {
         assert!(!buffer.as_ptr_range().contains(&small.body()[0].as_ptr()));
         let large = Message::from_parts(&parts(vec![buffer.slice(..40_000)]));
         assert!(buffer.as_ptr_range().contains(&large.body()[0].as_ptr()));
+    }
+
+    /// See (5) of the module.
+    #[test]
+    fn what_is_looked_at_is_no_slice_of_the_head() {
+        let message = Message::from_parts(&parts(vec![Bytes::from_static(b"body")]));
+        let head = message.head().as_ptr_range();
+        let body = message.body();
+        let parts = message.to_parts();
+        let properties = message.properties();
+        let properties = [&properties, &parts.properties].map(Properties::raw);
+        let (exchange, key) = (message.exchange(), message.routing_key());
+        let names = [&exchange, &key, &parts.exchange, &parts.routing_key];
+        let names = names.into_iter().chain(&parts.bcc);
+        let looked_at = names.map(ShortString::as_bytes).chain(properties);
+        for bytes in looked_at.chain(&body).chain(&parts.body) {
+            assert!(!bytes.is_empty() && !head.contains(&bytes.as_ptr()));
+        }
     }
 
     #[test]

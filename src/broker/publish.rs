@@ -226,9 +226,9 @@ impl Connection {
     ) {
         let bytes = LoggedTargets::of(&targets).record_bytes(message);
         let Some(_admitted) = self.shared.queues.admit(bytes, Pusher::DeadLetters) else {
-            let exchange = message.exchange().as_str();
+            let exchange = message.exchange();
             tracing::warn!(
-                exchange,
+                %exchange,
                 "no room in the log for a message of the exchange's history"
             );
             return;
@@ -311,7 +311,7 @@ impl Connection {
         let mut rewrite = checked.rewrite;
         let stamps = &self.shared.options.stamps;
         if !stamps.is_off() {
-            rewrite.stamped = Some(stamps.apply(message.properties(), now_ms));
+            rewrite.stamped = Some(stamps.apply(&message.properties(), now_ms));
         }
         let is_plain = cc.is_empty() && bcc.is_empty();
         if is_plain && let Some(targets) = recent {
@@ -321,15 +321,13 @@ impl Connection {
             let targets = Arc::clone(targets);
             return Ok(Routed::plain(visible_copy(message, bcc, rewrite), targets));
         }
-        let (exchange, key) = (message.exchange(), message.routing_key());
+        let head = message.head_parts();
+        let (exchange, key) = (&head.exchange, &head.routing_key);
         let mut keys: SmallVec<[ShortString; 4]> = SmallVec::new();
         keys.push(key.clone());
         keys.extend(cc);
         keys.extend(bcc.iter().cloned());
-        let route = self
-            .vhost
-            .read()
-            .route(exchange, &keys, message.properties());
+        let route = self.vhost.read().route(exchange, &keys, &head.properties);
         // Deleted since it was checked.
         let route = route.ok_or_else(|| no_exchange(exchange, self.vhost.name()))?;
         let targets: SharedTargets = Arc::from(&route.targets[..]);
@@ -354,15 +352,16 @@ impl Connection {
         is_exchange_checked: bool,
     ) -> Result<Checked, BrokerError> {
         if !is_exchange_checked && !self.routes.has_exchange(message.raw_exchange()) {
-            self.check_exchange(message.exchange())?;
-            self.routes.insert_exchange(message.exchange());
+            let exchange = message.exchange();
+            self.check_exchange(&exchange)?;
+            self.routes.insert_exchange(&exchange);
         }
         self.permissions();
         if message.checked_properties().is_plain() && self.topic_permissions.is_empty() {
             return Ok(Checked::default());
         }
-        let exchange = message.exchange();
-        let properties = message.properties();
+        let head = message.head_parts();
+        let (exchange, properties) = (&head.exchange, &head.properties);
         let reply_name = self.reply_name(channel, properties)?;
         let expiration = match properties.expiration() {
             Some(expiration) => check_expiration(expiration).map_err(precondition_failed)?,
@@ -370,7 +369,7 @@ impl Connection {
         };
         let further_keys = further_keys(properties)?;
         let FurtherKeys { cc, bcc } = &further_keys;
-        for keys in [std::slice::from_ref(message.routing_key()), cc, bcc] {
+        for keys in [std::slice::from_ref(&head.routing_key), cc, bcc] {
             self.check_topic_access(Operation::Write, exchange, keys)?;
         }
         if let Some(user_id) = properties.user_id() {
@@ -662,8 +661,8 @@ fn visible_copy(message: &Arc<Message>, bcc: Vec<ShortString>, rewrite: Rewrite)
     if !has_bcc && !is_rewritten && rewrite.stamped.is_none() {
         return Arc::clone(message);
     }
-    let published = || message.properties().clone();
-    let mut properties = rewrite.stamped.unwrap_or_else(published);
+    let parts = message.to_parts();
+    let mut properties = rewrite.stamped.unwrap_or(parts.properties);
     if has_bcc {
         properties = properties.without_bcc();
     }
@@ -674,12 +673,10 @@ fn visible_copy(message: &Arc<Message>, bcc: Vec<ShortString>, rewrite: Rewrite)
         properties = properties.edit().set_expiration(Some(number)).build();
     }
     Arc::new(Message::from_parts(&MessageParts {
-        exchange: message.exchange().clone(),
-        routing_key: message.routing_key().clone(),
         bcc,
         properties,
-        body: message.body().to_vec(),
         has_deaths: false,
         is_rekeyed: false,
+        ..parts
     }))
 }

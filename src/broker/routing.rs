@@ -64,8 +64,9 @@ impl Topology {
         {
             (Target::Queue(queue), _) => Some(smallvec![QueueHandle::clone(queue)]),
             (Target::Exchange, destination) => {
-                let keys = [message.routing_key().clone()];
-                let route = self.route(destination.name(), &keys, message.properties());
+                let head = message.head_parts();
+                let keys = [head.routing_key];
+                let route = self.route(destination.name(), &keys, &head.properties);
                 route.map(|route| route.targets)
             }
         };

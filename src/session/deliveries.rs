@@ -7,7 +7,7 @@ use super::event::Event;
 use super::fitting::shortened;
 use super::output::Output;
 use super::{Session, Work};
-use crate::amqp::content::{self, Content, DeliverHead, GetOkHead, Lane, RawContent, ReturnHead};
+use crate::amqp::content::{self, DeliverHead, GetOkHead, Lane, RawContent, ReturnHead};
 use crate::amqp::method::basic;
 use crate::amqp::properties::Properties;
 use crate::amqp::reply_code::{NO_ROUTE, NO_ROUTE_TEXT};
@@ -277,16 +277,16 @@ impl Session {
         let Some(channel) = self.channels.get_mut(&id) else {
             return;
         };
+        let message = &delivery.message;
         let head = GetOkHead {
             delivery_tag: next_tag(&mut channel.tags, delivery),
             is_redelivered: delivery.is_redelivered,
-            exchange: delivery.message.exchange(),
-            routing_key: delivery.message.routing_key(),
+            names: message.raw_names(),
             message_count: remaining,
         };
         let lane = Lane::new(id, self.frame_max_bytes);
-        let shorter = shortened(&delivery.message, self.frame_max_bytes);
-        let content = content_of(&delivery.message, shorter.as_ref());
+        let shorter = shortened(message, self.frame_max_bytes);
+        let content = content_of(message, shorter.as_ref());
         content::encode_get_ok(&mut self.output, lane, &head, &content);
     }
 
@@ -294,19 +294,15 @@ impl Session {
     pub(super) fn send_return(&mut self, publish: &Publish) {
         let message = &publish.message;
         let no_bcc = message
-            .properties()
+            .checked_properties()
             .has_bcc()
             .then(|| message.properties().without_bcc());
         let head = ReturnHead {
             reply_code: NO_ROUTE,
             reply_text: &ShortString::from_static(NO_ROUTE_TEXT),
-            exchange: message.exchange(),
-            routing_key: message.routing_key(),
+            names: message.raw_names(),
         };
-        let content = Content {
-            properties: no_bcc.as_ref().unwrap_or(message.properties()),
-            body: message.body(),
-        };
+        let content = content_of(message, no_bcc.as_ref());
         let lane = Lane::new(publish.channel, self.frame_max_bytes);
         content::encode_return(&mut self.output, lane, &head, &content);
     }
@@ -330,23 +326,19 @@ impl Wire<'_> {
             names: message.raw_names(),
         };
         let shorter = shortened(message, self.frame_max_bytes);
-        let (body, skip_bytes) = message.stored_body();
-        let content = RawContent {
-            properties: shorter
-                .as_ref()
-                .map_or(message.raw_properties(), |shorter| shorter.raw()),
-            body,
-            skip_bytes,
-        };
+        let content = content_of(message, shorter.as_ref());
         content::encode_deliver(self.output, self.lane, &head, &content);
     }
 }
 
-/// The content as it is shown.
-fn content_of<'a>(message: &'a Message, shorter: Option<&'a Properties>) -> Content<'a> {
-    Content {
-        properties: shorter.unwrap_or(message.properties()),
-        body: message.body(),
+/// The content as it is shown, with these properties if others than its own.
+#[inline]
+fn content_of<'a>(message: &'a Message, shown: Option<&'a Properties>) -> RawContent<'a> {
+    let (body, skip_bytes) = message.stored_body();
+    RawContent {
+        properties: shown.map_or(message.raw_properties(), |shown| shown.raw()),
+        body,
+        skip_bytes,
     }
 }
 

@@ -90,7 +90,8 @@ fn line(
     let body = message.body().concat();
     let expires_at = (entry.expires_at_ms != 0).then_some(entry.expires_at_ms);
     let bcc: Vec<String> = message
-        .bcc()
+        .head_parts()
+        .bcc
         .iter()
         .map(|key| text(key.as_bytes()))
         .collect();
@@ -107,7 +108,7 @@ fn line(
     }
     put(
         "properties",
-        Value::Object(properties(message.properties())),
+        Value::Object(properties(&message.properties())),
     );
     put("redelivered", json!(is_delivered(image, entry)));
     put("delivery_count", json!(entry.delivery_count));

@@ -265,8 +265,8 @@ fn publish_cells(row: Row, reading: &Reading, publish: &Publish<'_>, with_body: 
     match Message::decode_payload(Bytes::copy_from_slice(publish.payload)) {
         Ok(message) => {
             let (exchange, key) = (
-                name_text(message.exchange()),
-                name_text(message.routing_key()),
+                name_text(&message.exchange()),
+                name_text(&message.routing_key()),
             );
             let mut what = format!(
                 "{targets}; exchange {exchange:?} key {key:?}, body {} bytes",

@@ -186,11 +186,10 @@ fn the_fast_encoders_write_what_the_method_table_says() {
     let head = GetOkHead {
         delivery_tag: 78,
         is_redelivered: false,
-        exchange: &exchange,
-        routing_key: &routing_key,
+        names: b"\x04logs\x03a.b",
         message_count: 5,
     };
-    encode_get_ok(&mut sink, lane, &head, &content);
+    encode_get_ok(&mut sink, lane, &head, &raw);
     let expected = basic::GetOk {
         delivery_tag: 78,
         redelivered: false,
@@ -204,10 +203,9 @@ fn the_fast_encoders_write_what_the_method_table_says() {
     let head = ReturnHead {
         reply_code: 312,
         reply_text: &text,
-        exchange: &exchange,
-        routing_key: &routing_key,
+        names: b"\x04logs\x03a.b",
     };
-    encode_return(&mut sink, lane, &head, &content);
+    encode_return(&mut sink, lane, &head, &raw);
     let expected = basic::Return {
         reply_code: 312,
         reply_text: text,

@@ -1,10 +1,11 @@
-//! Where the parts of a head lie, and slices of them.
+//! Where the parts of a head lie.
 
 use bytes::Bytes;
-use smallvec::SmallVec;
 
-use super::{PayloadError, UNKNOWN_FLAGS, parse_expiration};
-use crate::amqp::properties::{Checked, Properties};
+use super::{
+    FLAG_HAS_DEATHS, FLAG_IS_REKEYED, MessageParts, PayloadError, UNKNOWN_FLAGS, parse_expiration,
+};
+use crate::amqp::properties::Checked;
 use crate::amqp::short_string::ShortString;
 
 /// Where the parts of a head lie.
@@ -18,17 +19,6 @@ pub(super) struct Layout {
     /// Where the properties end and the body begins, if it stands in the head.
     pub(super) body_at: u32,
     pub(super) properties: Checked,
-}
-
-/// The parts of a head, each as a slice of it.
-#[derive(Debug)]
-pub(super) struct HeadSlices {
-    pub(super) exchange: ShortString,
-    pub(super) routing_key: ShortString,
-    pub(super) bcc: SmallVec<[ShortString; 0]>,
-    pub(super) properties: Properties,
-    /// The body when it stands in the head; else empty and the body is `parts[1..]`.
-    pub(super) small_body: Bytes,
 }
 
 impl Layout {
@@ -64,6 +54,14 @@ impl Layout {
         })
     }
 
+    pub(super) fn has_deaths(&self) -> bool {
+        self.flags & FLAG_HAS_DEATHS != 0
+    }
+
+    pub(super) fn is_rekeyed(&self) -> bool {
+        self.flags & FLAG_IS_REKEYED != 0
+    }
+
     pub(super) fn properties_at(&self) -> usize {
         // Lossless: an offset into bytes that are in memory.
         usize::try_from(self.properties_at).unwrap_or(usize::MAX)
@@ -82,11 +80,9 @@ impl Layout {
     pub(super) fn routing_key_at(&self) -> usize {
         Self::EXCHANGE_AT + usize::from(self.exchange_len) + 1
     }
-}
 
-impl HeadSlices {
-    /// The slices of a head that was checked.
-    pub(super) fn of(head: &Bytes, layout: &Layout) -> Self {
+    /// The parts of a head that was checked, each as a slice of it; no body.
+    pub(super) fn parts_of(&self, head: &Bytes) -> MessageParts {
         let mut rest = Slices { head, at: 1 };
         let exchange = rest.next_name();
         let routing_key = rest.next_name();
@@ -95,13 +91,15 @@ impl HeadSlices {
             .map_or(0, |count| u16::from_le_bytes(*count));
         rest.at += 2;
         let bcc = (0..bcc_count).map(|_| rest.next_name()).collect();
-        let raw = head.slice(layout.properties_at()..layout.body_at());
-        Self {
+        let raw = head.slice(self.properties_at()..self.body_at());
+        MessageParts {
             exchange,
             routing_key,
             bcc,
-            properties: layout.properties.over(raw),
-            small_body: head.slice(layout.body_at()..),
+            properties: self.properties.over(raw),
+            body: Vec::new(),
+            has_deaths: self.has_deaths(),
+            is_rekeyed: self.is_rekeyed(),
         }
     }
 }

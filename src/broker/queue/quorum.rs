@@ -79,20 +79,16 @@ impl QueueState {
         if acquired_count == 0 {
             return message;
         }
-        let mut properties = message.properties().edit();
+        let parts = message.to_parts();
+        let mut properties = parts.properties.edit();
         let headers = properties.headers_mut();
         headers.set(ACQUIRED_COUNT, i64::from(acquired_count));
         if failed_count > 0 {
             headers.set(DELIVERY_COUNT, i64::from(failed_count));
         }
         Arc::new(Message::from_parts(&MessageParts {
-            exchange: message.exchange().clone(),
-            routing_key: message.routing_key().clone(),
-            bcc: message.bcc().to_vec(),
             properties: properties.build(),
-            body: message.body().to_vec(),
-            has_deaths: message.has_deaths(),
-            is_rekeyed: message.is_rekeyed(),
+            ..parts
         }))
     }
 }

@@ -226,7 +226,7 @@ impl QueueState {
         };
         let ttl_ms = match queue.traits.is_delay {
             // Its own expiry begins in the queue it comes to.
-            true => Some(delay_ms(message.properties()).unwrap_or_default()),
+            true => Some(delay_ms(&message.properties()).unwrap_or_default()),
             false => ttl_ms,
         };
         let expires_at_ms = ttl_ms.map_or(0, |ttl_ms| turn.now_ms.saturating_add(ttl_ms).max(1));
