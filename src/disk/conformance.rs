@@ -266,7 +266,7 @@ fn paths_stay_below_the_root(disk: &dyn Disk) {
 /// A promise and its check, which gets an empty disk.
 type Claim = (&'static str, fn(&dyn Disk));
 
-/// The same handle, and one that has the old bytes in the cache, read what was written; so does one after a sync.
+/// A handle that has the old bytes in the cache reads what was written, and so does a new one, also after a sync.
 fn writes_past_the_cache_are_read(disk: &dyn Disk) {
     let path = Path::new("direct");
     let file = disk.open(path, OpenMode::CreateNew).expect("create");
@@ -285,7 +285,8 @@ fn writes_past_the_cache_are_read(disk: &dyn Disk) {
     file.write_at(&buffers, DIRECT_ALIGN_BYTES as u64)
         .expect("write");
     for _ in 0..2 {
-        for handle in [&file, &reader] {
+        let late = disk.open(path, OpenMode::Read).expect("open");
+        for handle in [&late, &reader] {
             let mut read = vec![0; 6 * DIRECT_ALIGN_BYTES];
             let len = handle.read_at(&mut read, 0).expect("read");
             assert_eq!(len, 5 * DIRECT_ALIGN_BYTES);

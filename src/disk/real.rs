@@ -482,6 +482,10 @@ impl DiskFile for RealFile {
         self.set_direct(true).is_ok()
     }
 
+    fn bypasses_cache(&self) -> bool {
+        self.is_direct.load(Ordering::Relaxed)
+    }
+
     fn drop_cache(&self) -> io::Result<()> {
         rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)
             .map_err(|e| self.error("drop the cache of", &e.into()))

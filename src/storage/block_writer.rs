@@ -9,13 +9,14 @@
 //! here: a page that has to be found, filled, written back and thrown out costs several times as much as the transfer. And
 //! a sync after a write into blocks that have never been written has to wait for the file system's own journal, which
 //! notes them: about half of its time. Small commits therefore write zeros ahead, so that the next ones find blocks that
-//! only have to be overwritten. Recycled files consist of such blocks.
+//! only have to be overwritten. Recycled files consist of such blocks, unless they were freed before they were full.
 //!
 //! 1. Whole blocks are written. The last, partly filled one is kept as the tail and written again, with the same bytes
 //!    in its first part, by the next batch.
 //! 2. What lies behind the last batch of a segment that is not recycled is zeros, written or not: nobody can see the
 //!    difference after a crash.
-//! 3. A write without room for what it takes ahead is repeated without that: the log never waits for zeros.
+//! 3. A write without room for what it takes ahead is repeated without that, and nothing is taken ahead in that segment any
+//!    more: the log never waits for zeros.
 //! 4. A large batch is written in several pieces one after the other. Nothing is told about any of them before the sync.
 
 use std::io::{self, IoSlice};
@@ -57,6 +58,8 @@ pub(crate) struct BlockWriter {
     gathered: Gathered,
     /// Where blocks begin that nobody has written yet.
     fresh_from: u64,
+    /// The segment's file had no room for zeros.
+    has_no_room_ahead: bool,
     /// End of what a segment takes.
     segment_limit: u64,
     /// Zeros written ahead since somebody asked.
@@ -74,6 +77,7 @@ impl BlockWriter {
             old_tail: Vec::new(),
             gathered: Gathered::default(),
             fresh_from: 0,
+            has_no_room_ahead: false,
             segment_limit: options.segment_size_bytes,
             ahead_bytes: 0,
         }
@@ -87,6 +91,7 @@ impl BlockWriter {
         first_batch: &[u8],
     ) {
         self.is_direct = self.wants_direct && file.bypass_cache();
+        self.has_no_room_ahead = false;
         self.file = Some(file);
         let whole_len = first_batch.len() / BLOCK_LEN * BLOCK_LEN;
         self.tail.clear();
@@ -101,6 +106,12 @@ impl BlockWriter {
     /// The segment's file.
     pub(crate) fn file(&self) -> &Arc<dyn DiskFile> {
         self.file.as_ref().expect("a segment was entered")
+    }
+
+    /// True when a write is on its way to the device at once. Then an error of it is one of the device, which may still carry
+    /// the write out later: nothing may be written there again.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.is_direct
     }
 
     /// Bytes written ahead since the last call.
@@ -139,9 +150,14 @@ impl BlockWriter {
             false => write_through_cache(&**file, &pieces, start, ahead),
         };
         let (written, ahead) = match write(ahead) {
-            Err(error) if ahead > 0 && is_full(&error) => (write(0), 0),
+            Err(error) if ahead > 0 && has_no_room(&error) => {
+                let written = write(0);
+                self.has_no_room_ahead = true;
+                (written, 0)
+            }
             written => (written, ahead),
         };
+        self.is_direct = self.is_direct && file.bypasses_cache();
         if written.is_ok() {
             keep_last_partial_block(&pieces, len, &mut self.tail);
             self.fresh_from = self.fresh_from.max(end + ahead);
@@ -155,12 +171,21 @@ impl BlockWriter {
     /// Zeros to write behind `end` together with `len` bytes: as much again as the segment has already, so that one that
     /// hardly grows stays small.
     fn ahead_of(&self, end: u64, len: u64) -> u64 {
-        if !self.is_direct || end <= self.fresh_from || len >= AHEAD_WRITE_MAX_BYTES {
+        if !self.is_direct
+            || self.has_no_room_ahead
+            || end <= self.fresh_from
+            || len >= AHEAD_WRITE_MAX_BYTES
+        {
             return 0;
         }
         let left = self.segment_limit.saturating_sub(end);
         end.min(AHEAD_MAX_BYTES).min(left) / BLOCK_BYTES * BLOCK_BYTES
     }
+}
+
+/// The disk is full, or the file as long as it may be.
+fn has_no_room(error: &io::Error) -> bool {
+    is_full(error) || error.kind() == io::ErrorKind::FileTooLarge
 }
 
 /// A buffer that direct writes are made from.
@@ -312,7 +337,7 @@ mod tests {
     }
 
     struct Rig {
-        file: Arc<dyn DiskFile>,
+        reader: Arc<dyn DiskFile>,
         writer: BlockWriter,
         expected: Vec<u8>,
     }
@@ -334,9 +359,10 @@ mod tests {
             let mut expected = vec![0; BLOCK_LEN];
             expected.extend_from_slice(&open);
             file.write_at(&[IoSlice::new(&expected)], 0).expect("room");
-            writer.enter(Arc::clone(&file), &header, &open);
+            let reader = disk.open(Path::new("s"), OpenMode::Read).expect("there");
+            writer.enter(file, &header, &open);
             Self {
-                file,
+                reader,
                 writer,
                 expected,
             }
@@ -358,9 +384,9 @@ mod tests {
         /// Checks the file: all that was written, then nothing but zeros; its length in blocks.
         #[track_caller]
         fn check(&self) -> u64 {
-            let len = self.file.len().expect("open");
+            let len = self.reader.len().expect("open");
             let mut bytes = vec![0; usize::try_from(len).expect("short")];
-            self.file.read_at(&mut bytes, 0).expect("open");
+            self.reader.read_at(&mut bytes, 0).expect("open");
             assert!(bytes.starts_with(&self.expected));
             assert!(bytes[self.expected.len()..].iter().all(|byte| *byte == 0));
             assert_eq!(len % BLOCK_BYTES, 0);

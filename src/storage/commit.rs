@@ -12,8 +12,8 @@
 //!    because the same thread writes.
 //! 2. A segment's first batch is written after everything before it was synced, and after the segment's header
 //!    and name were. So a valid first batch proves that its predecessor is whole.
-//! 3. A failed sync is never repeated: the kernel may have dropped the pages. A failed write is, once, with the
-//!    same records at the same place. One that failed for lack of space is repeated until there is room: first the
+//! 3. A failed sync is never repeated: the kernel may have dropped the pages. A failed write into the cache is, once, with the
+//!    same records at the same place; past the cache it counts as a failed sync. One that failed for lack of space is repeated until there is room: first the
 //!    reserve gives some, then the owner has to; nothing is taken or confirmed meanwhile. One that lacks a file descriptor
 //!    is repeated as well, and nothing is given for it.
 //! 4. Whole blocks are written. The last, partly filled block is written again, with the same bytes in its first part, by
@@ -453,7 +453,8 @@ impl Committer {
             .writer
             .write(header, batch.pieces(), offset, may_take_ahead)
             .or_else(|error| {
-                if is_full(&error) {
+                // Past the cache it is the device that failed: as with a sync, nothing is known about the write.
+                if is_full(&error) || self.writer.is_direct() {
                     return Err(error);
                 }
                 tracing::warn!(%error, segment = %self.segment.segment, "a write failed, trying once more");

@@ -110,7 +110,7 @@ pub struct Stats {
     pub message_count: u64,
     /// Bytes of batches, headers included.
     pub batch_bytes: u64,
-    /// Bytes handed to the disk for the log: batches and the padding to whole blocks.
+    /// Bytes handed to the disk for the log: batches, the padding to whole blocks, and zeros ahead.
     pub written_bytes: u64,
     /// Bytes pushed and not yet confirmed.
     pub undurable_bytes: u64,

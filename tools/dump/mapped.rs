@@ -53,6 +53,9 @@ impl DiskFile for MappedFile {
     fn bypass_cache(&self) -> bool {
         false
     }
+    fn bypasses_cache(&self) -> bool {
+        false
+    }
     fn drop_cache(&self) -> io::Result<()> {
         refused()
     }

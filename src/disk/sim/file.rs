@@ -269,6 +269,10 @@ fn check_alignment(buffers: &[IoSlice<'_>], offset: u64) {
 
 impl DiskFile for SimFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        assert!(
+            !self.bypasses_cache(),
+            "a real disk would refuse to read into any buffer"
+        );
         let mut state = self.shared.state();
         state.check_alive()?;
         match state.plan.strike(Trigger::Read) {
@@ -364,6 +368,10 @@ impl DiskFile for SimFile {
         let is_supported = self.shared.state().is_bypass_supported;
         self.is_direct.store(is_supported, Ordering::Relaxed);
         is_supported
+    }
+
+    fn bypasses_cache(&self) -> bool {
+        self.is_direct.load(Ordering::Relaxed)
     }
 
     fn drop_cache(&self) -> io::Result<()> {

@@ -240,6 +240,23 @@ fn failed_write_is_tried_once_more() {
     }
 }
 
+/// The device may carry out later what it has called a failure: nothing is written there again.
+#[test]
+fn failed_write_past_the_cache_is_the_end() {
+    for effect in [Effect::Eio, Effect::Short { written_bytes: 700 }] {
+        let rig = Rig::new(options());
+        rig.disk.set_bypass_supported(true);
+        let (store, _) = rig.open();
+        store.create_queue(1);
+        let receipt = store.publish(&[1], &numbered_payload(1, 3000), 0).0;
+        store.commit().unwrap();
+        rig.disk.inject(Trigger::Write, 1, effect);
+        store.publish(&[1], &numbered_payload(2, 3000), 0);
+        assert!(store.commit().is_err());
+        assert_eq!(store.storage.confirm_lsn(), receipt.end);
+    }
+}
+
 #[test]
 fn commit_thread_tells_the_listener_when_a_sync_fails() {
     let disk = SimDisk::new(1);
