@@ -52,6 +52,9 @@ impl OutboxLimit {
 /// Bytes every delivery counts on top of its payload.
 pub const DELIVERY_OVERHEAD_BYTES: usize = 128;
 
+/// A list of items that has room for more than so many times as many is not kept.
+const LIST_SLACK_FACTOR: usize = 4;
+
 /// One thing for a connection to do.
 #[derive(Debug)]
 pub enum OutboxItem {
@@ -215,7 +218,9 @@ impl Outbox {
         let was_empty = items.list.is_empty();
         if added.spilled() {
             let mut added = added.into_vec();
-            if was_empty && items.list.capacity() < added.len() {
+            // A list with room for far more than it has would keep that room.
+            let is_snug = added.capacity() <= LIST_SLACK_FACTOR * added.len();
+            if was_empty && is_snug && items.list.capacity() < added.len() {
                 items.list = added;
             } else {
                 items.list.append(&mut added);

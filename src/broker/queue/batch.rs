@@ -1,6 +1,7 @@
 //! What one critical section wants from the log and from the outboxes, gathered while state changes and
 //! carried out in one push, then one hand-over per outbox, before the queues are unlocked.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -29,12 +30,14 @@ struct Settlement {
     ranges: SmallVec<[SeqRange; 2]>,
 }
 
-/// How many outboxes are looked at for the one that gets an item.
+/// How many outboxes are looked at one by one for the one that gets an item; with more they are looked up.
 const HANDOUT_SEARCH_MAX: usize = 16;
+/// Items that an outbox gets room for at once: nobody knows which of the outboxes will get the items expected.
+const EXPECTED_MAX_COUNT: usize = 512;
 /// Bytes that an outbox is not told of yet: it would get that much too many from each of several threads.
 const UNTOLD_MAX_BYTES: usize = 16 * 1024;
 
-/// What one outbox gets.
+/// What one outbox gets; there is one for each outbox, or its bound would not hold.
 struct Handout {
     outbox: Arc<Outbox>,
     items: SmallVec<[OutboxItem; 1]>,
@@ -64,6 +67,11 @@ impl Handout {
     }
 }
 
+/// Tells outboxes apart that are held meanwhile.
+fn address(outbox: &Arc<Outbox>) -> usize {
+    Arc::as_ptr(outbox).addr()
+}
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct Batch {
@@ -75,6 +83,8 @@ pub(super) struct Batch {
     is_settled_back: bool,
     requeues: Vec<(QueueId, Seq, u32)>,
     handouts: SmallVec<[Handout; 1]>,
+    /// Addresses of outboxes, and where in `handouts` they are, once these are more than are looked through.
+    handout_places: BTreeMap<usize, usize>,
     /// Items that the first outbox will get, about.
     expected_count: usize,
     /// Messages that may go to the log.
@@ -187,16 +197,14 @@ impl Batch {
 
     /// Room for as many messages and deliveries at once, rather than by and by.
     pub(super) fn expect(&mut self, message_count: usize, delivery_count: usize) {
-        self.expected_count = delivery_count;
+        self.expected_count = delivery_count.min(EXPECTED_MAX_COUNT);
         self.expected_messages_count = message_count;
     }
 
     /// Nothing passes an outbox but in the order in which it is handed out here.
     pub(super) fn hand_out(&mut self, outbox: &Arc<Outbox>, item: OutboxItem) {
-        let near = self.handouts.iter_mut().rev().take(HANDOUT_SEARCH_MAX);
-        let mut same = near.filter(|handout| Arc::ptr_eq(&handout.outbox, outbox));
-        if let Some(handout) = same.next() {
-            return handout.push(item);
+        if let Some(place) = self.handout_place(outbox) {
+            return self.handouts[place].push(item);
         }
         let mut handout = Handout {
             outbox: Arc::clone(outbox),
@@ -206,6 +214,19 @@ impl Batch {
         };
         handout.push(item);
         self.handouts.push(handout);
+        if self.handouts.len() > HANDOUT_SEARCH_MAX {
+            let unknown = self.handout_places.len()..self.handouts.len();
+            let places = unknown.map(|place| (address(&self.handouts[place].outbox), place));
+            self.handout_places.extend(places);
+        }
+    }
+
+    fn handout_place(&self, outbox: &Arc<Outbox>) -> Option<usize> {
+        if self.handouts.len() > HANDOUT_SEARCH_MAX {
+            return self.handout_places.get(&address(outbox)).copied();
+        }
+        let mut handouts = self.handouts.iter();
+        handouts.rposition(|handout| Arc::ptr_eq(&handout.outbox, outbox))
     }
 
     /// Pushes and hands out, under the locks of all queues named.
@@ -319,5 +340,47 @@ impl Batch {
                 turn.effects.wakes.push(outbox);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::testing;
+
+    fn cancelled() -> OutboxItem {
+        OutboxItem::ConsumerCancelled {
+            channel: 1,
+            consumer: crate::broker::command::ConsumerId(1),
+        }
+    }
+
+    #[test]
+    fn each_outbox_has_one_handout_however_many_there_are() {
+        for count in [1, HANDOUT_SEARCH_MAX, HANDOUT_SEARCH_MAX + 1, 100] {
+            let outboxes: Vec<_> = (0..count).map(|_| testing::outbox()).collect();
+            let mut batch = Batch::default();
+            for outbox in outboxes
+                .iter()
+                .chain(&outboxes)
+                .chain(outboxes.iter().rev())
+            {
+                batch.hand_out(outbox, cancelled());
+            }
+            let handouts = outboxes.iter().zip(&batch.handouts);
+            assert_eq!(batch.handouts.len(), count);
+            for (outbox, handout) in handouts {
+                assert!(Arc::ptr_eq(outbox, &handout.outbox));
+                assert_eq!(handout.items.len(), 3);
+            }
+        }
+    }
+
+    #[test]
+    fn what_all_outboxes_get_is_not_expected_by_the_first() {
+        let mut batch = Batch::default();
+        batch.expect(512, 512 * 1000);
+        batch.hand_out(&testing::outbox(), cancelled());
+        assert!(batch.handouts[0].items.capacity() <= EXPECTED_MAX_COUNT);
     }
 }

@@ -9,6 +9,7 @@ mod index;
 mod levels;
 mod model;
 mod obeying;
+mod outboxes;
 mod paging;
 mod spilling;
 mod stale;
