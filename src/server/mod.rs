@@ -95,7 +95,8 @@ pub fn run(config: &Config) -> Result<(), StartError> {
     let threads = spawn_threads(&hub)?;
     let mut checkpointer = Checkpointer::spawn(&hub, config.scrub_rate_bytes)
         .map_err(|error| StartError::Failed(format!("cannot start a thread: {error}")))?;
-    let outcome = runtime.block_on(serve(config, &hub, sockets, tls));
+    let gate = admin::Gate::default();
+    let outcome = runtime.block_on(serve(config, &hub, sockets, tls, Arc::clone(&gate)));
     // A checkpoint may be waiting for room.
     hub.storage.stop_waiting_for_room();
     checkpointer.stop();
@@ -104,6 +105,8 @@ pub fn run(config: &Config) -> Result<(), StartError> {
         // A panic there has already been reported; stopping goes on.
         let _ = thread.join();
     }
+    // Requests of operators end before the store does, and no more begin. They wait for nothing but locks.
+    let _no_requests = runtime.block_on(gate.write());
     // Connections that did not answer in time end here: one that went on would deliver messages behind the back
     // of the last images, and the next start would hand them out again unmarked.
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
@@ -153,9 +156,10 @@ async fn serve(
     hub: &Arc<Hub>,
     sockets: Sockets,
     tls: Option<Arc<Tls>>,
+    gate: admin::Gate,
 ) -> io::Result<()> {
     let listeners = sockets.listen(tls)?;
-    let admin = admin::listen(&config.data_dir, Arc::clone(hub))?;
+    let admin = admin::listen(&config.data_dir, Arc::clone(hub), gate)?;
     let mut signals = Signals::new()?;
     start::print_banner(config, hub, &listeners)?;
     let (stop, stopped) = watch::channel(false);

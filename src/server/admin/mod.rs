@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, RwLock};
 
 use self::entries::body_response;
 pub use self::entries::{
@@ -34,8 +34,10 @@ use crate::storage::types::Lsn;
 pub const SOCKET_NAME: &str = "admin.sock";
 /// Longest request line; bounds what an unruly client makes us hold.
 const REQUEST_MAX_BYTES: u64 = 64 * 1024;
-/// A request must come, and an answer be taken, within this.
+/// A request must come, what it did become durable, and an answer be taken, within this each.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an answer is waited for: some work takes its time, but a broker that hangs must not hang its operator.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 /// Paths of Unix sockets are at most this long (`sun_path` less its terminator).
 const SOCKET_PATH_MAX_BYTES: usize = 107;
 
@@ -71,8 +73,16 @@ pub enum AdminClientError {
     Start(#[from] StartError),
 }
 
-/// Opens the admin socket and serves it until the task is aborted.
-pub(super) fn listen(data_dir: &Path, hub: Arc<Hub>) -> io::Result<tokio::task::JoinHandle<()>> {
+/// Held for reading by every request that is being carried out. Who holds it for writing has waited for all of them, and no other
+/// begins.
+pub(super) type Gate = Arc<RwLock<()>>;
+
+/// Opens the admin socket and serves it until the task is aborted; requests under way go on, see [`Gate`].
+pub(super) fn listen(
+    data_dir: &Path,
+    hub: Arc<Hub>,
+    gate: Gate,
+) -> io::Result<tokio::task::JoinHandle<()>> {
     let path = data_dir.join(SOCKET_NAME);
     // We hold the directory's lock, so a socket that is there is a dead broker's.
     match std::fs::remove_file(&path) {
@@ -86,12 +96,10 @@ pub(super) fn listen(data_dir: &Path, hub: Arc<Hub>) -> io::Result<tokio::task::
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let hub = Arc::clone(&hub);
+                    let (hub, gate) = (Arc::clone(&hub), Arc::clone(&gate));
                     tokio::spawn(async move {
-                        let served =
-                            tokio::time::timeout(CLIENT_TIMEOUT, answer(stream, &hub)).await;
-                        if !matches!(served, Ok(Ok(()))) {
-                            tracing::info!("an admin client went away or was too slow");
+                        if let Err(error) = answer(stream, &hub, gate).await {
+                            tracing::info!(%error, "an admin client got no answer");
                         }
                     });
                 }
@@ -119,37 +127,56 @@ fn short_socket_path(path: &Path) -> io::Result<(Option<std::fs::File>, PathBuf)
     Ok((Some(directory), short))
 }
 
-async fn answer(stream: UnixStream, hub: &Arc<Hub>) -> io::Result<()> {
+/// A step that must not take longer than [`CLIENT_TIMEOUT`].
+async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(CLIENT_TIMEOUT, step).await?
+}
+
+async fn answer(stream: UnixStream, hub: &Arc<Hub>, gate: Gate) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
+    let mut read = BufReader::new(read.take(REQUEST_MAX_BYTES));
     let mut line = String::new();
-    BufReader::new(read.take(REQUEST_MAX_BYTES))
-        .read_line(&mut line)
-        .await?;
+    in_time(read.read_line(&mut line)).await?;
     let response = match serde_json::from_str::<Request>(&line) {
-        Ok(request) => respond(request, hub).await?,
+        Ok(request) => respond(request, hub, gate).await?,
         Err(error) => Response::Error(format!("bad request: {error}")),
     };
     let mut text = serde_json::to_vec(&response)?;
     text.push(b'\n');
-    write.write_all(&text).await?;
-    write.shutdown().await
+    in_time(async {
+        write.write_all(&text).await?;
+        write.shutdown().await
+    })
+    .await
 }
 
 /// Carries a request out where it may take long (a list of all queues, the end of a vhost) without keeping clients waiting,
 /// and waits until what it did is durable.
-async fn respond(request: Request, hub: &Arc<Hub>) -> io::Result<Response> {
+async fn respond(request: Request, hub: &Arc<Hub>, gate: Gate) -> io::Result<Response> {
+    let Ok(turn) = gate.try_read_owned() else {
+        return Ok(Response::Error("the broker is stopping".into()));
+    };
     let own_hub = Arc::clone(hub);
-    let acted = tokio::task::spawn_blocking(move || act(request, &own_hub)).await;
-    let (response, durable_at) = acted.map_err(io::Error::other)?;
+    let acted = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        act(request, &own_hub)
+    });
+    let (response, durable_at) = acted.await.map_err(io::Error::other)?;
     if let Some(lsn) = durable_at {
-        let notify = Arc::new(Notify::new());
-        hub.signals.wake_at(lsn, &notify);
-        // Registered first, looked afterwards: see `Signals`.
-        while hub.storage.confirm_lsn() < lsn {
-            notify.notified().await;
-        }
+        // On a full disk that may never be.
+        in_time(wait_until_durable(lsn, hub)).await?;
     }
     Ok(response)
+}
+
+async fn wait_until_durable(lsn: Lsn, hub: &Hub) -> io::Result<()> {
+    let notify = Arc::new(Notify::new());
+    hub.signals.wake_at(lsn, &notify);
+    // Registered first, looked afterwards: see `Signals`.
+    while hub.storage.confirm_lsn() < lsn {
+        notify.notified().await;
+    }
+    Ok(())
 }
 
 /// The answer to a request, and what has to be durable before it is given.
@@ -232,7 +259,7 @@ fn ask_running(data_dir: &Path, request: &Request) -> io::Result<Response> {
     use std::io::{BufRead, Write};
     let (_directory, path) = short_socket_path(&data_dir.join(SOCKET_NAME))?;
     let mut stream = std::os::unix::net::UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     let mut text = serde_json::to_vec(request)?;
     text.push(b'\n');
     stream.write_all(&text)?;

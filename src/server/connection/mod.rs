@@ -366,7 +366,7 @@ impl ConnectionTask {
                 return Ok(Socket::HasMore);
             }
             self.input.reserve(self.input_target_bytes);
-            match transport.read(&mut self.input) {
+            match transport.read(&mut self.input, self.input_target_bytes) {
                 Ok(0) => return Ok(Socket::Ended),
                 Ok(count) => {
                     self.has_read = true;

@@ -5,7 +5,8 @@
 //!  TLS:    socket <--records--> rustls::ServerConnection <-----> Session
 //! ```
 //! A read that did not fill its buffer has emptied the socket, and a write that was cut short has filled it. The kernel says when
-//! that changes, so nobody asks it before: every other call would be in vain.
+//! that changes, so nobody asks it before: every other call would be in vain. One exception is left alone, for AMQP does not know
+//! it: a read ends at a mark of urgent data (with `SO_OOBINLINE`, too), and what is behind it is read when the next bytes come.
 //!
 //! The connection's task asks for readiness and then reads and writes what there is; nothing here waits but
 //! [`Transport::ready`] and [`Transport::shake_hands`]. TLS is a state machine without IO of its own, so both kinds are
@@ -13,7 +14,7 @@
 
 use std::io::{self, BufRead, IoSlice, Read, Write};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use rustls::ServerConnection;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{Interest, Ready};
@@ -110,18 +111,19 @@ impl Transport {
         self.stream.ready(interest).await
     }
 
-    /// Reads what there is into the spare capacity of `input`; 0 at the end, `WouldBlock` when there is nothing,
+    /// Reads what there is into the spare capacity of `input`, of which it takes up to `max_bytes`; 0 at the end, `WouldBlock` when there is nothing,
     /// `Interrupted` when there may be more but others should have their turn.
-    pub(super) fn read(&mut self, input: &mut BytesMut) -> io::Result<usize> {
+    pub(super) fn read(&mut self, input: &mut BytesMut, max_bytes: usize) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else {
-            let room_bytes = input.capacity() - input.len();
-            let read = || self.stream.try_read_buf(input);
+            let room_bytes = spare(input).min(max_bytes);
+            let mut input = input.limit(max_bytes);
+            let read = || self.stream.try_read_buf(&mut input);
             return read_until_empty(&self.stream, room_bytes, read);
         };
         // Records are small and reads of the socket smaller: as many as fit, for the rounds behind this are not free.
         let mut count = 0;
         for _ in 0..RECEIVES_PER_READ {
-            match take_plaintext(tls, input)? {
+            match take_plaintext(tls, input, max_bytes - count)? {
                 // The end, or no room left.
                 Some(0) => return Ok(count),
                 Some(taken) => count += taken,
@@ -244,14 +246,23 @@ fn once(
     outcome
 }
 
-/// Moves decrypted bytes into the spare capacity of `input`: how many, 0 when there will be no more or there is no room,
+/// How much fits into `input` as it is.
+fn spare(input: &BytesMut) -> usize {
+    input.capacity() - input.len()
+}
+
+/// Moves up to `max_bytes` decrypted bytes into the spare capacity of `input`: how many, 0 when there will be no more or there is no room,
 /// `None` when more records are needed.
-fn take_plaintext(tls: &mut ServerConnection, input: &mut BytesMut) -> io::Result<Option<usize>> {
+fn take_plaintext(
+    tls: &mut ServerConnection,
+    input: &mut BytesMut,
+    max_bytes: usize,
+) -> io::Result<Option<usize>> {
     let mut plaintext = tls.reader();
     match plaintext.fill_buf() {
         Ok(chunk) => {
-            let spare = input.capacity() - input.len();
-            let taken = chunk.get(..spare).unwrap_or(chunk);
+            let room_bytes = spare(input).min(max_bytes);
+            let taken = chunk.get(..room_bytes).unwrap_or(chunk);
             let count = taken.len();
             input.extend_from_slice(taken);
             plaintext.consume(count);
@@ -286,4 +297,50 @@ fn send_records(tls: &mut ServerConnection, stream: &TcpStream) -> io::Result<()
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// The next bytes, however long they take; a readiness that was lost fails.
+    async fn next(transport: &mut Transport, input: &mut BytesMut, max_bytes: usize) -> usize {
+        loop {
+            match transport.read(input, max_bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let ready = transport.ready(Interest::READABLE);
+                    let ready = tokio::time::timeout(Duration::from_secs(20), ready).await;
+                    ready.expect("readiness is lost").expect("a socket");
+                }
+                outcome => return outcome.expect("a read"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_read_that_fills_its_limit_keeps_the_socket_ready() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let mut client = TcpStream::connect(address).await.expect("a client");
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let mut transport = Transport::plain(stream);
+        client.write_all(b"0123456789").await.expect("written");
+        let mut input = BytesMut::with_capacity(1024);
+        // All of it comes at once, and nothing afterwards.
+        assert_eq!(next(&mut transport, &mut input, 4).await, 4);
+        assert_eq!(next(&mut transport, &mut input, 4).await, 4);
+        assert_eq!(next(&mut transport, &mut input, 2).await, 2);
+        client.write_all(b"ab").await.expect("written");
+        assert_eq!(next(&mut transport, &mut input, 4).await, 2);
+        client.write_all(b"cd").await.expect("written");
+        assert_eq!(next(&mut transport, &mut input, 4).await, 2);
+        drop(client);
+        assert_eq!(next(&mut transport, &mut input, 4).await, 0);
+        assert_eq!(&input[..], b"0123456789abcd");
+    }
 }
