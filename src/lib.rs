@@ -4,6 +4,7 @@ pub mod allocator;
 pub mod amqp;
 pub mod broker;
 pub mod config;
+pub mod costs;
 pub mod disk;
 pub mod server;
 pub mod session;
