@@ -70,7 +70,7 @@
 //! | zeros ahead through the cache | 215 us, and 3.4 ms on average at 512 KiB | every zero is a page |
 //! | `RWF_DSYNC` in place of a write and `fdatasync` | 141 us against 141 | nothing gained, and two paths |
 //! | giving buffers back by a timer only | 11,985 B a connection | who logs in and rests holds 8 KiB until it rings |
-//! | fat link-time optimisation, one codegen unit | 5 % fewer instructions | three times the build |
+//! | fat link-time optimisation, one codegen unit | 5 % fewer instructions | each program is then built on one processor, for minutes |
 //! | every list of deliveries changes hands with an empty outbox | not measured | the larger list is freed and made again; now only when the new one is larger |
 //!
 //! # What is left

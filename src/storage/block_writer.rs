@@ -138,16 +138,21 @@ impl BlockWriter {
             pieces.push(record);
         }
         let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let blocks_len = len.next_multiple_of(BLOCK_LEN);
         let start = u64::from(offset) - self.old_tail.len() as u64;
-        let end = start + len.next_multiple_of(BLOCK_LEN) as u64;
+        let end = start + blocks_len as u64;
         let file = self.file.as_ref().expect("a segment was entered");
         let ahead = match may_take_ahead {
             true => self.ahead_of(end, end - start),
             false => 0,
         };
         let mut write = |ahead| match self.is_direct {
-            true => self.gathered.write(&**file, &pieces, start, ahead),
-            false => write_through_cache(&**file, &pieces, start, ahead),
+            true => {
+                let gathered = &mut self.gathered;
+                gathered.write(&**file, &pieces, blocks_len, start, ahead)
+            }
+            // Which takes nothing ahead.
+            false => write_through_cache(&**file, &pieces, blocks_len - len, start),
         };
         let (written, ahead) = match write(ahead) {
             Err(error) if ahead > 0 && has_no_room(&error) => {
@@ -196,16 +201,16 @@ struct Gathered {
 }
 
 impl Gathered {
-    /// Writes `pieces` at `start`, zeros to the end of the last block, and `ahead` bytes of zeros.
+    /// Writes `pieces` at `start`, zeros to the end of their blocks, which are `blocks_len` long, and `ahead` bytes of zeros.
     fn write(
         &mut self,
         file: &dyn DiskFile,
         pieces: &[&[u8]],
+        blocks_len: usize,
         start: u64,
         ahead: u64,
     ) -> io::Result<()> {
-        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
-        let mut left = len.next_multiple_of(BLOCK_LEN);
+        let mut left = blocks_len;
         let mut at = start;
         let mut bytes = pieces.iter().copied();
         let mut piece: &[u8] = &[];
@@ -251,22 +256,20 @@ impl Gathered {
     }
 }
 
-/// As [`Gathered::write`], without a copy of our own.
+/// Writes `pieces` at `start`, and zeros of `padding_len` behind them, without a copy of our own.
 fn write_through_cache(
     file: &dyn DiskFile,
     pieces: &[&[u8]],
+    padding_len: usize,
     start: u64,
-    ahead: u64,
 ) -> io::Result<()> {
-    let len: usize = pieces.iter().map(|piece| piece.len()).sum();
-    let padding = &ZEROS.0[..len.next_multiple_of(BLOCK_LEN) - len];
+    let padding = &ZEROS.0[..padding_len];
     let slices: Vec<IoSlice<'_>> = pieces
         .iter()
         .copied()
         .chain(std::iter::once(padding))
         .filter(|piece| !piece.is_empty())
         .map(IoSlice::new)
-        .chain(zeros(ahead))
         .collect();
     file.write_at(&slices, start)
 }

@@ -39,13 +39,15 @@ struct Ciphertext<'a>(&'a TcpStream);
 impl Read for Ciphertext<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let room_bytes = buffer.len();
-        read_until_empty(self.0, room_bytes, || self.0.try_read(buffer))
+        let read = || self.0.try_read(buffer);
+        once(self.0, Interest::READABLE, room_bytes, read)
     }
 }
 
 impl Write for Ciphertext<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        write_until_full(self.0, buffer.len(), || self.0.try_write(buffer))
+        let write = || self.0.try_write(buffer);
+        once(self.0, Interest::WRITABLE, buffer.len(), write)
     }
 
     fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -118,7 +120,7 @@ impl Transport {
             let room_bytes = spare(input).min(max_bytes);
             let mut input = input.limit(max_bytes);
             let read = || self.stream.try_read_buf(&mut input);
-            return read_until_empty(&self.stream, room_bytes, read);
+            return once(&self.stream, Interest::READABLE, room_bytes, read);
         };
         // Records are small and reads of the socket smaller: as many as fit, for the rounds behind this are not free.
         let mut count = 0;
@@ -195,41 +197,22 @@ impl Transport {
     }
 }
 
-/// Reads once; the next call says `WouldBlock` at once, unless more has come, when this one got less than there was room for.
-fn read_until_empty(
-    stream: &TcpStream,
-    room_bytes: usize,
-    read: impl FnOnce() -> io::Result<usize>,
-) -> io::Result<usize> {
-    let is_short = |count: usize| (1..room_bytes).contains(&count);
-    once(stream, Interest::READABLE, is_short, read)
-}
-
-/// Writes once, likewise: less was taken than was offered.
-fn write_until_full(
-    stream: &TcpStream,
-    offered_bytes: usize,
-    write: impl FnOnce() -> io::Result<usize>,
-) -> io::Result<usize> {
-    let is_short = |count: usize| (1..offered_bytes).contains(&count);
-    once(stream, Interest::WRITABLE, is_short, write)
-}
-
 fn write_vectored(stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     let offered_bytes = slices.iter().map(|slice| slice.len()).sum();
-    write_until_full(stream, offered_bytes, || match slices {
+    once(stream, Interest::WRITABLE, offered_bytes, || match slices {
         // The system has less to do for one.
         [slice] => stream.try_write(slice),
         slices => stream.try_write_vectored(slices),
     })
 }
 
-/// Reads or writes with `call`, and takes the socket for not ready any more after a short count: what the kernel has said
-/// before the call holds no longer, and what it says since stays.
+/// Reads or writes with `call`, for which there are `room_bytes`, and takes the socket for not ready any more after a short
+/// count: what the kernel has said before the call holds no longer, and what it says since stays. So the next call says
+/// `WouldBlock` at once, unless more has come, or left.
 fn once(
     stream: &TcpStream,
     interest: Interest,
-    is_short: impl FnOnce(usize) -> bool,
+    room_bytes: usize,
     call: impl FnOnce() -> io::Result<usize>,
 ) -> io::Result<usize> {
     let mut outcome = Err(io::ErrorKind::WouldBlock.into());
@@ -237,10 +220,9 @@ fn once(
     let _ = stream.try_io(interest, || {
         outcome = call();
         match &outcome {
-            Ok(count) if !is_short(*count) => Ok(()),
-            Ok(_) => Err(io::ErrorKind::WouldBlock.into()),
-            // The call has cleared it already, if it is that.
-            Err(_) => Ok(()),
+            Ok(count) if (1..room_bytes).contains(count) => Err(io::ErrorKind::WouldBlock.into()),
+            // Where the call would have blocked it has cleared it already.
+            Ok(_) | Err(_) => Ok(()),
         }
     });
     outcome
