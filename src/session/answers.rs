@@ -2,7 +2,6 @@
 
 use super::channel::{AfterEnd, Answer, Awaiting, ChannelState, Mode, PendingCommit};
 use super::close::Failure;
-use super::deliveries::next_tag;
 use super::{Phase, Session};
 use crate::amqp::method::{MethodId, basic, channel, queue, tx};
 use crate::amqp::reply_code::ChannelReplyCode;
@@ -38,9 +37,8 @@ impl Session {
 
     /// An answer that the client does not wait for. A message in it must not be lost.
     fn absorb(&mut self, id: u16, body: ReplyBody) {
-        if let (ReplyBody::Got { delivery, .. }, Some(channel)) = (body, self.channels.get_mut(&id))
-        {
-            next_tag(&mut channel.tags, &delivery);
+        if let ReplyBody::Got { delivery, .. } = body {
+            self.keep_unsent(id, &delivery);
         }
     }
 

@@ -53,6 +53,8 @@ pub(super) struct Channel {
     pub(super) unneeded_answer_count: u32,
     /// Deliveries of settlements that will not reach the broker, since the channel failed before.
     pub(super) unsettled: Vec<Unacked>,
+    /// Deliveries that came when the client could be told no more: they have not been tried, and do not count as failed.
+    pub(super) unsent: Vec<Unacked>,
     /// The list of unacked deliveries has been handed over with `CloseChannel`.
     pub(super) is_collected: bool,
 }

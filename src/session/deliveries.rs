@@ -104,6 +104,7 @@ impl Session {
         }
         for channel in self.channels.values_mut() {
             held.append(&mut channel.collect_unacked());
+            held.append(&mut channel.unsent);
         }
         held
     }
@@ -120,15 +121,14 @@ impl Session {
         let lane = Lane::new(first.channel, self.frame_max_bytes);
         let channel = self.channels.get_mut(&first.channel);
         let taker = match (channel, first.consumer) {
-            (Some(channel), Some(consumer)) if !channel.is_collected => {
-                let is_live = channel.is_live();
+            (Some(channel), Some(consumer)) if channel.is_live() && !channel.is_collected => {
                 let taker = channel.consumers.taker_mut(consumer);
-                taker.map(|taker| (taker, &mut channel.tags, is_live))
+                taker.map(|taker| (taker, &mut channel.tags))
             }
             _ => None,
         };
-        let Some((taker, tags, is_live)) = taker else {
-            self.give_back(first);
+        let Some((taker, tags)) = taker else {
+            self.keep_unsent(first.channel, first);
             *done += 1;
             return 1;
         };
@@ -147,9 +147,7 @@ impl Session {
                 let (queue, consumer) = (&delivery.queue, delivery.consumer);
                 tags.next_of(&mut taker.holder, queue, delivery.seq, consumer)
             };
-            if is_live {
-                wire.put(delivery_tag, delivery.is_redelivered, &delivery.message);
-            }
+            wire.put(delivery_tag, delivery.is_redelivered, &delivery.message);
             *done += 1;
             count += 1;
             delivery = match items.get(*done) {
@@ -186,6 +184,19 @@ impl Session {
         wire.put(channel.tags.next_settled(), false, message);
     }
 
+    /// The client is not told of this delivery. It goes back with the channel's end if that is still to come: at once it
+    /// would be handed to the same consumer again.
+    pub(super) fn keep_unsent(&mut self, id: u16, delivery: &Delivery) {
+        match self.channels.get_mut(&id) {
+            Some(channel) if !channel.is_live() && !channel.is_collected => {
+                if !delivery.is_settled {
+                    channel.unsent.push(delivery.unacked());
+                }
+            }
+            _ => self.give_back(delivery),
+        }
+    }
+
     /// The channel or consumer it was meant for is gone.
     fn give_back(&mut self, delivery: &Delivery) {
         if delivery.is_settled {
@@ -214,11 +225,17 @@ impl Session {
             // A channel that lives counts the answer.
             channel.unneeded_answer_count += 1;
         }
-        let command = Command::Settle {
-            items: vec![delivery.unacked()],
-            outcome: SettleOutcome::Return,
-        };
-        // To the front, so that it comes before an `Ended` after which there is nobody to give it to.
+        self.return_next(id, vec![delivery.unacked()]);
+    }
+
+    /// Gives deliveries back as not tried: at the front, so that it comes before an `Ended` after which there is nobody to
+    /// give them to.
+    pub(super) fn return_next(&mut self, id: u16, items: Vec<Unacked>) {
+        if items.is_empty() {
+            return;
+        }
+        let outcome = SettleOutcome::Return;
+        let command = Command::Settle { items, outcome };
         self.work.push_front(Work::Event(Event::Command {
             channel: id,
             command,
@@ -265,10 +282,7 @@ impl Session {
                 }
                 self.replay_held(id);
             }
-            (Some(channel), Some((delivery, _))) if !channel.is_collected => {
-                next_tag(&mut channel.tags, delivery);
-            }
-            (_, Some((delivery, _))) => self.give_back(delivery),
+            (_, Some((delivery, _))) => self.keep_unsent(id, delivery),
             (_, None) => {}
         }
     }
@@ -343,7 +357,7 @@ fn content_of<'a>(message: &'a Message, shown: Option<&'a Properties>) -> RawCon
 }
 
 /// The delivery's tag; it is outstanding from here on unless it was taken without acknowledgement.
-pub(super) fn next_tag(tags: &mut DeliveryTags, delivery: &Delivery) -> u64 {
+fn next_tag(tags: &mut DeliveryTags, delivery: &Delivery) -> u64 {
     match delivery.is_settled {
         true => tags.next_settled(),
         false => tags.next(&delivery.queue, delivery.seq, delivery.consumer),

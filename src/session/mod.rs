@@ -32,8 +32,9 @@
 //! 2. A channel that waits for the broker or for durability holds its further frames; others go on.
 //! 3. What belongs to a channel that failed never reaches the broker, except the one `CloseChannel` with
 //!    everything that is unacked there.
-//! 4. A delivery that reaches a channel or consumer that is gone is given back, so none is lost. (One that
-//!    is settled already, taken without acknowledgement, is gone: at most once is what was asked for.)
+//! 4. A delivery that reaches a channel or consumer that is gone, or of which the client can be told no more, is given back
+//!    as not tried, so none is lost and none counts as failed. (One that is settled already, taken without acknowledgement,
+//!    is gone: at most once is what was asked for.)
 //! 5. Memory is bounded: held frames by [`HELD_FRAMES_MAX`] and [`HELD_BYTES_MAX`], output by
 //!    [`OUTPUT_HIGH_BYTES`], an assembled body by the message limit, a transaction by its own, and both over all
 //!    channels by [`SessionOptions::unfinished_max_bytes`]. At a bound nothing more is read, or the publish is refused.
@@ -294,6 +295,9 @@ impl Session {
                 Some(Work::CloseChannel(id)) => {
                     if let Some(channel) = self.channels.get_mut(&id) {
                         let unacked = channel.collect_unacked();
+                        let unsent = std::mem::take(&mut channel.unsent);
+                        // Behind the end of its consumers, on the channel of which no answer is awaited.
+                        self.return_next(0, unsent);
                         return Some(Event::Command {
                             channel: id,
                             command: Command::CloseChannel { unacked },

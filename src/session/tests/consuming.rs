@@ -371,6 +371,13 @@ fn what_a_closing_channel_or_connection_holds_goes_back() {
     peer.deliver(delivery(1, Some(1), 4)).serve();
     assert_eq!(peer.settled.last(), Some(&("Return".into(), vec![4])));
 
+    // Told no more, the client has not seen the third: it has not failed.
+    let mut peer = holding(2);
+    peer.session.begin_shutdown("end");
+    peer.deliver(delivery(1, Some(1), 3)).serve();
+    let closed = ("Close".into(), vec![1, 2]);
+    assert_eq!(peer.settled, [closed, ("Return".into(), vec![3])]);
+
     let mut peer = holding(2);
     peer.method(0, connection::Close::default());
     peer.session.receive(&mut peer.input, 0);
@@ -431,7 +438,9 @@ fn a_get_that_comes_too_late_goes_back() {
     peer.session
         .handle_outbox(&OutboxItem::GetReady { channel: 1, got });
     peer.serve();
-    assert_eq!(peer.settled, [("Close".into(), vec![1])]);
+    // The client has not seen it: that is no failure.
+    let returned = ("Return".into(), vec![1]);
+    assert_eq!(peer.settled, [("Close".into(), vec![]), returned]);
 }
 
 #[test]
@@ -450,7 +459,12 @@ fn a_message_got_for_a_connection_that_fails_meanwhile_is_given_back() {
         },
     );
     peer.frame(9, 0, b"").serve();
-    peer.expect_log(&["1 get 'q' false", "1 close, 1 unacked", "ended"]);
+    peer.expect_log(&[
+        "1 get 'q' false",
+        "1 close, 0 unacked",
+        "0 settle 1 Return",
+        "ended",
+    ]);
 }
 
 #[test]
