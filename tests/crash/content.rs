@@ -12,7 +12,17 @@ const USUAL_BODY_BITS: u32 = 10;
 /// One message in so many is large.
 const LARGE_EVERY: u64 = 25;
 /// What is around the sizes at which brokers change their mind: frames, blocks, several frames.
-const LARGE_BODIES_BYTES: [usize; 7] = [4087, 4096, 5000, 20_000, 131_064, 131_073, 200_000];
+const LARGE_BODIES_BYTES: [usize; 7] = [
+    4087,
+    4096,
+    5000,
+    20_000,
+    131_064,
+    131_073,
+    LARGEST_BODY_BYTES,
+];
+/// No message is larger.
+pub(super) const LARGEST_BODY_BYTES: usize = 200_000;
 
 /// The message of an id.
 pub(super) fn message(id: MessageId, is_persistent: bool) -> Message {

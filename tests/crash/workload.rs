@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use stratamq::amqp::method::Method;
 
-use super::content::{fingerprint, message, observed, priority};
+use super::content::{LARGEST_BODY_BYTES, fingerprint, message, observed, priority};
 use super::history::{ChannelKey, Event, MessageId, TxId};
 use super::moving::Moving;
 use super::random::Random;
@@ -25,6 +25,9 @@ use crate::support::raw::{Client, Delivered, Incoming, Login, Outcome, Trouble};
 const CHANNEL: u16 = 1;
 /// Confirms a publisher waits for at most.
 const WINDOW_MAX: u64 = 64;
+/// Bodies of a transaction, all together: with what else is in the log of them less than the least limit of a campaign, which
+/// is that of segments of 1 MiB (256 KiB).
+const TX_BODIES_MAX_BYTES: usize = 240_000;
 /// A consumer without deliveries looks this often whether it should rest.
 const IDLE_LOOK: Duration = Duration::from_millis(5);
 
@@ -156,7 +159,8 @@ impl<'a> Worker<'a> {
     }
 
     /// Records a publish and puts it into the output.
-    fn push_publish(&mut self, route: &Route, tx: Option<TxId>) {
+    /// Sends a message without waiting for anything; the length of its body.
+    fn push_publish(&mut self, route: &Route, tx: Option<TxId>) -> usize {
         let id = self.shared.recorder.new_message();
         let is_persistent = self.random.percent(85);
         let message = message(id, is_persistent);
@@ -179,6 +183,7 @@ impl<'a> Worker<'a> {
         if tx.is_none() {
             self.unconfirmed.insert(self.published_count, id);
         }
+        message.body.len()
     }
 
     /// Waits for one confirm, which may be for several publishes.
@@ -354,9 +359,12 @@ impl<'a> Worker<'a> {
         self.client.try_tx_select(CHANNEL)?;
         while !self.should_rest() {
             let tx = self.shared.recorder.new_tx();
+            let mut bodies_bytes = 0;
             for _ in 0..self.random.below(4) {
                 let route = &TX_ROUTES[self.random.index(TX_ROUTES.len())];
-                self.push_publish(route, Some(tx));
+                if bodies_bytes + LARGEST_BODY_BYTES <= TX_BODIES_MAX_BYTES {
+                    bodies_bytes += self.push_publish(route, Some(tx));
+                }
             }
             self.client.flush()?;
             for _ in 0..self.random.below(4) {

@@ -62,10 +62,10 @@ impl Moving {
         if let Some(ttl_ms) = rule.ttl_ms {
             std::thread::sleep(Duration::from_millis(ttl_ms + CLOCK_SLACK_MS));
         }
-        let queues = self.take_all(client)?;
+        let (queues, looked_ms) = self.take_all(client)?;
         let violations = {
             let mut book = self.book();
-            book.ledger.conclude(self.now_ms());
+            book.ledger.conclude(looked_ms);
             book.ledger.take_violations()
         };
         if !violations.is_empty() {
@@ -81,8 +81,9 @@ impl Moving {
         Ok(Ok(()))
     }
 
-    /// Takes all there is, and what is on its way as it comes.
-    fn take_all(&self, client: &mut Client) -> Outcome<Vec<Held>> {
+    /// Takes all there is, and what is on its way as it comes. With the time of which that holds: what is due a moment later
+    /// is not here.
+    fn take_all(&self, client: &mut Client) -> Outcome<(Vec<Held>, u64)> {
         let mut queues = Vec::new();
         for (channel, queue) in (FIRST..).zip(terms::all_queues()) {
             client.try_open_channel(channel)?;
@@ -102,7 +103,7 @@ impl Moving {
             }
             let now_ms = self.now_ms();
             if self.book().ledger.missing(now_ms).is_empty() || now_ms > end_ms {
-                return Ok(queues);
+                return Ok((queues, now_ms));
             }
             std::thread::sleep(PAUSE);
         }
