@@ -26,7 +26,7 @@ use std::sync::Arc;
 pub use descriptors::is_out_of_descriptors;
 pub use real::{RealClock, RealDisk};
 
-/// What a write that goes past the system's cache is made of: its buffers begin at multiples of this in memory, and their
+/// What a write or read that goes past the system's cache is made of: its buffers begin at multiples of this in memory, and their
 /// lengths and the offset are multiples of it.
 pub const DIRECT_ALIGN_BYTES: usize = 4096;
 

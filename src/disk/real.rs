@@ -393,7 +393,7 @@ struct RealFile {
     file: File,
     /// For error texts; wrong after a rename, which is why it is not used for anything else.
     path: PathBuf,
-    /// Writes go past the system's cache.
+    /// Writes and reads go past the system's cache.
     is_direct: AtomicBool,
 }
 

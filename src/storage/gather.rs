@@ -10,8 +10,9 @@
 //!    in the outbox of a slow consumer) keeps its own bytes in memory and no others. The copy costs less than what it
 //!    replaces, a fresh zeroed buffer a read and a reference counter that all messages of a buffer fight for.
 //! 3. Long reads of what one queue alone has go past the cache of the system, into the buffer itself: no page is looked
-//!    for, filled, copied and given back. Where that is not possible, and in the segment that is written, they go through
-//!    the cache, and what was read leaves it (see [`read_behind`]). What several queues have is kept there for the others.
+//!    for, filled, copied and given back (see [`direct_files`](super::direct_files)). Where that is not possible, in the
+//!    segment that is written and in cold ones they go through the cache, and what was read leaves it (see [`read_behind`]).
+//!    What several queues have is kept there for the others.
 //! 4. A read that fails is repeated record by record, so that each one gets the error that is its own.
 //!
 //! [`read_behind`]: super::read_behind
@@ -38,6 +39,9 @@ const GAP_MAX_BYTES: u32 = 16 * 1024;
 /// Extents from this length on, when most of their bytes were wanted and no other queue has a share in them, will not be
 /// read again.
 const BEHIND_MIN_BYTES: usize = 32 * 1024;
+/// Extents from this length on are read past the cache. Shorter ones, as a broker short of memory asks for, are left to the
+/// system, which reads ahead for them.
+const DIRECT_MIN_BYTES: usize = 128 * 1024;
 
 /// A buffer that reads of one thread use one after the other.
 #[derive(Debug, Default)]
@@ -71,8 +75,9 @@ pub(crate) trait Source {
     fn direct_file(&self, _number: SegmentId) -> Option<Arc<dyn DiskFile>> {
         None
     }
-    /// Reads of this file are better made through the cache: several queues want it, or the system cannot.
-    fn keep_cached(&self, _number: SegmentId) {}
+    /// Reads of this file are better made through the cache from now on: a long one brought much that was not this queue's, or
+    /// failed.
+    fn leave_to_cache(&self, _number: SegmentId) {}
     /// These bytes of a file were read, through the cache, for the only queue that has messages there.
     fn read_behind(&self, _number: SegmentId, _bytes: Range<u32>) {}
 }
@@ -146,7 +151,7 @@ pub(crate) fn read_each(
             let is_own = own_bytes >= extent.len_bytes / 4 * 3;
             match (is_own, read.is_direct) {
                 (true, false) => source.read_behind(number, extent.bytes()),
-                (false, true) => source.keep_cached(number),
+                (false, true) => source.leave_to_cache(number),
                 (true, true) | (false, false) => {}
             }
         }
@@ -220,7 +225,7 @@ struct Read<'a> {
 /// Reads an extent: a long one past the cache, where that can be.
 fn read_extent<'a>(source: &impl Source, extent: &Extent, buffer: &'a mut ReadBuffer) -> Read<'a> {
     let number = extent.start.lsn.segment();
-    let direct = match extent.is_long() {
+    let direct = match extent.len_bytes >= DIRECT_MIN_BYTES {
         true => source.direct_file(number),
         false => None,
     };
@@ -235,7 +240,7 @@ fn read_extent<'a>(source: &impl Source, extent: &Extent, buffer: &'a mut ReadBu
             Err(error) => {
                 let path = source.name(number);
                 tracing::debug!(%error, path, "reads go through the cache of the system");
-                source.keep_cached(number);
+                source.leave_to_cache(number);
             }
         }
     }
@@ -372,8 +377,8 @@ mod tests {
             lock(&self.counts).0 += 1;
             Some(file)
         }
-        fn keep_cached(&self, number: SegmentId) {
-            self.shared.keep_cached(number);
+        fn leave_to_cache(&self, number: SegmentId) {
+            self.shared.leave_to_cache(number);
         }
         fn read_behind(&self, number: SegmentId, bytes: Range<u32>) {
             lock(&self.behind).push((number, bytes));

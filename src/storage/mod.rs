@@ -28,6 +28,7 @@ mod closing;
 mod cold;
 mod commit;
 mod compaction;
+mod direct_files;
 mod engine;
 mod entries;
 mod error;

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
+use super::direct_files::{DirectFiles, HANDLES_MAX};
 use super::error::ReadError;
 use super::format::{StoreId, segment_path};
 use super::gather::{self, Source};
@@ -32,10 +33,8 @@ use super::types::{Lsn, Position, QueueId, SegmentId, Seq};
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::sync::lock;
 
-/// Segment files kept open for reading: bounds file descriptors, not data.
+/// Segment files kept open for reading, those that are read past the cache included: bounds file descriptors, not data.
 const OPEN_FILES_MAX: usize = 128;
-/// Of them, those for reads past the cache: of a backlog the segments at its head are read.
-const DIRECT_FILES_MAX: usize = 16;
 /// Part of a record that its payload must at least be, or it is copied out so that it pins no larger buffer.
 const PAYLOAD_SHARE_MIN: usize = 4;
 
@@ -49,24 +48,18 @@ struct Opened {
 pub(crate) struct FileCache {
     disk: Arc<dyn Disk>,
     store: StoreId,
-    files: Mutex<Files>,
-}
-
-/// See [`FileCache`].
-#[derive(Default)]
-struct Files {
-    opened: BTreeMap<SegmentId, Opened>,
-    /// Opened a second time, for reads past the cache; `None` where those go through it.
-    direct: BTreeMap<SegmentId, Option<Arc<dyn DiskFile>>>,
+    opened: Mutex<BTreeMap<SegmentId, Opened>>,
+    direct: DirectFiles,
 }
 
 impl FileCache {
-    /// Files of `store`.
-    pub(crate) fn new(disk: Arc<dyn Disk>, store: StoreId) -> Self {
+    /// Files of `store`; `is_written_direct` says that its log is written past the cache of the system.
+    pub(crate) fn new(disk: Arc<dyn Disk>, store: StoreId, is_written_direct: bool) -> Self {
         Self {
             disk,
             store,
-            files: Mutex::default(),
+            opened: Mutex::default(),
+            direct: DirectFiles::new(is_written_direct),
         }
     }
 
@@ -75,12 +68,12 @@ impl FileCache {
     /// # Errors
     /// Those of the disk; `InvalidData` when the file says that it is another one's.
     pub(crate) fn get(&self, segment: SegmentId) -> io::Result<Arc<dyn DiskFile>> {
-        let files = &mut lock(&self.files).opened;
+        let files = &mut lock(&self.opened);
         if let Some(opened) = files.get(&segment) {
             return Ok(Arc::clone(&opened.file));
         }
         let file = self.open(segment)?;
-        if files.len() >= OPEN_FILES_MAX {
+        if files.len() >= OPEN_FILES_MAX - HANDLES_MAX {
             // The oldest segments are read least.
             files.pop_first();
         }
@@ -98,28 +91,6 @@ impl FileCache {
         Ok(file)
     }
 
-    /// The file of a segment for reads past the cache; `None` where they are not possible or not wanted.
-    fn direct(&self, segment: SegmentId) -> Option<Arc<dyn DiskFile>> {
-        let files = &mut lock(&self.files).direct;
-        if let Some(known) = files.get(&segment) {
-            return known.clone();
-        }
-        let file = self.open(segment).ok().filter(|file| file.bypass_cache());
-        if files.len() >= DIRECT_FILES_MAX {
-            files.pop_first();
-        }
-        files.insert(segment, file.clone());
-        file
-    }
-
-    /// Reads of a segment go through the cache from now on, as long as anybody remembers it.
-    fn keep_cached(&self, segment: SegmentId) {
-        let files = &mut lock(&self.files).direct;
-        if let Some(file) = files.get_mut(&segment) {
-            *file = None;
-        }
-    }
-
     /// Refuses the file of another store or with another number: a record says neither, so one of those might pass for
     /// ours. A header that rotted is no reason to give up records that verify.
     fn check_identity(&self, file: &dyn DiskFile, segment: SegmentId) -> io::Result<()> {
@@ -134,13 +105,10 @@ impl FileCache {
 
     /// These bytes of a segment were read, and nobody will want them again.
     fn read_behind(&self, segment: SegmentId, bytes: Range<u32>) {
-        let dropped = lock(&self.files)
-            .opened
-            .get_mut(&segment)
-            .and_then(|opened| {
-                let bytes = opened.behind.add(bytes)?;
-                Some((Arc::clone(&opened.file), bytes))
-            });
+        let dropped = lock(&self.opened).get_mut(&segment).and_then(|opened| {
+            let bytes = opened.behind.add(bytes)?;
+            Some((Arc::clone(&opened.file), bytes))
+        });
         let Some((file, bytes)) = dropped else { return };
         if let Err(error) = file.drop_range(u64::from(bytes.start)..u64::from(bytes.end)) {
             tracing::debug!(%error, "pages that were read stay in the cache");
@@ -148,9 +116,8 @@ impl FileCache {
     }
 
     pub(crate) fn forget(&self, segment: SegmentId) {
-        let mut files = lock(&self.files);
-        files.opened.remove(&segment);
-        files.direct.remove(&segment);
+        lock(&self.opened).remove(&segment);
+        self.direct.forget(segment);
     }
 }
 
@@ -249,10 +216,13 @@ impl Source for Shared {
     fn direct_file(&self, segment: SegmentId) -> Option<Arc<dyn DiskFile>> {
         // What is being written, or was gathered of several queues, is not read for one of them alone.
         let is_sealed = !segment.is_cold() && segment != self.written_lsn().segment();
-        is_sealed.then(|| self.files.direct(segment)).flatten()
+        let files = &self.files;
+        is_sealed
+            .then(|| files.direct.get(segment, || files.open(segment)))
+            .flatten()
     }
-    fn keep_cached(&self, segment: SegmentId) {
-        self.files.keep_cached(segment);
+    fn leave_to_cache(&self, segment: SegmentId) {
+        self.files.direct.leave_to_cache(segment);
     }
     fn read_behind(&self, segment: SegmentId, bytes: Range<u32>) {
         // The one that is being written is left alone.

@@ -15,7 +15,7 @@ use super::append::{Append, Pending};
 use super::error::StorageError;
 use super::format::StoreId;
 use super::index::files::IndexFiles;
-use super::options::Options;
+use super::options::{FsyncPolicy, Options};
 use super::read::FileCache;
 use super::reserve::Space;
 use super::stats::Stats;
@@ -116,7 +116,11 @@ impl Shared {
         } = surroundings;
         let end = append.end().0;
         Self {
-            files: FileCache::new(Arc::clone(&disk), superblock.store),
+            files: FileCache::new(
+                Arc::clone(&disk),
+                superblock.store,
+                options.fsync == FsyncPolicy::Always,
+            ),
             disk,
             clock,
             options,

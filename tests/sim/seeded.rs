@@ -153,7 +153,7 @@ fn run_seed(seed: u64, drive: Drive, has_faults: bool) {
     let mut random = Random::new(seed);
     let options = options(&mut random);
     let (mut disk, mut live) = (SimDisk::new(seed), Live::default());
-    // Half of the disks can be written to past the cache: then zeros are written ahead.
+    // Half of the disks can be written to and read past the cache: then zeros are written ahead.
     disk.set_bypass_supported(seed % 2 == 1);
     let mut choice = CrashChoice::keep_everything();
     for round in 0..=CRASH_COUNT {

@@ -235,7 +235,7 @@ impl SimDisk {
         self.shared.state().is_allocate_supported = is_supported;
     }
 
-    /// Whether writes can go past the cache; by default they cannot, as on some file systems.
+    /// Whether writes and reads can go past the cache; by default they cannot, as on some file systems.
     pub fn set_bypass_supported(&self, is_supported: bool) {
         self.shared.state().is_bypass_supported = is_supported;
     }
