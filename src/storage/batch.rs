@@ -358,6 +358,11 @@ impl BatchBody {
         self.record_count == 0
     }
 
+    /// Its length without the parts that are kept by reference.
+    pub(crate) fn copied_bytes(&self) -> u64 {
+        (batch_header::SIZE + self.buffer.len()) as u64
+    }
+
     /// True when a payload part is long enough to be kept by reference.
     pub(crate) fn may_be_external(part: &Bytes) -> bool {
         part.len() as u64 > COPY_MAX_BYTES
