@@ -313,21 +313,21 @@ impl Slots {
         resident.slots.get(resident.index_of(seq)?)
     }
 
-    fn slot_mut(&mut self, seq: Seq) -> Option<(&mut Slot, &mut u16)> {
-        let index = self.find_run(seq.0 / RUN_SEQS).ok()?;
-        let run = self.runs.get_mut(index)?;
-        let Body::Resident(resident) = &mut run.body else {
-            return None;
-        };
-        let at = resident.index_of(seq)?;
-        Some((resident.slots.get_mut(at)?, &mut run.ready_count))
-    }
-
     /// Changes fields of the entry `seq` that no sum depends on.
     pub(super) fn update(&mut self, seq: Seq, change: impl FnOnce(&mut Slot)) -> bool {
-        let Some((slot, _)) = self.slot_mut(seq) else {
+        let Some(place) = self.place_of(seq) else {
             return false;
         };
+        self.update_at(place, change);
+        true
+    }
+
+    /// As [`Slots::update`], of the entry at `place`.
+    pub(super) fn update_at(&mut self, place: Place, change: impl FnOnce(&mut Slot)) {
+        let Some(resident) = self.runs[place.run].resident_mut() else {
+            return;
+        };
+        let slot = &mut resident.slots[place.at];
         let before = (slot.status, slot.body_bytes(), slot.message.is_some());
         change(slot);
         debug_assert_eq!(
@@ -335,7 +335,6 @@ impl Slots {
             (slot.status, slot.body_bytes(), slot.message.is_some()),
             "status, size and content have their own methods"
         );
-        true
     }
 
     /// The message of the entry `seq` was written, to the log or to a spill file, in a record at `position`.
@@ -410,13 +409,17 @@ impl Slots {
 
     /// Sets or drops the content of the entry `seq`.
     pub(super) fn set_message(&mut self, seq: Seq, message: Option<Arc<Message>>) {
-        let Some((index, at)) = self.locate(seq) else {
+        if let Some(place) = self.place_of(seq) {
+            self.set_message_at(place, message);
+        }
+    }
+
+    /// Sets or drops the content of the entry at `place`.
+    pub(super) fn set_message_at(&mut self, place: Place, message: Option<Arc<Message>>) {
+        let Some(resident) = self.runs[place.run].resident_mut() else {
             return;
         };
-        let Some(resident) = self.runs[index].resident_mut() else {
-            return;
-        };
-        let slot = &mut resident.slots[at];
+        let slot = &mut resident.slots[place.at];
         resident.content_count -= u16::from(slot.message.is_some());
         resident.content_count += u16::from(message.is_some());
         let status = slot.status;
