@@ -149,7 +149,7 @@ fn a_flood_of_all_sizes_comes_out_in_order() {
         let len = match index {
             _ if index % 1000 == 999 => 200_000,
             _ if index % 400 == 399 => 33_000 + index,
-            _ if index % 7 == 0 => index % 40,
+            _ if index.is_multiple_of(7) => index % 40,
             _ => 900 + index % 300,
         };
         let text = format!("{index:08}");
@@ -162,7 +162,7 @@ fn a_flood_of_all_sizes_comes_out_in_order() {
         let channel = 1 + u16::from(index / 50 % 2 == 1);
         let message = Message::plain(body(index));
         c.push_publish(channel, "", &format!("flood.{channel}"), &message);
-        if index % 333 == 0 {
+        if index.is_multiple_of(333) {
             c.push(1, channel::Flow { active: true });
         }
     }
