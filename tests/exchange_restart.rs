@@ -132,7 +132,7 @@ fn delayed_messages_outlive_a_kill_with_their_time() {
     broker.kill();
     broker.restart();
     let mut c = client(&broker);
-    assert_eq!(c.queue_declare(1, "q", passive()).message_count, 0);
+    assert_eq!(c.message_count(1, "q"), 0);
     c.call::<exchange::DeclareOk>(1, declare("later", "x-delayed-message", true));
 }
 

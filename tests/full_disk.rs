@@ -2,11 +2,13 @@
 
 mod support;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use stratamq::amqp::method::connection;
 use support::TestBroker;
 use support::files::{log_bytes, verify};
+use support::numbered::{self, body, number_of};
 use support::raw::{Client, Message, Trouble, durable};
 use support::small_disk::SmallDisk;
 use support::status::Status;
@@ -15,28 +17,13 @@ use support::wait::wait_until;
 const CHANNEL: u16 = 1;
 const PAUSE: Duration = Duration::from_millis(200);
 
-fn padded(name: &str, len: usize) -> Vec<u8> {
-    let mut bytes = name.as_bytes().to_vec();
-    bytes.resize(len, b'.');
-    bytes
-}
+/// Length of bodies, unless it is said otherwise.
+const BODY_LEN: usize = 10_000;
+/// Length of messages that stay while others go.
+const STRAGGLER_LEN: usize = 40_000;
 
-fn publish_confirmed(client: &mut Client, queue: &str, bodies: &[String], len: usize) {
-    for body in bodies {
-        let message = Message::persistent(padded(body, len));
-        client.push_publish(CHANNEL, "", queue, &message);
-    }
-    client.flush().expect("the broker reads");
-}
-
-fn numbered(from: usize, count: usize) -> Vec<String> {
-    (from..from + count)
-        .map(|number| format!("{number:08}"))
-        .collect()
-}
-
-fn name_of(body: &[u8]) -> String {
-    String::from_utf8_lossy(body.get(..8).unwrap_or_default()).into_owned()
+fn push(client: &mut Client, queue: &str, numbers: Range<usize>) {
+    numbered::push(client, CHANNEL, queue, numbers, BODY_LEN);
 }
 
 /// MD-4: consumers go on, which is how an alarm ends.
@@ -51,15 +38,13 @@ fn at_zero_bytes_free_the_broker_starts_delivers_and_takes_acks() {
         client.queue_declare(CHANNEL, queue, durable());
     }
     client.confirm_select(CHANNEL);
-    let bodies = numbered(0, 600);
-    publish_confirmed(&mut client, "kept", &bodies, 10_000);
-    publish_confirmed(&mut client, "purged", &numbered(0, 100), 10_000);
-    publish_confirmed(&mut client, "deleted", &numbered(0, 100), 10_000);
+    push(&mut client, "kept", 0..600);
+    push(&mut client, "purged", 0..100);
+    push(&mut client, "deleted", 0..100);
     client.wait_confirms_upto(CHANNEL, 800);
     disk.fill();
     // Somebody does not stop publishing. What is confirmed must stay.
-    let more = numbered(600, 400);
-    publish_confirmed(&mut client, "kept", &more[..200], 10_000);
+    push(&mut client, "kept", 600..800);
     let mut confirmed = 800;
     while let Ok(ack) = client.try_next_confirm_within(CHANNEL, Duration::from_secs(2)) {
         confirmed = ack.delivery_tag;
@@ -76,10 +61,10 @@ fn at_zero_bytes_free_the_broker_starts_delivers_and_takes_acks() {
     let mut found = Vec::new();
     for _ in 0..certain {
         let delivered = client.next_delivery(CHANNEL);
-        found.push(name_of(&delivered.message.body));
+        found.push(number_of(&delivered.message.body));
         client.ack(CHANNEL, delivered.tag);
     }
-    assert_eq!(found, numbered(0, certain), "each once, in order");
+    assert!(found.into_iter().eq(0..certain), "each once, in order");
     assert_eq!(client.try_purge(CHANNEL, "purged").expect("purged"), 100);
     assert_eq!(client.queue_delete(CHANNEL, "deleted"), 100);
     drop(client);
@@ -90,7 +75,7 @@ fn at_zero_bytes_free_the_broker_starts_delivers_and_takes_acks() {
     wait_until("the alarm ends", || !Status::has_alarm(&broker));
     let mut client = broker.client(CHANNEL);
     client.confirm_select(CHANNEL);
-    publish_confirmed(&mut client, "kept", &["the last".to_owned()], 100);
+    push(&mut client, "kept", 0..1);
     client.wait_confirms_upto(CHANNEL, 1);
     assert!(client.get(CHANNEL, "purged").is_none());
 }
@@ -105,17 +90,17 @@ fn a_full_disk_blocks_publishers_with_a_reason_and_they_go_on_by_themselves() {
     let mut client = broker.client(CHANNEL);
     client.queue_declare(CHANNEL, "q", durable());
     client.confirm_select(CHANNEL);
-    publish_confirmed(&mut client, "q", &numbered(0, 300), 10_000);
+    push(&mut client, "q", 0..300);
     client.wait_confirms_upto(CHANNEL, 300);
     disk.fill();
     let mut sent = 300;
     wait_until("the publisher is blocked", || {
-        publish_confirmed(&mut client, "q", &numbered(sent, 20), 10_000);
+        push(&mut client, "q", sent..sent + 20);
         sent += 20;
         Status::has_alarm(&broker)
     });
     // Whoever publishes now is told.
-    publish_confirmed(&mut client, "q", &numbered(sent, 1), 10_000);
+    push(&mut client, "q", sent..sent + 1);
     sent += 1;
     let blocked: connection::Blocked = client.expect(0);
     assert_eq!(blocked.reason.as_str(), "low on disk");
@@ -146,7 +131,7 @@ fn leave_stragglers(client: &mut Client, mut publish: impl FnMut(&mut Client, us
     client.confirm_select(CHANNEL);
     for round in 0..40 {
         publish(client, round);
-        publish_confirmed(client, "crowd", &numbered(0, 100), 10_000);
+        push(client, "crowd", 0..100);
         let confirmed = 101 * round as u64;
         client.wait_confirms_upto_from(CHANNEL, confirmed, confirmed + 101);
         client.try_purge(CHANNEL, "crowd").expect("purged");
@@ -168,12 +153,12 @@ fn one_message_of_twenty_queues_in_each_segment_does_not_hold_the_disk() {
         client.bind(CHANNEL, &queue, "all", "");
     }
     leave_stragglers(&mut client, |client, round| {
-        let straggler = Message::persistent(padded(&format!("{round:08}"), 40_000));
+        let straggler = Message::persistent(body(round, STRAGGLER_LEN));
         client.publish(CHANNEL, "all", "", &straggler);
     });
     // 1.6 MB are alive: four times that, and the constant of the other tests.
     wait_until("the disk is given back", || {
-        publish_confirmed(&mut client, "crowd", &numbered(0, 1), 10_000);
+        push(&mut client, "crowd", 0..1);
         log_bytes(broker.data_dir()) <= (16 << 20) + 4 * 1_600_000
     });
     for number in [0, FAN_OUT - 1] {
@@ -181,10 +166,7 @@ fn one_message_of_twenty_queues_in_each_segment_does_not_hold_the_disk() {
         consumer.consume(CHANNEL, &format!("q{number}"), "c");
         for round in 0..40 {
             let delivered = consumer.next_delivery(CHANNEL);
-            assert_eq!(
-                delivered.message.body,
-                padded(&format!("{round:08}"), 40_000)
-            );
+            assert_eq!(delivered.message.body, body(round, STRAGGLER_LEN));
         }
     }
 }
@@ -199,11 +181,11 @@ fn hold_one_message_in_each_segment(index_flag: &str) {
     client.queue_declare(CHANNEL, "stragglers", durable());
     client.queue_declare(CHANNEL, "crowd", durable());
     leave_stragglers(&mut client, |client, round| {
-        publish_confirmed(client, "stragglers", &numbered(round, 1), 500);
+        numbered::push(client, CHANNEL, "stragglers", round..round + 1, 500);
     });
     // 20 KiB are alive. Spare, prepared and open segments, and the cold one, are the constant.
     wait_until("the disk is given back", || {
-        publish_confirmed(&mut client, "crowd", &numbered(0, 1), 10_000);
+        push(&mut client, "crowd", 0..1);
         log_bytes(broker.data_dir()) <= 16 << 20
     });
     let status = Status::of(&broker);
@@ -215,6 +197,6 @@ fn hold_one_message_in_each_segment(index_flag: &str) {
     consumer.consume(CHANNEL, "stragglers", "c");
     for round in 0..40 {
         let delivered = consumer.next_delivery(CHANNEL);
-        assert_eq!(name_of(&delivered.message.body), format!("{round:08}"));
+        assert_eq!(number_of(&delivered.message.body), round);
     }
 }

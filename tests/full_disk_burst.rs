@@ -11,7 +11,8 @@ use std::time::Duration;
 use stratamq::amqp::field_table::FieldTable;
 use stratamq::amqp::method::{connection, queue, tx};
 use support::TestBroker;
-use support::raw::{Client, Message, durable, passive};
+use support::numbered::{self, number_of};
+use support::raw::{Client, Message, durable};
 use support::small_disk::SmallDisk;
 use support::status::Status;
 use support::wait::wait_until;
@@ -25,23 +26,11 @@ const FAN_OUT: usize = 100;
 const STALLED: &str = "commits wait for room";
 
 fn body(number: usize) -> Vec<u8> {
-    let mut bytes = format!("{number:08}").into_bytes();
-    bytes.resize(BODY_LEN, b'.');
-    bytes
-}
-
-fn number_of(body: &[u8]) -> usize {
-    let digits = String::from_utf8_lossy(body.get(..8).unwrap_or_default()).into_owned();
-    digits.parse().expect("a body begins with its number")
+    numbered::body(number, BODY_LEN)
 }
 
 fn publish_confirmed(client: &mut Client, queue: &str, count: usize) {
-    client.confirm_select(CHANNEL);
-    for number in 0..count {
-        client.push_publish(CHANNEL, "", queue, &Message::persistent(body(number)));
-    }
-    client.flush().expect("the broker reads");
-    client.wait_confirms_upto(CHANNEL, u64::try_from(count).expect("a count"));
+    numbered::publish(client, CHANNEL, queue, count, BODY_LEN);
 }
 
 /// Six connections, and none of them waits for the others: large bodies, copies for very many queues, transactions.
@@ -78,12 +67,6 @@ fn burst(broker: &TestBroker) -> Vec<Client> {
         client
     };
     (0..6).map(publisher).collect()
-}
-
-fn message_count(client: &mut Client, queue: &str) -> u32 {
-    client
-        .queue_declare(CHANNEL, queue, passive())
-        .message_count
 }
 
 fn numbers_in(client: &mut Client, queue: &str) -> Vec<usize> {
@@ -143,10 +126,10 @@ fn acks_purges_and_deletes_do_not_wait_behind_a_burst_of_publishes() {
     broker.restart();
     disk.fill();
     let mut client = broker.client(CHANNEL);
-    assert_eq!(message_count(&mut client, "kept"), 100);
-    assert_eq!(message_count(&mut client, "purged"), 0);
-    assert_eq!(message_count(&mut client, "new"), 0);
-    assert!(u64::from(message_count(&mut client, "late")) >= confirmed);
+    assert_eq!(client.message_count(CHANNEL, "kept"), 100);
+    assert_eq!(client.message_count(CHANNEL, "purged"), 0);
+    assert_eq!(client.message_count(CHANNEL, "new"), 0);
+    assert!(u64::from(client.message_count(CHANNEL, "late")) >= confirmed);
     assert_eq!(
         numbers_in(&mut client, "kept"),
         (200..300).collect::<Vec<_>>()
@@ -218,7 +201,7 @@ fn dead_letters_wait_for_room_and_acks_do_not() {
     broker.restart();
     disk.fill();
     let mut client = broker.client(CHANNEL);
-    assert_eq!(message_count(&mut client, "acked"), 0);
+    assert_eq!(client.message_count(CHANNEL, "acked"), 0);
     let mut found = numbers_in(&mut client, "work");
     found.extend(numbers_in(&mut client, "dead"));
     let distinct: BTreeSet<usize> = found.iter().copied().collect();
@@ -245,7 +228,7 @@ fn a_broker_with_waiting_publishers_can_be_stopped_and_started_on_a_full_disk() 
         assert_eq!(status.code(), Some(0), "{}", broker.log());
         broker.restart();
         let mut client = broker.client(CHANNEL);
-        assert!(message_count(&mut client, "late") >= 300);
+        assert!(client.message_count(CHANNEL, "late") >= 300);
     }
     drop(publishers);
     disk.give_back();

@@ -5,13 +5,15 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use stratamq::amqp::field_table::FieldTable;
 use stratamq::amqp::method::queue;
 use support::TestBroker;
 use support::files::log_bytes;
-use support::raw::{Client, Message, durable, passive, transient};
+use support::numbered::{self, number_of};
+use support::raw::{Client, Message, durable, transient};
 use support::small_disk::SmallDisk;
 use support::status::Status;
 use support::wait::wait_until;
@@ -30,29 +32,14 @@ fn with_dead_letters_to(target: &str) -> queue::Declare {
     }
 }
 
-fn body(number: usize) -> Vec<u8> {
-    let mut bytes = format!("{number:08}").into_bytes();
-    bytes.resize(BODY_LEN, b'.');
-    bytes
-}
-
-fn name_of(body: &[u8]) -> String {
-    String::from_utf8_lossy(body.get(..8).unwrap_or_default()).into_owned()
-}
-
-fn push(client: &mut Client, queue: &str, numbers: std::ops::Range<usize>) {
-    for number in numbers {
-        client.push_publish(CHANNEL, "", queue, &Message::persistent(body(number)));
-    }
-    client.flush().expect("the broker reads");
+fn push(client: &mut Client, queue: &str, numbers: Range<usize>) {
+    numbered::push(client, CHANNEL, queue, numbers, BODY_LEN);
 }
 
 /// Publishes messages 0 to `count` and waits for their confirms.
 fn publish(broker: &TestBroker, queue: &str, count: usize) {
-    let mut client = broker.client(CHANNEL);
-    client.confirm_select(CHANNEL);
-    push(&mut client, queue, 0..count);
-    client.wait_confirms_upto(CHANNEL, u64::try_from(count).expect("a count"));
+    let client = &mut broker.client(CHANNEL);
+    numbered::publish(client, CHANNEL, queue, count, BODY_LEN);
 }
 
 /// Somebody publishes until he is stopped: the broker knows now that the disk is full. How many he had confirmed.
@@ -73,19 +60,13 @@ fn publish_until_stopped(broker: &TestBroker, queue: &str) -> u64 {
     confirmed
 }
 
-fn message_count(client: &mut Client, queue: &str) -> u32 {
-    client
-        .queue_declare(CHANNEL, queue, passive())
-        .message_count
-}
-
 /// How often each message is in the queue; it is empty then.
-fn drain(broker: &TestBroker, queue: &str) -> BTreeMap<String, usize> {
+fn drain(broker: &TestBroker, queue: &str) -> BTreeMap<usize, usize> {
     let mut client = broker.client(CHANNEL);
     let mut found = BTreeMap::new();
     while let Some(got) = client.get(CHANNEL, queue) {
         assert_eq!(got.message.body.len(), BODY_LEN);
-        *found.entry(name_of(&got.message.body)).or_default() += 1;
+        *found.entry(number_of(&got.message.body)).or_default() += 1;
         client.ack(CHANNEL, got.tag);
     }
     found
@@ -94,13 +75,13 @@ fn drain(broker: &TestBroker, queue: &str) -> BTreeMap<String, usize> {
 /// Each of messages 0 to `count` is in exactly one of the queues, once.
 #[track_caller]
 fn check_each_once(broker: &TestBroker, queues: &[&str], count: usize) {
-    let mut found: BTreeMap<String, usize> = BTreeMap::new();
+    let mut found: BTreeMap<usize, usize> = BTreeMap::new();
     for queue in queues {
-        for (name, times) in drain(broker, queue) {
-            *found.entry(name).or_default() += times;
+        for (number, times) in drain(broker, queue) {
+            *found.entry(number).or_default() += times;
         }
     }
-    let expected = (0..count).map(|number| (format!("{number:08}"), 1));
+    let expected = (0..count).map(|number| (number, 1));
     assert_eq!(found, expected.collect());
 }
 
@@ -118,14 +99,14 @@ fn rejected_messages_become_dead_letters_at_zero_bytes_free() {
     client.consume(CHANNEL, "work", "c");
     for number in 0..200 {
         let delivered = client.next_delivery(CHANNEL);
-        assert_eq!(name_of(&delivered.message.body), format!("{number:08}"));
+        assert_eq!(number_of(&delivered.message.body), number);
         if number < 100 {
             client.nack(CHANNEL, delivered.tag, false);
         }
     }
     let mut other = broker.client(CHANNEL);
     wait_until("they are dead letters", || {
-        message_count(&mut other, "dead") == 100
+        other.message_count(CHANNEL, "dead") == 100
     });
     // In whatever state that is on disk: no message is lost, and none is in both.
     broker.kill();
@@ -152,10 +133,10 @@ fn messages_expire_at_zero_bytes_free() {
     publish(&broker, "gone", 100);
     disk.fill();
     wait_until("they are dead letters", || {
-        message_count(&mut client, "dead") == 100
+        client.message_count(CHANNEL, "dead") == 100
     });
     wait_until("the others are gone", || {
-        message_count(&mut client, "gone") == 0
+        client.message_count(CHANNEL, "gone") == 0
     });
     broker.kill();
     broker.restart();
@@ -163,7 +144,7 @@ fn messages_expire_at_zero_bytes_free() {
     // Those whose end was not committed expire again.
     let mut client = broker.client(CHANNEL);
     wait_until("they are dead letters again", || {
-        message_count(&mut client, "dead") == 100
+        client.message_count(CHANNEL, "dead") == 100
     });
     check_each_once(&broker, &["kept", "dead"], 100);
     assert!(drain(&broker, "gone").is_empty());
@@ -237,7 +218,12 @@ fn transient_messages_need_no_disk() {
     disk.fill();
     client.confirm_select(CHANNEL);
     for number in 0..200 {
-        client.push_publish(CHANNEL, "", "t", &Message::plain(body(number)));
+        client.push_publish(
+            CHANNEL,
+            "",
+            "t",
+            &Message::plain(numbered::body(number, BODY_LEN)),
+        );
     }
     client.flush().expect("the broker reads");
     client.wait_confirms_upto(CHANNEL, 200);

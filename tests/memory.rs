@@ -201,15 +201,11 @@ fn drain(client: &mut Client, queue: &str, load: Load) -> u64 {
                 }
             }
             // A busy machine may be silent for long: only the queue itself knows that it is empty.
-            Err(raw::Trouble::Silent) if ready_count(client, queue) == 0 => return next,
+            Err(raw::Trouble::Silent) if client.message_count(7, queue) == 0 => return next,
             Err(raw::Trouble::Silent) => {}
             Err(trouble) => panic!("{trouble} after {next} messages"),
         }
     }
-}
-
-fn ready_count(client: &mut Client, queue: &str) -> u32 {
-    client.queue_declare(7, queue, raw::passive()).message_count
 }
 
 /// Floods a queue that nobody reads, then reads it.

@@ -295,6 +295,15 @@ fn writes_past_the_cache_are_read(disk: &dyn Disk) {
         }
         file.sync_data().expect("sync");
     }
+    // A handle of its own reads whole blocks past the cache.
+    let direct = disk.open(path, OpenMode::Read).expect("open");
+    direct.bypass_cache();
+    let blocks = &mut room[skipped..skipped + 4 * DIRECT_ALIGN_BYTES];
+    let len = direct
+        .read_at(blocks, DIRECT_ALIGN_BYTES as u64)
+        .expect("read");
+    assert_eq!(len, 4 * DIRECT_ALIGN_BYTES);
+    assert!(blocks.iter().all(|byte| *byte == 8));
 }
 
 const CLAIMS: &[Claim] = &[

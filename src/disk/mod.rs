@@ -105,12 +105,13 @@ pub trait DiskFile: Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
     /// fsync: as [`DiskFile::sync_data`], with all metadata.
     fn sync_all(&self) -> io::Result<()>;
-    /// Has what is written through this handle go past the system's cache from now on: it is on its way to the device when a
-    /// write returns, but no less in need of a sync. False where that is not possible, and writes go on as before. All
-    /// writes must then keep to [`DIRECT_ALIGN_BYTES`], nobody may write through another handle, and nobody may read
-    /// through this one: others read the same bytes.
+    /// Has what is written or read through this handle go past the system's cache from now on: it is on its way to the
+    /// device when a write returns, but no less in need of a sync. False where that is not possible, and everything goes on
+    /// as before. All writes and reads must then keep to [`DIRECT_ALIGN_BYTES`]; at the end of a file a read may be refused
+    /// that a cache would have served. Nobody may write through another handle than one that writes like this. Other
+    /// handles read the same bytes.
     fn bypass_cache(&self) -> bool;
-    /// Whether writes go past the cache: a file system that cannot may say so only when it meets the first one.
+    /// Whether it goes past the cache: a file system that cannot may say so only when it meets the first one.
     fn bypasses_cache(&self) -> bool;
     /// Drops clean cached pages, so that the next read comes from the device.
     fn drop_cache(&self) -> io::Result<()>;

@@ -49,10 +49,15 @@ pub(super) struct ReadQueue {
 impl ReadQueue {
     /// Takes over the reads that a call into the domain asked for.
     pub(super) fn add(&self, loads: &mut Vec<RunLoad>, fetches: &mut Vec<Fetch>) {
+        let count = loads.len() + fetches.len();
         let mut state = lock(&self.state);
         state.loads.extend(loads.drain(..));
         state.fetches.extend(fetches.drain(..));
-        self.wakes.notify_all();
+        drop(state);
+        // No more threads than there is work for.
+        for _ in 0..count.min(READER_THREADS) {
+            self.wakes.notify_one();
+        }
     }
 
     /// Ends the threads; what is still queued is forgotten.

@@ -9,7 +9,9 @@
 //! 2. Small records are copied out of the buffer, which the thread uses again: a message that stays long (unacked, or
 //!    in the outbox of a slow consumer) keeps its own bytes in memory and no others. The copy costs less than what it
 //!    replaces, a fresh zeroed buffer a read and a reference counter that all messages of a buffer fight for.
-//! 3. What only one queue has and was read in one piece leaves the cache of the system (see [`read_behind`]).
+//! 3. Long reads of what one queue alone has go past the cache of the system, into the buffer itself: no page is looked
+//!    for, filled, copied and given back. Where that is not possible, and in the segment that is written, they go through
+//!    the cache, and what was read leaves it (see [`read_behind`]). What several queues have is kept there for the others.
 //! 4. A read that fails is repeated record by record, so that each one gets the error that is its own.
 //!
 //! [`read_behind`]: super::read_behind
@@ -23,7 +25,7 @@ use bytes::Bytes;
 use super::error::ReadError;
 use super::read::check_shared;
 use super::types::{Lsn, Position, QueueId, SegmentId, Seq};
-use crate::disk::DiskFile;
+use crate::disk::{DIRECT_ALIGN_BYTES, DiskFile};
 
 /// Bytes that one read brings at most.
 const EXTENT_MAX_BYTES: usize = 1 << 20;
@@ -41,6 +43,19 @@ const BEHIND_MIN_BYTES: usize = 32 * 1024;
 #[derive(Debug, Default)]
 pub struct ReadBuffer(Vec<u8>);
 
+impl ReadBuffer {
+    /// `len` bytes that begin where a read past the cache may begin.
+    fn aligned(&mut self, len: usize) -> &mut [u8] {
+        let room = len + DIRECT_ALIGN_BYTES;
+        if self.0.len() < room {
+            self.0.resize(room, 0);
+        }
+        let start = self.0.as_ptr().addr();
+        let skip = start.next_multiple_of(DIRECT_ALIGN_BYTES) - start;
+        &mut self.0[skip..skip + len]
+    }
+}
+
 /// Files of records: the log's, or those of messages that are in no log.
 pub(crate) trait Source {
     /// What is below is in files.
@@ -51,7 +66,14 @@ pub(crate) trait Source {
     fn name(&self, number: SegmentId) -> String;
     /// The payload of one message, wherever it is.
     fn read_alone(&self, queue: QueueId, seq: Seq, position: Position) -> Result<Bytes, ReadError>;
-    /// These bytes of a file were read for the only queue that has messages there.
+    /// The file of this number for reads past the cache of the system, if it is one of a single queue as far as anybody
+    /// knows, nobody writes it, and the system can.
+    fn direct_file(&self, _number: SegmentId) -> Option<Arc<dyn DiskFile>> {
+        None
+    }
+    /// Reads of this file are better made through the cache: several queues want it, or the system cannot.
+    fn keep_cached(&self, _number: SegmentId) {}
+    /// These bytes of a file were read, through the cache, for the only queue that has messages there.
     fn read_behind(&self, _number: SegmentId, _bytes: Range<u32>) {}
 }
 
@@ -78,7 +100,9 @@ pub(crate) fn read_many(
     order.sort_by_key(|&index| wanted[index].1.lsn);
     for extent in extents(source.end(), wanted, &order) {
         let members = &order[extent.from..extent.to];
-        let bytes = read_extent(source, &extent, buffer);
+        let number = extent.start.lsn.segment();
+        let read = read_extent(source, &extent, buffer);
+        let bytes = read.bytes;
         let mut own_bytes = 0;
         for &index in members {
             let (seq, position) = wanted[index];
@@ -93,8 +117,13 @@ pub(crate) fn read_many(
                 None => source.read_alone(queue, seq, position),
             });
         }
-        if extent.len_bytes >= BEHIND_MIN_BYTES && own_bytes >= extent.len_bytes / 4 * 3 {
-            source.read_behind(extent.start.lsn.segment(), extent.bytes());
+        if extent.is_long() {
+            let is_own = own_bytes >= extent.len_bytes / 4 * 3;
+            match (is_own, read.is_direct) {
+                (true, false) => source.read_behind(number, extent.bytes()),
+                (false, true) => source.keep_cached(number),
+                (true, true) | (false, false) => {}
+            }
         }
     }
     let alone = wanted.iter().zip(results);
@@ -133,6 +162,11 @@ fn extents(written_lsn: Lsn, wanted: &[(Seq, Position)], order: &[usize]) -> Vec
 }
 
 impl Extent {
+    /// See [`BEHIND_MIN_BYTES`].
+    fn is_long(&self) -> bool {
+        self.len_bytes >= BEHIND_MIN_BYTES
+    }
+
     /// Where it lies in its file.
     fn bytes(&self) -> Range<u32> {
         let start = self.start.lsn.offset();
@@ -153,26 +187,68 @@ impl Extent {
     }
 }
 
-/// The bytes of an extent, fewer at the end of the file; `None` when they cannot be read.
-fn read_extent<'a>(
-    source: &impl Source,
-    extent: &Extent,
-    buffer: &'a mut ReadBuffer,
-) -> Option<&'a [u8]> {
-    let lsn = extent.start.lsn;
-    if buffer.0.len() < extent.len_bytes {
-        buffer.0.resize(extent.len_bytes, 0);
+/// What a read of an extent brought.
+struct Read<'a> {
+    /// The extent's bytes, fewer at the end of the file; `None` when they cannot be read.
+    bytes: Option<&'a [u8]>,
+    /// They came past the cache.
+    is_direct: bool,
+}
+
+/// Reads an extent: a long one past the cache, where that can be.
+fn read_extent<'a>(source: &impl Source, extent: &Extent, buffer: &'a mut ReadBuffer) -> Read<'a> {
+    let number = extent.start.lsn.segment();
+    let direct = match extent.is_long() {
+        true => source.direct_file(number),
+        false => None,
+    };
+    if let Some(file) = direct {
+        match read_direct(&*file, extent, buffer) {
+            Ok(within) => {
+                return Read {
+                    bytes: Some(&buffer.aligned(within.end)[within]),
+                    is_direct: true,
+                };
+            }
+            Err(error) => {
+                let path = source.name(number);
+                tracing::debug!(%error, path, "reads go through the cache of the system");
+                source.keep_cached(number);
+            }
+        }
     }
-    let bytes = &mut buffer.0[..extent.len_bytes];
-    let file = source.file(lsn.segment()).ok()?;
-    match file.read_at(bytes, u64::from(lsn.offset())) {
+    let bytes = buffer.aligned(extent.len_bytes);
+    let offset = u64::from(extent.start.lsn.offset());
+    let read = source
+        .file(number)
+        .and_then(|file| file.read_at(bytes, offset));
+    let bytes = match read {
         Ok(len) => Some(&bytes[..len]),
         Err(error) => {
-            let path = source.name(lsn.segment());
+            let path = source.name(number);
             tracing::debug!(%error, path, "a read of many records failed; each is read alone");
             None
         }
+    };
+    Read {
+        bytes,
+        is_direct: false,
     }
+}
+
+/// Reads the blocks that an extent lies in to the start of the buffer; where in it the extent is, or as much of it as the
+/// file has.
+fn read_direct(
+    file: &dyn DiskFile,
+    extent: &Extent,
+    buffer: &mut ReadBuffer,
+) -> io::Result<Range<usize>> {
+    let offset = extent.start.lsn.offset() as usize;
+    let skip = offset % DIRECT_ALIGN_BYTES;
+    let end = skip + extent.len_bytes;
+    let blocks = buffer.aligned(end.next_multiple_of(DIRECT_ALIGN_BYTES));
+    let len = file.read_at(blocks, (offset - skip) as u64)?;
+    Ok(skip.min(len)..end.min(len))
 }
 
 /// The bytes at `position`, fewer at the end of the file.

@@ -34,6 +34,8 @@ use crate::sync::lock;
 
 /// Segment files kept open for reading: bounds file descriptors, not data.
 const OPEN_FILES_MAX: usize = 128;
+/// Of them, those for reads past the cache: of a backlog the segments at its head are read.
+const DIRECT_FILES_MAX: usize = 16;
 /// Part of a record that its payload must at least be, or it is copied out so that it pins no larger buffer.
 const PAYLOAD_SHARE_MIN: usize = 4;
 
@@ -47,7 +49,15 @@ struct Opened {
 pub(crate) struct FileCache {
     disk: Arc<dyn Disk>,
     store: StoreId,
-    files: Mutex<BTreeMap<SegmentId, Opened>>,
+    files: Mutex<Files>,
+}
+
+/// See [`FileCache`].
+#[derive(Default)]
+struct Files {
+    opened: BTreeMap<SegmentId, Opened>,
+    /// Opened a second time, for reads past the cache; `None` where those go through it.
+    direct: BTreeMap<SegmentId, Option<Arc<dyn DiskFile>>>,
 }
 
 impl FileCache {
@@ -65,12 +75,11 @@ impl FileCache {
     /// # Errors
     /// Those of the disk; `InvalidData` when the file says that it is another one's.
     pub(crate) fn get(&self, segment: SegmentId) -> io::Result<Arc<dyn DiskFile>> {
-        let mut files = lock(&self.files);
+        let files = &mut lock(&self.files).opened;
         if let Some(opened) = files.get(&segment) {
             return Ok(Arc::clone(&opened.file));
         }
-        let file = self.disk.open(&segment_path(segment), OpenMode::Read)?;
-        self.check_identity(&*file, segment)?;
+        let file = self.open(segment)?;
         if files.len() >= OPEN_FILES_MAX {
             // The oldest segments are read least.
             files.pop_first();
@@ -81,6 +90,34 @@ impl FileCache {
         };
         files.insert(segment, opened);
         Ok(file)
+    }
+
+    fn open(&self, segment: SegmentId) -> io::Result<Arc<dyn DiskFile>> {
+        let file = self.disk.open(&segment_path(segment), OpenMode::Read)?;
+        self.check_identity(&*file, segment)?;
+        Ok(file)
+    }
+
+    /// The file of a segment for reads past the cache; `None` where they are not possible or not wanted.
+    fn direct(&self, segment: SegmentId) -> Option<Arc<dyn DiskFile>> {
+        let files = &mut lock(&self.files).direct;
+        if let Some(known) = files.get(&segment) {
+            return known.clone();
+        }
+        let file = self.open(segment).ok().filter(|file| file.bypass_cache());
+        if files.len() >= DIRECT_FILES_MAX {
+            files.pop_first();
+        }
+        files.insert(segment, file.clone());
+        file
+    }
+
+    /// Reads of a segment go through the cache from now on, as long as anybody remembers it.
+    fn keep_cached(&self, segment: SegmentId) {
+        let files = &mut lock(&self.files).direct;
+        if let Some(file) = files.get_mut(&segment) {
+            *file = None;
+        }
     }
 
     /// Refuses the file of another store or with another number: a record says neither, so one of those might pass for
@@ -97,10 +134,13 @@ impl FileCache {
 
     /// These bytes of a segment were read, and nobody will want them again.
     fn read_behind(&self, segment: SegmentId, bytes: Range<u32>) {
-        let dropped = lock(&self.files).get_mut(&segment).and_then(|opened| {
-            let bytes = opened.behind.add(bytes)?;
-            Some((Arc::clone(&opened.file), bytes))
-        });
+        let dropped = lock(&self.files)
+            .opened
+            .get_mut(&segment)
+            .and_then(|opened| {
+                let bytes = opened.behind.add(bytes)?;
+                Some((Arc::clone(&opened.file), bytes))
+            });
         let Some((file, bytes)) = dropped else { return };
         if let Err(error) = file.drop_range(u64::from(bytes.start)..u64::from(bytes.end)) {
             tracing::debug!(%error, "pages that were read stay in the cache");
@@ -108,7 +148,9 @@ impl FileCache {
     }
 
     pub(crate) fn forget(&self, segment: SegmentId) {
-        lock(&self.files).remove(&segment);
+        let mut files = lock(&self.files);
+        files.opened.remove(&segment);
+        files.direct.remove(&segment);
     }
 }
 
@@ -203,6 +245,14 @@ impl Source for Shared {
     }
     fn read_alone(&self, queue: QueueId, seq: Seq, position: Position) -> Result<Bytes, ReadError> {
         read(self, queue, seq, position)
+    }
+    fn direct_file(&self, segment: SegmentId) -> Option<Arc<dyn DiskFile>> {
+        // What is being written, or was gathered of several queues, is not read for one of them alone.
+        let is_sealed = !segment.is_cold() && segment != self.written_lsn().segment();
+        is_sealed.then(|| self.files.direct(segment)).flatten()
+    }
+    fn keep_cached(&self, segment: SegmentId) {
+        self.files.keep_cached(segment);
     }
     fn read_behind(&self, segment: SegmentId, bytes: Range<u32>) {
         // The one that is being written is left alone.

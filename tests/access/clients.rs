@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::support::TestBroker;
-use super::support::raw::{Client, Login, Message, durable, passive};
+use super::support::raw::{Client, Login, Message, durable};
 use super::support::wait::wait_until;
 use super::{broker, cli};
 
@@ -68,7 +68,7 @@ fn a_client_that_does_not_read_is_closed_all_the_same() {
         c.publish(1, "", "q", &Message::persistent(vec![b'x'; 64 << 10]));
     }
     c.wait_confirms_upto(1, u64::from(MESSAGES));
-    let mut ready = || c.queue_declare(1, "q", passive()).message_count;
+    let mut ready = || c.message_count(1, "q");
     cli(&broker, &["user", "add", "idler", "--password", "secret"]);
     cli(&broker, &["permission", "set", "idler", ".*", ".*", ".*"]);
     for close in [&["connection", "close"][..], &["user", "delete", "idler"]] {

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use stratamq::amqp::method::exchange;
 
 use super::support::TestBroker;
-use super::support::raw::{Client, Login, Message, durable, passive, text, transient};
+use super::support::raw::{Client, Login, Message, durable, text, transient};
 use super::{broker, cli, refusal};
 
 /// `stratamq WORDS` on the directory is refused; the line it says.
@@ -42,11 +42,11 @@ fn check_all_is_there(broker: &TestBroker, kept: &str) {
         c.publish(1, "", "q", &Message::persistent(format!("{kept}{number}")));
     }
     c.wait_confirms_upto(1, 3);
-    assert_eq!(c.queue_declare(1, "q", passive()).message_count, 1);
+    assert_eq!(c.message_count(1, "q"), 1);
     // Not routed: the alternate exchange of the policy gets it.
     c.publish(1, "x", "nowhere", &Message::persistent("over"));
     c.wait_confirm(1);
-    assert_eq!(c.queue_declare(1, "over", passive()).message_count, 1);
+    assert_eq!(c.message_count(1, "over"), 1);
     c.try_purge(1, "over").expect("it may be purged");
     let full = c.try_queue_declare(1, "third", transient());
     assert!(full.is_err(), "the limit of queues holds");
@@ -123,7 +123,7 @@ fn what_operators_said_survives_a_crash_and_a_stop() {
         c.publish(1, "", "q", &Message::persistent("m"));
     }
     c.queue_declare(1, "third", transient());
-    assert_eq!(c.queue_declare(1, "q", passive()).message_count, 4);
+    assert_eq!(c.message_count(1, "q"), 4);
     c.close();
 }
 
@@ -145,7 +145,7 @@ fn limit_of_a_policy_holds_after_a_restart() {
     cli(&broker, &["policy", "set", "p", "^q$", definition]);
     broker.restart();
     let mut c = broker.client(1);
-    assert_eq!(c.queue_declare(1, "q", passive()).message_count, 1);
+    assert_eq!(c.message_count(1, "q"), 1);
     let dead: Vec<String> = std::iter::from_fn(|| c.get(1, "dead"))
         .map(|got| got.message.body_text())
         .collect();

@@ -22,6 +22,7 @@
 )]
 
 pub(crate) mod files;
+pub(crate) mod numbered;
 pub(crate) mod raw;
 pub(crate) mod small_disk;
 pub(crate) mod status;

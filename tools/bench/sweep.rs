@@ -9,8 +9,9 @@
 //! | body | bytes of a body | one queue |
 //!
 //! The cost is the broker's processor time for a message, which a generator on the same machine disturbs less than the rate. All points
-//! are measured in rounds, there and back, each with a fixed number of messages. The column `x10` says by how much the cost grew for
-//! every tenfold step along the axis: near 1 is constant or logarithmic, 10 is linear.
+//! are measured in rounds, there and back, each with a fixed number of messages. The column `x10` says by how much the cost grew in
+//! the step from the point before, reckoned for a tenfold one: 1 is constant, 10 is linear, and above 2 it is worse than logarithmic.
+//! Below the table stands why, for axes with such a step.
 
 use crate::args::{AckMode, Args};
 use crate::broker::{Broker, OwnArgs};
@@ -24,6 +25,9 @@ use std::path::PathBuf;
 
 /// Bytes of all bodies of a point, at most: large bodies come in smaller numbers.
 const BODIES_MAX_BYTES: u64 = 1 << 30;
+/// A cost that is at most logarithmic does not grow by more in a tenfold step: from 10 to 100 the logarithm doubles, later it grows
+/// by less.
+const LOGARITHMIC_MAX: f64 = 2.0;
 /// Cells of the longest bar.
 const BAR_CELLS: usize = 30;
 
@@ -81,6 +85,21 @@ impl Axis {
         }
     }
 
+    /// Why the cost may grow by more than the logarithm somewhere along the axis; `None` where nothing accounts for it.
+    fn reason(self) -> Option<&'static str> {
+        match self {
+            Self::Queues => Some(
+                "a queue that was used long ago has left the processor's caches and is fetched from memory again; the step comes once",
+            ),
+            Self::Body => Some(
+                "each byte is read from a socket, copied into the message, copied into the output, written to a socket",
+            ),
+            Self::Connections | Self::Bindings | Self::BacklogPublished | Self::BacklogDrained => {
+                None
+            }
+        }
+    }
+
     fn points(self) -> &'static [u64] {
         match self {
             Self::Connections => &[1, 3, 10, 30, 100, 300],
@@ -112,7 +131,7 @@ struct Measured {
     /// 0 when it was too short to be counted.
     cpu_ns_per_message: f64,
     per_sec: f64,
-    /// The cost's growth for a tenfold step since the first point that was counted; `None` of that.
+    /// The cost's growth for a tenfold step, since the point before that was counted; `None` of the first.
     growth_of_a_tenfold: Option<f64>,
     rounds: Vec<Figures>,
 }
@@ -217,22 +236,38 @@ impl SweepReport {
             // A round whose processor time was too short to be counted says nothing.
             let counted = rounds.iter().filter(|figures| figures.per_cpu_sec > 0.0);
             let cpu_ns_per_message = median(counted.map(|figures| 1e9 / figures.per_cpu_sec));
-            let of_axis = |first: &&Measured| first.point.axis == point.axis;
-            let mut counted = measured
+            let of_axis = |before: &&Measured| before.point.axis == point.axis;
+            let counted = measured
                 .iter()
-                .filter(|first| first.cpu_ns_per_message > 0.0);
-            let first = counted.find(of_axis).filter(|_| cpu_ns_per_message > 0.0);
-            let first = first.map(|first| (first.point.at, first.cpu_ns_per_message));
+                .filter(|before| before.cpu_ns_per_message > 0.0);
+            let before = counted.rev().find(of_axis);
+            let before = before.filter(|_| cpu_ns_per_message > 0.0);
+            let before = before.map(|before| (before.point.at, before.cpu_ns_per_message));
             measured.push(Measured {
                 point: *point,
                 cpu_ns_per_message,
                 per_sec: median(rounds.iter().map(|figures| figures.per_sec)),
-                growth_of_a_tenfold: first
-                    .map(|first| growth_of_a_tenfold(first, (point.at, cpu_ns_per_message))),
+                growth_of_a_tenfold: before
+                    .map(|before| growth_of_a_tenfold(before, (point.at, cpu_ns_per_message))),
                 rounds,
             });
         }
         Self { points: measured }
+    }
+
+    /// Why the axes with a step that is worse than logarithmic have one, a line each.
+    fn reasons(&self) -> Vec<String> {
+        let is_steep = |each: &&Measured| {
+            each.growth_of_a_tenfold
+                .is_some_and(|growth| growth > LOGARITHMIC_MAX)
+        };
+        let mut steep: Vec<Axis> = self.points.iter().filter(is_steep).map(axis_of).collect();
+        steep.dedup();
+        let reason = |axis: Axis| axis.reason().unwrap_or("not accounted for");
+        let lines = steep.into_iter();
+        lines
+            .map(|axis| format!("{}: {}", axis.name(), reason(axis)))
+            .collect()
     }
 
     fn curves(&self) -> Vec<Curve> {
@@ -249,6 +284,10 @@ impl SweepReport {
         let curves = Axis::ALL.into_iter().map(curve);
         curves.filter(|curve| !curve.points.is_empty()).collect()
     }
+}
+
+fn axis_of(measured: &Measured) -> Axis {
+    measured.point.axis
 }
 
 /// By what the cost is multiplied when the size is multiplied by ten, between two points.
@@ -279,7 +318,16 @@ impl Table for SweepReport {
                 plot::bar(each.cpu_ns_per_message, most, BAR_CELLS),
             ]);
         }
-        grid.text()
+        let mut text = grid.text();
+        let reasons = self.reasons();
+        if !reasons.is_empty() {
+            text.push_str("\nworse than logarithmic somewhere:\n");
+            for reason in reasons {
+                text.push_str(&reason);
+                text.push('\n');
+            }
+        }
+        text
     }
 }
 
@@ -321,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_point_of_every_axis_is_its_base() {
+    fn growth_is_that_of_the_step_and_steep_ones_have_a_reason() {
         let cost = |ns: f64| {
             vec![Figures {
                 per_cpu_sec: 1e9 / ns,
@@ -331,11 +379,13 @@ mod tests {
         let points = [
             (Axis::Queues, 1),
             (Axis::Queues, 100),
+            (Axis::Queues, 1000),
             (Axis::Body, 10),
             (Axis::Body, 100),
         ];
         let points = points.map(|(axis, at)| Point { axis, at });
-        let rounds = vec![cost(100.0), cost(400.0), cost(30.0), cost(60.0)];
+        let costs = [100.0, 400.0, 400.0, 30.0, 90.0];
+        let rounds = costs.map(cost).to_vec();
         let report = SweepReport::new(&points, rounds);
         let growths: Vec<Option<u32>> = report
             .points
@@ -343,7 +393,9 @@ mod tests {
             .map(|each| each.growth_of_a_tenfold)
             .map(|growth| growth.map(|growth| format!("{growth:.0}").parse().expect("a number")))
             .collect();
-        assert_eq!(growths, [None, Some(2), None, Some(2)]);
+        assert_eq!(growths, [None, Some(2), Some(1), None, Some(3)]);
         assert_eq!(report.curves().len(), 2);
+        let [reason] = report.reasons().try_into().expect("one axis is steep");
+        assert!(reason.starts_with("body bytes: each byte"), "{reason}");
     }
 }

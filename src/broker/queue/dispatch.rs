@@ -40,6 +40,9 @@ impl QueueState {
         batch: &mut Batch,
         fresh: Option<Seq>,
     ) {
+        if self.slots.sums().ready_count == 0 && self.gets.is_empty() && self.rare.is_none() {
+            return;
+        }
         self.serve(queue, turn, batch);
         while !self.gets.is_empty() || !self.consumers.is_empty() {
             let seq = match self.next_ready() {
@@ -369,18 +372,22 @@ impl QueueState {
         seq: Seq,
         result: Result<Arc<Message>, FetchFailure>,
     ) {
-        let Some(slot) = self.slots.get(seq).filter(|slot| slot.is_fetching) else {
+        let Some(place) = self.slots.place_of(seq) else {
             return;
         };
+        let slot = self.slots.at(place);
+        if !slot.is_fetching {
+            return;
+        }
         let has_failed = slot.has_failed;
         let len_bytes = u64::from(slot.position().len_bytes);
         self.fetching_bytes = self.fetching_bytes.saturating_sub(len_bytes);
-        self.slots.update(seq, |slot| {
+        self.slots.update_at(place, |slot| {
             slot.is_fetching = false;
             slot.has_failed = result.is_err();
         });
         match result {
-            Ok(message) => self.slots.set_message(seq, Some(message)),
+            Ok(message) => self.slots.set_message_at(place, Some(message)),
             Err(failure) if has_failed => self.keep_aside(queue, turn, seq, &failure),
             Err(_) => {
                 self.fetch(queue, turn, seq);

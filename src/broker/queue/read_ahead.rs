@@ -103,14 +103,15 @@ impl QueueState {
 
     /// Asks for one body; the bytes of its record, 0 when it is in memory or on its way.
     pub(super) fn fetch(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>, seq: Seq) -> u64 {
-        let Some(slot) = self.slots.get(seq) else {
+        let Some(place) = self.slots.place_of(seq) else {
             return 0;
         };
+        let slot = self.slots.at(place);
         if slot.message.is_some() || slot.is_fetching {
             return 0;
         }
         let (position, is_spilled) = (slot.position(), slot.is_spilled());
-        self.slots.update(seq, |slot| slot.is_fetching = true);
+        self.slots.update_at(place, |slot| slot.is_fetching = true);
         self.fetching_bytes += u64::from(position.len_bytes);
         turn.effects.fetch(queue, seq, position, is_spilled);
         u64::from(position.len_bytes)

@@ -175,3 +175,67 @@ fn a_failed_large_read_is_repeated_record_by_record() {
     assert_eq!(failed, [3]);
     assert!(matches!(results[3], Err(ReadError::Io { .. })));
 }
+
+/// Messages of 1 KiB, every `shared`th of them also in another queue, in segments of which only the last one is written.
+fn backlog(can_bypass: bool, shared: u64) -> (Rig, LiveStore, Vec<(Seq, Position)>) {
+    let rig = Rig::new(Options {
+        segment_size_bytes: 256 * 1024,
+        ..Options::default()
+    });
+    rig.disk.set_bypass_supported(can_bypass);
+    let (store, _) = rig.open();
+    let queues = [QUEUE.0, 2];
+    for queue in queues {
+        store.create_queue(queue);
+    }
+    for number in 0..1000 {
+        let names = if number % shared == 0 { 2 } else { 1 };
+        store.publish(&queues[..names], &numbered_payload(number, 1024), 0);
+        if number % 50 == 0 {
+            store.commit().unwrap();
+        }
+    }
+    store.commit().unwrap();
+    let wanted = wanted(&store);
+    (rig, store, wanted)
+}
+
+#[test]
+fn long_reads_past_the_cache_bring_the_same_as_others() {
+    for (can_bypass, shared) in [(false, 9), (true, 1), (true, 2), (true, 9), (true, 5000)] {
+        let (_rig, store, mut wanted) = backlog(can_bypass, shared);
+        for _ in 0..2 {
+            check_all(&store, &wanted);
+        }
+        for from in [1, 37, 500] {
+            check_all(&store, &wanted[from..from + 200]);
+        }
+        wanted.sort_by_key(|(seq, _)| seq.0 * 7919 % 1000);
+        check_all(&store, &wanted);
+    }
+}
+
+#[test]
+fn a_long_read_past_the_cache_that_fails_is_made_through_it() {
+    let (rig, store, wanted) = backlog(true, 5000);
+    for read in 1..6 {
+        rig.disk.inject(Trigger::Read, read, Effect::Eio);
+        check_all(&store, &wanted);
+    }
+}
+
+#[test]
+fn a_flipped_bit_fails_one_message_past_the_cache_too() {
+    let (rig, store, wanted) = backlog(true, 5000);
+    let (_, position) = wanted[100];
+    let path = segment_path(position.lsn.segment());
+    let offset = u64::from(position.lsn.offset()) + 300;
+    rig.disk.flip_bit(&path, offset, 3).unwrap();
+    let results = store
+        .storage
+        .read_many(QUEUE, &wanted, &mut ReadBuffer::default());
+    for (at, result) in results.iter().enumerate() {
+        let is_damaged = matches!(result, Err(ReadError::Damaged { .. }));
+        assert_eq!(is_damaged, at == 100, "message {at}: {result:?}");
+    }
+}

@@ -217,6 +217,12 @@ impl Client {
             .map(|reply| reply.message_count)
     }
 
+    /// Messages of a queue that wait.
+    #[track_caller]
+    pub(crate) fn message_count(&mut self, channel: u16, queue: &str) -> u32 {
+        self.queue_declare(channel, queue, passive()).message_count
+    }
+
     /// Deletes a queue; how many messages went with it.
     #[track_caller]
     pub(crate) fn queue_delete(&mut self, channel: u16, queue: &str) -> u32 {

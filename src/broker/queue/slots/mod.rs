@@ -24,15 +24,16 @@ mod sums;
 mod tails;
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
-use self::run::{Body, Run};
+use self::run::{Body, Resident, Run};
 use self::tails::Tails;
 use crate::broker::message::Message;
 use crate::storage::run::{FiledRun, RUN_SEQS};
-use crate::storage::types::{Position, Seq};
+use crate::storage::types::{Position, Seq, SeqRange};
 
 pub(super) use self::paging::{PagedIn, Policy, Shed};
 pub(super) use self::slot::{SLOT_BYTES, Slot, Status};
@@ -84,16 +85,16 @@ pub(super) struct Slots {
     absent_count: u64,
     /// Slots of the runs in memory, used or not.
     slot_count: u64,
-    /// Runs that are in the index file only.
-    filed_count: u64,
+    /// Runs that are in the index file only: what memory holds of them sets their number a limit far below this one.
+    filed_count: u32,
     /// An entry had a time to live since the queue was last empty.
     may_expire: bool,
     /// Times to live mean nothing here.
     never_expires: bool,
     /// What is below may have been delivered before the start.
     redelivered_below: u64,
-    /// The slots of a run that ended, for the next one.
-    spare: Option<Vec<Slot>>,
+    /// A run that ended, for the next one.
+    spare: Option<Box<Resident>>,
 }
 
 impl Slots {
@@ -237,8 +238,8 @@ impl Slots {
                 // Most queues never have a second one.
                 self.runs.reserve_exact(1);
             }
-            let slots = self.fresh_slots(at);
-            self.runs.insert(at, Run::new(seq, slots));
+            let place = self.fresh_run(at);
+            self.runs.insert(at, Run::new(seq, place));
             at
         })
     }
@@ -313,21 +314,21 @@ impl Slots {
         resident.slots.get(resident.index_of(seq)?)
     }
 
-    fn slot_mut(&mut self, seq: Seq) -> Option<(&mut Slot, &mut u16)> {
-        let index = self.find_run(seq.0 / RUN_SEQS).ok()?;
-        let run = self.runs.get_mut(index)?;
-        let Body::Resident(resident) = &mut run.body else {
-            return None;
-        };
-        let at = resident.index_of(seq)?;
-        Some((resident.slots.get_mut(at)?, &mut run.ready_count))
-    }
-
     /// Changes fields of the entry `seq` that no sum depends on.
     pub(super) fn update(&mut self, seq: Seq, change: impl FnOnce(&mut Slot)) -> bool {
-        let Some((slot, _)) = self.slot_mut(seq) else {
+        let Some(place) = self.place_of(seq) else {
             return false;
         };
+        self.update_at(place, change);
+        true
+    }
+
+    /// As [`Slots::update`], of the entry at `place`.
+    pub(super) fn update_at(&mut self, place: Place, change: impl FnOnce(&mut Slot)) {
+        let Some(resident) = self.runs[place.run].resident_mut() else {
+            return;
+        };
+        let slot = &mut resident.slots[place.at];
         let before = (slot.status, slot.body_bytes(), slot.message.is_some());
         change(slot);
         debug_assert_eq!(
@@ -335,7 +336,6 @@ impl Slots {
             (slot.status, slot.body_bytes(), slot.message.is_some()),
             "status, size and content have their own methods"
         );
-        true
     }
 
     /// The message of the entry `seq` was written, to the log or to a spill file, in a record at `position`.
@@ -410,13 +410,17 @@ impl Slots {
 
     /// Sets or drops the content of the entry `seq`.
     pub(super) fn set_message(&mut self, seq: Seq, message: Option<Arc<Message>>) {
-        let Some((index, at)) = self.locate(seq) else {
+        if let Some(place) = self.place_of(seq) {
+            self.set_message_at(place, message);
+        }
+    }
+
+    /// Sets or drops the content of the entry at `place`.
+    pub(super) fn set_message_at(&mut self, place: Place, message: Option<Arc<Message>>) {
+        let Some(resident) = self.runs[place.run].resident_mut() else {
             return;
         };
-        let Some(resident) = self.runs[index].resident_mut() else {
-            return;
-        };
-        let slot = &mut resident.slots[at];
+        let slot = &mut resident.slots[place.at];
         resident.content_count -= u16::from(slot.message.is_some());
         resident.content_count += u16::from(message.is_some());
         let status = slot.status;
@@ -465,6 +469,54 @@ impl Slots {
         Some(slot)
     }
 
+    /// Ends the entries of `range` that are held and hands them out, ascending; others stay.
+    pub(super) fn end_held(&mut self, range: SeqRange, mut ended: impl FnMut(Seq, Slot)) {
+        let mut next = Some(range.first.0);
+        while let Some(from) = next.filter(|from| *from <= range.last.0) {
+            let number = from / RUN_SEQS;
+            let last = range.last.0.min(number * RUN_SEQS + (RUN_SEQS - 1));
+            if let Ok(index) = self.find_run(number) {
+                self.end_held_of_run(index, from..=last, &mut ended);
+            }
+            next = last.checked_add(1);
+        }
+    }
+
+    fn end_held_of_run(
+        &mut self,
+        index: usize,
+        seqs: RangeInclusive<u64>,
+        ended: &mut impl FnMut(Seq, Slot),
+    ) {
+        let Some(run) = self.runs.get_mut(index) else {
+            return;
+        };
+        let Body::Resident(resident) = &mut run.body else {
+            return;
+        };
+        let first = resident.first.max(*seqs.start());
+        let skip = usize::try_from(first - resident.first).unwrap_or(usize::MAX);
+        let slots = resident.slots.iter_mut().skip(skip);
+        for (seq, slot) in (first..=*seqs.end()).zip(slots) {
+            if slot.status != Status::Unacked {
+                continue;
+            }
+            let slot = std::mem::replace(slot, Slot::EMPTY);
+            resident.content_count -= u16::from(slot.message.is_some());
+            run.live_count -= 1;
+            self.sums.unacked_count -= 1;
+            self.sums.resident_bytes -= slot.resident_bytes();
+            self.absent_count -= u64::from(slot.message.is_none());
+            if self.ready_from == seq {
+                self.ready_from = seq.saturating_add(1);
+            }
+            ended(Seq(seq), slot);
+        }
+        if run.live_count == 0 {
+            self.end_run(index);
+        }
+    }
+
     /// Takes an entry out of the sums.
     fn forget(&mut self, slot: &Slot) {
         self.sums.subtract(slot.status, slot.body_bytes());
@@ -483,7 +535,7 @@ impl Slots {
         {
             self.slot_count -= resident.slots.len() as u64;
             resident.slots.clear();
-            self.spare = Some(resident.slots);
+            self.spare = Some(resident);
         }
         if self.sums.total_count() == 0 {
             self.rest();
