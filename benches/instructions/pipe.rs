@@ -15,7 +15,7 @@ use stratamq::broker::command::{Publish, Published};
 use stratamq::broker::effects::{AfterDurable, Effects};
 use stratamq::broker::journal::Journal;
 use stratamq::broker::outbox::{Outbox, OutboxItem, Wake};
-use stratamq::broker::queue;
+use stratamq::broker::queue::decode_body;
 use stratamq::broker::{Broker, BrokerOptions, Connection, User};
 use stratamq::disk::{Clock, Disk, RealClock, RealDisk};
 use stratamq::server::StorageJournal;
@@ -316,7 +316,7 @@ fn read_bodies(storage: &Storage, broker: &Broker, buffer: &mut ReadBuffer, effe
         let mut messages = Vec::with_capacity(fetch.wanted.len());
         storage.read_each(fetch.queue.id(), &fetch.wanted, buffer, |index, result| {
             let payload = result.expect("it is there");
-            messages.push((fetch.wanted[index].0, queue::decode_body(payload)));
+            messages.push((fetch.wanted[index].0, decode_body(payload)));
         });
         broker.fetched(&fetch.queue, messages, NOW_MS, effects);
     }
