@@ -156,9 +156,10 @@ fn every_invariant_has_a_test_that_names_it() {
 }
 
 /// Calls of the engine that wait for the disk.
-const BLOCKING: [&str; 7] = [
+const BLOCKING: [&str; 8] = [
     "storage.read(",
     "storage.read_many(",
+    "storage.read_each(",
     "storage.read_run(",
     "storage.checkpoint(",
     "storage.file_runs(",

@@ -15,7 +15,7 @@ use stratamq::broker::command::{Publish, Published};
 use stratamq::broker::effects::{AfterDurable, Effects};
 use stratamq::broker::journal::Journal;
 use stratamq::broker::outbox::{Outbox, OutboxItem, Wake};
-use stratamq::broker::queue::FetchFailure;
+use stratamq::broker::queue::decode_body;
 use stratamq::broker::{Broker, BrokerOptions, Connection, User};
 use stratamq::disk::{Clock, Disk, RealClock, RealDisk};
 use stratamq::server::StorageJournal;
@@ -161,6 +161,7 @@ pub(crate) struct Pipe {
     storage: Storage,
     broker: Broker,
     effects: Effects,
+    buffer: ReadBuffer,
     publisher: Peer,
     consumer: Peer,
     /// Batches of messages, which are given in turn.
@@ -187,6 +188,7 @@ impl Pipe {
             storage,
             broker: Broker::new(journal, BrokerOptions::default()),
             effects: Effects::default(),
+            buffer: ReadBuffer::default(),
             publisher: Peer::new(),
             consumer: Peer::new(),
             _directory: directory,
@@ -318,6 +320,7 @@ impl Pipe {
             storage,
             broker,
             effects,
+            buffer,
             publisher,
             consumer,
             ..
@@ -330,12 +333,12 @@ impl Pipe {
         peer.input.extend_from_slice(bytes);
         peer.session.receive(&mut peer.input, NOW_MS);
         peer.handle_events(broker, effects);
-        carry_out(storage, broker, effects);
+        carry_out(storage, broker, buffer, effects);
         for peer in [publisher, consumer] {
             peer.take_outbox(broker, effects);
             peer.session.handle_durable(storage.confirm_lsn());
             peer.handle_events(broker, effects);
-            carry_out(storage, broker, effects);
+            carry_out(storage, broker, buffer, effects);
             let output = peer.session.output();
             output.advance(output.remaining());
         }
@@ -343,11 +346,11 @@ impl Pipe {
 }
 
 /// What the server's threads do: here at once, and on this thread.
-fn carry_out(storage: &Storage, broker: &Broker, effects: &mut Effects) {
+fn carry_out(storage: &Storage, broker: &Broker, buffer: &mut ReadBuffer, effects: &mut Effects) {
     effects.wakes.clear();
     effects.wakes_commit = false;
     effects.timers.clear();
-    read_bodies(storage, broker, effects);
+    read_bodies(storage, broker, buffer, effects);
     while storage.step().expect("the disk works") {}
     while let Some((lsn, after)) = effects.after_durable.pop() {
         assert!(lsn <= storage.confirm_lsn(), "all of it is committed");
@@ -361,17 +364,14 @@ fn carry_out(storage: &Storage, broker: &Broker, effects: &mut Effects) {
 }
 
 /// What the reader threads do.
-fn read_bodies(storage: &Storage, broker: &Broker, effects: &mut Effects) {
-    let mut buffer = ReadBuffer::default();
+fn read_bodies(storage: &Storage, broker: &Broker, buffer: &mut ReadBuffer, effects: &mut Effects) {
     while let Some(fetch) = effects.fetches.pop() {
-        let results = storage.read_many(fetch.queue.id(), &fetch.wanted, &mut buffer);
-        let seqs = fetch.wanted.iter().map(|(seq, _)| *seq);
-        let bodies = seqs.zip(results.into_iter().map(|result| {
-            result.map_err(|error| FetchFailure {
-                reason: error.to_string(),
-            })
-        }));
-        broker.fetched(&fetch.queue, bodies.collect(), NOW_MS, effects);
+        let mut messages = Vec::with_capacity(fetch.wanted.len());
+        storage.read_each(fetch.queue.id(), &fetch.wanted, buffer, |index, result| {
+            let payload = result.expect("it is there");
+            messages.push((fetch.wanted[index].0, decode_body(payload)));
+        });
+        broker.fetched(&fetch.queue, messages, NOW_MS, effects);
     }
 }
 

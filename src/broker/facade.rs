@@ -8,8 +8,6 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
-use bytes::Bytes;
-
 use super::access::{Access, Account, LoginError, PasswordHash, Permissions, User};
 use super::command::ConsumerId;
 use super::connection::Connection;
@@ -238,15 +236,15 @@ impl Broker {
             .settle_aftermath(queue, aftermath, now_ms, effects);
     }
 
-    /// Bodies that `queue` asked for, or why they could not be read.
+    /// Bodies that `queue` asked for, each by [`queue::decode_body`], or why they could not be read.
     pub fn fetched(
         &self,
         queue: &QueueHandle,
-        results: Vec<(Seq, Result<Bytes, FetchFailure>)>,
+        messages: Vec<(Seq, Result<Arc<Message>, FetchFailure>)>,
         now_ms: u64,
         effects: &mut Effects,
     ) {
-        queue::fetched(&mut self.shared.turn(now_ms, effects), queue, results);
+        queue::fetched(&mut self.shared.turn(now_ms, effects), queue, messages);
     }
 
     /// The durable queues, of which some may have to know [sizes] that they do not know.

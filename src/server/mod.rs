@@ -411,3 +411,23 @@ fn reload_on_hangup(tls: Arc<Tls>) -> io::Result<()> {
     });
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_on_this_machine_is_not_paced() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let _client = TcpStream::connect(address).await.expect("a client");
+        let (stream, peer) = listener.accept().await.expect("a connection");
+        let before = SockRef::from(&stream).tcp_congestion().expect("a name");
+        spare_pacing(&stream, peer);
+        let after = SockRef::from(&stream).tcp_congestion().expect("a name");
+        assert!(!after.starts_with(b"bbr"), "{after:?}");
+        assert!(before == after || before.starts_with(b"bbr"), "{before:?}");
+    }
+}

@@ -12,9 +12,9 @@ use bytes::Bytes;
 
 use super::hub::Hub;
 use crate::broker::effects::{Effects, Fetch, RunLoad};
-use crate::broker::queue::FetchFailure;
+use crate::broker::queue::{self, FetchFailure};
 use crate::storage::run::FiledRun;
-use crate::storage::types::{ImageEntry, Position, QueueId, Seq};
+use crate::storage::types::{ImageEntry, QueueId};
 use crate::storage::{ReadBuffer, ReadError};
 use crate::sync::{lock, wait};
 
@@ -132,47 +132,41 @@ fn read_run(
     }
 }
 
-/// Reads bodies and gives them to their queue.
+/// Reads bodies and gives them to their queue. Each one becomes a message while its bytes are at hand.
 fn read_bodies(hub: &Hub, fetch: &Fetch, buffer: &mut ReadBuffer, effects: &mut Effects) {
-    let queue = &fetch.queue;
-    let results = read_all(hub, queue.id(), fetch.is_spilled, &fetch.wanted, buffer);
-    hub.broker.fetched(queue, results, hub.now_ms(), effects);
-}
-
-/// Reads bodies of one queue. What the system refuses may work a moment later (it ran out of file descriptors, say),
-/// and a message that cannot be read is out of reach until a restart: so that is tried again for a while.
-fn read_all(
-    hub: &Hub,
-    queue: QueueId,
-    is_spilled: bool,
-    wanted: &[(Seq, Position)],
-    buffer: &mut ReadBuffer,
-) -> Vec<(Seq, Result<Bytes, FetchFailure>)> {
+    let Fetch { queue, wanted, .. } = fetch;
     let spill = hub.memory.spill();
-    let results = if is_spilled {
-        spill.read_many(queue, wanted, buffer)
-    } else {
-        hub.storage.read_many(queue, wanted, buffer)
-    };
+    let mut messages = Vec::with_capacity(wanted.len());
     // For all of them: a device that is gone would keep this thread from the other queues for minutes.
     let mut attempts_left = READ_ATTEMPTS;
-    wanted
-        .iter()
-        .zip(results)
-        .map(|(&(seq, position), mut result)| {
-            while attempts_left > 0 && matches!(result, Err(ReadError::Io { .. })) {
-                attempts_left -= 1;
-                std::thread::sleep(READ_PAUSE);
-                result = if is_spilled {
-                    spill.read(queue, seq, position)
-                } else {
-                    hub.storage.read(queue, seq, position)
-                };
-            }
-            let result = result.map_err(|error| FetchFailure {
-                reason: error.to_string(),
-            });
-            (seq, result)
-        })
-        .collect()
+    let take = |index: usize, result| {
+        let (seq, position) = wanted[index];
+        let result = insist(&mut attempts_left, result, || match fetch.is_spilled {
+            true => spill.read(queue.id(), seq, position),
+            false => hub.storage.read(queue.id(), seq, position),
+        });
+        messages.push((seq, result.and_then(queue::decode_body)));
+    };
+    match fetch.is_spilled {
+        true => spill.read_each(queue.id(), wanted, buffer, take),
+        false => hub.storage.read_each(queue.id(), wanted, buffer, take),
+    }
+    hub.broker.fetched(queue, messages, hub.now_ms(), effects);
+}
+
+/// What the system refuses may work a moment later (it ran out of file descriptors, say), and a message that cannot be
+/// read is out of reach until a restart: so that is tried again for a while.
+fn insist(
+    attempts_left: &mut u32,
+    mut result: Result<Bytes, ReadError>,
+    read: impl Fn() -> Result<Bytes, ReadError>,
+) -> Result<Bytes, FetchFailure> {
+    while *attempts_left > 0 && matches!(result, Err(ReadError::Io { .. })) {
+        *attempts_left -= 1;
+        std::thread::sleep(READ_PAUSE);
+        result = read();
+    }
+    result.map_err(|error| FetchFailure {
+        reason: error.to_string(),
+    })
 }

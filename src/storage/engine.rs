@@ -309,6 +309,17 @@ impl Storage {
         super::gather::read_many(&*self.inner.shared, queue, wanted, buffer)
     }
 
+    /// As [`Storage::read_many`], in any order: `take` gets the index in `wanted` of each.
+    pub fn read_each(
+        &self,
+        queue: QueueId,
+        wanted: &[(Seq, Position)],
+        buffer: &mut ReadBuffer,
+        take: impl FnMut(usize, Result<Bytes, ReadError>),
+    ) {
+        super::gather::read_each(&*self.inner.shared, queue, wanted, buffer, take);
+    }
+
     /// Makes everything below `lsn` durable, in every mode.
     pub(super) fn sync_to(&self, lsn: Lsn) -> Result<(), StorageError> {
         let shared = &self.inner.shared;

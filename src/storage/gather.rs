@@ -94,28 +94,53 @@ pub(crate) fn read_many(
     wanted: &[(Seq, Position)],
     buffer: &mut ReadBuffer,
 ) -> Vec<Result<Bytes, ReadError>> {
-    let mut results: Vec<Option<Result<Bytes, ReadError>>> = Vec::new();
-    results.resize_with(wanted.len(), || None);
+    let mut results: Vec<_> = wanted.iter().map(|_| None).collect();
+    read_each(source, queue, wanted, buffer, |index, result| {
+        results[index] = Some(result);
+    });
+    let each = results.into_iter();
+    each.map(|result| result.expect("each of them was read"))
+        .collect()
+}
+
+/// Reads the payloads of messages of one queue, in any order: `take` gets the index in `wanted` of each.
+pub(crate) fn read_each(
+    source: &impl Source,
+    queue: QueueId,
+    wanted: &[(Seq, Position)],
+    buffer: &mut ReadBuffer,
+    mut take: impl FnMut(usize, Result<Bytes, ReadError>),
+) {
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     order.sort_by_key(|&index| wanted[index].1.lsn);
+    let read_alone = |index: usize| {
+        let (seq, position) = wanted[index];
+        source.read_alone(queue, seq, position)
+    };
+    let mut done = 0;
     for extent in extents(source.end(), wanted, &order) {
-        let members = &order[extent.from..extent.to];
+        for &index in &order[done..extent.from] {
+            take(index, read_alone(index));
+        }
+        done = extent.to;
         let number = extent.start.lsn.segment();
         let read = read_extent(source, &extent, buffer);
-        let bytes = read.bytes;
         let mut own_bytes = 0;
-        for &index in members {
+        for &index in &order[extent.from..extent.to] {
             let (seq, position) = wanted[index];
-            let gathered = bytes.and_then(|bytes| slice_of(bytes, extent.start, position));
+            let gathered = read
+                .bytes
+                .and_then(|bytes| slice_of(bytes, extent.start, position));
             let payload =
                 gathered.and_then(|record| check_shared(record, queue, seq, position).ok());
-            results[index] = Some(match payload {
+            let result = match payload {
                 Some((payload, is_shared)) => {
                     own_bytes += position.len_bytes as usize * usize::from(!is_shared);
                     Ok(Bytes::copy_from_slice(payload))
                 }
-                None => source.read_alone(queue, seq, position),
-            });
+                None => read_alone(index),
+            };
+            take(index, result);
         }
         if extent.is_long() {
             let is_own = own_bytes >= extent.len_bytes / 4 * 3;
@@ -126,12 +151,9 @@ pub(crate) fn read_many(
             }
         }
     }
-    let alone = wanted.iter().zip(results);
-    alone
-        .map(|(&(seq, position), result)| {
-            result.unwrap_or_else(|| source.read_alone(queue, seq, position))
-        })
-        .collect()
+    for &index in &order[done..] {
+        take(index, read_alone(index));
+    }
 }
 
 /// Groups what lies in files and close together. Long records and those that are not in a file yet are in no group.
@@ -320,6 +342,10 @@ mod tests {
     struct Watched<'a> {
         shared: &'a Shared,
         behind: Mutex<Vec<(SegmentId, Range<u32>)>>,
+        /// Reads past the cache may be tried.
+        is_direct: bool,
+        /// Reads past the cache that were tried, and messages that were read alone.
+        counts: Mutex<(u32, u32)>,
     }
 
     impl Source for Watched<'_> {
@@ -338,7 +364,16 @@ mod tests {
             seq: Seq,
             position: Position,
         ) -> Result<Bytes, ReadError> {
+            lock(&self.counts).1 += 1;
             self.shared.read_alone(queue, seq, position)
+        }
+        fn direct_file(&self, number: SegmentId) -> Option<Arc<dyn DiskFile>> {
+            let file = self.shared.direct_file(number).filter(|_| self.is_direct)?;
+            lock(&self.counts).0 += 1;
+            Some(file)
+        }
+        fn keep_cached(&self, number: SegmentId) {
+            self.shared.keep_cached(number);
         }
         fn read_behind(&self, number: SegmentId, bytes: Range<u32>) {
             lock(&self.behind).push((number, bytes));
@@ -367,6 +402,8 @@ mod tests {
         let watched = Watched {
             shared: &store.storage.inner.shared,
             behind: Mutex::default(),
+            is_direct: false,
+            counts: Mutex::default(),
         };
         let results = read_many(&watched, image.id, &wanted, &mut ReadBuffer::default());
         assert!(results.iter().all(Result::is_ok));
@@ -389,6 +426,53 @@ mod tests {
         assert_eq!(behind(&[1], |at| at % 2 == 0).len(), 0, "half is left");
         assert_eq!(behind(&[1], |at| at < 20).len(), 0, "too little");
         assert_eq!(behind(&[1, 2], |_| true).len(), 0, "two queues have it");
+    }
+
+    /// Reads past the cache that were tried, and messages that were read alone, while the messages of the first of
+    /// `queues` were read twice.
+    fn direct_reads(queues: &[u64]) -> (u32, u32) {
+        let disk = SimDisk::new(1);
+        disk.set_bypass_supported(true);
+        let options = Options {
+            segment_size_bytes: 256 * 1024,
+            ..Options::default()
+        };
+        let opened = LiveStore::open_by_hand(Arc::new(disk), Arc::new(SimClock::new(1)), options);
+        let (store, _) = opened.expect("a fresh store opens");
+        for queue in queues {
+            store.create_queue(*queue);
+        }
+        for number in 0..1000 {
+            store.publish(queues, &numbered_payload(number, 1024), 0);
+            if number % 50 == 0 {
+                store.commit().expect("it is written");
+            }
+        }
+        store.commit().expect("it is written");
+        let image = store.images().remove(0);
+        let entries = image.entries.iter();
+        let wanted: Vec<_> = entries.map(|entry| (entry.seq, entry.position)).collect();
+        let watched = Watched {
+            shared: &store.storage.inner.shared,
+            behind: Mutex::default(),
+            is_direct: true,
+            counts: Mutex::default(),
+        };
+        let mut buffer = ReadBuffer::default();
+        for _ in 0..2 {
+            let results = read_many(&watched, image.id, &wanted, &mut buffer);
+            assert!(results.iter().all(Result::is_ok));
+        }
+        watched.counts.into_inner().expect("nobody panicked")
+    }
+
+    #[test]
+    fn what_one_queue_has_is_read_past_the_cache_and_what_others_have_only_once() {
+        let (direct, alone) = direct_reads(&[1]);
+        assert_eq!(alone, 0, "the bytes are those of the extent");
+        let (shared, alone) = direct_reads(&[1, 2]);
+        assert_eq!(alone, 0, "the bytes are those of the extent");
+        assert!(direct >= 6 && direct == 2 * shared, "{direct} {shared}");
     }
 
     #[test]

@@ -186,6 +186,17 @@ impl Spill {
         gather::read_many(self, queue, wanted, buffer)
     }
 
+    /// Reads the payloads of messages of one queue; as [`super::Storage::read_each`].
+    pub fn read_each(
+        &self,
+        queue: QueueId,
+        wanted: &[(Seq, Position)],
+        buffer: &mut ReadBuffer,
+        take: impl FnMut(usize, Result<Bytes, ReadError>),
+    ) {
+        gather::read_each(self, queue, wanted, buffer, take);
+    }
+
     /// Reads the payload of one message.
     ///
     /// # Errors

@@ -510,11 +510,8 @@ fn dispatch_group(
 pub fn fetched(
     turn: &mut Turn<'_>,
     queue: &QueueHandle,
-    results: Vec<(Seq, Result<Bytes, FetchFailure>)>,
+    messages: Vec<(Seq, Result<Arc<Message>, FetchFailure>)>,
 ) {
-    // Before the lock: nobody waits meanwhile.
-    let decode = |(seq, result): (Seq, Result<Bytes, FetchFailure>)| (seq, decode(result));
-    let messages: Vec<_> = results.into_iter().map(decode).collect();
     let mut locked = Locked::one(queue);
     let mut batch = Batch::default();
     let (_, state) = locked.first();
@@ -526,11 +523,17 @@ pub fn fetched(
     turn.finish();
 }
 
-fn decode(result: Result<Bytes, FetchFailure>) -> Result<Arc<Message>, FetchFailure> {
-    let message = Message::decode_payload(result?).map_err(|error| FetchFailure {
-        reason: error.to_string(),
-    })?;
-    Ok(Arc::new(message))
+/// The message that the log stored as `payload`, for [`fetched`]: made before the queue's lock is taken.
+///
+/// # Errors
+/// The payload is not one that a broker wrote.
+pub fn decode_body(payload: Bytes) -> Result<Arc<Message>, FetchFailure> {
+    match Message::decode_payload(payload) {
+        Ok(message) => Ok(Arc::new(message)),
+        Err(error) => Err(FetchFailure {
+            reason: error.to_string(),
+        }),
+    }
 }
 
 /// Takes one message for `basic.get`.

@@ -66,7 +66,7 @@ use crate::amqp::short_string::ShortString;
 use crate::storage::types::{Lsn, Pusher, QueueId, Seq};
 use crate::sync::lock;
 
-pub use self::dispatch::{abandon_get, dispatch, fetched, get, outbox_drained};
+pub use self::dispatch::{abandon_get, decode_body, dispatch, fetched, get, outbox_drained};
 pub use self::image::ImageKind;
 pub use self::lifecycle::{cancel, consume, delete, purge, set_channel_prefetch, timer_due};
 pub use self::paging::{IndexLimits, run_loaded};

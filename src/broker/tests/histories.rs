@@ -111,7 +111,7 @@ fn a_dead_letter_is_remembered_when_somebody_took_it() {
             let bodies = fetch
                 .wanted
                 .iter()
-                .map(|(seq, _)| (*seq, Ok(payload.clone())));
+                .map(|(seq, _)| (*seq, queue::decode_body(payload.clone())));
             let turn = &mut broker.broker.shared.turn(now_ms, &mut client.effects);
             queue::fetched(turn, &fetch.queue, bodies.collect());
         }

@@ -275,7 +275,13 @@ impl Rig {
                     } else {
                         self.read(position)
                     };
-                    self.turn(|turn| super::fetched(turn, &fetch.queue, vec![(seq, result)]));
+                    self.turn(|turn| {
+                        super::fetched(
+                            turn,
+                            &fetch.queue,
+                            vec![(seq, result.and_then(super::decode_body))],
+                        )
+                    });
                 }
             }
         }

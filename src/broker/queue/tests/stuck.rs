@@ -208,7 +208,13 @@ fn a_letter_that_cannot_be_read_is_stuck_no_more() {
                     true => rig.read(position),
                     false => Err(FetchFailure { reason }),
                 };
-                rig.turn(|turn| fetched(turn, &fetch.queue, vec![(seq, result)]));
+                rig.turn(|turn| {
+                    fetched(
+                        turn,
+                        &fetch.queue,
+                        vec![(seq, result.and_then(crate::broker::queue::decode_body))],
+                    )
+                });
             }
         }
     }
