@@ -54,6 +54,12 @@ const CASES: &[Case] = &[
     }),
     ("durable-16", |count| pipe(Load::durable(16), count)),
     ("durable-1k", |count| pipe(Load::durable(1024), count)),
+    ("durable-1k-of-1", |count| {
+        pipe(Load::durable(1024).in_turn_to(1), count);
+    }),
+    ("durable-1k-of-1000", |count| {
+        pipe(Load::durable(1024).in_turn_to(1000), count);
+    }),
     ("durable-1k-single", |count| {
         pipe(Load::durable(1024).in_batches_of(1), count);
     }),

@@ -15,7 +15,7 @@ use stratamq::broker::command::{Publish, Published};
 use stratamq::broker::effects::{AfterDurable, Effects};
 use stratamq::broker::journal::Journal;
 use stratamq::broker::outbox::{Outbox, OutboxItem, Wake};
-use stratamq::broker::queue;
+use stratamq::broker::queue::decode_body;
 use stratamq::broker::{Broker, BrokerOptions, Connection, User};
 use stratamq::disk::{Clock, Disk, RealClock, RealDisk};
 use stratamq::server::StorageJournal;
@@ -35,8 +35,18 @@ pub(crate) struct Load {
     body_bytes: usize,
     is_durable: bool,
     queues: usize,
+    spread: Spread,
     batch: usize,
     backlog: Backlog,
+}
+
+/// How messages go to several queues.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spread {
+    /// Each to all of them.
+    Fanout,
+    /// Each to one, the next to the next queue, and acknowledged by itself.
+    InTurn,
 }
 
 /// Whether there is somebody who takes the messages.
@@ -60,6 +70,7 @@ impl Load {
             body_bytes,
             is_durable: false,
             queues: 1,
+            spread: Spread::Fanout,
             batch: 64,
             backlog: Backlog::None,
         }
@@ -87,6 +98,32 @@ impl Load {
 
     pub(crate) fn to_queues(self, queues: usize) -> Self {
         Self { queues, ..self }
+    }
+
+    /// Each message to one of them.
+    pub(crate) fn in_turn_to(self, queues: usize) -> Self {
+        let spread = Spread::InTurn;
+        Self {
+            queues,
+            spread,
+            ..self
+        }
+    }
+
+    /// Deliveries of one message.
+    fn copies(self) -> usize {
+        match self.spread {
+            Spread::Fanout => self.queues,
+            Spread::InTurn => 1,
+        }
+    }
+
+    /// Batches until the queues come in the same order again.
+    fn batches_in_turn(self) -> usize {
+        match self.spread {
+            Spread::Fanout => 1,
+            Spread::InTurn => self.queues.div_ceil(self.batch),
+        }
     }
 
     pub(crate) fn in_batches_of(self, batch: usize) -> Self {
@@ -127,8 +164,8 @@ pub(crate) struct Pipe {
     buffer: ReadBuffer,
     publisher: Peer,
     consumer: Peer,
-    /// One batch of messages.
-    stream: BytesMut,
+    /// Batches of messages, which are given in turn.
+    streams: Vec<BytesMut>,
     _directory: TempDir,
 }
 
@@ -144,7 +181,9 @@ impl Pipe {
         let (storage, _) = opened.expect("a fresh directory opens");
         let journal: Arc<dyn Journal> = Arc::new(StorageJournal(storage.clone()));
         let mut pipe = Self {
-            stream: messages(load),
+            streams: (0..load.batches_in_turn())
+                .map(|batch| messages(load, batch * load.batch))
+                .collect(),
             load,
             storage,
             broker: Broker::new(journal, BrokerOptions::default()),
@@ -209,9 +248,9 @@ impl Pipe {
     /// Publishes about `count` messages to a queue without a consumer; then takes all of them, if that is wanted.
     pub(crate) fn pile_up(&mut self, count: usize) {
         let rounds = (BACKLOG_BEFORE + count).div_ceil(self.load.batch);
-        let stream = self.stream.clone();
-        for _ in 0..rounds {
-            self.give(false, &stream);
+        let streams = self.streams.clone();
+        for stream in streams.iter().cycle().take(rounds) {
+            self.give(false, stream);
         }
         if self.load.backlog == Backlog::Kept {
             return;
@@ -239,20 +278,34 @@ impl Pipe {
     /// Publishes about `count` messages, and sees that all of them were delivered.
     pub(crate) fn carry(&mut self, count: usize) {
         let rounds = count.div_ceil(self.load.batch);
-        let stream = self.stream.clone();
-        for _ in 0..rounds {
+        let streams = self.streams.clone();
+        for stream in streams.iter().cycle().take(rounds) {
             let before = self.consumer.delivered_count;
-            self.give(false, &stream);
-            if self.load.is_durable {
-                let ack = basic::Ack {
-                    delivery_tag: self.consumer.delivered_count,
-                    multiple: true,
-                };
-                self.tell(true, 1, ack.into());
-            }
+            self.give(false, stream);
             let delivered = self.consumer.delivered_count - before;
-            assert_eq!(delivered, (self.load.batch * self.load.queues) as u64);
+            assert_eq!(delivered, (self.load.batch * self.load.copies()) as u64);
+            if self.load.is_durable {
+                self.acknowledge(before);
+            }
         }
+    }
+
+    /// Acknowledges all deliveries behind those that are acknowledged.
+    fn acknowledge(&mut self, acked_count: u64) {
+        let last = self.consumer.delivered_count;
+        let (tags, multiple) = match self.load.spread {
+            Spread::Fanout => (last..=last, true),
+            Spread::InTurn => (acked_count + 1..=last, false),
+        };
+        let mut bytes = BytesMut::new();
+        for delivery_tag in tags {
+            let ack = basic::Ack {
+                delivery_tag,
+                multiple,
+            };
+            Method::from(ack).encode(&mut bytes, 1);
+        }
+        self.give(true, &bytes);
     }
 
     fn tell(&mut self, is_consumer: bool, channel: u16, method: Method) {
@@ -316,7 +369,7 @@ fn read_bodies(storage: &Storage, broker: &Broker, buffer: &mut ReadBuffer, effe
         let mut messages = Vec::with_capacity(fetch.wanted.len());
         storage.read_each(fetch.queue.id(), &fetch.wanted, buffer, |index, result| {
             let payload = result.expect("it is there");
-            messages.push((fetch.wanted[index].0, queue::decode_body(payload)));
+            messages.push((fetch.wanted[index].0, decode_body(payload)));
         });
         broker.fetched(&fetch.queue, messages, NOW_MS, effects);
     }
@@ -433,11 +486,11 @@ fn handshake() -> Vec<(u16, Method)> {
     ]
 }
 
-/// A batch of messages as a publisher sends them.
-fn messages(load: Load) -> BytesMut {
-    let publish = match load.queues {
-        1 => basic::Publish {
-            routing_key: Load::queue_name(0),
+/// A batch of messages as a publisher sends them; the first one is the message `first` of all.
+fn messages(load: Load, first: usize) -> BytesMut {
+    let publish = |index: usize| match (load.spread, load.queues) {
+        (Spread::InTurn, _) | (_, 1) => basic::Publish {
+            routing_key: Load::queue_name(index % load.queues),
             ..basic::Publish::default()
         },
         _ => basic::Publish {
@@ -445,7 +498,6 @@ fn messages(load: Load) -> BytesMut {
             ..basic::Publish::default()
         },
     };
-    let publish = Method::from(publish);
     let mode = if load.is_durable { 2 } else { 1 };
     let properties = PropertiesBuilder::new()
         .set_delivery_mode(Some(mode))
@@ -456,8 +508,8 @@ fn messages(load: Load) -> BytesMut {
         body: &body,
     };
     let mut out = BytesMut::new();
-    for _ in 0..load.batch {
-        publish.encode(&mut out, 1);
+    for index in first..first + load.batch {
+        Method::from(publish(index)).encode(&mut out, 1);
         encode_content(&mut out, Lane::new(1, FRAME_MAX_DEFAULT), &content);
     }
     out

@@ -317,6 +317,12 @@ impl RawFrame<'_> {
     };
 }
 
+/// Bytes of the frame at the front of `input`, when it is complete, ends as it should and holds at most `payload_max_bytes`.
+#[must_use]
+pub(crate) fn front_len(input: &[u8], payload_max_bytes: u32) -> Option<usize> {
+    front(input, payload_max_bytes).map(|frame| frame.bytes.len())
+}
+
 /// The frame at the front of `input`, when it is complete, ends as it should and holds at most `payload_max_bytes`, slack
 /// included.
 pub(super) fn front(input: &[u8], payload_max_bytes: u32) -> Option<RawFrame<'_>> {

@@ -9,7 +9,7 @@ use super::message::Message;
 use super::queue::QueueHandle;
 use crate::amqp::field_table::FieldTable;
 use crate::amqp::short_string::ShortString;
-pub use crate::storage::types::{Lsn, Seq};
+pub use crate::storage::types::{Lsn, Seq, SeqRange};
 
 /// Names a consumer, unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,15 +88,46 @@ impl SettleOutcome {
     }
 }
 
-/// A delivered, unsettled message, as the session remembers it behind a delivery tag.
+/// Delivered, unsettled messages that follow each other in their queue, as the session remembers them behind delivery tags.
 #[derive(Clone, Debug)]
 pub struct Unacked {
-    /// Its queue.
+    /// Their queue.
     pub queue: QueueHandle,
-    /// Its place there.
-    pub seq: Seq,
-    /// Consumer that holds it; `None` for `basic.get`.
+    /// Their places there.
+    pub seqs: SeqRange,
+    /// Consumer that holds them; `None` for `basic.get`.
     pub consumer: Option<ConsumerId>,
+}
+
+impl Unacked {
+    /// How many they are.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        (self.seqs.last.0 - self.seqs.first.0).saturating_add(1)
+    }
+
+    /// Adds what stands behind `items` in the order of delivery: to the last of them where it follows that one in its queue.
+    /// So many deliveries of one queue are one item, and nobody else has to hold their queue.
+    pub fn join(
+        items: &mut Vec<Self>,
+        queue: &QueueHandle,
+        consumer: Option<ConsumerId>,
+        seqs: SeqRange,
+    ) {
+        if let Some(last) = items.last_mut()
+            && last.seqs.last.0.checked_add(1) == Some(seqs.first.0)
+            && last.consumer == consumer
+            && Arc::ptr_eq(&last.queue, queue)
+        {
+            last.seqs.last = seqs.last;
+            return;
+        }
+        items.push(Self {
+            queue: Arc::clone(queue),
+            seqs,
+            consumer,
+        });
+    }
 }
 
 /// What an exchange is called and how it routes, as declared.
@@ -266,7 +297,10 @@ impl Delivery {
     pub fn unacked(&self) -> Unacked {
         Unacked {
             queue: self.queue.clone(),
-            seq: self.seq,
+            seqs: SeqRange {
+                first: self.seq,
+                last: self.seq,
+            },
             consumer: self.consumer,
         }
     }

@@ -188,10 +188,19 @@ pub(super) struct ConsumerIndex {
 #[derive(Debug, Default)]
 #[repr(C)]
 pub(super) struct Consumers {
-    /// Highest priority first.
-    groups: Vec<Group>,
+    /// `None` when, and only when, there is nothing in it: most of very many queues have no consumer.
+    known: Option<Box<Known>>,
+    /// There is one, at least, that has not left.
+    is_any: bool,
     /// Nobody could take a message when last asked, and nothing that could change it has happened.
     is_exhausted: bool,
+}
+
+/// Those that are there, and those of whom something is left.
+#[derive(Debug, Default)]
+struct Known {
+    /// Highest priority first.
+    groups: SmallVec<[Group; 1]>,
     /// The only one that is served, where a queue wants just one.
     active: Option<ConsumerId>,
     /// Cancelled ones that still hold unacked messages: their channel's credit comes back through them.
@@ -199,21 +208,37 @@ pub(super) struct Consumers {
 }
 
 impl Consumers {
+    fn groups(&self) -> &[Group] {
+        self.known.as_ref().map_or(&[], |known| &known.groups)
+    }
+
+    fn groups_mut(&mut self) -> &mut [Group] {
+        self.known
+            .as_mut()
+            .map_or(&mut [], |known| &mut known.groups)
+    }
+
+    /// Some of them left.
+    fn tidy(&mut self) {
+        self.is_any = !self.groups().is_empty();
+        let is_over = |known: &mut Box<Known>| known.groups.is_empty() && known.departed.is_empty();
+        self.known.take_if(is_over);
+    }
+
     pub(super) fn count(&self) -> usize {
-        self.groups.iter().map(|group| group.members.len()).sum()
+        let groups = self.groups().iter();
+        groups.map(|group| group.members.len()).sum()
     }
 
     /// Reads a word of the consumer whose turn it is.
     pub(super) fn warm(&self) -> u32 {
-        let consumer = self
-            .groups
-            .first()
-            .and_then(|group| group.members.get(group.next));
+        let group = self.groups().first();
+        let consumer = group.and_then(|group| group.members.get(group.next));
         consumer.map_or(0, |consumer| consumer.unacked_count)
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.groups.is_empty()
+        !self.is_any
     }
 
     pub(super) fn has_exclusive(&self) -> bool {
@@ -221,7 +246,7 @@ impl Consumers {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Consumer> {
-        self.groups.iter().flat_map(|group| &group.members)
+        self.groups().iter().flat_map(|group| &group.members)
     }
 
     /// Something happened that may let a consumer take messages again.
@@ -232,7 +257,8 @@ impl Consumers {
     /// `outbox` has room, and has given back its note of the queue.
     pub(super) fn refresh_after(&mut self, outbox: &Arc<Outbox>) {
         self.refresh();
-        let all = self.groups.iter_mut().flat_map(|group| &mut group.members);
+        let groups = self.groups_mut().iter_mut();
+        let all = groups.flat_map(|group| &mut group.members);
         for consumer in all.filter(|consumer| consumer.is_noted) {
             consumer.is_noted = !Arc::ptr_eq(&consumer.spec.outbox, outbox);
         }
@@ -241,7 +267,8 @@ impl Consumers {
     /// `credit` has given back its note of the queue.
     pub(super) fn refresh_after_credit(&mut self, credit: &Arc<ChannelCredit>) {
         self.refresh();
-        let all = self.groups.iter_mut().flat_map(|group| &mut group.members);
+        let groups = self.groups_mut().iter_mut();
+        let all = groups.flat_map(|group| &mut group.members);
         for consumer in all.filter(|consumer| consumer.awaits_credit) {
             consumer.awaits_credit = !Arc::ptr_eq(&consumer.spec.channel_credit, credit);
         }
@@ -256,36 +283,30 @@ impl Consumers {
             is_noted: false,
             awaits_credit: false,
         };
-        match self
-            .groups
-            .binary_search_by(|group| priority.cmp(&group.priority))
-        {
-            Ok(at) => self.groups[at].members.push(consumer),
-            Err(at) => {
-                // Nearly always the only group.
-                self.groups.reserve_exact(1);
-                self.groups.insert(
-                    at,
-                    Group {
-                        priority,
-                        members: smallvec![consumer],
-                        next: 0,
-                    },
-                );
-            }
+        self.is_any = true;
+        let groups = &mut self.known.get_or_insert_default().groups;
+        match groups.binary_search_by(|group| priority.cmp(&group.priority)) {
+            Ok(at) => groups[at].members.push(consumer),
+            Err(at) => groups.insert(
+                at,
+                Group {
+                    priority,
+                    members: smallvec![consumer],
+                    next: 0,
+                },
+            ),
         }
     }
 
     /// Removes a consumer; what it holds stays unacked. True when it was there.
     pub(super) fn remove(&mut self, id: ConsumerId) -> bool {
         self.refresh();
-        if self.active == Some(id) {
-            self.active = None;
-        }
-        let Some(index) = self.find(id) else {
+        let index = self.find(id);
+        let (Some(known), Some(index)) = (&mut self.known, index) else {
             return false;
         };
-        let group = &mut self.groups[index.group];
+        known.active.take_if(|active| *active == id);
+        let group = &mut known.groups[index.group];
         let consumer = group.members.remove(index.member);
         if index.member < group.next {
             group.next -= 1;
@@ -294,27 +315,33 @@ impl Consumers {
             group.next = 0;
         }
         if group.members.is_empty() {
-            self.groups.remove(index.group);
+            known.groups.remove(index.group);
         }
         if consumer.unacked_count > 0 {
-            self.departed.push(consumer);
+            known.departed.push(consumer);
         }
+        self.tidy();
         true
     }
 
     /// Removes all of them, remembering who holds what.
     pub(super) fn remove_all(&mut self, mut told: impl FnMut(&ConsumerSpec)) {
-        for consumer in self.groups.drain(..).flat_map(|group| group.members) {
+        let Some(known) = &mut self.known else {
+            return;
+        };
+        for consumer in known.groups.drain(..).flat_map(|group| group.members) {
             told(&consumer.spec);
             if consumer.unacked_count > 0 {
-                self.departed.push(consumer);
+                known.departed.push(consumer);
             }
         }
-        self.active = None;
+        known.active = None;
+        self.tidy();
     }
 
     fn find(&self, id: ConsumerId) -> Option<ConsumerIndex> {
-        self.groups.iter().enumerate().find_map(|(group, members)| {
+        let mut groups = self.groups().iter().enumerate();
+        groups.find_map(|(group, members)| {
             let member = members
                 .members
                 .iter()
@@ -326,7 +353,7 @@ impl Consumers {
     /// False when nobody could take a message when last asked, and nothing happened since.
     #[inline]
     pub(super) fn may_take(&self) -> bool {
-        !self.is_exhausted && !self.groups.is_empty()
+        !self.is_exhausted && self.is_any
     }
 
     /// Who gets the next message.
@@ -348,7 +375,7 @@ impl Consumers {
     }
 
     fn pick_in_turn(&mut self, queue: &QueueHandle) -> Option<ConsumerIndex> {
-        if let [group] = &mut self.groups[..]
+        if let [group] = self.groups_mut()
             && let [only] = &mut group.members[..]
         {
             return only.can_take(queue).then_some(ConsumerIndex {
@@ -356,7 +383,7 @@ impl Consumers {
                 member: 0,
             });
         }
-        for (at, group) in self.groups.iter_mut().enumerate() {
+        for (at, group) in self.groups_mut().iter_mut().enumerate() {
             let (before, from_next) = group.members.split_at_mut(group.next);
             let in_turn = (group.next..).zip(from_next).chain((0..).zip(before));
             let found = in_turn
@@ -371,9 +398,11 @@ impl Consumers {
 
     /// Chooses the one that is served, if there is none: first by priority, then by age.
     pub(super) fn elect(&mut self) {
-        if self.active.is_none() {
-            let first = self.groups.first().and_then(|group| group.members.first());
-            self.active = first.map(|consumer| consumer.spec.id);
+        if let Some(known) = &mut self.known
+            && known.active.is_none()
+        {
+            let first = known.groups.first().and_then(|group| group.members.first());
+            known.active = first.map(|consumer| consumer.spec.id);
         }
     }
 
@@ -381,19 +410,20 @@ impl Consumers {
     /// takes over, once the active one has settled what it holds (SA-3).
     fn pick_active(&mut self, queue: &QueueHandle) -> Option<ConsumerIndex> {
         self.elect();
-        let mut index = self.find(self.active?)?;
+        let mut index = self.find(self.known.as_ref()?.active?)?;
         if index.group > 0 && queue.is_quorum() {
-            if self.groups[index.group].members[index.member].unacked_count > 0 {
+            let known = self.known.as_mut()?;
+            if known.groups[index.group].members[index.member].unacked_count > 0 {
                 return None;
             }
-            self.active = None;
+            known.active = None;
             self.elect();
             index = ConsumerIndex {
                 group: 0,
                 member: 0,
             };
         }
-        self.groups[index.group].members[index.member]
+        self.groups_mut()[index.group].members[index.member]
             .can_take(queue)
             .then_some(index)
     }
@@ -401,7 +431,7 @@ impl Consumers {
     /// Gives the consumer a message: takes its credit and passes the turn on. `None` when its channel
     /// ran out of credit meanwhile: pick again.
     pub(super) fn take(&mut self, index: ConsumerIndex) -> Option<&ConsumerSpec> {
-        let group = &mut self.groups[index.group];
+        let group = &mut self.groups_mut()[index.group];
         let consumer = &mut group.members[index.member];
         if !consumer.spec.is_no_ack {
             if !consumer.spec.channel_credit.try_take() {
@@ -424,16 +454,19 @@ impl Consumers {
     ) {
         self.refresh();
         if let Some(index) = self.find(id) {
-            let consumer = &mut self.groups[index.group].members[index.member];
+            let consumer = &mut self.groups_mut()[index.group].members[index.member];
             consumer.unacked_count = consumer.unacked_count.saturating_sub(count);
             consumer.spec.channel_credit.give_back(count, resumed);
-        } else if let Some(at) = self.departed.iter().position(|gone| gone.spec.id == id) {
-            let consumer = &mut self.departed[at];
+        } else if let Some(known) = &mut self.known
+            && let Some(at) = known.departed.iter().position(|gone| gone.spec.id == id)
+        {
+            let consumer = &mut known.departed[at];
             // A settlement that a panic cut short may have been counted before.
             consumer.unacked_count = consumer.unacked_count.saturating_sub(count);
             consumer.spec.channel_credit.give_back(count, resumed);
             if consumer.unacked_count == 0 {
-                self.departed.swap_remove(at);
+                known.departed.swap_remove(at);
+                self.tidy();
             }
         }
     }

@@ -484,13 +484,13 @@ const UNIFORM_RUN_MIN: usize = 8;
 struct Run {
     /// Index of the first one in the batch.
     first: usize,
-    /// Of the newest message.
+    /// Of `messages`.
     targets: SharedTargets,
     messages: Vec<Arc<Message>>,
     mixed: Vec<(Arc<Message>, SharedTargets)>,
     /// Queues of the run, one counted again when it comes back after another.
     queue_count: usize,
-    /// Those of `targets` that are in the log.
+    /// Those queues of the newest message that are in the log.
     logged: LoggedTargets,
     /// What it takes in the log, at most.
     log_bytes: u64,
@@ -513,8 +513,13 @@ impl Run {
         self.is_empty() || (self.log_bytes < RUN_MAX_BYTES && self.takes_targets(targets))
     }
 
+    /// Where the newest message goes.
+    fn newest_targets(&self) -> &SharedTargets {
+        self.mixed.last().map_or(&self.targets, |newest| &newest.1)
+    }
+
     fn takes_targets(&self, targets: &SharedTargets) -> bool {
-        is_same_set(&self.targets, targets)
+        is_same_set(self.newest_targets(), targets)
             || (self.messages.len() < UNIFORM_RUN_MIN
                 && self.queue_count + targets.len() <= GROUP_QUEUES_MAX)
     }
@@ -533,20 +538,23 @@ impl Run {
     /// Adds a message that the run takes.
     fn push(&mut self, message: Arc<Message>, targets: SharedTargets) {
         let is_first = self.is_empty();
-        if is_first || !is_same_set(&self.targets, &targets) {
+        let is_other = !is_first && !is_same_set(self.newest_targets(), &targets);
+        if is_first || is_other {
+            self.queue_count += targets.len();
+            self.logged = LoggedTargets::of(&targets);
+        }
+        self.log_bytes += self.logged.record_bytes(&message);
+        if is_first {
+            self.targets = targets;
+            self.messages.push(message);
+        } else if is_other || !self.mixed.is_empty() {
             let so_far = self.messages.drain(..);
             let same = &self.targets;
             self.mixed
                 .extend(so_far.map(|message| (message, Arc::clone(same))));
-            self.queue_count += targets.len();
-            self.logged = LoggedTargets::of(&targets);
-            self.targets = targets;
-        }
-        self.log_bytes += self.logged.record_bytes(&message);
-        if is_first || self.mixed.is_empty() {
-            self.messages.push(message);
+            self.mixed.push((message, targets));
         } else {
-            self.mixed.push((message, Arc::clone(&self.targets)));
+            self.messages.push(message);
         }
     }
 

@@ -11,6 +11,8 @@
 //! 2. A chunk that has no entry is dropped, so one that is never acknowledged costs 64 places, not all behind it.
 //! 3. A holder is known while it has entries; as many that have none are remembered as the channel has consumers, because
 //!    they will come back.
+//! 4. What is acknowledged is handed out in runs: of one holder, with tags and seqs that follow each other. Each costs one look
+//!    at its holder and, at most, one reference to its queue.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,7 +20,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::number_map::NumberMap;
-use crate::broker::command::{ConsumerId, Seq, Unacked};
+use crate::broker::command::{ConsumerId, Seq, SeqRange, Unacked};
 use crate::broker::queue::QueueHandle;
 
 /// Tags of one chunk.
@@ -60,8 +62,35 @@ impl AckScope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct UnknownTag(pub(super) u64);
 
-/// A delivery that may be acknowledged.
+/// Deliveries that may be acknowledged, with tags that follow each other: the first of these.
 pub(super) type Outstanding = (u64, Unacked);
+
+/// The same, as it is handed out: who wants to keep the queue has to hold it.
+pub(super) struct Taken<'a> {
+    /// The first tag.
+    pub(super) first: u64,
+    queue: &'a QueueHandle,
+    consumer: Option<ConsumerId>,
+    seqs: SeqRange,
+}
+
+impl Taken<'_> {
+    /// Adds it to what was handed out before it.
+    #[inline]
+    pub(super) fn join(&self, items: &mut Vec<Unacked>) {
+        Unacked::join(items, self.queue, self.consumer, self.seqs);
+    }
+
+    /// What is to be put back, maybe.
+    pub(super) fn outstanding(&self) -> Outstanding {
+        let unacked = Unacked {
+            queue: Arc::clone(self.queue),
+            seqs: self.seqs,
+            consumer: self.consumer,
+        };
+        (self.first, unacked)
+    }
+}
 
 /// Number of a holder, from 1; 0 where there is no delivery.
 pub(super) type HolderNumber = u32;
@@ -166,14 +195,14 @@ impl DeliveryTags {
         std::hint::black_box(ids.fold(0, |seen, id| seen ^ id));
     }
 
-    /// Hands the deliveries in `scope` to `settle`, in tag order.
+    /// Hands the deliveries in `scope` to `settle`, in tag order: together where both tags and seqs follow each other.
     ///
     /// # Errors
     /// The tag is not outstanding; then nothing has changed.
     pub(super) fn take(
         &mut self,
         scope: AckScope,
-        mut settle: impl FnMut(Outstanding),
+        mut settle: impl FnMut(Taken<'_>),
     ) -> Result<(), UnknownTag> {
         match scope {
             AckScope::All => self.take_upto(u64::MAX, &mut settle),
@@ -184,9 +213,7 @@ impl DeliveryTags {
             }
             AckScope::One(tag) => {
                 let index = self.find(tag).ok_or(UnknownTag(tag))?;
-                if let Some(unacked) = self.take_one(index, tag) {
-                    settle((tag, unacked));
-                }
+                self.take_run(index, tag, tag, &mut settle);
                 self.drop_empty(index);
             }
         }
@@ -195,18 +222,21 @@ impl DeliveryTags {
 
     /// Hands over all outstanding deliveries.
     pub(super) fn take_all(&mut self) -> Vec<Unacked> {
-        let mut all = Vec::with_capacity(self.count);
-        self.take_upto(u64::MAX, &mut |(_, unacked)| all.push(unacked));
+        let mut all = Vec::new();
+        self.take_upto(u64::MAX, &mut |taken: Taken<'_>| taken.join(&mut all));
         self.spare = None;
         all
     }
 
     /// Puts back what `take` gave, after a rollback.
     pub(super) fn restore(&mut self, outstanding: impl IntoIterator<Item = Outstanding>) {
-        for (tag, unacked) in outstanding {
-            let newest = self.holders.newest;
-            let holder = self.holders.add(newest, &unacked.queue, unacked.consumer);
-            self.put(tag, unacked.seq, holder);
+        for (first, unacked) in outstanding {
+            let seqs = unacked.seqs.first.0..=unacked.seqs.last.0;
+            for (tag, seq) in (first..).zip(seqs) {
+                let newest = self.holders.newest;
+                let holder = self.holders.add(newest, &unacked.queue, unacked.consumer);
+                self.put(tag, Seq(seq), holder);
+            }
         }
     }
 
@@ -306,30 +336,55 @@ impl DeliveryTags {
         chunk
     }
 
-    /// Ends one delivery of the chunk at `index`.
-    fn take_one(&mut self, index: usize, tag: u64) -> Option<Unacked> {
+    /// Ends the delivery `tag` of the chunk at `index`, and those up to `last`, of the same chunk, that go on where it ends; the
+    /// tag behind them.
+    fn take_run(
+        &mut self,
+        index: usize,
+        tag: u64,
+        last: u64,
+        settle: &mut impl FnMut(Taken<'_>),
+    ) -> u64 {
         self.warm_next(index, tag);
-        let chunk = self.chunks.get_mut(index)?;
-        let holder = std::mem::replace(&mut chunk.holders[place(tag)], NOBODY);
-        if holder == NOBODY {
-            return None;
+        let Some(chunk) = self.chunks.get_mut(index) else {
+            return tag + 1;
+        };
+        let number = chunk.holders[place(tag)];
+        if number == NOBODY {
+            return tag + 1;
         }
-        chunk.count -= 1;
-        self.count -= 1;
-        let seq = Seq(chunk.seqs[place(tag)]);
-        Some(self.holders.release(holder, seq))
+        let first = chunk.seqs[place(tag)];
+        let places = place(tag)..place(last) + 1;
+        let held = chunk.holders.get_mut(places.clone()).unwrap_or_default();
+        let seqs = chunk.seqs.get(places).unwrap_or_default();
+        let mut count = 0;
+        for ((holder, seq), expected) in held.iter_mut().zip(seqs).zip(first..) {
+            if *holder != number || *seq != expected {
+                break;
+            }
+            *holder = NOBODY;
+            count += 1;
+        }
+        chunk.count -= count;
+        self.count -= count as usize;
+        let seqs = SeqRange {
+            first: Seq(first),
+            last: Seq(first + u64::from(count - 1)),
+        };
+        self.holders.release(number, tag, count, seqs, settle);
+        tag + u64::from(count)
     }
 
-    fn take_upto(&mut self, last: u64, settle: &mut impl FnMut(Outstanding)) {
+    fn take_upto(&mut self, last: u64, settle: &mut impl FnMut(Taken<'_>)) {
         while let Some(chunk) = self.chunks.front() {
             let first = chunk.number * CHUNK_TAGS;
             if first > last {
                 return;
             }
-            for tag in first..=last.min(first + (CHUNK_TAGS - 1)) {
-                if let Some(unacked) = self.take_one(0, tag) {
-                    settle((tag, unacked));
-                }
+            let end = last.min(first + (CHUNK_TAGS - 1));
+            let mut tag = first;
+            while tag <= end {
+                tag = self.take_run(0, tag, end, settle);
             }
             if !self.drop_empty(0) {
                 return;
@@ -450,22 +505,30 @@ impl Holders {
         number
     }
 
-    /// A delivery ends.
-    fn release(&mut self, number: HolderNumber, seq: Seq) -> Unacked {
+    /// Deliveries end, of which `first` is the first tag.
+    fn release(
+        &mut self,
+        number: HolderNumber,
+        first: u64,
+        count: u32,
+        seqs: SeqRange,
+        settle: &mut impl FnMut(Taken<'_>),
+    ) {
         let holder = self
             .get_mut(number)
             .expect("a holder is known while it has deliveries");
-        holder.count -= 1;
-        let unacked = Unacked {
-            queue: Arc::clone(&holder.queue),
-            seq,
+        holder.count -= count;
+        let is_idle = holder.count == 0;
+        settle(Taken {
+            first,
+            queue: &holder.queue,
             consumer: holder.consumer,
-        };
-        if holder.count == 0 {
+            seqs,
+        });
+        if is_idle {
             self.idle_count += 1;
             self.limit_idle();
         }
-        unacked
     }
 
     /// Keeps (3).
@@ -519,7 +582,7 @@ mod tests {
 
     fn taken(tags: &mut DeliveryTags, scope: AckScope) -> Result<Vec<Outstanding>, UnknownTag> {
         let mut taken = Vec::new();
-        tags.take(scope, |outstanding| taken.push(outstanding))?;
+        tags.take(scope, |run| taken.push(run.outstanding()))?;
         Ok(taken)
     }
 
@@ -551,20 +614,22 @@ mod tests {
                 .iter()
                 .flat_map(|queue| [None, Some(ConsumerId(1)), Some(ConsumerId(2))].map(|id| (queue.clone(), id)))
                 .collect();
+            // Some follow each other, so that there are runs.
+            let holder_of = |seq: u64| &holders[usize::try_from(seq / 3).unwrap() * 7 % holders.len()];
             let mut tags = DeliveryTags::default();
             let mut model = BTreeSet::new();
             for step in steps {
                 match step {
                     Step::Deliver { count } => for _ in 0..count {
                         let seq = Seq(tags.last_tag + 1);
-                        let (queue, consumer) = &holders[usize::try_from(seq.0).unwrap() * 7 % holders.len()];
+                        let (queue, consumer) = holder_of(seq.0);
                         model.insert(tags.next(queue, seq, *consumer));
                     },
                     Step::Settled => { tags.next_settled(); }
                     Step::Take { tag, is_multiple } => {
                         let scope = AckScope::new(tag, is_multiple);
                         let actual = taken(&mut tags, scope)
-                            .map(|taken| taken.into_iter().map(|(tag, _)| tag).collect::<Vec<_>>());
+                            .map(|taken| taken.into_iter().flat_map(|(tag, run)| tag..tag + run.count()).collect::<Vec<_>>());
                         prop_assert_eq!(actual, expected(&mut model, scope));
                     }
                     Step::Rollback { tag } => {
@@ -585,10 +650,12 @@ mod tests {
             }
             let all = tags.take_all();
             for unacked in &all {
-                let (queue, consumer) = &holders[usize::try_from(unacked.seq.0).unwrap() * 7 % holders.len()];
-                prop_assert!(Arc::ptr_eq(&unacked.queue, queue) && unacked.consumer == *consumer);
+                for seq in unacked.seqs.first.0..=unacked.seqs.last.0 {
+                    let (queue, consumer) = holder_of(seq);
+                    prop_assert!(Arc::ptr_eq(&unacked.queue, queue) && unacked.consumer == *consumer);
+                }
             }
-            let seqs: Vec<u64> = all.iter().map(|unacked| unacked.seq.0).collect();
+            let seqs: Vec<u64> = all.iter().flat_map(|unacked| unacked.seqs.first.0..=unacked.seqs.last.0).collect();
             prop_assert_eq!(seqs, model.into_iter().collect::<Vec<_>>());
         }
     }

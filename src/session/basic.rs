@@ -175,7 +175,9 @@ impl Session {
             return self.settle_now(id, scope, outcome, method);
         };
         let mut items = Vec::new();
-        let taken = channel.tags.take(scope, |item| items.push(item));
+        let taken = channel
+            .tags
+            .take(scope, |run| items.push(run.outstanding()));
         taken.map_err(|tag| unknown_tag(tag.0, method))?;
         if !items.is_empty() {
             transaction.settlements.push((outcome, items));
@@ -206,11 +208,11 @@ impl Session {
             } = command
             && *other == id
         {
-            let taken = channel.tags.take(scope, |(_, unacked)| items.push(unacked));
+            let taken = channel.tags.take(scope, |run| run.join(items));
             return taken.map_err(|tag| unknown_tag(tag.0, method));
         }
         let mut items = Vec::new();
-        let taken = channel.tags.take(scope, |(_, unacked)| items.push(unacked));
+        let taken = channel.tags.take(scope, |run| run.join(&mut items));
         taken.map_err(|tag| unknown_tag(tag.0, method))?;
         if !items.is_empty() {
             channel.unneeded_answer_count += 1;

@@ -65,6 +65,7 @@ impl Session {
     /// many queues, the processor fetches it side by side that way; one delivery after the other would wait for each.
     pub fn warm<'a>(&self, deliveries: impl Iterator<Item = &'a OutboxItem>) {
         let mut last = None;
+        let mut last_channel = None;
         let mut seen = 0;
         for item in deliveries {
             let OutboxItem::Deliver(delivery) = item else {
@@ -72,9 +73,12 @@ impl Session {
             };
             if last != Some((delivery.channel, delivery.consumer)) {
                 last = Some((delivery.channel, delivery.consumer));
-                if let (Some(channel), Some(consumer)) =
-                    (self.channels.get(&delivery.channel), delivery.consumer)
-                {
+                let channel = match last_channel {
+                    Some((id, channel)) if id == delivery.channel => channel,
+                    _ => self.channels.get(&delivery.channel),
+                };
+                last_channel = Some((delivery.channel, channel));
+                if let (Some(channel), Some(consumer)) = (channel, delivery.consumer) {
                     let taker = channel.consumers.taker(consumer);
                     seen ^= taker.map_or(0, |taker| channel.tags.warm_holder(taker.holder));
                 }

@@ -70,7 +70,7 @@ mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 
 pub use event::{Event, Login, LoginRefused, Mechanism, Proof};
 pub use options::{ChannelBudget, External, Mechanisms, SessionOptions};
@@ -95,6 +95,8 @@ pub const OUTPUT_HIGH_BYTES: usize = 1024 * 1024;
 pub const HELD_FRAMES_MAX: usize = 4096;
 /// Bytes in those frames above which nothing is read.
 pub const HELD_BYTES_MAX: usize = 1024 * 1024;
+/// Payloads up to this are copied out of a buffer that is not to be shared.
+const COPIED_FRAME_MAX_BYTES: u32 = 32 * 1024;
 
 /// The server's side of one connection. See the module.
 #[derive(Debug)]
@@ -247,14 +249,39 @@ impl Session {
     }
 
     /// Takes complete frames from `input`; the start of an incomplete one stays in it, and so does
-    /// everything from the moment when [`wants_input`](Self::wants_input) turned false. `input` must be
-    /// the same buffer every time, with new bytes added at its end.
+    /// everything from the moment when [`wants_input`](Self::wants_input) turned false. `input` must hold
+    /// what was left the last time, with new bytes added at its end.
     pub fn receive(&mut self, input: &mut BytesMut, now_ms: u64) {
-        self.now_ms = now_ms;
-        self.received_total += input.len().saturating_sub(self.input_left) as u64;
+        self.count_input(input, now_ms);
         while self.wants_input() && (self.receive_publishes(input) || self.receive_one(input)) {}
         self.input_left = input.len();
         self.is_input_stalled = !input.is_empty() && !self.wants_input();
+    }
+
+    /// Does the same as [`receive`](Self::receive) as long as frames are small; afterwards nothing shares the memory of `input`,
+    /// so what is left may move to another buffer. To be followed by `receive` with that.
+    pub fn receive_copied(&mut self, input: &mut BytesMut, now_ms: u64) {
+        self.count_input(input, now_ms);
+        while self.is_running()
+            && self.wants_input()
+            && (self.receive_publishes(input) || self.receive_copy(input))
+        {}
+        self.input_left = input.len();
+    }
+
+    fn count_input(&mut self, input: &BytesMut, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.received_total += input.len().saturating_sub(self.input_left) as u64;
+    }
+
+    /// Takes a copy of the frame at the front of `input`, unless it is large or not as it should be.
+    fn receive_copy(&mut self, input: &mut BytesMut) -> bool {
+        let Some(len) = frame::front_len(input, COPIED_FRAME_MAX_BYTES) else {
+            return false;
+        };
+        let mut copy = BytesMut::from(&input[..len]);
+        input.advance(len);
+        self.receive_one(&mut copy)
     }
 
     /// True when [`receive`](Self::receive) left frames that it can take now: call it again without waiting

@@ -10,6 +10,8 @@
 //! 1. What was encoded stays where it is: a segment that is full is followed by another one instead of growing.
 //! 2. Whoever sends little has one small segment. Large ones follow when that is full; the last two are kept for what comes
 //!    next, until [`Output::rest`].
+//! 3. Whoever has much to send is lent one segment larger than these ([`Output::lend`]), for as long as it takes the socket to
+//!    take it: a write of few long parts costs the kernel, and wakes the client, less often than one of many.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -55,6 +57,10 @@ pub struct Output {
     taken: usize,
     /// A segment for what comes next.
     spare: Option<BytesMut>,
+    /// Bytes of the segment that was lent; 0 when there is none here.
+    lent_bytes: usize,
+    /// That segment, when all of it has left.
+    returned: Option<BytesMut>,
     /// Bytes ever taken out, for heartbeats.
     written_total: u64,
 }
@@ -91,6 +97,33 @@ impl Output {
         }
     }
 
+    /// Takes what `lend` gives, an empty buffer larger than the segments here, for what comes next; nothing while it has one.
+    pub fn lend(&mut self, lend: impl FnOnce() -> BytesMut) {
+        if self.lent_bytes > 0 {
+            return;
+        }
+        let lent = lend();
+        self.lent_bytes = lent.capacity();
+        let before = std::mem::replace(&mut self.tail, lent);
+        match before.is_empty() {
+            true => self.recycle(Chunk::Copied(before)),
+            false => self.push(Chunk::Copied(before)),
+        }
+    }
+
+    /// What was lent, as soon as all that was written there has left. It may be lost: a part of it is no buffer any more.
+    pub fn take_back(&mut self) -> Option<BytesMut> {
+        if self.lent_bytes == 0 {
+            return None;
+        }
+        if self.returned.is_none() && self.is_empty() {
+            self.returned = Some(std::mem::take(&mut self.tail));
+        }
+        let returned = self.returned.take()?;
+        self.lent_bytes = 0;
+        Some(returned)
+    }
+
     fn push(&mut self, chunk: Chunk) {
         self.chunks_len += chunk.bytes().len();
         self.chunks.push_back(chunk);
@@ -114,11 +147,14 @@ impl Output {
 
     /// Keeps a segment that has left. Larger ones, and what is left of those that were cut, are given back.
     fn recycle(&mut self, chunk: Chunk) {
-        if let Chunk::Copied(mut segment) = chunk
-            && segment.capacity() == SEGMENT_BYTES
-        {
-            segment.clear();
-            self.spare = Some(segment);
+        let Chunk::Copied(mut segment) = chunk else {
+            return;
+        };
+        segment.clear();
+        match segment.capacity() {
+            SEGMENT_BYTES => self.spare = Some(segment),
+            bytes if bytes == self.lent_bytes => self.returned = Some(segment),
+            _ => {}
         }
     }
 }
@@ -205,6 +241,9 @@ mod tests {
         Body(usize),
         /// So many per mille of what waits leave.
         Take(usize),
+        /// A segment is lent, and later asked for.
+        Lend,
+        TakeBack,
         Rest,
     }
 
@@ -216,9 +255,13 @@ mod tests {
             (CHUNK_MIN_BYTES..9000_usize).prop_map(Step::Body),
             (0..1001_usize).prop_map(Step::Take),
             Just(Step::Take(1000)),
+            Just(Step::Lend),
+            Just(Step::TakeBack),
             Just(Step::Rest),
         ]
     }
+
+    const LENT_BYTES: usize = 100_000;
 
     /// What waits, as a vectored write sees it.
     fn seen(output: &Output) -> Vec<u8> {
@@ -239,6 +282,7 @@ mod tests {
             steps in prop::collection::vec(any_step(), 0..60),
         ) {
             let mut output = Output::default();
+            let mut lent_count = 0;
             let (mut waiting, mut fill, mut written) = (VecDeque::new(), 0_u8, 0_u64);
             for step in steps {
                 let bytes = |fill: &mut u8, len: usize| {
@@ -270,6 +314,17 @@ mod tests {
                         waiting.drain(..count);
                         written += count as u64;
                     }
+                    Step::Lend => output.lend(|| {
+                        lent_count += 1;
+                        BytesMut::with_capacity(LENT_BYTES)
+                    }),
+                    Step::TakeBack => {
+                        let before = output.lent_bytes;
+                        let lent = output.take_back();
+                        prop_assert!(lent.iter().all(BytesMut::is_empty));
+                        lent_count -= usize::from(lent.is_some());
+                        prop_assert!(lent.is_some() || before == 0 || !output.is_empty());
+                    }
                     Step::Rest => {
                         output.rest();
                         prop_assert!(!output.has_spare());
@@ -277,10 +332,33 @@ mod tests {
                 }
                 prop_assert_eq!(output.len(), waiting.len());
                 prop_assert_eq!(output.written_total(), written);
+                prop_assert!(lent_count <= 1);
                 if output.chunks.len() < 60 {
                     prop_assert!(seen(&output).iter().eq(waiting.iter()));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_lent_segment_is_used_first_and_comes_back_when_it_is_empty() {
+        let mut output = Output::default();
+        for _ in 0..2 {
+            output.buffer().extend_from_slice(b"method");
+            output.lend(|| BytesMut::with_capacity(LENT_BYTES));
+            output.lend(|| unreachable!("it has one"));
+            let room = output.room(LENT_BYTES);
+            assert_eq!(room.capacity(), LENT_BYTES);
+            room.extend_from_slice(&[7; LENT_BYTES]);
+            assert!(output.take_back().is_none(), "it is not written");
+            output.room(10).extend_from_slice(&[8; 10]);
+            output.advance(6 + LENT_BYTES - 1);
+            assert!(output.take_back().is_none(), "a byte of it is not written");
+            output.advance(1);
+            let lent = output.take_back().expect("all of it is written");
+            assert_eq!((lent.len(), lent.capacity()), (0, LENT_BYTES));
+            output.advance(10);
+            assert!(output.take_back().is_none(), "it came back before");
         }
     }
 

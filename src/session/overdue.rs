@@ -220,11 +220,11 @@ impl Session {
         let Some(channel) = self.channels.get_mut(&id) else {
             return;
         };
-        let mut items: Vec<Unacked> = Vec::with_capacity(tags.len());
+        let mut items: Vec<Unacked> = Vec::new();
         for tag in tags {
             let taken = channel
                 .tags
-                .take(AckScope::One(*tag), |(_, unacked)| items.push(unacked));
+                .take(AckScope::One(*tag), |run| run.join(&mut items));
             if taken.is_ok() {
                 channel.ages.note_returned(*tag);
             }

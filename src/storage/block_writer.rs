@@ -37,8 +37,11 @@ const AHEAD_MAX_BYTES: u64 = 1 << 20;
 /// Writes from this length on take nothing ahead: they would write most of their bytes twice, for a wait that is short
 /// beside their own.
 const AHEAD_WRITE_MAX_BYTES: u64 = 256 << 10;
-/// Bytes that are gathered and written at once.
-const GATHER_MAX_LEN: usize = 1 << 20;
+/// Bytes that are gathered and written at once: a body of 1 MiB, or two of them, with what goes before and behind. The last
+/// few blocks alone would take a sixth of the time of the whole.
+const GATHER_MAX_LEN: usize = (2 << 20) + (64 << 10);
+/// The buffer grows by doubling, and from here on in steps of this.
+const GATHER_STEP_LEN: usize = 256 << 10;
 
 /// Zeros where a direct write may take them from.
 #[repr(align(4096))]
@@ -215,7 +218,7 @@ impl Gathered {
         let mut bytes = pieces.iter().copied();
         let mut piece: &[u8] = &[];
         while left > 0 {
-            let part_len = left.min(GATHER_MAX_LEN);
+            let part_len = next_part_len(left);
             let skipped = self.make_room(part_len);
             let buffer = &mut self.room[skipped..skipped + part_len];
             let mut filled = 0;
@@ -247,13 +250,20 @@ impl Gathered {
     /// Makes room for `len` bytes that begin at a block of memory; where they begin in the buffer.
     fn make_room(&mut self, len: usize) -> usize {
         if self.room.len() < len + BLOCK_LEN {
+            let step = len.next_power_of_two().min(GATHER_STEP_LEN);
             // First the old one goes.
             self.room = Vec::new();
-            self.room = vec![0; len.next_power_of_two() + BLOCK_LEN];
+            self.room = vec![0; len.next_multiple_of(step) + BLOCK_LEN];
         }
         let at = self.room.as_ptr().addr();
         at.next_multiple_of(BLOCK_LEN) - at
     }
+}
+
+/// How much of `left` bytes, which are whole blocks, is written next: parts of about the same length.
+fn next_part_len(left: usize) -> usize {
+    let count = left.div_ceil(GATHER_MAX_LEN);
+    left.div_ceil(count.max(1)).next_multiple_of(BLOCK_LEN)
 }
 
 /// Writes `pieces` at `start`, and zeros of `padding_len` behind them, without a copy of our own.
@@ -337,6 +347,25 @@ mod tests {
         check(&[], &[]);
         let (b, c) = b.split_at(8500);
         check(&[a, b, &[], c], &long[8192..]);
+    }
+
+    #[test]
+    fn long_writes_are_cut_into_parts_of_about_the_same_length() {
+        assert_eq!(next_part_len(BLOCK_LEN), BLOCK_LEN);
+        assert_eq!(next_part_len(GATHER_MAX_LEN), GATHER_MAX_LEN);
+        for blocks in [1, 2, 257, 528, 529, 1057, 5000] {
+            let mut left = blocks * BLOCK_LEN;
+            let first = next_part_len(left);
+            while left > 0 {
+                let part = next_part_len(left);
+                assert!(part <= GATHER_MAX_LEN && part.is_multiple_of(BLOCK_LEN));
+                assert!(
+                    first - part <= 2 * BLOCK_LEN,
+                    "{part} of {blocks} blocks, first {first}"
+                );
+                left -= part;
+            }
+        }
     }
 
     struct Rig {

@@ -164,8 +164,9 @@ impl Shared {
     pub(crate) fn set_synced(&self, lsn: Lsn) {
         // Sequentially consistent, as in `request_sync` and `wait_synced`: of "raise the watermark, then look for a
         // waiter" and "ask, then look at the watermark" one must see the other, or the waiter sleeps on.
-        self.synced_lsn.store(lsn.0, Ordering::SeqCst);
-        if self.force_to.load(Ordering::SeqCst) > 0 {
+        let before = self.synced_lsn.swap(lsn.0, Ordering::SeqCst);
+        // Whoever asked for less was told when the watermark passed that.
+        if self.force_to.load(Ordering::SeqCst) > before {
             // Under the lock, or the waiter could look, miss it, and then sleep.
             let _control = lock(&self.control);
             self.control_changed.notify_all();

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use stratamq::amqp::field_table::FieldTable;
-use stratamq::amqp::method::basic;
+use stratamq::amqp::method::{basic, channel};
 use stratamq::amqp::properties::PropertiesBuilder;
 
 use super::stage::*;
@@ -132,6 +132,57 @@ fn properties_are_delivered_as_published() {
         settle(&mut c, 1);
         let got = c.get(1, "pp1").expect("a message");
         assert_eq!(got.message, message);
+    }
+}
+
+/// FR-5, PB-3: a client that sends far more than is read at once, small and large messages, on two channels, and answers and
+/// questions between them. Each one comes out as it went in, in the order of its channel.
+#[test]
+fn a_flood_of_all_sizes_comes_out_in_order() {
+    let mut c = client();
+    c.open_channel(2);
+    c.confirm_select(2);
+    for (channel, queue) in [(1, "flood.1"), (2, "flood.2")] {
+        c.queue_declare(channel, queue, q(""));
+    }
+    let body = |index: usize| {
+        let len = match index {
+            _ if index % 1000 == 999 => 200_000,
+            _ if index % 400 == 399 => 33_000 + index,
+            _ if index.is_multiple_of(7) => index % 40,
+            _ => 900 + index % 300,
+        };
+        let text = format!("{index:08}");
+        let bytes = text.bytes().chain(std::iter::repeat(b'x'));
+        bytes.take(8 + len).collect::<Vec<u8>>()
+    };
+    let of_channel =
+        |channel: u16| (0..6000).filter(move |index| index / 50 % 2 == usize::from(channel - 1));
+    for index in 0..6000 {
+        let channel = 1 + u16::from(index / 50 % 2 == 1);
+        let message = Message::plain(body(index));
+        c.push_publish(channel, "", &format!("flood.{channel}"), &message);
+        if index.is_multiple_of(333) {
+            c.push(1, channel::Flow { active: true });
+        }
+    }
+    c.flush().expect("the broker reads");
+    for _ in (0..6000).step_by(333) {
+        c.expect::<channel::FlowOk>(1);
+    }
+    c.wait_confirms_upto(2, 3000);
+    for channel in [1, 2] {
+        settle(&mut c, channel);
+        let queue = format!("flood.{channel}");
+        let consume = basic::Consume {
+            no_ack: true,
+            ..consume(&queue, "")
+        };
+        c.call::<basic::ConsumeOk>(channel, consume);
+        for index in of_channel(channel) {
+            let delivered = c.next_delivery(channel);
+            assert!(delivered.message.body == body(index), "{index} of {queue}");
+        }
     }
 }
 

@@ -40,6 +40,9 @@ impl QueueState {
         batch: &mut Batch,
         fresh: Option<Seq>,
     ) {
+        if self.slots.sums().ready_count == 0 && self.gets.is_empty() && self.rare.is_none() {
+            return;
+        }
         self.serve(queue, turn, batch);
         while !self.gets.is_empty() || !self.consumers.is_empty() {
             let seq = match self.next_ready() {

@@ -130,7 +130,7 @@ pub fn delete(
     }
     let sums = state.slots.sums();
     let ready_count = sums.ready_count;
-    if condition.if_empty && ready_count + sums.quarantined_count > 0 {
+    if condition.if_empty && ready_count + sums.others().quarantined_count > 0 {
         return Err(DeleteRefusal::NotEmpty);
     }
     if condition.if_unused && !state.consumers.is_empty() {

@@ -26,11 +26,11 @@ use crate::storage::types::{ImageEntry, Seq};
 use crate::sync::lock;
 
 /// Runs that are loaded at first.
-pub(super) const LOAD_WINDOW_MIN: usize = 2;
+pub(super) const LOAD_WINDOW_MIN: u16 = 2;
 /// Runs that are loaded ahead of a consumer that drains a backlog.
-const LOAD_WINDOW_MAX: usize = 32;
+const LOAD_WINDOW_MAX: u16 = 32;
 /// The same while entries take too much memory.
-const LOAD_WINDOW_TIGHT: usize = 2;
+const LOAD_WINDOW_TIGHT: u16 = 2;
 /// Messages on their way to a dead-letter exchange beyond which no more runs are loaded to expire.
 const LEAVING_MAX_COUNT: usize = 4096;
 /// Filing is worth a look at all queues when entries grew by this part of their budget. Each entry holds a message as
@@ -142,7 +142,9 @@ impl QueueState {
         }
         let filed = self.slots.filed_count();
         if filed != self.reported_filed {
-            report(&gauge.filed_count, &mut self.reported_filed, filed);
+            let mut reported = u64::from(self.reported_filed);
+            report(&gauge.filed_count, &mut reported, u64::from(filed));
+            self.reported_filed = filed;
         }
     }
 
@@ -163,10 +165,10 @@ impl QueueState {
             LOAD_WINDOW_MAX
         };
         let window = self.load_window.min(max);
-        if seq.0 / RUN_SEQS + window as u64 / 2 < self.loads_upto {
+        if seq.0 / RUN_SEQS + u64::from(window / 2) < self.loads_upto {
             return;
         }
-        let (runs, upto) = self.slots.take_loads(seq, window);
+        let (runs, upto) = self.slots.take_loads(seq, usize::from(window));
         self.loads_upto = upto;
         if !runs.is_empty() {
             self.load_window = (window * 2).min(LOAD_WINDOW_MAX);
@@ -224,10 +226,10 @@ impl QueueState {
             return usize::MAX;
         }
         if is_taken_from && !gauge.is_over() {
-            return LOAD_WINDOW_MAX;
+            return usize::from(LOAD_WINDOW_MAX);
         }
         if is_taken_from || drops {
-            return LOAD_WINDOW_TIGHT;
+            return usize::from(LOAD_WINDOW_TIGHT);
         }
         let head = self.slots.first_ready().entry();
         let head = head.and_then(|seq| self.slots.get(seq));

@@ -16,12 +16,14 @@
 //!
 //! A reservation is a bound of counts, which holds for all levels of a queue with priorities.
 
+use std::num::NonZeroU64;
+
 use crate::storage::types::{Lsn, Seq};
 
 /// First step: messages flagged in vain, at most, by a crash of a queue that keeps up.
-const STEP_MIN: u64 = 128;
+const STEP_MIN: u32 = 128;
 /// Largest step.
-const STEP_MAX: u64 = 16 * 1024;
+const STEP_MAX: u32 = 16 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Reservation {
@@ -29,10 +31,17 @@ pub(super) struct Reservation {
     pushed_upto: u64,
     /// End of the newest record in the log and what it reserves, while it is not known to be durable. In the
     /// middle of a critical section `pushed_upto` may be above it: then the record is yet to be pushed.
-    pending: Option<(Lsn, u64)>,
+    pending: Option<Pending>,
+    step: u32,
     /// Somebody waits for the newest one and the log knows it.
     is_hurried: bool,
-    step: u64,
+}
+
+/// A record that is in the log: where it ends, behind the segment's header at least, and what it reserves.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    end: NonZeroU64,
+    upto: u64,
 }
 
 /// A reservation to push.
@@ -71,8 +80,8 @@ impl Reservation {
         if seq.count() < self.durable_upto {
             return true;
         }
-        if let Some((lsn, upto)) = self.pending
-            && confirm_lsn() >= lsn
+        if let Some(Pending { end, upto }) = self.pending
+            && confirm_lsn().0 >= end.get()
         {
             self.durable_upto = upto;
             self.pending = None;
@@ -83,14 +92,14 @@ impl Reservation {
 
     /// The reservation to push in front of the PUBLISH of `seq`, which a consumer waits for.
     pub(super) fn ask_ahead_of_publish(&mut self, seq: Seq) -> Ask {
-        self.push(seq.count() + self.step, false)
+        self.push(seq.count() + u64::from(self.step), false)
     }
 
     /// The reservation to push because `seq`, which is wanted now, is not allowed; `None` when it is on
     /// its way with all speed.
     pub(super) fn ask_blocked(&mut self, seq: Seq) -> Option<Ask> {
         if seq.count() >= self.pushed_upto {
-            let ask = self.push(seq.count() + self.step, true);
+            let ask = self.push(seq.count() + u64::from(self.step), true);
             self.grow();
             return Some(ask);
         }
@@ -103,11 +112,14 @@ impl Reservation {
 
     /// The reservation to push early, while `seq` leaves a backlog that goes on up to `next_seq`.
     pub(super) fn ask_early(&mut self, seq: Seq, next_seq: Seq) -> Option<Ask> {
-        let is_near = seq.count() + self.step / 2 >= self.pushed_upto;
+        let is_near = seq.count() + u64::from(self.step / 2) >= self.pushed_upto;
         if !is_near || self.pending.is_some() || next_seq.0 <= self.pushed_upto {
             return None;
         }
-        let mut ask = self.push(self.pushed_upto.max(seq.count()) + self.step, false);
+        let mut ask = self.push(
+            self.pushed_upto.max(seq.count()) + u64::from(self.step),
+            false,
+        );
         ask.is_urgent = next_seq > ask.upto;
         self.grow();
         Some(ask)
@@ -131,7 +143,10 @@ impl Reservation {
 
     /// The record of `pushed_upto` ends at `lsn`.
     pub(super) fn set_pending(&mut self, lsn: Lsn) {
-        self.pending = Some((lsn, self.pushed_upto));
+        self.pending = NonZeroU64::new(lsn.0).map(|end| Pending {
+            end,
+            upto: self.pushed_upto,
+        });
     }
 
     /// The queue is empty: nothing drains any more.
@@ -168,11 +183,12 @@ mod tests {
             assert!(reservation.allows(Seq(seq), || Lsn(lsn)));
             seq = ask.upto.0;
         }
-        assert_eq!(steps[..3], [STEP_MIN, STEP_MIN * 2, STEP_MIN * 4]);
-        assert_eq!(steps.last(), Some(&STEP_MAX));
+        let first = u64::from(STEP_MIN);
+        assert_eq!(steps[..3], [first, first * 2, first * 4]);
+        assert_eq!(steps.last(), Some(&u64::from(STEP_MAX)));
         reservation.rest();
         let ask = reservation.ask_blocked(Seq(seq)).expect("not reserved");
-        assert_eq!(ask.upto.0 - seq, STEP_MIN);
+        assert_eq!(ask.upto.0 - seq, first);
     }
 
     #[test]

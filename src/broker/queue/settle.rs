@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::batch::Batch;
-use super::slots::{Place, Status};
+use super::slots::{Slot, Status};
 use super::state::{Locked, QueueState, lock_queues};
 use super::{QueueHandle, Turn};
 use crate::broker::command::{ConsumerId, SettleOutcome, Unacked};
@@ -70,16 +70,17 @@ pub(super) fn settle_in(
         |a: &Unacked, b: &Unacked| a.consumer == b.consumer && Arc::ptr_eq(&a.queue, &b.queue);
     for group in items.chunk_by(same_holder) {
         let (queue, state) = locked.entry_of(group[0].queue.id());
-        let seqs = group.iter().map(|item| item.seq);
+        let ranges = group.iter().map(|item| item.seqs);
         // Ranges are ascending; delivery order is not, once messages were requeued.
-        if group.is_sorted_by_key(|item| item.seq) {
-            state.settle_all(queue, batch, seqs, outcome);
+        if group.is_sorted_by(|a, b| a.seqs.last < b.seqs.first) {
+            state.settle_all(queue, batch, ranges, outcome);
         } else {
-            let mut sorted: Vec<Seq> = seqs.collect();
-            sorted.sort_unstable();
+            let mut sorted: Vec<SeqRange> = ranges.collect();
+            sorted.sort_unstable_by_key(|range| range.first);
             state.settle_all(queue, batch, sorted.into_iter(), outcome);
         }
-        state.give_back(turn, group[0].consumer, group.len());
+        let count = group.iter().map(Unacked::count).sum();
+        state.give_back(turn, group[0].consumer, count);
     }
 }
 
@@ -88,47 +89,61 @@ impl QueueState {
         &mut self,
         queue: &QueueHandle,
         batch: &mut Batch,
-        seqs: impl Iterator<Item = Seq>,
+        ranges: impl Iterator<Item = SeqRange>,
         outcome: SettleOutcome,
     ) {
-        // What was acknowledged and is yet to be told to the log.
-        let mut acked: Option<SeqRange> = None;
-        for seq in seqs {
-            let place = self.slots.place_of(seq);
-            let is_held = |place: &Place| self.slots.at(*place).status == Status::Unacked;
-            // Messages of a deleted queue are gone; settling them is accepted and ignored (QU-30).
-            let Some(place) = place.filter(is_held) else {
+        for range in ranges {
+            if outcome == SettleOutcome::Ack {
+                self.acknowledge(queue, batch, range);
                 continue;
-            };
-            match outcome {
-                SettleOutcome::Ack => {
-                    let Some(slot) = self.slots.remove_at(place) else {
-                        continue;
-                    };
-                    self.forget_ended(seq, &slot);
-                    if !slot.is_logged {
-                        continue;
-                    }
-                    match &mut acked {
-                        Some(range) if range.last.0 + 1 == seq.0 => range.last = seq,
-                        _ => {
-                            let next = SeqRange {
-                                first: seq,
-                                last: seq,
-                            };
-                            if let Some(range) = acked.replace(next) {
-                                batch.settle_range(queue.id(), SettleCause::Acked, range);
-                            }
+            }
+            for seq in (range.first.0..=range.last.0).map(Seq) {
+                // Messages of a deleted queue are gone; settling them is accepted and ignored (QU-30).
+                let slot = self.slots.get(seq);
+                if slot.is_none_or(|slot| slot.status != Status::Unacked) {
+                    continue;
+                }
+                match outcome {
+                    SettleOutcome::Ack => {}
+                    SettleOutcome::Reject => self.let_die(queue, batch, seq, DeathReason::Rejected),
+                    SettleOutcome::Requeue => self.put_back(queue, batch, seq, true),
+                    SettleOutcome::Return => self.put_back(queue, batch, seq, false),
+                }
+            }
+        }
+    }
+
+    /// Ends those of `range` that are held; what is told to the log are the runs of them that it has.
+    fn acknowledge(&mut self, queue: &QueueHandle, batch: &mut Batch, range: SeqRange) {
+        // Acknowledged and yet to be told to the log.
+        let mut logged: Option<SeqRange> = None;
+        // Those of which more is to be forgotten than the entry.
+        let mut unusual: Vec<(Seq, Slot)> = Vec::new();
+        let has_unfailed = self.has_unfailed();
+        self.slots.end_held(range, |seq, slot| {
+            if slot.is_logged {
+                match &mut logged {
+                    Some(range) if range.last.0 + 1 == seq.0 => range.last = seq,
+                    _ => {
+                        let next = SeqRange {
+                            first: seq,
+                            last: seq,
+                        };
+                        if let Some(range) = logged.replace(next) {
+                            batch.settle_range(queue.id(), SettleCause::Acked, range);
                         }
                     }
                 }
-                SettleOutcome::Reject => self.let_die(queue, batch, seq, DeathReason::Rejected),
-                SettleOutcome::Requeue => self.put_back(queue, batch, seq, true),
-                SettleOutcome::Return => self.put_back(queue, batch, seq, false),
             }
-        }
-        if let Some(range) = acked {
+            if has_unfailed || slot.is_fetching || slot.is_spilled() {
+                unusual.push((seq, slot));
+            }
+        });
+        if let Some(range) = logged {
             batch.settle_range(queue.id(), SettleCause::Acked, range);
+        }
+        for (seq, slot) in unusual {
+            self.forget_ended(seq, &slot);
         }
     }
 
@@ -149,7 +164,7 @@ impl QueueState {
         }
     }
 
-    fn give_back(&mut self, turn: &mut Turn<'_>, consumer: Option<ConsumerId>, count: usize) {
+    fn give_back(&mut self, turn: &mut Turn<'_>, consumer: Option<ConsumerId>, count: u64) {
         if let Some(consumer) = consumer {
             let count = u32::try_from(count).expect("a channel holds fewer messages than 2^32");
             self.consumers.give_back(consumer, count, &mut turn.resumed);

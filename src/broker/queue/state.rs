@@ -43,9 +43,8 @@ pub(super) struct QueueState {
     pub(super) slots: Slots,
     /// What the shared sum of bytes in memory knows of this queue.
     pub(super) reported_bytes: u64,
-    /// The same for slots in memory and for filed runs.
+    /// The same for slots in memory.
     pub(super) reported_slots: u64,
-    pub(super) reported_filed: u64,
     /// End of the last record that names this queue.
     pub(super) last_lsn: Lsn,
     pub(super) is_deleted: bool,
@@ -81,8 +80,10 @@ pub(super) struct QueueState {
     pub(super) fetching_bytes: u64,
     /// Runs below this number have been looked at for loading.
     pub(super) loads_upto: u64,
+    /// What the shared sum of filed runs knows of this queue.
+    pub(super) reported_filed: u32,
     /// Runs to load ahead of who takes messages.
-    pub(super) load_window: usize,
+    pub(super) load_window: u16,
     /// When the earliest armed timer is due; 0 for none.
     pub(super) armed_at_ms: u64,
     /// Since when the queue counts as unused.
@@ -277,8 +278,9 @@ impl QueueState {
     fn would_overflow(&self, message: &Message, stuck: (u64, u64)) -> bool {
         let sums = self.slots.sums();
         let settings = &self.settings;
-        let count = sums.ready_count + sums.hidden_count + 1 + stuck.0;
-        let ready_bytes = sums.ready_bytes + sums.hidden_bytes;
+        let others = sums.others();
+        let count = sums.ready_count + others.hidden_count + 1 + stuck.0;
+        let ready_bytes = sums.ready_bytes + others.hidden_bytes;
         let bytes = ready_bytes + message.body_len() as u64 + stuck.1;
         settings.max_length.is_some_and(|max| count > max)
             || settings.max_length_bytes.is_some_and(|max| bytes > max)
@@ -302,8 +304,9 @@ impl QueueState {
     pub(super) fn is_too_long(&self) -> bool {
         let sums = self.slots.sums();
         let settings = &self.settings;
-        let count = sums.ready_count + sums.hidden_count;
-        let bytes = sums.ready_bytes + sums.hidden_bytes;
+        let others = sums.others();
+        let count = sums.ready_count + others.hidden_count;
+        let bytes = sums.ready_bytes + others.hidden_bytes;
         settings.max_length.is_some_and(|max| count > max)
             || settings.max_length_bytes.is_some_and(|max| bytes > max)
     }
@@ -388,6 +391,12 @@ impl QueueState {
         {
             rare.unfailed.remove(&seq);
         }
+    }
+
+    /// True when it is counted how often some of its messages came back.
+    pub(super) fn has_unfailed(&self) -> bool {
+        let rare = self.rare.as_ref();
+        rare.is_some_and(|rare| !rare.unfailed.is_empty())
     }
 
     /// The entry is gone: it does not wait for its body any more, and needs no place in a spill file.

@@ -10,7 +10,9 @@
 //! Every wake-up (socket, outbox, watermark, timer, shutdown) runs the same round: take in, act, give out.
 //! A panic in it closes this connection with 541 and hurts nobody else.
 
+mod buffers;
 mod publishing;
+mod reading;
 mod round;
 mod transport;
 
@@ -35,15 +37,9 @@ use crate::broker::outbox::{Outbox, OutboxItem, Wake};
 use crate::session::{Event, Login, OUTPUT_HIGH_BYTES, Session, SessionOptions};
 use crate::storage::types::Lsn;
 use crate::telemetry::Counters;
+use reading::Reading;
 pub(super) use transport::Transport;
 
-/// First read buffer of a busy spell; an idle connection holds none.
-const INPUT_MIN_BYTES: usize = 4 * 1024;
-/// Read buffer of a busy connection: more is only latency for the others, and what is read in a round should still be in the
-/// processor's cache when it is delivered.
-const INPUT_MAX_BYTES: usize = 64 * 1024;
-/// Reads in one round, so that a fast publisher leaves room for its own deliveries.
-const READS_PER_ROUND: usize = 2;
 /// Who published within this time counts as a publisher when memory is scarce, as in RabbitMQ.
 const PUBLISHER_MS: u64 = 5_000;
 /// How often a blocked connection is looked at whose client may be gone: its socket is not read, so nothing says so.
@@ -83,7 +79,7 @@ struct ConnectionTask {
     peer: SocketAddr,
     session: Session,
     input: BytesMut,
-    input_target_bytes: usize,
+    reading: Reading,
     notify: Arc<Notify>,
     outbox: Arc<Outbox>,
     /// Version of TLS; `None` in the clear.
@@ -180,7 +176,7 @@ impl ConnectionTask {
             peer,
             session: Session::new(options, now_ms),
             input: BytesMut::new(),
-            input_target_bytes: INPUT_MIN_BYTES,
+            reading: Reading::default(),
             outbox: Arc::new(Outbox::within(
                 Box::new(TaskWake(Arc::clone(&notify))),
                 outbox_limit,
@@ -226,7 +222,9 @@ impl ConnectionTask {
                 self.session.handle_eof();
             }
             self.guarded(Self::round);
-            transport.write(self.session.output())?;
+            let written = transport.write(self.session.output());
+            buffers::give(self.session.output().take_back());
+            written?;
             let is_written = self.session.output().is_empty() && !transport.has_unwritten();
             if is_eof || self.session.is_finished() {
                 // What is left is written for as long as the client takes it.
@@ -299,6 +297,7 @@ impl ConnectionTask {
             return;
         }
         self.outbox.rest();
+        buffers::rest();
         if self.items.is_empty() {
             self.items = Vec::new();
         }
@@ -351,51 +350,6 @@ impl ConnectionTask {
             due_at_ms = due_at_ms.min(self.paused_until_ms);
         }
         Duration::from_millis(due_at_ms.saturating_sub(now_ms))
-    }
-
-    /// Reads what the socket has, within bounds. It is read until it has nothing: only that arms its
-    /// readiness again.
-    fn read_some(&mut self, transport: &mut Transport) -> io::Result<Socket> {
-        for _ in 0..READS_PER_ROUND {
-            if !self.wants_input() {
-                return Ok(Socket::HasMore);
-            }
-            // Others may have filled the store since the last round. The round that follows asks again and
-            // registers for the time when there is room.
-            if self.session.is_running() && !self.hub.storage.has_room() {
-                return Ok(Socket::HasMore);
-            }
-            self.input.reserve(self.input_target_bytes);
-            match transport.read(&mut self.input, self.input_target_bytes) {
-                Ok(0) => return Ok(Socket::Ended),
-                Ok(count) => {
-                    self.has_read = true;
-                    self.adapt_input(count);
-                    let now_ms = self.hub.now_ms();
-                    self.guarded(|task| task.session.receive(&mut task.input, now_ms));
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    return Ok(Socket::HasMore);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.input.is_empty() {
-                        // An idle connection holds no buffer.
-                        self.input = BytesMut::new();
-                    }
-                    return Ok(Socket::Drained);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(Socket::HasMore)
-    }
-
-    fn adapt_input(&mut self, count: usize) {
-        if count >= self.input_target_bytes {
-            self.input_target_bytes = (self.input_target_bytes * 2).min(INPUT_MAX_BYTES);
-        } else if count < self.input_target_bytes / 4 {
-            self.input_target_bytes = (self.input_target_bytes / 2).max(INPUT_MIN_BYTES);
-        }
     }
 
     /// True when the session left input in the buffer that it would take now, or the outbox held more

@@ -10,8 +10,8 @@
 
 use std::sync::Arc;
 
-use super::ConnectionTask;
 use super::publishing::PUBLISH_BATCH_MAX;
+use super::{ConnectionTask, buffers};
 use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::broker::User;
 use crate::broker::command::{Command, Publish, Unacked};
@@ -23,6 +23,9 @@ use crate::telemetry::Counters;
 
 /// Deliveries whose messages, channels and queues are fetched into the processor's cache together.
 const WARM_ITEMS: usize = 16;
+
+/// Deliveries that are worth a large buffer of the thread.
+const WIDE_ITEMS: usize = 16;
 
 /// Text with parts that come from a stranger, who must not write lines of his own into the log.
 fn printable(text: &str) -> String {
@@ -83,6 +86,9 @@ impl ConnectionTask {
     fn give_items(&mut self, output_max_bytes: usize) -> bool {
         let mut delivered_count = 0;
         self.has_moved_messages = true;
+        if self.items.len() >= WIDE_ITEMS {
+            self.session.output().lend(buffers::take);
+        }
         while self.session.output_len() < output_max_bytes && self.items_done < self.items.len() {
             let end = self.items.len().min(self.items_done + WARM_ITEMS);
             let (items, _) = self.items.split_at(end);
@@ -344,5 +350,6 @@ impl ConnectionTask {
             self.guarded(Self::round);
         }
         self.close_domain();
+        buffers::rest();
     }
 }

@@ -484,7 +484,11 @@ fn whatever_the_broker_has_not_been_told_of_is_there_when_the_session_is_abandon
     peer.session.receive(&mut peer.input, 0);
     let last = delivery(2, Some(9), 6);
     assert!(!peer.session.holds_last(&last));
-    let mut held: Vec<u64> = peer.session.abandon().iter().map(|one| one.seq.0).collect();
+    let mut held: Vec<u64> = {
+        let held = peer.session.abandon();
+        let ranges = held.iter().map(|one| one.seqs);
+        ranges.flat_map(|seqs| seqs.first.0..=seqs.last.0).collect()
+    };
     held.sort_unstable();
     assert_eq!(held, [1, 2, 3, 4, 5]);
     assert!(peer.session.abandon().is_empty());

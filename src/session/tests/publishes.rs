@@ -27,6 +27,8 @@ struct Twin {
     event_count: u64,
     /// Publishes are polled so many at a time; 0 for one after the other.
     batch_max: usize,
+    /// Every read goes into a buffer that is taken away afterwards.
+    is_copied: bool,
     log: Vec<String>,
     output: Vec<u8>,
 }
@@ -46,6 +48,7 @@ impl Twin {
             now_ms: 0,
             event_count: 0,
             batch_max,
+            is_copied: false,
             log: Vec::new(),
             output: Vec::new(),
         };
@@ -77,6 +80,12 @@ impl Twin {
             let (read, rest) = bytes.split_at(read_bytes(index).clamp(1, bytes.len()));
             self.input.extend_from_slice(read);
             bytes = rest;
+            if self.is_copied {
+                let mut buffer = std::mem::take(&mut self.input);
+                self.session.receive_copied(&mut buffer, self.now_ms);
+                self.input = BytesMut::from(&buffer[..]);
+                assert!(buffer.freeze().is_unique(), "something is still there");
+            }
             self.session.receive(&mut self.input, self.now_ms);
         }
     }
@@ -122,18 +131,22 @@ impl Twin {
 fn check(parts: &[Vec<u8>], read_bytes: &dyn Fn(usize) -> usize, alarm_at: usize) {
     let mut by_byte = Twin::new(0);
     let mut together = Twin::new(3);
+    let mut copied = Twin::new(3);
+    copied.is_copied = true;
     for (index, part) in parts.iter().enumerate() {
-        for twin in [&mut by_byte, &mut together] {
+        for twin in [&mut by_byte, &mut together, &mut copied] {
             twin.session
                 .set_alarm((index == alarm_at).then_some("low on memory"));
         }
         by_byte.hear(part, |_| 1);
-        together.hear(part, read_bytes);
         by_byte.act();
-        together.act();
-        assert_eq!(together.log, by_byte.log);
-        assert_eq!(together.output, by_byte.output);
-        assert_eq!(together.input, by_byte.input);
+        for twin in [&mut together, &mut copied] {
+            twin.hear(part, read_bytes);
+            twin.act();
+            assert_eq!(twin.log, by_byte.log);
+            assert_eq!(twin.output, by_byte.output);
+            assert_eq!(twin.input, by_byte.input);
+        }
     }
 }
 

@@ -284,7 +284,10 @@ impl Peer {
     }
 
     fn note_settled(&mut self, command: &Command) {
-        let seqs = |items: &[Unacked]| items.iter().map(|item| item.seq.0).collect();
+        let seqs = |items: &[Unacked]| {
+            let ranges = items.iter().map(|item| item.seqs);
+            ranges.flat_map(|seqs| seqs.first.0..=seqs.last.0).collect()
+        };
         match command {
             Command::Settle { items, outcome } => {
                 self.settled.push((format!("{outcome:?}"), seqs(items)));

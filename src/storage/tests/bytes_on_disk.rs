@@ -44,6 +44,33 @@ fn batch_of(requests: &[Request<'_>]) -> (BatchHeader, Vec<u8>) {
     (header, bytes)
 }
 
+#[test]
+fn header_written_in_words_has_its_fields_where_they_belong() {
+    use record_header as at;
+    let header = record::Header {
+        len_bytes: 0x0403_0201,
+        kind: 5,
+        flags: 6,
+        argument: 7,
+        body_len: 0x0c0b_0a09,
+        payload_crc: 0x100f_0e0d,
+        count: 0x1413_1211,
+        lsn_low: 0x1817_1615,
+        subject: 0x201f_1e1d_1c1b_1a19,
+    };
+    let mut expected = [0; at::SIZE];
+    at::LEN.put(&mut expected, header.len_bytes);
+    at::TYPE.put(&mut expected, header.kind);
+    at::FLAGS.put(&mut expected, header.flags);
+    at::ARGUMENT.put(&mut expected, header.argument);
+    at::BODY_LEN.put(&mut expected, header.body_len);
+    at::PAYLOAD_CRC.put(&mut expected, header.payload_crc);
+    at::COUNT.put(&mut expected, header.count);
+    at::LSN_LOW.put(&mut expected, header.lsn_low);
+    at::SUBJECT.put(&mut expected, header.subject);
+    assert_eq!(header.encode(), expected);
+}
+
 fn read(bytes: &[u8]) -> Result<Batch<'_>, Invalid> {
     let header = bytes.first_chunk().ok_or(Invalid::Absent)?;
     let header = BatchHeader::decode(header, BASE, 2, seed())?;

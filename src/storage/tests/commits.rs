@@ -326,6 +326,31 @@ fn segment_is_synced_before_the_next_one_gets_its_first_batch() {
 }
 
 #[test]
+fn batch_of_large_bodies_is_longer_than_one_of_copies() {
+    let rig = Rig::new(Options {
+        commit_max_bytes: 20 << 10,
+        segment_size_bytes: 4 << 20,
+        ..options()
+    });
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    store.commit().unwrap();
+    let batches_of = |count: u64, len: usize| {
+        let before = store.storage.stats().batch_count;
+        for number in 0..count {
+            store.publish(&[1], &numbered_payload(number, len), 0);
+        }
+        store.commit().unwrap();
+        store.storage.stats().batch_count - before
+    };
+    // Closed with what makes it longer than the cap, or than four of it.
+    assert_eq!(batches_of(160, 1000), 160_u64.div_ceil(20));
+    assert_eq!(batches_of(16, 10 << 10), 2);
+    let (again, _) = rig.after_power_loss().open();
+    again.check_payloads(&store.payloads());
+}
+
+#[test]
 fn atomic_group_is_never_split() {
     let rig = Rig::new(Options {
         commit_max_bytes: 200,

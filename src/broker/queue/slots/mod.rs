@@ -24,15 +24,16 @@ mod sums;
 mod tails;
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
-use self::run::{Body, Run};
+use self::run::{Body, Resident, Run};
 use self::tails::Tails;
 use crate::broker::message::Message;
 use crate::storage::run::{FiledRun, RUN_SEQS};
-use crate::storage::types::{Position, Seq};
+use crate::storage::types::{Position, Seq, SeqRange};
 
 pub(super) use self::paging::{PagedIn, Policy, Shed};
 pub(super) use self::slot::{SLOT_BYTES, Slot, Status};
@@ -84,16 +85,16 @@ pub(super) struct Slots {
     absent_count: u64,
     /// Slots of the runs in memory, used or not.
     slot_count: u64,
-    /// Runs that are in the index file only.
-    filed_count: u64,
+    /// Runs that are in the index file only: what memory holds of them sets their number a limit far below this one.
+    filed_count: u32,
     /// An entry had a time to live since the queue was last empty.
     may_expire: bool,
     /// Times to live mean nothing here.
     never_expires: bool,
     /// What is below may have been delivered before the start.
     redelivered_below: u64,
-    /// The slots of a run that ended, for the next one.
-    spare: Option<Vec<Slot>>,
+    /// A run that ended, for the next one.
+    spare: Option<Box<Resident>>,
 }
 
 impl Slots {
@@ -237,8 +238,8 @@ impl Slots {
                 // Most queues never have a second one.
                 self.runs.reserve_exact(1);
             }
-            let slots = self.fresh_slots(at);
-            self.runs.insert(at, Run::new(seq, slots));
+            let place = self.fresh_run(at);
+            self.runs.insert(at, Run::new(seq, place));
             at
         })
     }
@@ -468,6 +469,54 @@ impl Slots {
         Some(slot)
     }
 
+    /// Ends the entries of `range` that are held and hands them out, ascending; others stay.
+    pub(super) fn end_held(&mut self, range: SeqRange, mut ended: impl FnMut(Seq, Slot)) {
+        let mut next = Some(range.first.0);
+        while let Some(from) = next.filter(|from| *from <= range.last.0) {
+            let number = from / RUN_SEQS;
+            let last = range.last.0.min(number * RUN_SEQS + (RUN_SEQS - 1));
+            if let Ok(index) = self.find_run(number) {
+                self.end_held_of_run(index, from..=last, &mut ended);
+            }
+            next = last.checked_add(1);
+        }
+    }
+
+    fn end_held_of_run(
+        &mut self,
+        index: usize,
+        seqs: RangeInclusive<u64>,
+        ended: &mut impl FnMut(Seq, Slot),
+    ) {
+        let Some(run) = self.runs.get_mut(index) else {
+            return;
+        };
+        let Body::Resident(resident) = &mut run.body else {
+            return;
+        };
+        let first = resident.first.max(*seqs.start());
+        let skip = usize::try_from(first - resident.first).unwrap_or(usize::MAX);
+        let slots = resident.slots.iter_mut().skip(skip);
+        for (seq, slot) in (first..=*seqs.end()).zip(slots) {
+            if slot.status != Status::Unacked {
+                continue;
+            }
+            let slot = std::mem::replace(slot, Slot::EMPTY);
+            resident.content_count -= u16::from(slot.message.is_some());
+            run.live_count -= 1;
+            self.sums.unacked_count -= 1;
+            self.sums.resident_bytes -= slot.resident_bytes();
+            self.absent_count -= u64::from(slot.message.is_none());
+            if self.ready_from == seq {
+                self.ready_from = seq.saturating_add(1);
+            }
+            ended(Seq(seq), slot);
+        }
+        if run.live_count == 0 {
+            self.end_run(index);
+        }
+    }
+
     /// Takes an entry out of the sums.
     fn forget(&mut self, slot: &Slot) {
         self.sums.subtract(slot.status, slot.body_bytes());
@@ -486,7 +535,7 @@ impl Slots {
         {
             self.slot_count -= resident.slots.len() as u64;
             resident.slots.clear();
-            self.spare = Some(resident.slots);
+            self.spare = Some(resident);
         }
         if self.sums.total_count() == 0 {
             self.rest();

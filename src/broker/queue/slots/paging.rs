@@ -7,7 +7,7 @@
 //! In between anything may happen to the run. An answer that does not fit any more is dropped: a block that nobody
 //! names is free, and a block that was read says nothing that it will not say again.
 
-use super::run::{Block, Body, Filed, Paging, Run, revive};
+use super::run::{Block, Body, Filed, Paging, Resident, Run, revive};
 use super::{Slot, Slots, Status};
 use crate::storage::image::Entries;
 use crate::storage::run::{FiledRun, RUN_LEN, RUN_SEQS};
@@ -118,7 +118,7 @@ impl Slots {
     }
 
     /// Runs that are in the index file only.
-    pub(in crate::broker::queue) fn filed_count(&self) -> u64 {
+    pub(in crate::broker::queue) fn filed_count(&self) -> u32 {
         self.filed_count
     }
 
@@ -236,7 +236,8 @@ impl Slots {
         run.ready_count = 0;
         self.sums.ready_count -= count;
         self.sums.ready_bytes -= filed.run.content_bytes;
-        self.sums.quarantined_count += count;
+        self.sums
+            .change_others(|others| others.quarantined_count += count);
         filed.run.content_bytes = 0;
         Some(count)
     }
@@ -415,7 +416,9 @@ impl Slots {
                 Body::Filed(filed) => {
                     purged.extend_run(&filed.run);
                     if filed.paging == Paging::Lost {
-                        self.sums.quarantined_count -= u64::from(run.live_count);
+                        let count = u64::from(run.live_count);
+                        let sums = &mut self.sums;
+                        sums.change_others(|others| others.quarantined_count -= count);
                     }
                     self.sums.ready_count -= u64::from(run.ready_count);
                     self.sums.ready_bytes -= filed.run.content_bytes;
@@ -457,12 +460,15 @@ impl Slots {
     }
 
     /// Room for a new run, at index `at`, of a queue that is deep already.
-    pub(super) fn fresh_slots(&mut self, at: usize) -> Vec<Slot> {
+    pub(super) fn fresh_run(&mut self, at: usize) -> Box<Resident> {
         let before = at.checked_sub(1).and_then(|before| self.runs.get(before));
         let is_deep = before.is_some_and(|run| usize::from(run.live_count) > RUN_LEN / 2);
         self.spare.take().unwrap_or_else(|| {
             let capacity = if is_deep { RUN_LEN } else { 0 };
-            Vec::with_capacity(capacity)
+            Box::new(Resident {
+                slots: Vec::with_capacity(capacity),
+                ..Resident::default()
+            })
         })
     }
 }
@@ -528,7 +534,8 @@ impl Slots {
                     filed_count += 1;
                     assert_eq!(u32::from(run.live_count), filed.run.live.len());
                     if filed.paging == Paging::Lost {
-                        sums.quarantined_count += u64::from(run.live_count);
+                        let count = u64::from(run.live_count);
+                        sums.change_others(|others| others.quarantined_count += count);
                     } else {
                         sums.ready_count += u64::from(run.live_count);
                         sums.ready_bytes += filed.run.content_bytes;

@@ -90,17 +90,14 @@ pub(super) struct Filed {
 const _: () = assert!(size_of::<Run>() <= 96);
 
 impl Run {
-    /// A run that begins with an entry at `first`.
-    pub(super) fn new(first: u64, slots: Vec<Slot>) -> Self {
+    /// A run that begins with an entry at `first`, in the memory of another.
+    pub(super) fn new(first: u64, mut place: Box<Resident>) -> Self {
+        place.renew(first);
         Self {
             number: FiledRun::number_of(Seq(first)),
             live_count: 0,
             ready_count: 0,
-            body: Body::Resident(Box::new(Resident {
-                first,
-                slots,
-                ..Resident::default()
-            })),
+            body: Body::Resident(place),
         }
     }
 
@@ -143,6 +140,17 @@ impl Run {
 }
 
 impl Resident {
+    /// Begins anew, without entries.
+    pub(super) fn renew(&mut self, first: u64) {
+        let mut slots = std::mem::take(&mut self.slots);
+        slots.clear();
+        *self = Self {
+            first,
+            slots,
+            ..Self::default()
+        };
+    }
+
     /// Index in `slots` of the entry `seq`.
     #[inline]
     pub(super) fn index_of(&self, seq: Seq) -> Option<usize> {

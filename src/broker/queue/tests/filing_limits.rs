@@ -118,7 +118,7 @@ fn counts_marks_and_sizes_survive_the_way_out_and_back() {
         slot.delivery_count = u16::try_from(number % 4).unwrap();
         slot.is_redelivered = number % 3 == 0;
     });
-    let before = *slots.sums();
+    let before = slots.sums().clone();
     let known = |slots: &Slots| -> Vec<(Seq, u16, bool)> {
         let known = |(seq, slot): (Seq, &Slot)| (seq, slot.delivery_count, slot.is_redelivered);
         slots.iter().map(known).collect()

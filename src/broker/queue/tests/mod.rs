@@ -211,15 +211,15 @@ impl Rig {
     }
 
     pub(super) fn settle(&mut self, items: &[Delivery], outcome: SettleOutcome) {
-        let mut items: Vec<Unacked> = items
-            .iter()
-            .map(|delivery| Unacked {
-                queue: Arc::clone(&delivery.queue),
-                seq: delivery.seq,
-                consumer: delivery.consumer,
-            })
-            .collect();
-        self.turn(|turn| super::settle(turn, &mut items, outcome));
+        let mut held: Vec<Unacked> = Vec::new();
+        for delivery in items {
+            let one = delivery.unacked();
+            match self.shared.has_straight_way() {
+                true => Unacked::join(&mut held, &one.queue, one.consumer, one.seqs),
+                false => held.push(one),
+            }
+        }
+        self.turn(|turn| super::settle(turn, &mut held, outcome));
     }
 
     pub(super) fn get(&mut self, queue: &QueueHandle) -> Option<Delivery> {

@@ -319,14 +319,7 @@ fn transaction_is_one_group_and_visible_once_durable() {
         message: Arc::new(persistent(body)),
         targets: vec![source.clone(), target.clone()],
     });
-    let settlements = [(
-        SettleOutcome::Ack,
-        vec![Unacked {
-            queue: source.clone(),
-            seq: held[0].seq,
-            consumer: held[0].consumer,
-        }],
-    )];
+    let settlements = [(SettleOutcome::Ack, vec![held[0].unacked()])];
     let before = rig.journal.pushes().len();
     let committed = rig
         .turn(|turn| commit(turn, &publishes, &settlements))

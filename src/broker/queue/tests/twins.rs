@@ -323,7 +323,7 @@ impl World {
             self.tell(queue.image(ImageKind::Running));
             let state = super::lock(&queue.state);
             let marks = (state.delivered_upto, state.last_lsn, state.armed_at_ms);
-            let sums = *state.slots.sums();
+            let sums = state.slots.sums().clone();
             let entries = state.slots.iter().map(|(seq, slot)| {
                 let marks = (slot.is_logged, slot.is_redelivered, slot.is_covered);
                 let body = (slot.message.is_some(), slot.is_fetching, slot.body_bytes());

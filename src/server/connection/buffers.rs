@@ -1,0 +1,45 @@
+//! Large buffers that the connections of a network thread use in turn.
+//!
+//! A buffer is taken, filled, emptied and given back, mostly within one call: so a thread has a few of them however many
+//! connections are busy on it, and what is written into them is still in the processor's cache. A buffer that is to wait
+//! for a slow client is kept by its connection meanwhile, and counts as its output.
+
+use std::cell::RefCell;
+
+use bytes::BytesMut;
+
+/// Bytes of a buffer.
+pub(super) const BUFFER_BYTES: usize = 256 * 1024;
+/// Buffers that a thread keeps: one to read, one to write.
+const SPARE_MAX: usize = 2;
+
+thread_local! {
+    /// Empty, and each of [`BUFFER_BYTES`].
+    static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An empty buffer.
+pub(super) fn take() -> BytesMut {
+    let spare = SPARE.with_borrow_mut(Vec::pop);
+    spare.unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
+}
+
+/// Takes a buffer back. One that shares its memory with somebody is left to them.
+pub(super) fn give(buffer: Option<BytesMut>) {
+    let Some(mut buffer) = buffer else {
+        return;
+    };
+    buffer.clear();
+    if buffer.try_reclaim(BUFFER_BYTES) {
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < SPARE_MAX {
+                spare.push(buffer);
+            }
+        });
+    }
+}
+
+/// Frees what the thread keeps: somebody who was busy is not any more.
+pub(super) fn rest() {
+    SPARE.with_borrow_mut(|spare| *spare = Vec::new());
+}

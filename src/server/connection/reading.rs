@@ -1,0 +1,145 @@
+//! From the socket to the session: as much at once as the client has sent and is good for.
+//!
+//! ```text
+//!   narrow:  socket --up to 64 KiB--> input --Session::receive-->               anything
+//!   wide:    socket --224 KiB--> [rest][ a buffer of the thread ] --receive_whole--> whole publishes
+//!                                                        `-- what is not one, or not whole --> input, then as above
+//! ```
+//! Every read of a socket sends word to the client that there is room again, and wakes it: for a client that publishes faster
+//! than it is read, reads of four times the size are half of what the kernel has to do for a message.
+//!
+//! 1. What stays alive of a read (a part of a large body, a frame that is held) shares the buffer it was read into, and is at
+//!    least half of it or counted somewhere. So large buffers are only for what is copied out of them: whole publishes.
+//!    Nothing of a wide read is shared.
+//! 2. A large buffer belongs to the thread, and a connection has it within one call only. What a busy connection holds is the
+//!    publish that is not whole yet.
+
+use std::io;
+
+use bytes::BytesMut;
+
+use super::{ConnectionTask, Socket, Transport, buffers};
+
+/// First read buffer of a busy spell; an idle connection holds none.
+const INPUT_MIN_BYTES: usize = 4 * 1024;
+/// Read buffer of a busy connection of which nothing else is known.
+const INPUT_MAX_BYTES: usize = 64 * 1024;
+/// Narrow reads in one round, so that a fast publisher leaves room for its own deliveries.
+const READS_PER_ROUND: usize = 2;
+/// A wide read, the only one of its round, with what is left of the one before. The deliveries that it becomes are a little
+/// longer, and should fit into one buffer.
+const WIDE_BYTES: usize = buffers::BUFFER_BYTES - buffers::BUFFER_BYTES / 8;
+/// A wide read must leave less than this to be followed by another one: it is copied.
+const WIDE_REST_MAX_BYTES: usize = 40 * 1024;
+
+/// How the next read is done.
+#[derive(Debug)]
+pub(super) struct Reading {
+    /// Bytes of a narrow read.
+    target_bytes: usize,
+    /// The client sends whole publishes, faster than they are read.
+    is_wide: bool,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self {
+            target_bytes: INPUT_MIN_BYTES,
+            is_wide: false,
+        }
+    }
+}
+
+impl Reading {
+    /// A narrow read has brought `count` bytes.
+    fn adapt(&mut self, count: usize) {
+        if count >= self.target_bytes {
+            self.target_bytes = (self.target_bytes * 2).min(INPUT_MAX_BYTES);
+        } else if count < self.target_bytes / 4 {
+            self.target_bytes = (self.target_bytes / 2).max(INPUT_MIN_BYTES);
+        }
+    }
+}
+
+impl ConnectionTask {
+    /// Reads what the socket has, within bounds. It is read until it has nothing: only that arms its
+    /// readiness again.
+    pub(super) fn read_some(&mut self, transport: &mut Transport) -> io::Result<Socket> {
+        for _ in 0..READS_PER_ROUND {
+            if !self.wants_input() {
+                return Ok(Socket::HasMore);
+            }
+            // Others may have filled the store since the last round. The round that follows asks again and
+            // registers for the time when there is room.
+            if self.session.is_running() && !self.hub.storage.has_room() {
+                return Ok(Socket::HasMore);
+            }
+            let is_wide = self.reading.is_wide && self.input.len() < WIDE_REST_MAX_BYTES;
+            let read = match is_wide {
+                true => self.read_wide(transport),
+                false => self.read_narrow(transport),
+            };
+            match read {
+                Ok(0) => return Ok(Socket::Ended),
+                Ok(count) => {
+                    self.has_read = true;
+                    if is_wide && count >= INPUT_MAX_BYTES {
+                        return Ok(Socket::HasMore);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    return Ok(Socket::HasMore);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.input.is_empty() {
+                        // An idle connection holds no buffer.
+                        self.input = BytesMut::new();
+                    }
+                    return Ok(Socket::Drained);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Socket::HasMore)
+    }
+
+    /// Reads into the connection's own buffer.
+    fn read_narrow(&mut self, transport: &mut Transport) -> io::Result<usize> {
+        let target_bytes = self.reading.target_bytes;
+        self.input.reserve(target_bytes);
+        let count = transport.read(&mut self.input, target_bytes)?;
+        if count == 0 {
+            return Ok(0);
+        }
+        self.reading.adapt(count);
+        let now_ms = self.hub.now_ms();
+        if count >= INPUT_MAX_BYTES {
+            // What is not left is what could have been read wide.
+            self.guarded(|task| task.session.receive_copied(&mut task.input, now_ms));
+            self.reading.is_wide = self.input.len() < WIDE_REST_MAX_BYTES;
+        }
+        self.guarded(|task| task.session.receive(&mut task.input, now_ms));
+        Ok(count)
+    }
+
+    /// Reads into a buffer of the thread, behind what is left of the read before.
+    fn read_wide(&mut self, transport: &mut Transport) -> io::Result<usize> {
+        let mut buffer = buffers::take();
+        buffer.extend_from_slice(&self.input);
+        let room_bytes = WIDE_BYTES - buffer.len();
+        let count = match transport.read(&mut buffer, room_bytes) {
+            Ok(count) if count > 0 => count,
+            nothing => {
+                buffers::give(Some(buffer));
+                return nothing;
+            }
+        };
+        let now_ms = self.hub.now_ms();
+        self.guarded(|task| task.session.receive_copied(&mut buffer, now_ms));
+        self.input = BytesMut::from(&buffer[..]);
+        buffers::give(Some(buffer));
+        self.reading.is_wide = count >= INPUT_MAX_BYTES && self.input.len() < WIDE_REST_MAX_BYTES;
+        self.guarded(|task| task.session.receive(&mut task.input, now_ms));
+        Ok(count)
+    }
+}
