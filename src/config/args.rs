@@ -101,7 +101,7 @@ pub struct ServerArgs {
     )]
     pub commit_delay_us: u64,
 
-    /// Soft cap of one commit, in bytes or with KiB, MiB, GiB
+    /// Soft cap of one commit (large bodies may be four times as much), in bytes or with KiB, MiB, GiB
     #[arg(
         long,
         env = "STRATAMQ_COMMIT_MAX_BYTES",

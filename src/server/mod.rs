@@ -68,7 +68,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Pause after a connection for which there is no file descriptor to spare.
 const REFUSE_PAUSE: Duration = Duration::from_millis(10);
-/// A congestion control that does not pace; every kernel has it.
+/// A congestion control that does not pace, and that kernels usually have.
 const UNPACED: &[u8] = b"cubic";
 /// Contents that a connection has not finished may take at most this part of the memory limit: one in so many.
 const UNFINISHED_SHARE: u64 = 8;

@@ -95,8 +95,9 @@ pub const OUTPUT_HIGH_BYTES: usize = 1024 * 1024;
 pub const HELD_FRAMES_MAX: usize = 4096;
 /// Bytes in those frames above which nothing is read.
 pub const HELD_BYTES_MAX: usize = 1024 * 1024;
-/// Payloads up to this are copied out of a buffer that is not to be shared.
-const COPIED_FRAME_MAX_BYTES: u32 = 32 * 1024;
+/// Payloads up to this are copied out of a buffer that is not to be shared. A buffer of at most twice as much that begins
+/// with a larger one may be: what keeps it alive is half of it.
+pub const COPIED_FRAME_MAX_BYTES: u32 = 112 * 1024;
 
 /// The server's side of one connection. See the module.
 #[derive(Debug)]
@@ -356,6 +357,12 @@ impl Session {
         if self.work.is_empty() {
             self.work = VecDeque::new();
         }
+    }
+
+    /// True while publishers are stopped, this one as soon as it publishes.
+    #[must_use]
+    pub fn is_alarmed(&self) -> bool {
+        self.alarm.reason.is_some()
     }
 
     /// Bytes waiting in the output.

@@ -2,7 +2,8 @@
 //!
 //! A buffer is taken, filled, emptied and given back, mostly within one call: so a thread has a few of them however many
 //! connections are busy on it, and what is written into them is still in the processor's cache. A buffer that is to wait
-//! for a slow client is kept by its connection meanwhile, and counts as its output.
+//! for a slow client is kept by its connection meanwhile, and what is in it counts as its output. A thread keeps at most
+//! [`SPARE_MAX`] of them, 512 KiB, until a connection that was busy rests on it.
 
 use std::cell::RefCell;
 

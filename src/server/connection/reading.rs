@@ -2,23 +2,25 @@
 //!
 //! ```text
 //!   narrow:  socket --up to 64 KiB--> input --Session::receive-->               anything
-//!   wide:    socket --224 KiB--> [rest][ a buffer of the thread ] --receive_whole--> whole publishes
+//!   wide:    socket --224 KiB--> [rest][ a buffer of the thread ] --receive_copied--> whole frames
 //!                                                        `-- what is not one, or not whole --> input, then as above
 //! ```
 //! Every read of a socket sends word to the client that there is room again, and wakes it: for a client that publishes faster
-//! than it is read, reads of four times the size are half of what the kernel has to do for a message.
+//! than it is read, reads of three and a half times the size halve what the kernel has to do for a message.
 //!
 //! 1. What stays alive of a read (a part of a large body, a frame that is held) shares the buffer it was read into, and is at
-//!    least half of it or counted somewhere. So large buffers are only for what is copied out of them: whole publishes.
-//!    Nothing of a wide read is shared.
+//!    least half of it or counted somewhere. So whole frames are copied out of a wide read, all but those that are half of it.
 //! 2. A large buffer belongs to the thread, and a connection has it within one call only. What a busy connection holds is the
-//!    publish that is not whole yet.
+//!    frame that is not whole yet; one that is not to be served any further holds what it had sent until then.
+//! 3. A client that is about to be stopped, because there is an alarm or memory is getting scarce, is read narrow: what it has
+//!    sent waits in its own memory.
 
 use std::io;
 
 use bytes::BytesMut;
 
 use super::{ConnectionTask, Socket, Transport, buffers};
+use crate::session::COPIED_FRAME_MAX_BYTES;
 
 /// First read buffer of a busy spell; an idle connection holds none.
 const INPUT_MIN_BYTES: usize = 4 * 1024;
@@ -29,6 +31,7 @@ const READS_PER_ROUND: usize = 2;
 /// A wide read, the only one of its round, with what is left of the one before. The deliveries that it becomes are a little
 /// longer, and should fit into one buffer.
 const WIDE_BYTES: usize = buffers::BUFFER_BYTES - buffers::BUFFER_BYTES / 8;
+const _: () = assert!(WIDE_BYTES <= 2 * COPIED_FRAME_MAX_BYTES as usize);
 /// A wide read must leave less than this to be followed by another one: it is copied.
 const WIDE_REST_MAX_BYTES: usize = 40 * 1024;
 
@@ -74,7 +77,7 @@ impl ConnectionTask {
             if self.session.is_running() && !self.hub.storage.has_room() {
                 return Ok(Socket::HasMore);
             }
-            let is_wide = self.reading.is_wide && self.input.len() < WIDE_REST_MAX_BYTES;
+            let is_wide = self.may_read_wide();
             let read = match is_wide {
                 true => self.read_wide(transport),
                 false => self.read_narrow(transport),
@@ -101,6 +104,24 @@ impl ConnectionTask {
             }
         }
         Ok(Socket::HasMore)
+    }
+
+    /// See (3).
+    fn may_read_wide(&self) -> bool {
+        self.reading.is_wide
+            && self.input.len() < WIDE_REST_MAX_BYTES
+            && !self.session.is_alarmed()
+            && self.hub.publisher_pause().is_zero()
+    }
+
+    /// Gives the session what it did not take before.
+    pub(super) fn receive_rest(&mut self) {
+        let now_ms = self.hub.now_ms();
+        if self.input.len() >= INPUT_MAX_BYTES {
+            // It is of a wide read, see (1).
+            self.session.receive_copied(&mut self.input, now_ms);
+        }
+        self.session.receive(&mut self.input, now_ms);
     }
 
     /// Reads into the connection's own buffer.

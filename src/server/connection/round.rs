@@ -26,6 +26,8 @@ const WARM_ITEMS: usize = 16;
 
 /// Deliveries that are worth a large buffer of the thread.
 const WIDE_ITEMS: usize = 16;
+/// Output that must still be allowed for that: a slow client, or memory that is scarce, leaves less.
+const WIDE_ROOM_BYTES: usize = buffers::BUFFER_BYTES / 2;
 
 /// Text with parts that come from a stranger, who must not write lines of his own into the log.
 fn printable(text: &str) -> String {
@@ -40,7 +42,7 @@ impl ConnectionTask {
     pub(super) fn round(&mut self) {
         let now_ms = self.hub.now_ms();
         if !self.input.is_empty() && self.session.wants_input() {
-            self.session.receive(&mut self.input, now_ms);
+            self.receive_rest();
         }
         self.session.handle_timeout(now_ms);
         if let Some(reason) = self.outbox.forced_close() {
@@ -86,7 +88,8 @@ impl ConnectionTask {
     fn give_items(&mut self, output_max_bytes: usize) -> bool {
         let mut delivered_count = 0;
         self.has_moved_messages = true;
-        if self.items.len() >= WIDE_ITEMS {
+        let room_bytes = output_max_bytes.saturating_sub(self.session.output_len());
+        if self.items.len() >= WIDE_ITEMS && room_bytes >= WIDE_ROOM_BYTES {
             self.session.output().lend(buffers::take);
         }
         while self.session.output_len() < output_max_bytes && self.items_done < self.items.len() {
