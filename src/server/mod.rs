@@ -28,6 +28,7 @@ mod journal;
 mod length_limits;
 mod listeners;
 mod memory;
+pub mod pacing;
 mod readers;
 mod scrubber;
 mod signals;
@@ -68,8 +69,6 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Pause after a connection for which there is no file descriptor to spare.
 const REFUSE_PAUSE: Duration = Duration::from_millis(10);
-/// A congestion control that does not pace, and that kernels usually have.
-const UNPACED: &[u8] = b"cubic";
 /// Contents that a connection has not finished may take at most this part of the memory limit: one in so many.
 const UNFINISHED_SHARE: u64 = 8;
 
@@ -255,7 +254,11 @@ fn accept(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
     }
-    spare_pacing(&stream, peer);
+    let local = stream.local_addr();
+    let spared = local.and_then(|local| pacing::spare(SockRef::from(&stream), local, peer));
+    if let Err(error) = spared {
+        tracing::debug!(%peer, %error, "cannot set TCP_CONGESTION");
+    }
     let mut seed = [0; 16];
     if let Err(error) = getrandom::fill(&mut seed) {
         tracing::error!(%error, "no randomness; refusing a connection");
@@ -284,24 +287,6 @@ fn accept(
         };
         connection::serve(hub, transport, peer, options, stopped).await;
     });
-}
-
-/// Takes the socket of a client on this machine out of a congestion control that paces what is sent, as BBR does: between two
-/// sockets of one machine there is no line to share, and every pause is a timer's interrupt.
-fn spare_pacing(stream: &TcpStream, peer: SocketAddr) {
-    let is_here = stream
-        .local_addr()
-        .is_ok_and(|local| local.ip() == peer.ip());
-    if !is_here && !peer.ip().to_canonical().is_loopback() {
-        return;
-    }
-    let socket = SockRef::from(stream);
-    let is_pacing = socket
-        .tcp_congestion()
-        .is_ok_and(|name| name.starts_with(b"bbr"));
-    if is_pacing && let Err(error) = socket.set_tcp_congestion(UNPACED) {
-        tracing::debug!(%peer, %error, "cannot set TCP_CONGESTION");
-    }
 }
 
 /// The TLS handshake, within its time; `None` when there is nobody to serve afterwards.
@@ -410,24 +395,4 @@ fn reload_on_hangup(tls: Arc<Tls>) -> io::Result<()> {
         }
     });
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::net::TcpListener;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_client_on_this_machine_is_not_paced() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let _client = TcpStream::connect(address).await.expect("a client");
-        let (stream, peer) = listener.accept().await.expect("a connection");
-        let before = SockRef::from(&stream).tcp_congestion().expect("a name");
-        spare_pacing(&stream, peer);
-        let after = SockRef::from(&stream).tcp_congestion().expect("a name");
-        assert!(!after.starts_with(b"bbr"), "{after:?}");
-        assert!(before == after || before.starts_with(b"bbr"), "{before:?}");
-    }
 }

@@ -28,6 +28,8 @@ use std::sync::Arc;
 use std::thread;
 
 use desk::Desk;
+use socket2::SockRef;
+use stratamq::server::pacing;
 
 /// Bytes that a relay reads at once.
 const RELAY_BYTES: usize = 64 * 1024;
@@ -68,6 +70,13 @@ fn serve_brokerless(listener: &TcpListener, desk: &Arc<Desk>) {
     }
 }
 
+/// Sets a socket's options as the broker does.
+fn set_up(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let (local, peer) = (stream.local_addr()?, stream.peer_addr()?);
+    pacing::spare(SockRef::from(stream), local, peer)
+}
+
 fn relay(listener: &TcpListener) {
     let pair: Vec<TcpStream> = listener.incoming().flatten().take(2).collect();
     let [left, right] = pair.as_slice() else {
@@ -82,7 +91,7 @@ fn relay(listener: &TcpListener) {
 fn pump(mut from: &TcpStream, mut to: &TcpStream) {
     let mut buffer = vec![0; RELAY_BYTES];
     // The other side would wait for ever.
-    let _ = to.set_nodelay(true);
+    let _ = set_up(to);
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         let part = buffer.get(..count).unwrap_or_default();
         if to.write_all(part).is_err() {

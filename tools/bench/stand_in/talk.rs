@@ -72,7 +72,7 @@ pub(super) fn serve(stream: TcpStream, desk: &Desk) {
 impl Talk<'_> {
     fn run(&mut self) -> Result<(), BenchError> {
         let what = || BenchError::io("serving a connection");
-        self.stream.set_nodelay(true).map_err(what())?;
+        super::set_up(&self.stream).map_err(what())?;
         let mut greeting = [0; PROTOCOL_HEADER_BYTES];
         self.stream.read_exact(&mut greeting).map_err(what())?;
         self.put(
