@@ -569,6 +569,9 @@ mod tests {
         },
     }
 
+    /// More than any tag here.
+    const JUMP: u64 = 10_000;
+
     fn any_step() -> impl Strategy<Value = Step> {
         let tag = 0u64..400;
         prop_oneof![
@@ -614,21 +617,27 @@ mod tests {
                 .iter()
                 .flat_map(|queue| [None, Some(ConsumerId(1)), Some(ConsumerId(2))].map(|id| (queue.clone(), id)))
                 .collect();
-            // Some follow each other, so that there are runs.
-            let holder_of = |seq: u64| &holders[usize::try_from(seq / 3).unwrap() * 7 % holders.len()];
+            // Some follow each other, so that there are runs; some of one holder jump, as requeued messages do.
+            let holder_of = |tag: u64| &holders[usize::try_from(tag / 6).unwrap() * 7 % holders.len()];
+            let seq_of = |tag: u64| tag + JUMP * (tag / 4 % 3);
             let mut tags = DeliveryTags::default();
             let mut model = BTreeSet::new();
             for step in steps {
                 match step {
                     Step::Deliver { count } => for _ in 0..count {
-                        let seq = Seq(tags.last_tag + 1);
-                        let (queue, consumer) = holder_of(seq.0);
-                        model.insert(tags.next(queue, seq, *consumer));
+                        let tag = tags.last_tag + 1;
+                        let (queue, consumer) = holder_of(tag);
+                        model.insert(tags.next(queue, Seq(seq_of(tag)), *consumer));
                     },
                     Step::Settled => { tags.next_settled(); }
                     Step::Take { tag, is_multiple } => {
                         let scope = AckScope::new(tag, is_multiple);
-                        let actual = taken(&mut tags, scope)
+                        let taken = taken(&mut tags, scope);
+                        for (tag, run) in taken.iter().flatten() {
+                            let seqs = run.seqs.first.0..=run.seqs.last.0;
+                            prop_assert!(seqs.eq((*tag..tag + run.count()).map(seq_of)));
+                        }
+                        let actual = taken
                             .map(|taken| taken.into_iter().flat_map(|(tag, run)| tag..tag + run.count()).collect::<Vec<_>>());
                         prop_assert_eq!(actual, expected(&mut model, scope));
                     }
@@ -651,12 +660,12 @@ mod tests {
             let all = tags.take_all();
             for unacked in &all {
                 for seq in unacked.seqs.first.0..=unacked.seqs.last.0 {
-                    let (queue, consumer) = holder_of(seq);
+                    let (queue, consumer) = holder_of(seq % JUMP);
                     prop_assert!(Arc::ptr_eq(&unacked.queue, queue) && unacked.consumer == *consumer);
                 }
             }
             let seqs: Vec<u64> = all.iter().flat_map(|unacked| unacked.seqs.first.0..=unacked.seqs.last.0).collect();
-            prop_assert_eq!(seqs, model.into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(seqs, model.into_iter().map(seq_of).collect::<Vec<_>>());
         }
     }
 }
