@@ -21,18 +21,18 @@
 //!
 //! | step | transient, 16 B, taken without ack | durable, 1 KiB, confirmed and acked |
 //! |---|---|---|
-//! | bytes to messages (`Session::receive`) | 937 | 2,047 |
-//! | - of these: the frames, read where they lie (`amqp::raw_publish`) | 276 | 276 |
-//! | - the message: one head, one copy, CRC of what is durable (`Message::from_raw`) | 470 | 1,433 |
-//! | checks and route (`Connection::publish` without what follows) | 122 | 159 |
-//! | into the queue and out again (`QueueState::enqueue`) | 578 | 931 |
-//! | into the log (`Storage::push`) | | 1,135 |
-//! | the rest of a critical section (positions, receipts, outbox) | 127 | 492 |
-//! | commit: gathered into one aligned buffer, written (`Storage::step`) | 48 | 1,452 |
-//! | outbox to bytes (`Session::handle_items`) | 693 | 951 |
-//! | acknowledgement (`queue::settle`) | | 544 |
-//! | the message's end: two blocks of memory | 150 | in the settle |
-//! | all | 2,911 | 9,188 |
+//! | bytes to messages (`Session::receive`) | 891 | 1,801 |
+//! | - of these: the frames, read where they lie (`amqp::raw_publish`) | 269 | 269 |
+//! | - the message: one head, one copy, CRC of what is durable (`Message::from_raw`) | 455 | 1,320 |
+//! | checks and route (`Connection::publish` without what follows) | 179 | 217 |
+//! | into the queue and out again (`QueueState::enqueue`) | 483 | 874 |
+//! | into the log (`Storage::push`) | | 758 |
+//! | the rest of a critical section (positions, receipts, outbox) | 120 | 498 |
+//! | commit: gathered into one aligned buffer, written (`Storage::step`) | 42 | 1,385 |
+//! | outbox to bytes (`Session::handle_items`) | 700 | 961 |
+//! | acknowledgement (`queue::settle`) | | 325 |
+//! | the message's end: two blocks of memory | 79 | in the settle |
+//! | all | 2,761 | 8,234 |
 //!
 //! Before this work began the two sums were 11,121 and 17,334.
 //!
@@ -41,24 +41,37 @@
 //! Instructions per message of the transient case, unless something else is said, before and after each step alone or with
 //! those before it:
 //!
-//! - **Whole publishes are read in place** (`session::publishes`, `amqp::raw_publish`): 11,124 to 5,553. Three frames were split
-//!   off, shared and decoded one by one, and the message shared its own head five times. Now names, properties and body are
-//!   copied once into the head; a frame that repeats that of the publish before is recognised by a comparison. Everything
+//! - **Whole publishes are read in place** (`session::publishes`, `amqp::raw_publish`): 11,124 to 5,553. Three frames were
+//!   split off, shared and decoded one by one, and the message shared its own head five times. Now names, properties and body
+//!   are copied once into the head; a frame that repeats that of the publish before is recognised by a comparison. Everything
 //!   incomplete, unusual or wrong goes frame by frame, so that no error has two sources.
 //! - **A message has no place where nothing waits** (`queue::dispatch`): the broker's part 2,168 to 655. It goes from the
 //!   publisher's batch into the consumer's outbox; only its number is used up. One that is acknowledged gets its place written
 //!   once, in the state it will have.
-//! - **Deliveries are encoded in runs** (`session::deliveries`): 1,790 to 698. Channel and consumer are looked up once a run, the
-//!   length of all three frames is known before the first byte is written, and output grows in segments that are never moved.
-//! - **One thread serves sockets on two cores** (`--net-threads`, half of the processors): 1.3 times the messages per processor
-//!   second at 16 B, 1.4 to 1.6 times at 1 KiB, with the broker of that time. With two, each message moved between two caches,
-//!   and tasks woke each other through the kernel.
-//! - **The log is written past the system's cache, with zeros ahead** (`storage::block_writer`): a commit of 4 KiB takes 127 us
-//!   instead of 368 and 52 us of processor time instead of 165; one of 52 KiB 158 us instead of 439. A page that has to be
+//! - **Deliveries are encoded in runs** (`session::deliveries`): 1,790 to 698. Channel and consumer are looked up once a run,
+//!   the length of all three frames is known before the first byte is written, and output grows in segments that are never
+//!   moved.
+//! - **One thread serves sockets on two cores** (`--net-threads`, half of the processors): 1.3 times the messages per
+//!   processor second at 16 B, 1.4 to 1.6 times at 1 KiB, with the broker of that time. With two, each message moved between
+//!   two caches, and tasks woke each other through the kernel.
+//! - **The log is written past the system's cache, with zeros ahead** (`storage::block_writer`): a commit of 4 KiB takes 127
+//!   us instead of 368 and 52 us of processor time instead of 165; one of 52 KiB 158 us instead of 439. A page that has to be
 //!   found, filled and written back costs more than the transfer, and a sync behind a write into new blocks waits for the file
 //!   system's journal as well.
-//! - **No read that must fail**: half of all reads of sockets returned `EAGAIN`. A read that did not fill its room is the last one
-//!   until the kernel reports more.
+//! - **Reads of 224 KiB and writes of 256 KiB** (`server::connection::reading`, `buffers`): kernel time of a message of 1 KiB
+//!   1.26 to 0.71 us, together with the next point. Each read tells the client that there is room and wakes it, and each part
+//!   of a write wakes a consumer. The buffers belong to the thread, so a thousand busy connections do not have a thousand of
+//!   them.
+//! - **No pacing between sockets of one machine** (`server::pacing`): where BBR is the system's default, its timers took 10 to
+//!   20 % of the processor time of a message of 1 KiB. The stand-in goes the same way, so the ratio to the limit does not gain
+//!   by it.
+//! - **What needs no alignment of its own is allocated the short way** (`allocator`): about 240 instructions for each of two
+//!   or three blocks of a message, 4,455 to 4,227 at 1 KiB.
+//! - **Acknowledgements settle as runs** (`session::acks`, `broker::queue::settle`): a run of numbers of one queue and
+//!   consumer is one unit from the delivery tags to the record in the log, and holds its queue once.
+//! - **Large bodies share a write and a sync**: one of 1 MiB was a write, another of its last block, and a sync of its own.
+//! - **No read that must fail**: half of all reads of sockets returned `EAGAIN`. A read that did not fill its room is the last
+//!   one until the kernel reports more.
 //! - **Idle connections give everything back**: 17,465 to 6,939 bytes each. The output's first buffer stayed for ever, and the
 //!   table of channels began with room for eleven.
 //!
@@ -71,18 +84,25 @@
 //! | `RWF_DSYNC` in place of a write and `fdatasync` | 141 us against 141 | nothing gained, and two paths |
 //! | giving buffers back by a timer only | 11,985 B a connection | who logs in and rests holds 8 KiB until it rings |
 //! | fat link-time optimisation, one codegen unit | 5 % fewer instructions | each program is then built on one processor, for minutes |
+//! | read buffers of 128 KiB instead of 224 | 0.515 to 0.567 M/s against 0.655 (1 KiB, processor seconds, a busy machine) | less |
+//! | of 384 and 512 KiB | 0.731 and 0.708 against 0.710 | no gain, more memory |
+//! | a backlog read in pieces of 256 KiB | 0.28 to 0.32 M/s against 0.34 to 0.39 with 1 MiB | more waits for the disk |
 //! | every list of deliveries changes hands with an empty outbox | not measured | the larger list is freed and made again; now only when the new one is larger |
 //!
 //! # What is left
 //!
 //! - Two blocks of memory for a message, head and handle. One would save a pair of calls to the allocator, but a payload of
 //!   several parts is a list of `Bytes` today.
-//! - Every delivery and every acknowledgement holds its queue: two atomic operations each. Runs of (queue, consumer, numbers)
-//!   from the session on would need none.
+//! - Every delivery holds its queue: two atomic operations. Runs of (queue, consumer, numbers) in the outbox would need none.
 //! - A durable body is copied three times between the sockets: into the message, into the batch, into the aligned buffer. The
-//!   last one falls away when batches are built in aligned memory.
+//!   last one is 1 % of the processor time.
+//! - Messages round a thousand queues cost 4,355 instructions more than round one: a settle record, a route and a queue's ends
+//!   for each message, and the caches' misses, which are not counted here.
 //! - A message with another place than the one before copies its names to compare them next time.
-//! - A cold backlog: half of the cost is the readers' copy out of the system's cache and the hand-over between threads.
+//! - A cold backlog: each body is copied out of the read's buffer, into a message, into the output. Slices of what was read
+//!   would save one of them, and need a bound on what they keep alive.
+//! - At a window of 100, a commit for 100 messages: the kick of the virtual disk is 14 % of the processor time, and a file
+//!   system without a journal writes the inode's block with each sync, which is more than the flush itself.
 //! - The kernel: at 1 KiB, moving the bytes through two sockets is most of what a transient message costs. The stand-in of
 //!   `strata-bench limit`, which does nothing else, shows where the end is.
 //!

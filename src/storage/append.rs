@@ -25,9 +25,9 @@ use super::types::{Lsn, Position, Receipt, Request, SegmentId, Urgency};
 /// A buffer that grew beyond this is not kept for the next batch.
 const SPARE_MAX_BYTES: usize = 4 << 20;
 
-/// So many times as long as it may grow by copies, a batch may grow by parts that it takes by reference: large bodies go to the
-/// disk several at a time, and share the sync.
-const REFERENCED_MAX_SHARES: u64 = 4;
+/// So many times as long as it may grow otherwise, a batch may grow by large parts: they go to the disk several at a time, and
+/// share the sync.
+const LARGE_MAX_SHARES: u64 = 4;
 
 /// What waits to be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -128,8 +128,8 @@ impl Append {
 
     /// Makes the open batch one that can take `len_bytes` more of records with `external_count` parts.
     fn make_room(&mut self, len_bytes: u64, external_count: usize) {
-        let is_full = self.open.copied_bytes() >= self.commit_max_bytes
-            || self.open.len_bytes >= self.commit_max_bytes.saturating_mul(REFERENCED_MAX_SHARES)
+        let is_full = self.open.small_bytes() >= self.commit_max_bytes
+            || self.open.len_bytes >= self.commit_max_bytes.saturating_mul(LARGE_MAX_SHARES)
             || !self
                 .open
                 .has_room_for_externals(external_count.min(EXTERNAL_MAX_COUNT));

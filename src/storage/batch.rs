@@ -12,6 +12,8 @@ use super::types::{Lsn, Position, Request};
 
 /// Payload parts up to this length are copied into the batch's buffer, longer ones are kept by reference.
 const COPY_MAX_BYTES: u64 = 4096;
+/// Parts from this length on are large: a batch grows beyond its cap by them.
+const LARGE_BYTES: u64 = 64 * 1024;
 /// Parts a batch takes by reference. With the buffer's pieces between them that is at most 512 buffers a
 /// write, half of what one `pwritev` takes.
 pub(crate) const EXTERNAL_MAX_COUNT: usize = 254;
@@ -309,6 +311,8 @@ pub(crate) struct BatchBody {
     pub(crate) is_waited: bool,
     /// True when it holds something other than the engine's own records.
     pub(crate) has_data: bool,
+    /// Of large parts.
+    large_bytes: u64,
     /// Everything that is not kept by reference, in order, without the header.
     buffer: Vec<u8>,
     /// Parts kept by reference, each with the length of the buffer before it.
@@ -327,6 +331,7 @@ impl BatchBody {
             message_count: 0,
             is_waited: false,
             has_data: false,
+            large_bytes: 0,
             buffer: Vec::new(),
             externals: Vec::new(),
             covered: Vec::new(),
@@ -358,9 +363,9 @@ impl BatchBody {
         self.record_count == 0
     }
 
-    /// Its length without the parts that are kept by reference.
-    pub(crate) fn copied_bytes(&self) -> u64 {
-        (batch_header::SIZE + self.buffer.len()) as u64
+    /// Its length without large parts.
+    pub(crate) fn small_bytes(&self) -> u64 {
+        self.len_bytes - self.large_bytes
     }
 
     /// True when a payload part is long enough to be kept by reference.
@@ -415,6 +420,9 @@ impl BatchBody {
             payload_len += part.len();
             if Self::may_be_external(part) && self.has_room_for_externals(1) {
                 self.externals.push((self.buffer.len(), part.clone()));
+                if part.len() as u64 >= LARGE_BYTES {
+                    self.large_bytes += part.len() as u64;
+                }
             } else {
                 self.buffer.extend_from_slice(part);
             }

@@ -31,8 +31,7 @@ pub struct Options {
     pub fsync: FsyncPolicy,
     /// How long a commit is held open to gather more, microseconds; 0 is best unless syncs are slow.
     pub commit_delay_us: u64,
-    /// Soft cap of a batch: it is closed once it is at least this long. What it takes by reference, as large bodies, may make it
-    /// four times as long.
+    /// Soft cap of a batch: it is closed once it is at least this long. Large bodies (64 KiB) may make it four times as long.
     pub commit_max_bytes: u64,
     /// Traffic that nobody waits for is synced within this many milliseconds.
     pub ack_fsync_ms: u64,

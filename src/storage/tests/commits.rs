@@ -343,9 +343,10 @@ fn batch_of_large_bodies_is_longer_than_one_of_copies() {
         store.commit().unwrap();
         store.storage.stats().batch_count - before
     };
-    // Closed with what makes it longer than the cap, or than four of it.
+    // Closed with what makes it longer than the cap: two of 10 KiB. Of 64 KiB, longer than four caps.
     assert_eq!(batches_of(160, 1000), 160_u64.div_ceil(20));
-    assert_eq!(batches_of(16, 10 << 10), 2);
+    assert_eq!(batches_of(16, 10 << 10), 8);
+    assert_eq!(batches_of(16, 64 << 10), 8);
     let (again, _) = rig.after_power_loss().open();
     again.check_payloads(&store.payloads());
 }
