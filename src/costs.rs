@@ -36,6 +36,22 @@
 //!
 //! Before this work began the two sums were 11,121 and 17,334.
 //!
+//! # Where the processor's time goes
+//!
+//! Microseconds a message of 1 KiB takes of the broker's processors, release build, two cores with the generator on them, medians of
+//! four or five rounds that alternated with the build before reads became wide (`/proc/PID/stat`):
+//!
+//! | load | user | kernel | before |
+//! |---|---|---|---|
+//! | transient, taken without ack | 0.72 | 0.71 | 0.89 and 1.27 |
+//! | durable, window 1000 | 1.39 | 0.98 | 1.55 and 1.20 |
+//! | durable, window 100 | 1.90 | 2.58 | 2.03 and 2.51 |
+//! | durable, window 1000, 1,000 queues | 2.31 | 1.73 | 2.53 and 2.03 |
+//!
+//! In the kernel it is TCP between two sockets, the segments' arrival at the client included, which runs on the sender's account;
+//! for durable messages also the pinning of pages and the kick of the disk's queue, in the commit thread (a quarter of the whole).
+//! In user space nothing stands out any more: copying is 7 to 8 % of the whole, CRC 2.5 %, no function of the broker above 2 %.
+//!
 //! # How it came to that
 //!
 //! Instructions per message of the transient case, unless something else is said, before and after each step alone or with
