@@ -1,5 +1,6 @@
 //! Checks of a broker from outside that can be turned on any binary: the sound one must pass, the crippled ones must not.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::syscalls::{
@@ -13,12 +14,15 @@ const CHANNEL: u16 = 1;
 const QUEUE: &str = "proof";
 /// How long strace holds every fdatasync back.
 const DELAY: Duration = Duration::from_millis(300);
+/// The same where nothing is measured: time for other messages to come.
+const SHORT_DELAY: Duration = Duration::from_millis(100);
 /// Around copying into the batch, writing it as it is, and several frames.
 const BODIES_BYTES: [usize; 6] = [0, 10, 4096, 5000, 131_072, 200_000];
 /// The first sync of a thread that fails, counted from 1: late enough for the broker to start and to confirm some messages.
 const FIRST_FAILING_SYNC: u32 = 12;
-/// Messages of 100 kB that fill some segments of 1 MiB.
-const FILLING: usize = 60;
+/// Connections that fill some segments of 1 MiB, and messages of 100 kB from each.
+const FILLERS: usize = 8;
+const FILLING: usize = 16;
 /// A broker that has not ended after so many publishes does not care about its disk.
 const PUBLISHES_MAX: usize = 100;
 
@@ -204,24 +208,39 @@ pub(crate) fn directories_are_synced(builder: Builder) -> Result<(), String> {
 }
 
 /// A broker that fills some small segments and ends cleanly, with a checkpoint; what it did to its files.
+///
+/// A commit that ends in another segment than it began in is what is looked for. One connection has only some of its messages
+/// under way; so there are several, and what comes from them while a sync takes its time is about a segment.
 fn changes_of_a_short_life(builder: Builder) -> Vec<Change> {
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
     let trace = Trace::new(directory.path());
+    let inject = format!("fdatasync:delay_exit={}", SHORT_DELAY.as_micros());
     let mut broker = builder
         .arg("--segment-size=1MiB")
-        .wrapper(&trace.wrapper(""))
+        .wrapper(&trace.wrapper(&inject))
         .start();
-    let mut client = open(&broker);
-    // All at once: a commit that ends in another segment than it began in is what is looked for.
+    let address = broker.address();
+    open(&broker);
+    std::thread::scope(|scope| {
+        for _ in 0..FILLERS {
+            scope.spawn(move || fill(address));
+        }
+    });
+    assert!(broker.terminate().success());
+    trace.changes()
+}
+
+/// Publishes [`FILLING`] messages at once, and waits for their confirms.
+fn fill(address: SocketAddr) {
+    let mut client = Client::connect(address);
+    client.open_channel(CHANNEL);
+    client.confirm_select(CHANNEL);
     for number in 0..FILLING {
         let message = Message::persistent(body(number, 100_000));
         client.push_publish(CHANNEL, "", QUEUE, &message);
     }
     client.flush().expect("the broker reads");
-    let count = u64::try_from(FILLING).unwrap_or(0);
-    client.wait_confirms_upto(CHANNEL, count);
-    assert!(broker.terminate().success());
-    trace.changes()
+    client.wait_confirms_upto(CHANNEL, u64::try_from(FILLING).unwrap_or(0));
 }
 
 /// A segment is written only when the one before it is on the medium.
