@@ -76,7 +76,7 @@ impl Hub {
             clients: machine.clients,
             disk: machine.disk,
             worker,
-            reads: ReadQueue::default(),
+            reads: ReadQueue::new(machine.memory_limit_bytes),
             measuring: Measuring::default(),
         }
     }
