@@ -32,6 +32,9 @@ const READS_PER_ROUND: usize = 2;
 /// longer, and should fit into one buffer.
 const WIDE_BYTES: usize = buffers::BUFFER_BYTES - buffers::BUFFER_BYTES / 8;
 const _: () = assert!(WIDE_BYTES <= 2 * COPIED_FRAME_MAX_BYTES as usize);
+/// A wide read that brought less is followed by narrow ones: a client that waits for its confirms sends less at a time than
+/// fits into one, and would have it read in two halves with a round for each.
+const WIDE_MIN_BYTES: usize = INPUT_MAX_BYTES / 4;
 /// A wide read must leave less than this to be followed by another one: it is copied.
 const WIDE_REST_MAX_BYTES: usize = 40 * 1024;
 
@@ -159,7 +162,7 @@ impl ConnectionTask {
         self.guarded(|task| task.session.receive_copied(&mut buffer, now_ms));
         self.input = BytesMut::from(&buffer[..]);
         buffers::give(Some(buffer));
-        self.reading.is_wide = count >= INPUT_MAX_BYTES && self.input.len() < WIDE_REST_MAX_BYTES;
+        self.reading.is_wide = count >= WIDE_MIN_BYTES && self.input.len() < WIDE_REST_MAX_BYTES;
         self.guarded(|task| task.session.receive(&mut task.input, now_ms));
         Ok(count)
     }
