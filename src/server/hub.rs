@@ -79,7 +79,7 @@ impl Hub {
             clients: machine.clients,
             disk: machine.disk,
             worker,
-            reads: ReadQueue::default(),
+            reads: ReadQueue::new(machine.memory_limit_bytes),
             measuring: Measuring::default(),
             wakes: Wakes::default(),
         }

@@ -60,7 +60,7 @@ const FANOUT: Workload = Workload {
 pub(crate) const LARGE_BODY_BYTES: usize = 1 << 20;
 
 /// All loads.
-pub(crate) const WORKLOADS: [Workload; 12] = [
+pub(crate) const WORKLOADS: [Workload; 13] = [
     TRANSIENT,
     Workload {
         name: "transient 1 KiB",
@@ -97,6 +97,14 @@ pub(crate) const WORKLOADS: [Workload; 12] = [
         consumers: 10,
         queues: 10,
         window: 100,
+        ..DURABLE
+    },
+    Workload {
+        name: "10 x 10 x 10, window 1000",
+        publishers: 10,
+        consumers: 10,
+        queues: 10,
+        window: 1000,
         ..DURABLE
     },
     // The same but for the queues, and next to each other in time.
