@@ -32,6 +32,11 @@ const READS_PER_ROUND: usize = 2;
 /// longer, and should fit into one buffer.
 const WIDE_BYTES: usize = buffers::BUFFER_BYTES - buffers::BUFFER_BYTES / 8;
 const _: () = assert!(WIDE_BYTES <= 2 * COPIED_FRAME_MAX_BYTES as usize);
+/// What a wide read brings at least to be followed by another one. Far below what begins them: a client that publishes a
+/// window of messages, waits for the confirm and publishes the next one is read once a window, not in two pieces.
+const WIDE_MIN_BYTES: usize = 16 * 1024;
+/// A wide read that brought so much has probably left something, and others have their turn first.
+const WIDE_MORE_BYTES: usize = WIDE_BYTES - WIDE_REST_MAX_BYTES;
 /// A wide read must leave less than this to be followed by another one: it is copied.
 const WIDE_REST_MAX_BYTES: usize = 40 * 1024;
 
@@ -86,7 +91,7 @@ impl ConnectionTask {
                 Ok(0) => return Ok(Socket::Ended),
                 Ok(count) => {
                     self.has_read = true;
-                    if is_wide && count >= INPUT_MAX_BYTES {
+                    if is_wide && count >= WIDE_MORE_BYTES {
                         return Ok(Socket::HasMore);
                     }
                 }
@@ -159,7 +164,7 @@ impl ConnectionTask {
         self.guarded(|task| task.session.receive_copied(&mut buffer, now_ms));
         self.input = BytesMut::from(&buffer[..]);
         buffers::give(Some(buffer));
-        self.reading.is_wide = count >= INPUT_MAX_BYTES && self.input.len() < WIDE_REST_MAX_BYTES;
+        self.reading.is_wide = count >= WIDE_MIN_BYTES && self.input.len() < WIDE_REST_MAX_BYTES;
         self.guarded(|task| task.session.receive(&mut task.input, now_ms));
         Ok(count)
     }
