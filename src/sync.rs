@@ -38,6 +38,18 @@ pub fn wait_within<'a, T>(
     }
 }
 
+/// As [`wait_within`]; also true when `timeout` has passed and nobody has notified.
+pub fn wait_until_idle<'a, T>(
+    condvar: &Condvar,
+    guard: MutexGuard<'a, T>,
+    timeout: Duration,
+) -> (MutexGuard<'a, T>, bool) {
+    match condvar.wait_timeout(guard, timeout) {
+        Ok((guard, result)) => (guard, result.timed_out()),
+        Err(_) => poisoned(),
+    }
+}
+
 fn poisoned() -> ! {
     tracing::error!(
         "a thread panicked while it held shared state; aborting, the next start recovers from the log"

@@ -22,7 +22,7 @@ use stratamq::server::StorageJournal;
 use stratamq::session::{Event, Proof, Session, SessionOptions};
 use stratamq::storage::format::StoreId;
 use stratamq::storage::testing::Heard;
-use stratamq::storage::{CommitListener, Options, ReadBuffer, Storage};
+use stratamq::storage::{CommitListener, Options, ReadBuffer, ReadPages, Storage};
 use tempfile::TempDir;
 
 /// Milliseconds since 1970; nothing here depends on the real time.
@@ -188,7 +188,7 @@ impl Pipe {
             storage,
             broker: Broker::new(journal, BrokerOptions::default()),
             effects: Effects::default(),
-            buffer: ReadBuffer::default(),
+            buffer: ReadBuffer::with_pages(ReadPages::within(u64::MAX)),
             publisher: Peer::new(),
             consumer: Peer::new(),
             _directory: directory,

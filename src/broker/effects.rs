@@ -8,9 +8,9 @@ use crate::storage::run::FiledRun;
 use crate::storage::types::{Lsn, Position, Seq};
 
 /// Bodies read and answered together: few reads of the disk, and their queue is locked once for all of them.
-const FETCH_MAX_COUNT: usize = 1024;
+const FETCH_MAX_COUNT: usize = 2048;
 /// Bytes of their records, unless a single one is longer; more would only be waited for longer.
-const FETCH_MAX_BYTES: u64 = 1024 * 1024;
+const FETCH_MAX_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Message bodies that must be read from disk before their queue can go on.
 #[derive(Clone, Debug)]

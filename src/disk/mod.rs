@@ -13,6 +13,7 @@ mod conformance;
 mod descriptors;
 pub mod fault;
 mod file_system;
+mod large_page;
 pub mod machine;
 mod real;
 pub mod sim;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use descriptors::is_out_of_descriptors;
+pub use large_page::{LARGE_PAGE_BYTES, LargePage};
 pub use real::{RealClock, RealDisk};
 
 /// What a write or read that goes past the system's cache is made of: its buffers begin at multiples of this in memory, and their

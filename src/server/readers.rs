@@ -15,8 +15,8 @@ use crate::broker::effects::{Effects, Fetch, RunLoad};
 use crate::broker::queue::{self, FetchFailure};
 use crate::storage::run::FiledRun;
 use crate::storage::types::{ImageEntry, QueueId};
-use crate::storage::{ReadBuffer, ReadError};
-use crate::sync::{lock, wait};
+use crate::storage::{ReadBuffer, ReadError, ReadPages};
+use crate::sync::{lock, wait, wait_until_idle};
 
 /// Reader threads; cold reads wait for the device, not for the processor.
 pub(super) const READER_THREADS: usize = 2;
@@ -24,6 +24,9 @@ pub(super) const READER_THREADS: usize = 2;
 const READ_ATTEMPTS: u32 = 10;
 /// Pause between the attempts.
 const READ_PAUSE: Duration = Duration::from_millis(100);
+
+/// Readers that had nothing to do for so long give memory back.
+const REST_AFTER: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct State {
@@ -40,13 +43,23 @@ enum Work {
 }
 
 /// What is to be read; filled by all threads.
-#[derive(Default)]
 pub(super) struct ReadQueue {
     state: Mutex<State>,
     wakes: Condvar,
+    /// What the bodies of long reads stay in.
+    pages: ReadPages,
 }
 
 impl ReadQueue {
+    /// Nothing yet, of a process that may use so much memory.
+    pub(super) fn new(memory_limit_bytes: u64) -> Self {
+        Self {
+            state: Mutex::default(),
+            wakes: Condvar::new(),
+            pages: ReadPages::within(memory_limit_bytes),
+        }
+    }
+
     /// Takes over the reads that a call into the domain asked for.
     pub(super) fn add(&self, loads: &mut Vec<RunLoad>, fetches: &mut Vec<Fetch>) {
         let count = loads.len() + fetches.len();
@@ -68,6 +81,7 @@ impl ReadQueue {
 
     /// Waits for work; `None` when the thread is to end.
     fn next(&self) -> Option<Work> {
+        let mut is_resting = false;
         let mut state = lock(&self.state);
         loop {
             if state.is_stopping {
@@ -79,7 +93,16 @@ impl ReadQueue {
             if let Some(fetch) = state.fetches.pop_front() {
                 return Some(Work::Bodies(fetch));
             }
-            state = wait(&self.wakes, state);
+            if is_resting {
+                state = wait(&self.wakes, state);
+                continue;
+            }
+            (state, is_resting) = wait_until_idle(&self.wakes, state, REST_AFTER);
+            if is_resting {
+                drop(state);
+                self.pages.rest();
+                state = lock(&self.state);
+            }
         }
     }
 }
@@ -87,7 +110,7 @@ impl ReadQueue {
 /// A thread's body; ends after [`ReadQueue::stop`].
 pub(super) fn run(hub: &Arc<Hub>) {
     let mut effects = Effects::default();
-    let mut buffer = ReadBuffer::default();
+    let mut buffer = ReadBuffer::with_pages(hub.read_queue().pages.clone());
     while let Some(work) = hub.read_queue().next() {
         match work {
             Work::Load(load) => load_runs(hub, load, &mut effects),

@@ -3,12 +3,13 @@
 //! ```text
 //!   wanted, by place   [r1][r2]....[r3]                 [r4 ........... 200 KiB]   [r5]
 //!   reads              '---- one ----'  (gap < 16 KiB)   '--- its own buffer ---'   '-one-'
-//!                      r1, r2, r3 are copied out                 sliced
+//!                      r1, r2, r3 are copied out, or slices      sliced
 //! ```
 //! 1. Every record is checked as if it had been read alone: length, place, ref and CRC (see [`check_record`](super::read::check_record)).
-//! 2. Small records are copied out of the buffer, which the thread uses again: a message that stays long (unacked, or
-//!    in the outbox of a slow consumer) keeps its own bytes in memory and no others. The copy costs less than what it
-//!    replaces, a fresh zeroed buffer a read and a reference counter that all messages of a buffer fight for.
+//! 2. Of a long read that brings little else, messages are slices of what was read: their bytes move from the disk to the
+//!    socket without a copy here. One that stays (unacked, or in the outbox of a slow consumer) keeps a whole page in memory, so
+//!    there are few of those altogether (see [`read_pages`](super::read_pages)). Without one, and of shorter reads, messages are
+//!    copied out of a buffer that the thread uses again, and keep no other bytes than their own.
 //! 3. Long reads of what one queue alone has go past the cache of the system, into the buffer itself: no page is looked
 //!    for, filled, copied and given back (see [`direct_files`](super::direct_files)). Where that is not possible, in the
 //!    segment that is written and in cold ones they go through the cache, and what was read leaves it (see [`read_behind`]).
@@ -25,11 +26,12 @@ use bytes::Bytes;
 
 use super::error::ReadError;
 use super::read::check_shared;
+use super::read_pages::{ReadPages, TakenPage};
 use super::types::{Lsn, Position, QueueId, SegmentId, Seq};
-use crate::disk::{DIRECT_ALIGN_BYTES, DiskFile};
+use crate::disk::{DIRECT_ALIGN_BYTES, DiskFile, LARGE_PAGE_BYTES};
 
-/// Bytes that one read brings at most.
-const EXTENT_MAX_BYTES: usize = 1 << 20;
+/// Bytes that one read brings at most: with the rest of the blocks at both ends it fits into a large page.
+const EXTENT_MAX_BYTES: usize = LARGE_PAGE_BYTES - 2 * DIRECT_ALIGN_BYTES;
 /// Records up to this are read together with their neighbours; a longer one is worth a read and a buffer of its own.
 const GATHERED_MAX_BYTES: u32 = 64 * 1024;
 /// Bytes nobody asked for that are read along rather than begin another read: a random read of a few KiB costs as much
@@ -43,20 +45,42 @@ const BEHIND_MIN_BYTES: usize = 32 * 1024;
 /// system, which reads ahead for them.
 const DIRECT_MIN_BYTES: usize = 128 * 1024;
 
-/// A buffer that reads of one thread use one after the other.
+/// Extents from this length on, when most of their bytes are wanted, are read into a page that their messages keep.
+const SHARED_MIN_BYTES: usize = LARGE_PAGE_BYTES / 4;
+
+/// What reads of one thread read into, one after the other.
 #[derive(Debug, Default)]
-pub struct ReadBuffer(Vec<u8>);
+pub struct ReadBuffer {
+    own: Vec<u8>,
+    pages: Option<ReadPages>,
+}
 
 impl ReadBuffer {
+    /// One that gives messages of long reads a page of `pages` to keep, while there is one.
+    #[must_use]
+    pub fn with_pages(pages: ReadPages) -> Self {
+        Self {
+            own: Vec::new(),
+            pages: Some(pages),
+        }
+    }
+
     /// `len` bytes that begin where a read past the cache may begin.
     fn aligned(&mut self, len: usize) -> &mut [u8] {
         let room = len + DIRECT_ALIGN_BYTES;
-        if self.0.len() < room {
-            self.0.resize(room, 0);
+        if self.own.len() < room {
+            self.own.resize(room, 0);
         }
-        let start = self.0.as_ptr().addr();
+        let start = self.own.as_ptr().addr();
         let skip = start.next_multiple_of(DIRECT_ALIGN_BYTES) - start;
-        &mut self.0[skip..skip + len]
+        &mut self.own[skip..skip + len]
+    }
+
+    /// A page for the messages of `extent`, if it is worth one and there is one.
+    fn page_for(&self, extent: &Extent) -> Option<TakenPage> {
+        let is_dense = extent.wanted_bytes >= extent.len_bytes / 4 * 3;
+        let is_worth_it = extent.len_bytes >= SHARED_MIN_BYTES && is_dense;
+        self.pages.as_ref().filter(|_| is_worth_it)?.take()
     }
 }
 
@@ -87,6 +111,8 @@ struct Extent {
     /// Where it begins.
     start: Position,
     len_bytes: usize,
+    /// Of its records; those that are named twice count twice.
+    wanted_bytes: usize,
     /// Its records are `order[from..to]`.
     from: usize,
     to: usize,
@@ -129,19 +155,18 @@ pub(crate) fn read_each(
         }
         done = extent.to;
         let number = extent.start.lsn.segment();
-        let read = read_extent(source, &extent, buffer);
+        let page = buffer.page_for(&extent);
+        let read = read_extent(source, &extent, buffer, page);
         let mut own_bytes = 0;
         for &index in &order[extent.from..extent.to] {
             let (seq, position) = wanted[index];
-            let gathered = read
-                .bytes
-                .and_then(|bytes| slice_of(bytes, extent.start, position));
+            let gathered = slice_of(read.bytes.as_slice(), extent.start, position);
             let payload =
                 gathered.and_then(|record| check_shared(record, queue, seq, position).ok());
             let result = match payload {
                 Some((payload, is_shared)) => {
                     own_bytes += position.len_bytes as usize * usize::from(!is_shared);
-                    Ok(Bytes::copy_from_slice(payload))
+                    Ok(read.bytes.keep(payload))
                 }
                 None => read_alone(index),
             };
@@ -175,11 +200,13 @@ fn extents(written_lsn: Lsn, wanted: &[(Seq, Position)], order: &[usize]) -> Vec
         match last.and_then(|extent| Some((extent.reach(position)?, extent))) {
             Some((len_bytes, extent)) => {
                 extent.len_bytes = len_bytes;
+                extent.wanted_bytes += position.len_bytes as usize;
                 extent.to = at + 1;
             }
             None => extents.push(Extent {
                 start: position,
                 len_bytes: position.len_bytes as usize,
+                wanted_bytes: position.len_bytes as usize,
                 from: at,
                 to: at + 1,
             }),
@@ -201,6 +228,12 @@ impl Extent {
         start..start.saturating_add(len_bytes)
     }
 
+    /// Bytes of the blocks that it lies in.
+    fn blocks_len(&self) -> usize {
+        let skip = self.start.lsn.offset() as usize % DIRECT_ALIGN_BYTES;
+        (skip + self.len_bytes).next_multiple_of(DIRECT_ALIGN_BYTES)
+    }
+
     /// Length of this extent with `position`, which is not below its last record; `None` when that belongs to another.
     fn reach(&self, position: Position) -> Option<usize> {
         let (start, next) = (self.start.lsn, position.lsn);
@@ -216,27 +249,70 @@ impl Extent {
 
 /// What a read of an extent brought.
 struct Read<'a> {
-    /// The extent's bytes, fewer at the end of the file; `None` when they cannot be read.
-    bytes: Option<&'a [u8]>,
+    bytes: Brought<'a>,
     /// They came past the cache.
     is_direct: bool,
 }
 
-/// Reads an extent: a long one past the cache, where that can be.
-fn read_extent<'a>(source: &impl Source, extent: &Extent, buffer: &'a mut ReadBuffer) -> Read<'a> {
+/// The bytes of an extent: fewer at the end of the file, none when they cannot be read.
+enum Brought<'a> {
+    /// Where the next read will be.
+    Borrowed(&'a [u8]),
+    /// In a page that goes with the last slice of it.
+    Shared(Bytes),
+}
+
+impl Brought<'_> {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+
+    /// A part of the bytes, for as long as anybody wants it.
+    fn keep(&self, part: &[u8]) -> Bytes {
+        match self {
+            Self::Borrowed(_) => Bytes::copy_from_slice(part),
+            Self::Shared(bytes) => bytes.slice_ref(part),
+        }
+    }
+}
+
+/// Reads an extent: into `page` if there is one, and else into the buffer.
+fn read_extent<'a>(
+    source: &impl Source,
+    extent: &Extent,
+    buffer: &'a mut ReadBuffer,
+    page: Option<TakenPage>,
+) -> Read<'a> {
+    let Some(mut page) = page else {
+        let room = buffer.aligned(extent.blocks_len());
+        let (within, is_direct) = read_into(source, extent, room);
+        let bytes = room.get(within).unwrap_or_default();
+        return Read {
+            bytes: Brought::Borrowed(bytes),
+            is_direct,
+        };
+    };
+    let (within, is_direct) = read_into(source, extent, page.bytes_mut());
+    Read {
+        bytes: Brought::Shared(page.share().slice(within)),
+        is_direct,
+    }
+}
+
+/// Reads an extent into a room of at least its blocks: a long one past the cache, where that can be. Where in the room it is,
+/// and whether it came past the cache.
+fn read_into(source: &impl Source, extent: &Extent, room: &mut [u8]) -> (Range<usize>, bool) {
     let number = extent.start.lsn.segment();
     let direct = match extent.len_bytes >= DIRECT_MIN_BYTES {
         true => source.direct_file(number),
         false => None,
     };
     if let Some(file) = direct {
-        match read_direct(&*file, extent, buffer) {
-            Ok(within) => {
-                return Read {
-                    bytes: Some(&buffer.aligned(within.end)[within]),
-                    is_direct: true,
-                };
-            }
+        match read_direct(&*file, extent, room) {
+            Ok(within) => return (within, true),
             Err(error) => {
                 let path = source.name(number);
                 tracing::debug!(%error, path, "reads go through the cache of the system");
@@ -244,37 +320,25 @@ fn read_extent<'a>(source: &impl Source, extent: &Extent, buffer: &'a mut ReadBu
             }
         }
     }
-    let bytes = buffer.aligned(extent.len_bytes);
     let offset = u64::from(extent.start.lsn.offset());
     let read = source
         .file(number)
-        .and_then(|file| file.read_at(bytes, offset));
-    let bytes = match read {
-        Ok(len) => Some(&bytes[..len]),
-        Err(error) => {
-            let path = source.name(number);
-            tracing::debug!(%error, path, "a read of many records failed; each is read alone");
-            None
-        }
-    };
-    Read {
-        bytes,
-        is_direct: false,
-    }
+        .and_then(|file| file.read_at(&mut room[..extent.len_bytes], offset));
+    let len = read.unwrap_or_else(|error| {
+        let path = source.name(number);
+        tracing::debug!(%error, path, "a read of many records failed; each is read alone");
+        0
+    });
+    (0..len, false)
 }
 
-/// Reads the blocks that an extent lies in to the start of the buffer; where in it the extent is, or as much of it as the
+/// Reads the blocks that an extent lies in to the start of the room; where in it the extent is, or as much of it as the
 /// file has.
-fn read_direct(
-    file: &dyn DiskFile,
-    extent: &Extent,
-    buffer: &mut ReadBuffer,
-) -> io::Result<Range<usize>> {
+fn read_direct(file: &dyn DiskFile, extent: &Extent, room: &mut [u8]) -> io::Result<Range<usize>> {
     let offset = extent.start.lsn.offset() as usize;
     let skip = offset % DIRECT_ALIGN_BYTES;
     let end = skip + extent.len_bytes;
-    let blocks = buffer.aligned(end.next_multiple_of(DIRECT_ALIGN_BYTES));
-    let len = file.read_at(blocks, (offset - skip) as u64)?;
+    let len = file.read_at(&mut room[..extent.blocks_len()], (offset - skip) as u64)?;
     Ok(skip.min(len)..end.min(len))
 }
 
@@ -502,8 +566,9 @@ mod tests {
     #[test]
     fn an_extent_is_no_longer_than_a_read() {
         let len = GATHERED_MAX_BYTES;
-        let records: Vec<_> = (0..20).map(|n| (1, n * len, len)).collect();
-        let full = EXTENT_MAX_BYTES;
-        check(&records, &[(0, 16, full), (16, 20, 4 * len as usize)]);
+        let records: Vec<_> = (0..40).map(|n| (1, n * len, len)).collect();
+        // Thirty-two would leave no room for the blocks' rest.
+        let len = len as usize;
+        check(&records, &[(0, 31, 31 * len), (31, 40, 9 * len)]);
     }
 }

@@ -20,11 +20,12 @@ use super::{QueueHandle, Turn};
 use crate::storage::types::Seq;
 
 /// Chunks that no delivery has reached.
-const CHUNKS_AHEAD: usize = 3;
+const CHUNKS_AHEAD: usize = 2;
 /// Entries of one chunk.
-const CHUNK_MAX_COUNT: u32 = 1024;
-/// Bytes of records in one chunk.
-const CHUNK_MAX_BYTES: u64 = 1024 * 1024;
+const CHUNK_MAX_COUNT: u32 = 2048;
+/// Bytes of records in one chunk, but for what the last one is longer: with what lies between them not more than one read
+/// brings, or a few of them would have to be read for themselves.
+const CHUNK_MAX_BYTES: u64 = 1792 * 1024;
 /// The same when memory is scarce.
 const SCARCE_CHUNK_MAX_BYTES: u64 = 64 * 1024;
 

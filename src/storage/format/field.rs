@@ -13,6 +13,7 @@ pub struct Field {
 
 impl Field {
     /// First byte behind the field.
+    #[inline]
     #[must_use]
     pub const fn end(self) -> usize {
         self.offset + self.size

@@ -7,7 +7,7 @@ use crate::storage::format::{StoreId, segment_path};
 use crate::storage::segment;
 use crate::storage::testing::numbered_payload;
 use crate::storage::types::{Position, QueueId, Seq};
-use crate::storage::{ReadBuffer, ReadError};
+use crate::storage::{ReadBuffer, ReadError, ReadPages};
 
 const QUEUE: QueueId = QueueId(1);
 
@@ -212,6 +212,43 @@ fn long_reads_past_the_cache_bring_the_same_as_others() {
         }
         wanted.sort_by_key(|(seq, _)| seq.0 * 7919 % 1000);
         check_all(&store, &wanted);
+    }
+}
+
+/// Messages that are slices of what was read, and those for which no page is left, are the same as copies.
+#[test]
+fn messages_of_a_long_read_keep_its_page_while_there_is_one() {
+    for can_bypass in [false, true] {
+        let rig = large_segments();
+        rig.disk.set_bypass_supported(can_bypass);
+        let store = store_with(&rig, &[1000; 3000]);
+        let wanted = wanted(&store);
+        let payloads = store.payloads();
+        // Two pages.
+        let pages = ReadPages::within(256 << 20);
+        let mut buffer = ReadBuffer::with_pages(pages.clone());
+        let mut kept = Vec::new();
+        for at in [2, 1, 0] {
+            let results = store.storage.read_many(QUEUE, &wanted[..1000], &mut buffer);
+            for ((seq, _), result) in wanted.iter().zip(&results) {
+                assert_eq!(result.as_ref().unwrap(), &payloads[&(QUEUE, *seq)]);
+            }
+            // One of them stays.
+            let result = results.into_iter().nth(at);
+            kept.push((wanted[at].0, result.unwrap().unwrap()));
+        }
+        assert!(pages.take().is_none(), "two of those that stay keep a page");
+        for (seq, payload) in kept.split_off(1) {
+            assert_eq!(payload, payloads[&(QUEUE, seq)], "{seq:?} was overwritten");
+        }
+        drop(kept);
+        assert!(pages.take().is_some());
+        // Half of the bytes in between: each message for itself.
+        let half: Vec<_> = wanted.iter().step_by(2).copied().collect();
+        let results = store.storage.read_many(QUEUE, &half, &mut buffer);
+        assert!(results.iter().all(Result::is_ok));
+        let left = [pages.take(), pages.take()];
+        assert!(left.iter().all(Option::is_some));
     }
 }
 

@@ -277,9 +277,9 @@ fn reads_for_consumers_that_take_everything_are_bounded() {
                 rig.turn(|turn| super::super::dispatch(turn, &queue));
             }
         }
-        // Nobody answers for a while. A chunk is being delivered, three are ahead of it.
+        // Nobody answers for a while. A chunk is being delivered, two are ahead of it.
         let asked: usize = rig.effects.fetches.iter().map(|f| f.wanted.len()).sum();
-        assert!(asked <= 4 * 1024, "{asked} bodies are on their way");
+        assert!(asked <= 3 * 2048, "{asked} bodies are on their way");
         let first = rig.effects.fetches.first_mut();
         let answered: Vec<_> = first.map_or_else(Vec::new, |first| {
             first.wanted.drain(..first.wanted.len().min(100)).collect()
