@@ -317,6 +317,16 @@ impl RawFrame<'_> {
     };
 }
 
+/// Bytes of the frame that `input` begins with, as its header says; `None` when that is not there yet. Nothing is judged.
+#[must_use]
+pub(crate) fn announced_len(input: &[u8]) -> Option<usize> {
+    let (&[.., size_0, size_1, size_2, size_3], _) =
+        input.split_first_chunk::<FRAME_HEADER_BYTES>()?;
+    let payload_bytes = u32::from_be_bytes([size_0, size_1, size_2, size_3]);
+    let payload_bytes = usize::try_from(payload_bytes).ok()?;
+    payload_bytes.checked_add(FRAME_HEADER_BYTES + 1)
+}
+
 /// Bytes of the frame at the front of `input`, when it is complete, ends as it should and holds at most `payload_max_bytes`.
 #[must_use]
 pub(crate) fn front_len(input: &[u8], payload_max_bytes: u32) -> Option<usize> {

@@ -8,6 +8,7 @@ use super::length_limits::Measuring;
 use super::memory::Memory;
 use super::readers::ReadQueue;
 use super::signals::Signals;
+use super::wakes::Wakes;
 use super::worker::WorkerQueue;
 use crate::broker::Broker;
 use crate::broker::effects::Effects;
@@ -39,6 +40,8 @@ pub(super) struct Hub {
     worker: Arc<WorkerQueue>,
     reads: ReadQueue,
     measuring: Measuring,
+    /// Wake-ups of connections that wait for the others that are ready.
+    pub(super) wakes: Wakes,
 }
 
 /// What a hub needs of the machine.
@@ -78,6 +81,7 @@ impl Hub {
             worker,
             reads: ReadQueue::new(machine.memory_limit_bytes),
             measuring: Measuring::default(),
+            wakes: Wakes::default(),
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  stratamq-net      (tokio) connection tasks, admin socket; what may take long there is done on a thread of tokio's
-//!                    blocking pool, for one such thread may serve everybody
+//!                    blocking pool, for one such thread may serve everybody; whom a connection wakes may wait for the
+//!                    others that are ready (`wakes`)
 //!  main              accept loop
 //!  stratamq-commit   (storage) writes and syncs batches          -> Signals -> tasks, worker
 //!  stratamq-worker   timers of queues, continuations on durability
@@ -35,6 +36,7 @@ mod signals;
 mod start;
 pub mod status;
 mod tls;
+mod wakes;
 mod worker;
 
 use std::io;
@@ -164,6 +166,8 @@ async fn serve(
     let admin = admin::listen(&config.data_dir, Arc::clone(hub), gate)?;
     let mut signals = Signals::new()?;
     start::print_banner(config, hub, &listeners)?;
+    let waking = Arc::clone(hub);
+    tokio::spawn(async move { waking.wakes.run(&waking.storage).await });
     let (stop, stopped) = watch::channel(false);
     let live = Arc::new(LiveConnections::default());
     let sockets_max = descriptors::sockets_max();

@@ -21,8 +21,8 @@ use crate::amqp::reply_code::{ChannelReplyCode, ConnectionReplyCode};
 use crate::amqp::short_string::ShortString;
 use crate::broker::message::Message;
 
-/// A part of an unfinished body that is shorter than this is copied: it would keep a quarter of a read buffer and less
-/// of it alive, for as long as the client likes.
+/// A part of several that is shorter than this is copied: it would keep a quarter of a read buffer and less of it alive, for as
+/// long as the client likes.
 const PART_KEPT_MIN_BYTES: usize = 32 * 1024;
 
 /// Parts for which room is made at once; a client cannot ask for more by a large declared size.
@@ -148,8 +148,9 @@ impl Content {
                 let more = usize::try_from(more).unwrap_or(PARTS_MAX);
                 assembly.body.reserve_exact(1 + more.min(PARTS_MAX));
             }
-            let is_last = assembly.remaining_bytes == 0;
-            if part.len() < PART_KEPT_MIN_BYTES && !is_last {
+            // A body of one part is soon a message, which copies what is small.
+            let is_whole = assembly.remaining_bytes == 0 && assembly.body.is_empty();
+            if part.len() < PART_KEPT_MIN_BYTES && !is_whole {
                 assembly.body.push(Bytes::copy_from_slice(&part));
             } else {
                 assembly.body.push(part);

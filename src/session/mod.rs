@@ -275,6 +275,13 @@ impl Session {
         self.received_total += input.len().saturating_sub(self.input_left) as u64;
     }
 
+    /// Bytes of the frame that `input` begins with, as its header says; `None` as long as that is not there. What
+    /// [`receive`](Self::receive) has left is within the agreed size.
+    #[must_use]
+    pub fn announced_frame_bytes(input: &[u8]) -> Option<usize> {
+        frame::announced_len(input)
+    }
+
     /// Takes a copy of the frame at the front of `input`, unless it is large or not as it should be.
     fn receive_copy(&mut self, input: &mut BytesMut) -> bool {
         let Some(len) = frame::front_len(input, COPIED_FRAME_MAX_BYTES) else {

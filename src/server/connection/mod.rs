@@ -110,6 +110,8 @@ struct ConnectionTask {
     /// Messages have come or gone since the last rest: more may follow soon. The capacities of the lists do not say it, since
     /// full ones are swapped for others.
     has_moved_messages: bool,
+    /// It has published, and what that brought about is not carried out yet.
+    has_published: bool,
     /// Something was read since publishers were last looked at.
     has_read: bool,
     /// When the client last published, Unix milliseconds; 0 for never.
@@ -197,6 +199,7 @@ impl ConnectionTask {
             held_event: None,
             published: Vec::new(),
             has_moved_messages: false,
+            has_published: false,
             has_read: false,
             published_at_ms: 0,
             paused_until_ms: 0,

@@ -54,6 +54,7 @@ impl ConnectionTask {
             return true;
         };
         self.has_moved_messages = true;
+        self.has_published = true;
         self.published.clear();
         let result = domain.publish(&self.batch, now_ms, &mut self.effects, &mut self.published);
         let done = self.published.len().min(self.batch.len());

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   narrow:  socket --up to 64 KiB--> input --Session::receive-->               anything
+//!   framed:  socket --the rest of a frame--> input --Session::receive-->        a large frame alone in its buffer
 //!   wide:    socket --224 KiB--> [rest][ a buffer of the thread ] --receive_copied--> whole frames
 //!                                                        `-- what is not one, or not whole --> input, then as above
 //! ```
@@ -10,17 +11,20 @@
 //!
 //! 1. What stays alive of a read (a part of a large body, a frame that is held) shares the buffer it was read into, and is at
 //!    least half of it or counted somewhere. So whole frames are copied out of a wide read, all but those that are half of it.
+//!    A part of a large body is read to its frame's end, and the next one is expected to be as long: it has a buffer to itself, and
+//!    is not copied until it is written to the log.
 //! 2. A large buffer belongs to the thread, and a connection has it within one call only. What a busy connection holds is the
 //!    frame that is not whole yet; one that is not to be served any further holds what it had sent until then.
 //! 3. A client that is about to be stopped, because there is an alarm or memory is getting scarce, is read narrow: what it has
 //!    sent waits in its own memory.
 
 use std::io;
+use std::ops::RangeInclusive;
 
 use bytes::BytesMut;
 
 use super::{ConnectionTask, Socket, Transport, buffers};
-use crate::session::COPIED_FRAME_MAX_BYTES;
+use crate::session::{COPIED_FRAME_MAX_BYTES, Session};
 
 /// First read buffer of a busy spell; an idle connection holds none.
 const INPUT_MIN_BYTES: usize = 4 * 1024;
@@ -32,14 +36,23 @@ const READS_PER_ROUND: usize = 2;
 /// longer, and should fit into one buffer.
 const WIDE_BYTES: usize = buffers::BUFFER_BYTES - buffers::BUFFER_BYTES / 8;
 const _: () = assert!(WIDE_BYTES <= 2 * COPIED_FRAME_MAX_BYTES as usize);
+/// A wide read that brought less is followed by narrow ones: a client that waits for its confirms sends less at a time than
+/// fits into one, and would have it read in two halves with a round for each.
+const WIDE_MIN_BYTES: usize = INPUT_MAX_BYTES / 4;
 /// A wide read must leave less than this to be followed by another one: it is copied.
 const WIDE_REST_MAX_BYTES: usize = 40 * 1024;
+
+/// Frames that are read into a buffer of their own size: more than a narrow read brings, and no more than a connection may have
+/// because of a header alone.
+const OWN_BUFFER_BYTES: RangeInclusive<usize> = INPUT_MAX_BYTES + 1..=buffers::BUFFER_BYTES;
 
 /// How the next read is done.
 #[derive(Debug)]
 pub(super) struct Reading {
     /// Bytes of a narrow read.
     target_bytes: usize,
+    /// The frame that is being read, or was read just now: one of [`OWN_BUFFER_BYTES`], or 0.
+    frame_bytes: usize,
     /// The client sends whole publishes, faster than they are read.
     is_wide: bool,
 }
@@ -48,6 +61,7 @@ impl Default for Reading {
     fn default() -> Self {
         Self {
             target_bytes: INPUT_MIN_BYTES,
+            frame_bytes: 0,
             is_wide: false,
         }
     }
@@ -126,13 +140,52 @@ impl ConnectionTask {
 
     /// Reads into the connection's own buffer.
     fn read_narrow(&mut self, transport: &mut Transport) -> io::Result<usize> {
+        if let Some(rest_bytes) = self.rest_of_large_frame() {
+            return self.read_framed(transport, rest_bytes);
+        }
         let target_bytes = self.reading.target_bytes;
         self.input.reserve(target_bytes);
         let count = transport.read(&mut self.input, target_bytes)?;
-        if count == 0 {
-            return Ok(0);
+        if count > 0 {
+            self.reading.adapt(count);
+            self.take_narrow(count);
         }
-        self.reading.adapt(count);
+        Ok(count)
+    }
+
+    /// Bytes until the end of the large frame that has begun, or of one like the one before.
+    fn rest_of_large_frame(&mut self) -> Option<usize> {
+        if !self.input.is_empty() {
+            let announced = Session::announced_frame_bytes(&self.input);
+            let is_large = |bytes: &usize| OWN_BUFFER_BYTES.contains(bytes);
+            self.reading.frame_bytes = announced.filter(is_large).unwrap_or(0);
+        }
+        let rest_bytes = self.reading.frame_bytes.checked_sub(self.input.len());
+        rest_bytes.filter(|rest_bytes| *rest_bytes > 0)
+    }
+
+    /// Reads up to the end of a large frame.
+    fn read_framed(&mut self, transport: &mut Transport, rest_bytes: usize) -> io::Result<usize> {
+        if self.input.capacity() < self.reading.frame_bytes {
+            let mut own = BytesMut::with_capacity(self.reading.frame_bytes);
+            own.extend_from_slice(&self.input);
+            self.input = own;
+        }
+        let count = transport.read(&mut self.input, rest_bytes)?;
+        let is_expected =
+            Session::announced_frame_bytes(&self.input) == Some(self.reading.frame_bytes);
+        if count > 0 && is_expected {
+            let now_ms = self.hub.now_ms();
+            self.guarded(|task| task.session.receive(&mut task.input, now_ms));
+        } else if count > 0 {
+            self.reading.frame_bytes = 0;
+            self.take_narrow(count);
+        }
+        Ok(count)
+    }
+
+    /// Gives the session what a narrow read has brought.
+    fn take_narrow(&mut self, count: usize) {
         let now_ms = self.hub.now_ms();
         if count >= INPUT_MAX_BYTES {
             // What is not left is what could have been read wide.
@@ -140,7 +193,6 @@ impl ConnectionTask {
             self.reading.is_wide = self.input.len() < WIDE_REST_MAX_BYTES;
         }
         self.guarded(|task| task.session.receive(&mut task.input, now_ms));
-        Ok(count)
     }
 
     /// Reads into a buffer of the thread, behind what is left of the read before.
@@ -159,7 +211,7 @@ impl ConnectionTask {
         self.guarded(|task| task.session.receive_copied(&mut buffer, now_ms));
         self.input = BytesMut::from(&buffer[..]);
         buffers::give(Some(buffer));
-        self.reading.is_wide = count >= INPUT_MAX_BYTES && self.input.len() < WIDE_REST_MAX_BYTES;
+        self.reading.is_wide = count >= WIDE_MIN_BYTES && self.input.len() < WIDE_REST_MAX_BYTES;
         self.guarded(|task| task.session.receive(&mut task.input, now_ms));
         Ok(count)
     }

@@ -51,12 +51,22 @@ impl ConnectionTask {
         }
         self.take_outbox(false);
         self.handle_events();
-        self.hub.carry_out(&mut self.effects);
+        self.carry_out();
         self.handle_durability();
         self.check_room();
         if let Some(complaint) = self.session.take_complaint() {
             tracing::warn!(peer = %self.peer, "{}", printable(&complaint));
         }
+    }
+
+    /// Does what the domain handed back. Who else is to be woken may wait a moment for what others bring.
+    fn carry_out(&mut self) {
+        let has_published = std::mem::take(&mut self.has_published);
+        let has_wakes = self.effects.wakes_commit || !self.effects.wakes.is_empty();
+        if has_published || has_wakes {
+            self.hub.wakes.put_off(&mut self.effects);
+        }
+        self.hub.carry_out(&mut self.effects);
     }
 
     /// Moves the outbox into the session: all of it when `is_whole`, else as long as the output is short.
@@ -284,7 +294,7 @@ impl ConnectionTask {
             self.session.handle_durable(confirm_lsn);
             // A released channel goes on with what it held.
             self.handle_events();
-            self.hub.carry_out(&mut self.effects);
+            self.carry_out();
             let Some(lsn) = self.session.first_pending_lsn() else {
                 self.waits_for = None;
                 return;

@@ -324,6 +324,19 @@ impl Client {
         Ok(stream.flush()?)
     }
 
+    /// Sends what was pushed in writes of these sizes; the last one takes what is left.
+    pub(crate) fn flush_in_pieces(
+        &mut self,
+        mut sizes: impl Iterator<Item = usize>,
+    ) -> Outcome<()> {
+        let mut rest = self.output.split();
+        while !rest.is_empty() {
+            let size = sizes.next().unwrap_or(rest.len()).clamp(1, rest.len());
+            self.send_bytes(&rest.split_to(size))?;
+        }
+        Ok(())
+    }
+
     // ---- receiving ----
 
     /// Reads until the peer closes; the bytes. For peers that answer with something else than frames.
