@@ -67,6 +67,8 @@ fn a_store_without_descriptors_waits() {
     for _ in 0..MESSAGES {
         client.push_publish(CHANNEL, "", "q", &message);
     }
+    // The broker may stop reading in the middle.
+    client.stream().set_write_timeout(None).expect("a socket");
     let publisher = std::thread::spawn(move || {
         client.flush().expect("the broker reads in the end");
         client.wait_confirms_upto(CHANNEL, MESSAGES);
