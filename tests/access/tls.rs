@@ -26,15 +26,7 @@ impl Stage {
     fn new(flags: &[&str]) -> Self {
         let (servers, clients) = (Authority::new("Servers"), Authority::new("Clients"));
         let files = Files::new(&servers.server("first"), &clients);
-        let port = free_port();
-        let builder = files
-            .flags(port)
-            .into_iter()
-            .fold(TestBroker::builder(), super::support::Builder::arg);
-        let builder = flags
-            .iter()
-            .fold(builder, |builder, flag| builder.arg(flag));
-        let broker = builder.start();
+        let (broker, port) = files.start(flags);
         Self {
             servers,
             clients,
