@@ -28,8 +28,10 @@ const KEPT_COUNT: u64 = 60;
 const CROWD_COUNT: u64 = 100;
 /// Held by a consumer all the time.
 const HELD: u16 = 40;
-/// Checkpoints that come by time come every 30 seconds, or 50 times as long as the last one took.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Checkpoints come by time, which may be long on a slow disk, or by what is logged: this often so many segments are.
+const NUDGE_EVERY: Duration = Duration::from_secs(20);
+const NUDGE_SEGMENTS: u32 = 9;
 
 fn body(number: u64) -> Vec<u8> {
     let mut body = format!("{number:08} ").into_bytes();
@@ -88,6 +90,11 @@ impl Publisher {
     /// One segment.
     fn round(&mut self) {
         self.keep(KEPT_COUNT);
+        self.crowd();
+    }
+
+    /// One segment of which nothing stays.
+    fn crowd(&mut self) {
         let crowd = (0..CROWD_COUNT).map(|_| vec![b'x'; 10_000]);
         self.publish(CROWD, crowd);
         self.client.try_purge(CHANNEL, CROWD).expect("purged");
@@ -155,9 +162,14 @@ fn check(moment: Moment, index_flag: &str) {
     let mut gone = BTreeSet::new();
     let mut taker = broker.client(CHANNEL);
     let begun = now();
+    let mut nudged_at = begun;
     while !has_come(&broker, moment) {
         assert!(begun.elapsed() < PATIENCE, "compaction does not come");
         publisher.keep(3);
+        if nudged_at.elapsed() > NUDGE_EVERY {
+            (0..NUDGE_SEGMENTS).for_each(|_| publisher.crowd());
+            nudged_at = now();
+        }
         // One goes back to its place, one goes for good, from the head and from what is held.
         let first = taker.get(CHANNEL, KEPT).expect("there are more");
         taker.nack(CHANNEL, first.tag, true);
