@@ -14,7 +14,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVer
 use super::support::{Builder, TestBroker, free_port};
 
 /// How often a port that somebody else was quicker to take is replaced by another.
-const PORT_ATTEMPTS_MAX: usize = 5;
+pub(crate) const PORT_ATTEMPTS_MAX: usize = 5;
 
 /// Somebody who signs certificates.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);

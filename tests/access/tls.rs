@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustls::version::{TLS12, TLS13};
 use stratamq::amqp::method::{basic, connection};
 
-use super::authorities::{Authority, Files, Identity, client_of};
+use super::authorities::{Authority, Files, Identity, PORT_ATTEMPTS_MAX, client_of};
 use super::support::raw::{Client, Login, Message, Outcome, Trouble, durable, text};
 use super::support::wait::{wait_until, wait_until_ok};
 use super::support::{TestBroker, free_port, signal};
@@ -301,33 +301,46 @@ fn a_stop_is_told_over_tls() {
 fn tls_can_be_the_only_way_in() {
     let (servers, clients) = (Authority::new("Servers"), Authority::new("Clients"));
     let files = Files::new(&servers.server("only"), &clients);
-    let port = free_port();
     let directory = tempfile::tempdir().expect("a directory");
     let config = directory.path().join("c.toml");
     let text = |name: &str| format!("{:?}", files.path(name));
     let (cert, key) = (text("server.pem"), text("server.key"));
-    std::fs::write(
-        &config,
-        format!("tls-port = {port}\ntls-cert = {cert}\ntls-key = {key}\n"),
-    )
-    .expect("written");
-    let mut broker = std::process::Command::new(super::support::broker_binary())
-        .arg("--data-dir")
-        .arg(directory.path().join("data"))
-        .args(["--amqp-port", "off", "--config"])
-        .arg(&config)
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .expect("the broker's binary can be executed");
-    let stdout = broker.stdout.take().expect("piped");
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(stdout));
-    let listening: Vec<String> = lines
-        .by_ref()
-        .map_while(Result::ok)
-        .take_while(|line| !line.contains("Server startup complete"))
-        .filter(|line| line.starts_with("listening on"))
-        .collect();
+    let start = |port: u16| {
+        std::fs::write(
+            &config,
+            format!("tls-port = {port}\ntls-cert = {cert}\ntls-key = {key}\n"),
+        )
+        .expect("written");
+        let mut broker = std::process::Command::new(super::support::broker_binary())
+            .arg("--data-dir")
+            .arg(directory.path().join("data"))
+            .args(["--amqp-port", "off", "--config"])
+            .arg(&config)
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("the broker's binary can be executed");
+        let stdout = broker.stdout.take().expect("piped");
+        (broker, std::io::BufReader::new(stdout))
+    };
+    // A port that somebody else was quicker to take ends the start.
+    let mut attempts = (0..PORT_ATTEMPTS_MAX).filter_map(|_| {
+        let port = free_port();
+        let (mut broker, mut stdout) = start(port);
+        let listening: Vec<String> = std::io::BufRead::lines(&mut stdout)
+            .map_while(Result::ok)
+            .take_while(|line| !line.contains("Server startup complete"))
+            .filter(|line| line.starts_with("listening on"))
+            .collect();
+        if listening.is_empty() {
+            // Most likely it has ended.
+            let _ = broker.kill();
+            broker.wait().expect("it has ended");
+            return None;
+        }
+        Some((broker, stdout, port, listening))
+    });
+    let (mut broker, _stdout, port, listening) = attempts.next().expect("a start");
     assert_eq!(
         listening,
         [format!("listening on    127.0.0.1:{port} (TLS)")]
