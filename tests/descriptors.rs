@@ -6,7 +6,8 @@ use std::io::Read;
 use std::net::TcpStream;
 
 use support::TestBroker;
-use support::raw::{Message, durable, passive};
+use support::raw::{Client, Login, Message, durable, passive};
+use support::wait::wait_until_ok;
 
 const CHANNEL: u16 = 1;
 /// What the process may have open; a quarter of it is for sockets.
@@ -36,7 +37,10 @@ fn sockets_do_not_take_the_descriptors_of_the_store() {
     let last = strangers.last_mut().expect("there are some");
     assert!(matches!(last.read(&mut [0; 8]), Ok(0) | Err(_)));
     drop(strangers);
-    let mut another = broker.client(CHANNEL);
+    // The broker hears of that a little later.
+    let login = || Client::try_login(broker.address(), &Login::default());
+    let mut another = wait_until_ok("somebody gets in again", login);
+    another.open_channel(CHANNEL);
     assert!(another.get(CHANNEL, "q").is_some());
 }
 
@@ -63,6 +67,8 @@ fn a_store_without_descriptors_waits() {
     for _ in 0..MESSAGES {
         client.push_publish(CHANNEL, "", "q", &message);
     }
+    // The broker may stop reading in the middle.
+    client.stream().set_write_timeout(None).expect("a socket");
     let publisher = std::thread::spawn(move || {
         client.flush().expect("the broker reads in the end");
         client.wait_confirms_upto(CHANNEL, MESSAGES);

@@ -77,8 +77,12 @@ fn bodies_of_many_frames_arrive_whole() {
 
 #[test]
 fn messages_that_the_queue_dropped_are_reported_as_lost() {
-    let arguments = "--count 500 --consumers 0 --queue-argument x-max-length=100 --patience 1";
-    let (code, report) = bench(arguments);
+    let arguments = "--count 500 --consumers 0 --queue-argument x-max-length=100 --patience";
+    // It waits for what is lost as long as its patience lasts; a busy broker may need more of it.
+    let (mut code, mut report) = bench(&format!("{arguments} 2"));
+    if report["lost_count"] != 400 {
+        (code, report) = bench(&format!("{arguments} 20"));
+    }
     assert_eq!(
         (code, &report["lost_count"]),
         (Some(1), &Value::from(400)),

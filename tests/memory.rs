@@ -18,9 +18,9 @@ use std::time::Duration;
 use bytes::BytesMut;
 use stratamq::amqp::method::{Method, basic, connection, queue};
 use stratamq::amqp::short_string::ShortString;
-use support::TestBroker;
 use support::raw::{self, Client, durable, exclusive, transient};
 use support::status::Status;
+use support::{PROCESS_LIMIT, TestBroker};
 
 const LIMIT: &str = "128MiB";
 const LIMIT_BYTES: u64 = 128 << 20;
@@ -286,12 +286,11 @@ fn flood_of_an_exclusive_queue_stays_within_the_limit() {
     };
     let flood = Flood::start(client, "q", load);
     flood.run();
+    // Which goes on.
+    Status::wait_for(&broker, "what is in no log is spilled", |status| {
+        status.counter("/memory/spilled_bytes") > LIMIT_BYTES
+    });
     check_peak(&broker);
-    let status = Status::of(&broker);
-    assert!(
-        status.counter("/memory/spilled_bytes") > LIMIT_BYTES,
-        "what is in no log was spilled"
-    );
     // The queue goes with its connection, and what was spilled with the queue.
     flood.stop();
     Status::wait_for(&broker, "the files are closed", |status| {
@@ -311,10 +310,16 @@ fn check_hoarder(load: Load) {
     client.open_channel(1);
     let flood = Flood::start(client, "q", load);
     hoarder.set_read_limit(STALLED);
-    let mut taken_bytes = 0;
+    let (mut taken_bytes, mut taken_at) = (0, raw::now());
     while taken_bytes < FLOOD_BYTES {
         match hoarder.try_next_delivery(1) {
-            Ok(delivered) => taken_bytes += delivered.message.body.len() as u64,
+            Ok(delivered) => {
+                taken_bytes += delivered.message.body.len() as u64;
+                taken_at = raw::now();
+            }
+            // A busy machine may be silent for long.
+            Err(raw::Trouble::Silent) if taken_bytes > LIMIT_BYTES => break,
+            Err(raw::Trouble::Silent) if taken_at.elapsed() < PROCESS_LIMIT => {}
             Err(raw::Trouble::Silent) => break,
             Err(trouble) => panic!("{trouble}"),
         }
@@ -360,23 +365,25 @@ fn publishers_are_told_when_memory_is_low_and_when_it_is_not() {
     publisher.open_channel(1);
     publisher.queue_declare(1, "q", durable());
     // What a transaction holds cannot leave memory.
-    let hoarders: Vec<Client> = (0..5)
+    let hoarders: Vec<(TcpStream, JoinHandle<Client>)> = (0..5)
         .map(|_| {
             let mut hoarder = Client::connect(broker.address());
             hoarder.open_channel(1);
             hoarder.tx_select(1);
-            for _ in 0..14 {
+            let stream = hoarder.stream().try_clone().expect("a socket");
+            // The last ones may not be read any more.
+            stream.set_write_timeout(None).expect("a socket");
+            let thread = std::thread::spawn(move || {
                 let message = raw::Message::persistent(vec![7; 1 << 20]);
-                // The last ones may not be read any more.
-                let limit = Some(Duration::from_millis(500));
-                let stream = hoarder.stream();
-                stream.set_write_timeout(limit).expect("a socket");
-                hoarder.push_publish(1, "", "q", &message);
-                if hoarder.flush().is_err() {
-                    break;
+                for _ in 0..14 {
+                    hoarder.push_publish(1, "", "q", &message);
+                    if hoarder.flush().is_err() {
+                        break;
+                    }
                 }
-            }
-            hoarder
+                hoarder
+            });
+            (stream, thread)
         })
         .collect();
     Status::wait_for(&broker, "the alarm is raised", |status| {
@@ -389,7 +396,11 @@ fn publishers_are_told_when_memory_is_low_and_when_it_is_not() {
     let mut reader = Client::connect(broker.address());
     reader.open_channel(1);
     assert!(reader.get(1, "q").is_none());
-    drop(hoarders);
+    for (stream, thread) in hoarders {
+        // Gone already is fine.
+        let _ = stream.shutdown(Shutdown::Both);
+        drop(thread.join().expect("a write ends with its socket"));
+    }
     let _: connection::Unblocked = publisher.expect(0);
     Status::wait_for(&broker, "the alarm is cleared", |status| {
         status.alarms().is_empty()
@@ -445,6 +456,20 @@ fn spilled_messages_do_not_reappear_after_a_kill() {
 /// Proves I41.
 #[test]
 fn spilled_messages_hold_no_segment_of_the_log() {
+    // A checkpoint between a round's publishes and its purge may find a message of the crowd alone in its segment, and move it.
+    let moved = (0..5).map(|_| bytes_moved_beside_spilled_messages());
+    let telling = moved
+        .into_iter()
+        .find(|bytes| *bytes < CROWD_BODY_BYTES as u64);
+    assert_eq!(telling, Some(0), "nothing had to move");
+}
+
+/// Body bytes of a message that takes much of a segment of 1 MiB.
+const CROWD_BODY_BYTES: usize = 100_000;
+
+/// Bytes that compaction moved while segments were filled beside a queue that is spilled.
+#[track_caller]
+fn bytes_moved_beside_spilled_messages() -> u64 {
     const ROUNDS: u64 = 24;
     let broker = TestBroker::builder()
         .arg("--memory-limit")
@@ -463,7 +488,7 @@ fn spilled_messages_hold_no_segment_of_the_log() {
     // Each round is a segment, and a transient message comes between its messages.
     for round in 0..ROUNDS {
         for _ in 0..10 {
-            let message = raw::Message::persistent(vec![b'x'; 100_000]);
+            let message = raw::Message::persistent(vec![b'x'; CROWD_BODY_BYTES]);
             client.push_publish(1, "", "crowd", &message);
             client.push_publish(1, "", "q", &raw::Message::plain("between"));
         }
@@ -475,12 +500,8 @@ fn spilled_messages_hold_no_segment_of_the_log() {
         status.counter("/log/segments") < ROUNDS / 2
     });
     let status = Status::of(&broker);
-    assert_eq!(
-        status.counter("/log/compacted_bytes"),
-        0,
-        "nothing had to move"
-    );
     assert!(status.counter("/memory/spill_file_bytes") > 0);
+    status.counter("/log/compacted_bytes")
 }
 
 /// AL-8, MD-6. Proves I40: the publisher is stopped, not what it sent is kept; no alarm is needed for it, so nobody is told

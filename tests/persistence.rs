@@ -197,7 +197,9 @@ fn a_durable_auto_delete_queue_waits_for_its_next_consumer() {
             ..auto_delete()
         },
     );
+    c.confirm_select(1);
     c.publish(1, "", "leaving", &Message::persistent("m"));
+    c.wait_confirm(1);
     c.consume(1, "leaving", "t");
     c.next_delivery(1);
     broker.kill();

@@ -9,6 +9,7 @@ use stratamq::amqp::method::{basic, queue};
 
 use support::TestBroker;
 use support::raw::{Client, Message, durable};
+use support::wait::{Pace, at_some_pace, wait_until};
 
 fn client(broker: &TestBroker) -> Client {
     let mut client = Client::connect(broker.address());
@@ -225,18 +226,33 @@ fn expiry_survives_a_killed_broker() {
 #[test]
 fn leases_begin_anew_with_the_broker() {
     let mut broker = TestBroker::start();
-    let mut c = client(&broker);
-    c.queue_declare(1, "q", with([("x-expires", FieldValue::SignedInt(1500))]));
-    broker.kill();
-    std::thread::sleep(Duration::from_millis(1600));
-    broker.restart();
-    c = client(&broker);
-    c.queue_declare(1, "q", support::raw::passive());
-    drop(c);
-    std::thread::sleep(Duration::from_millis(1700));
-    c = client(&broker);
-    let gone = c.try_queue_declare(1, "q", support::raw::passive());
-    assert!(gone.is_err(), "nobody used it");
+    at_some_pace(Duration::from_millis(1500), |lease| {
+        let lease_ms = i32::try_from(lease.as_millis()).expect("some seconds");
+        let mut c = client(&broker);
+        c.queue_declare(
+            1,
+            "q",
+            with([("x-expires", FieldValue::SignedInt(lease_ms))]),
+        );
+        broker.kill();
+        std::thread::sleep(lease + Duration::from_millis(100));
+        let begun = support::raw::now();
+        broker.restart();
+        c = client(&broker);
+        let found = c.try_queue_declare(1, "q", support::raw::passive());
+        if found.is_err() {
+            assert!(begun.elapsed() >= lease, "it has only just begun");
+            return Pace::TooSlow;
+        }
+        drop(c);
+        wait_until("the queue goes, since nobody uses it", || {
+            // To look whether it is there is to use it: not before it may have gone.
+            std::thread::sleep(lease + Duration::from_millis(300));
+            let looked = client(&broker).try_queue_declare(1, "q", support::raw::passive());
+            looked.is_err()
+        });
+        Pace::Quick
+    });
 }
 
 /// AK-19, AK-21, VD-7: off unless it is asked for; then it closes the channel of a classic queue, and what was held goes

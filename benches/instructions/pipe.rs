@@ -14,6 +14,7 @@ use stratamq::amqp::short_string::ShortString;
 use stratamq::broker::command::{Publish, Published};
 use stratamq::broker::effects::{AfterDurable, Effects};
 use stratamq::broker::journal::Journal;
+use stratamq::broker::message::PayloadDecoder;
 use stratamq::broker::outbox::{Outbox, OutboxItem, Wake};
 use stratamq::broker::queue::decode_body;
 use stratamq::broker::{Broker, BrokerOptions, Connection, User};
@@ -367,9 +368,10 @@ fn carry_out(storage: &Storage, broker: &Broker, buffer: &mut ReadBuffer, effect
 fn read_bodies(storage: &Storage, broker: &Broker, buffer: &mut ReadBuffer, effects: &mut Effects) {
     while let Some(fetch) = effects.fetches.pop() {
         let mut messages = Vec::with_capacity(fetch.wanted.len());
+        let mut decoder = PayloadDecoder::default();
         storage.read_each(fetch.queue.id(), &fetch.wanted, buffer, |index, result| {
             let payload = result.expect("it is there");
-            messages.push((fetch.wanted[index].0, decode_body(payload)));
+            messages.push((fetch.wanted[index].0, decode_body(&mut decoder, payload)));
         });
         broker.fetched(&fetch.queue, messages, NOW_MS, effects);
     }

@@ -35,6 +35,9 @@ use crate::amqp::short_string::ShortString;
 /// less than that of its buffer alive is not worth the buffer.
 pub const COPIED_BODY_MAX_BYTES: usize = 32 * 1024;
 
+/// Longer names and properties than these are not compared with those of the next message.
+const REMEMBERED_MAX_BYTES: usize = 512;
+
 /// Bit of the flags byte, see (3).
 pub const FLAG_HAS_DEATHS: u8 = 1;
 /// Bit of the flags byte, see (4).
@@ -215,20 +218,21 @@ impl Message {
     /// # Errors
     /// [`PayloadError`]: the bytes were not written by [`Message::payload_parts`].
     pub fn decode_payload(payload: Bytes) -> Result<Self, PayloadError> {
-        Self::from_payload(payload)
+        let layout = Layout::of(&payload)?;
+        let ttl_ms = layout.ttl_ms(&payload);
+        Ok(Self::of_payload(layout, ttl_ms, payload))
     }
 
     /// The message whose payload is `head`.
-    fn from_payload(head: Bytes) -> Result<Self, PayloadError> {
-        let layout = Layout::of(&head)?;
-        Ok(Self {
-            ttl_ms: layout.ttl_ms(&head),
+    fn of_payload(layout: Layout, ttl_ms: Option<u64>, head: Bytes) -> Self {
+        Self {
+            ttl_ms,
             body_bytes: head.len() - layout.body_at(),
             layout,
             // It is in the log already; what is written again is built anew.
             payload_crc: None,
             parts: SmallVec::from_buf([head]),
-        })
+        }
     }
 
     fn head(&self) -> &Bytes {
@@ -361,6 +365,38 @@ impl Message {
     #[must_use]
     pub fn is_rekeyed(&self) -> bool {
         self.layout.is_rekeyed()
+    }
+}
+
+/// Reads messages that the log stored one after the other. They often look the same but for the body, and what was checked
+/// once is not checked again.
+#[derive(Debug, Default)]
+pub struct PayloadDecoder {
+    /// What stands before the body of the last one, which says alone what lies where.
+    before_body: Vec<u8>,
+    last: Option<(Layout, Option<u64>)>,
+}
+
+impl PayloadDecoder {
+    /// As [`Message::decode_payload`].
+    ///
+    /// # Errors
+    /// As [`Message::decode_payload`].
+    pub fn decode(&mut self, payload: Bytes) -> Result<Message, PayloadError> {
+        if let Some((layout, ttl_ms)) = self.last
+            && payload.starts_with(&self.before_body)
+        {
+            return Ok(Message::of_payload(layout, ttl_ms, payload));
+        }
+        let message = Message::decode_payload(payload)?;
+        let before_body = message.head().get(..message.layout.body_at());
+        let before_body = before_body.filter(|bytes| bytes.len() <= REMEMBERED_MAX_BYTES);
+        self.last = before_body.map(|before_body| {
+            self.before_body.clear();
+            self.before_body.extend_from_slice(before_body);
+            (message.layout, message.ttl_ms)
+        });
+        Ok(message)
     }
 }
 
@@ -551,6 +587,36 @@ mod tests {
         #[test]
         fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Message::decode_payload(bytes.into());
+        }
+
+        #[test]
+        fn messages_that_are_decoded_one_after_the_other_are_as_if_alone(
+            steps in prop::collection::vec((0_usize..4, 0_usize..3, any::<u8>(), 0_usize..100), 0..20),
+        ) {
+            let mut decoder = PayloadDecoder::default();
+            for (kind, len, value, cut) in steps {
+                let mut parts = parts(vec![Bytes::from(vec![value; len])]);
+                let mut properties = PropertiesBuilder::new();
+                match kind {
+                    0 => {}
+                    1 => {
+                        properties.set_expiration(Some(ShortString::from_static("7")));
+                        parts.properties = properties.build();
+                    }
+                    2 => parts.routing_key = ShortString::from_static(["a", "b", "key"][len]),
+                    _ => parts.bcc.clear(),
+                }
+                let mut payload = Message::from_parts(&parts).payload_parts().concat();
+                if value % 4 == 0 {
+                    payload.truncate(cut);
+                }
+                if value % 8 == 1 && let Some(byte) = payload.get_mut(cut) {
+                    *byte = value;
+                }
+                let payload = Bytes::from(payload);
+                let alone = Message::decode_payload(payload.clone());
+                prop_assert_eq!(format!("{:?}", decoder.decode(payload)), format!("{alone:?}"));
+            }
         }
 
         #[test]

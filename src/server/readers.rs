@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::hub::Hub;
 use crate::broker::effects::{Effects, Fetch, RunLoad};
+use crate::broker::message::PayloadDecoder;
 use crate::broker::queue::{self, FetchFailure};
 use crate::storage::run::FiledRun;
 use crate::storage::types::{ImageEntry, QueueId};
@@ -162,13 +163,17 @@ fn read_bodies(hub: &Hub, fetch: &Fetch, buffer: &mut ReadBuffer, effects: &mut 
     let mut messages = Vec::with_capacity(wanted.len());
     // For all of them: a device that is gone would keep this thread from the other queues for minutes.
     let mut attempts_left = READ_ATTEMPTS;
+    let mut decoder = PayloadDecoder::default();
     let take = |index: usize, result| {
         let (seq, position) = wanted[index];
         let result = insist(&mut attempts_left, result, || match fetch.is_spilled {
             true => spill.read(queue.id(), seq, position),
             false => hub.storage.read(queue.id(), seq, position),
         });
-        messages.push((seq, result.and_then(queue::decode_body)));
+        messages.push((
+            seq,
+            result.and_then(|payload| queue::decode_body(&mut decoder, payload)),
+        ));
     };
     match fetch.is_spilled {
         true => spill.read_each(queue.id(), wanted, buffer, take),

@@ -6,10 +6,13 @@
 
 use bytes::Bytes;
 
+use super::block_buffer::BlockBuffer;
 use super::format::{BATCH_MAGIC, Seed, batch_header, is_crc_right};
 use super::record::{self, Entry, Record, RecordError, padding_len};
 use super::types::{Lsn, Position, Request};
 
+/// Room is made in the right place for records up to this length. Longer ones are rare, or have parts that are kept by reference.
+const RESERVED_MAX: usize = 16 * 1024;
 /// Payload parts up to this length are copied into the batch's buffer, longer ones are kept by reference.
 const COPY_MAX_BYTES: u64 = 4096;
 /// Parts from this length on are large: a batch grows beyond its cap by them.
@@ -296,6 +299,11 @@ pub(crate) fn records_crc(mut records: &[u8], seed: Seed) -> Result<(u32, u32), 
     Ok((hasher.finalize(), count))
 }
 
+/// Where the records of a batch at `base` begin in its file.
+fn records_offset(base: Lsn) -> u64 {
+    u64::from(base.offset()) + batch_header::SIZE as u64
+}
+
 /// A batch that is being filled.
 #[derive(Debug)]
 pub(crate) struct BatchBody {
@@ -314,7 +322,7 @@ pub(crate) struct BatchBody {
     /// Of large parts.
     large_bytes: u64,
     /// Everything that is not kept by reference, in order, without the header.
-    buffer: Vec<u8>,
+    buffer: BlockBuffer,
     /// Parts kept by reference, each with the length of the buffer before it.
     externals: Vec<(usize, Bytes)>,
     /// What the header's CRC covers, in order: once more, so that it is one piece. A hash of many short ones takes several times
@@ -332,7 +340,7 @@ impl BatchBody {
             is_waited: false,
             has_data: false,
             large_bytes: 0,
-            buffer: Vec::new(),
+            buffer: BlockBuffer::new(records_offset(base)),
             externals: Vec::new(),
             covered: Vec::new(),
         }
@@ -348,7 +356,7 @@ impl BatchBody {
             mut covered,
             ..
         } = fresh;
-        buffer.clear();
+        buffer.reset(records_offset(base));
         externals.clear();
         covered.clear();
         (self.buffer, self.externals, self.covered) = (buffer, externals, covered);
@@ -394,9 +402,12 @@ impl BatchBody {
     /// The same for whoever has its [length](Entry::len_bytes) already.
     pub(crate) fn push_of_len(&mut self, entry: &Entry<'_>, len_bytes: u64) -> Position {
         let lsn = Lsn(self.base.0 + self.len_bytes);
-        let start = self.buffer.len();
-        entry.encode_head(lsn, len_bytes, &mut self.buffer);
-        self.covered.extend_from_slice(&self.buffer[start..]);
+        let reserved = usize::try_from(len_bytes).map_or(RESERVED_MAX, |len| len.min(RESERVED_MAX));
+        self.buffer.reserve(reserved);
+        let buffer = self.buffer.end();
+        let start = buffer.len();
+        entry.encode_head(lsn, len_bytes, buffer);
+        self.covered.extend_from_slice(&buffer[start..]);
         if let Entry::Request(Request::Publish { payload, .. }) = entry {
             self.push_payload(payload);
             self.message_count += 1;
@@ -424,10 +435,11 @@ impl BatchBody {
                     self.large_bytes += part.len() as u64;
                 }
             } else {
-                self.buffer.extend_from_slice(part);
+                self.buffer.end().extend_from_slice(part);
             }
         }
         self.buffer
+            .end()
             .extend_from_slice(&[0; 8][..padding_len(payload_len)]);
     }
 
@@ -451,13 +463,13 @@ impl BatchBody {
     pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         let mut at = 0;
         let with_externals = self.externals.iter().flat_map(move |(before, part)| {
-            let piece = &self.buffer[at..*before];
+            let piece = &self.buffer.bytes()[at..*before];
             at = *before;
             [piece, part.as_ref()]
         });
         let tail = self.externals.last().map_or(0, |(before, _)| *before);
         with_externals
-            .chain(std::iter::once(&self.buffer[tail..]))
+            .chain(std::iter::once(&self.buffer.bytes()[tail..]))
             .filter(|piece| !piece.is_empty())
     }
 

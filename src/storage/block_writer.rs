@@ -18,6 +18,8 @@
 //! 3. A write without room for what it takes ahead is repeated without that, and nothing is taken ahead in that segment any
 //!    more: the log never waits for zeros.
 //! 4. A large batch is written in several pieces one after the other. Nothing is told about any of them before the sync.
+//! 5. A direct write takes blocks of memory. Records that lie right for it (see [`BlockBuffer`](super::block_buffer)) are
+//!    written from where they are; what has parts elsewhere is gathered in a buffer first.
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -40,6 +42,8 @@ const AHEAD_WRITE_MAX_BYTES: u64 = 256 << 10;
 /// Bytes that are gathered and written at once: a body of 1 MiB, or two of them, with what goes before and behind. The last
 /// few blocks alone would take a sixth of the time of the whole.
 const GATHER_MAX_LEN: usize = (2 << 20) + (64 << 10);
+/// Records that fill so much of blocks are written from where they are: for less, one buffer is simpler for the kernel.
+const IN_PLACE_MIN_LEN: usize = 16 << 10;
 /// The buffer grows by doubling, and from here on in steps of this.
 const GATHER_STEP_LEN: usize = 256 << 10;
 
@@ -152,7 +156,10 @@ impl BlockWriter {
         let mut write = |ahead| match self.is_direct {
             true => {
                 let gathered = &mut self.gathered;
-                gathered.write(&**file, &pieces, blocks_len, start, ahead)
+                match InPlace::of(&pieces) {
+                    Some(in_place) => in_place.write(gathered, &**file, start, ahead),
+                    None => gathered.write(&**file, &pieces, blocks_len, start, ahead),
+                }
             }
             // Which takes nothing ahead.
             false => write_through_cache(&**file, &pieces, blocks_len - len, start),
@@ -219,8 +226,7 @@ impl Gathered {
         let mut piece: &[u8] = &[];
         while left > 0 {
             let part_len = next_part_len(left);
-            let skipped = self.make_room(part_len);
-            let buffer = &mut self.room[skipped..skipped + part_len];
+            let buffer = self.buffer(part_len);
             let mut filled = 0;
             while filled < buffer.len() {
                 if piece.is_empty() {
@@ -247,8 +253,8 @@ impl Gathered {
         Ok(())
     }
 
-    /// Makes room for `len` bytes that begin at a block of memory; where they begin in the buffer.
-    fn make_room(&mut self, len: usize) -> usize {
+    /// Room for `len` bytes that begins at a block of memory.
+    fn buffer(&mut self, len: usize) -> &mut [u8] {
         if self.room.len() < len + BLOCK_LEN {
             let step = len.next_power_of_two().min(GATHER_STEP_LEN);
             // First the old one goes.
@@ -256,8 +262,75 @@ impl Gathered {
             self.room = vec![0; len.next_multiple_of(step) + BLOCK_LEN];
         }
         let at = self.room.as_ptr().addr();
-        at.next_multiple_of(BLOCK_LEN) - at
+        let skipped = at.next_multiple_of(BLOCK_LEN) - at;
+        &mut self.room[skipped..skipped + len]
     }
+}
+
+/// A batch whose records lie in memory as they will lie in the file: all but the first and the last block of it is written
+/// from where it is.
+struct InPlace<'a> {
+    tail: &'a [u8],
+    header: &'a [u8],
+    /// Of the records, what belongs to the blocks of tail and header.
+    first: &'a [u8],
+    blocks: &'a [u8],
+    /// What does not fill a block.
+    last: &'a [u8],
+}
+
+impl<'a> InPlace<'a> {
+    /// `None` when they lie otherwise, or are too few to be worth it.
+    fn of(pieces: &[&'a [u8]]) -> Option<Self> {
+        let &[tail, header, records] = pieces else {
+            return None;
+        };
+        let before_len = tail.len() + header.len();
+        let first_len = before_len.next_multiple_of(BLOCK_LEN) - before_len;
+        let (first, rest) = records.split_at_checked(first_len)?;
+        let (blocks, last) = rest.split_at(rest.len() / BLOCK_LEN * BLOCK_LEN);
+        let is_in_place = blocks.as_ptr().addr().is_multiple_of(BLOCK_LEN);
+        (is_in_place && blocks.len() >= IN_PLACE_MIN_LEN).then_some(Self {
+            tail,
+            header,
+            first,
+            blocks,
+            last,
+        })
+    }
+
+    /// Writes all of it at `start`, zeros to the end of its last block, and `ahead` bytes of zeros.
+    fn write(
+        &self,
+        gathered: &mut Gathered,
+        file: &dyn DiskFile,
+        start: u64,
+        ahead: u64,
+    ) -> io::Result<()> {
+        let first_len = self.tail.len() + self.header.len() + self.first.len();
+        let last_len = self.last.len().next_multiple_of(BLOCK_LEN);
+        let edges = gathered.buffer(first_len + last_len);
+        let (first, last) = edges.split_at_mut(first_len);
+        copy_pieces(&[self.tail, self.header, self.first], first);
+        copy_pieces(&[self.last], last);
+        let mut slices = vec![IoSlice::new(first), IoSlice::new(self.blocks)];
+        if !last.is_empty() {
+            slices.push(IoSlice::new(last));
+        }
+        slices.extend(zeros(ahead));
+        file.write_at(&slices, start)
+    }
+}
+
+/// Copies `pieces` one behind the other, and zeros behind them, into `buffer`, in which there is room for them.
+fn copy_pieces(pieces: &[&[u8]], buffer: &mut [u8]) {
+    let mut left = buffer;
+    for piece in pieces {
+        let (room, rest) = left.split_at_mut(piece.len());
+        room.copy_from_slice(piece);
+        left = rest;
+    }
+    left.fill(0);
 }
 
 /// How much of `left` bytes, which are whole blocks, is written next: parts of about the same length.
@@ -326,6 +399,7 @@ mod tests {
     use super::*;
     use crate::disk::sim::SimDisk;
     use crate::disk::{Disk, OpenMode};
+    use crate::storage::block_buffer::BlockBuffer;
     use crate::storage::format::StoreId;
     use crate::storage::types::SegmentId;
     use std::path::Path;
@@ -413,6 +487,25 @@ mod tests {
             self.expected.extend_from_slice(&bytes);
         }
 
+        /// Writes a batch whose records are in one piece, `skew` bytes behind the place at which they are written from
+        /// where they are; true when they are.
+        fn write_one_piece(&mut self, len: usize, skew: u64) -> bool {
+            let header = [7; 64];
+            let offset = self.expected.len() as u64;
+            let mut records = BlockBuffer::new(offset + 64 + skew);
+            records.reserve(len);
+            records.end().extend((1..=251).cycle().take(len));
+            let tail = vec![0; self.expected.len() % BLOCK_LEN];
+            let is_in_place = InPlace::of(&[&tail, &header, records.bytes()]).is_some();
+            let offset = u32::try_from(offset).expect("short");
+            self.writer
+                .write(&header, std::iter::once(records.bytes()), offset, true)
+                .expect("room");
+            self.expected.extend_from_slice(&header);
+            self.expected.extend_from_slice(records.bytes());
+            is_in_place
+        }
+
         /// Checks the file: all that was written, then nothing but zeros; its length in blocks.
         #[track_caller]
         fn check(&self) -> u64 {
@@ -436,6 +529,22 @@ mod tests {
                 rig.write(len, true);
                 rig.check();
             }
+        }
+    }
+
+    #[test]
+    fn records_are_written_from_where_they_are_as_they_are_otherwise() {
+        for is_direct in [false, true] {
+            let mut rig = Rig::new(is_direct, false);
+            let lens = [20_480, 1, 30_000, 24_536, 40_960, 8000, 100_001, 65_536];
+            // Every place of a header in a block, the last ones of it among them.
+            let steps = (1..300).map(|step| 20_480 + step * 40);
+            for len in lens.into_iter().chain(steps) {
+                let is_in_place = rig.write_one_piece(len, 0);
+                assert_eq!(is_in_place, len >= IN_PLACE_MIN_LEN + BLOCK_LEN, "{len}");
+                assert!(!rig.write_one_piece(len, 8));
+            }
+            rig.check();
         }
     }
 

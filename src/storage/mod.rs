@@ -8,7 +8,7 @@
 //! ```
 //! The truth is the newest checkpoint plus the log from the place where it begins. Everything that happens is one
 //! record in one log, in the order in which queues changed; one sync makes it durable, whatever the number of
-//! queues. Reading order: `types`, `format`, `record`, `batch`, `append`, `schedule`, `pool`, `block_writer`, `commit`,
+//! queues. Reading order: `types`, `format`, `record`, `block_buffer`, `batch`, `append`, `schedule`, `pool`, `block_writer`, `commit`,
 //! `engine`, `closing`; then `image`, `run`, `checkpoint`, `checkpointing`, `freeing`, `occupancy`,
 //! `compaction`, `cold`, `filing`, `index`, `scan`, `survey`, `replay`,
 //! `recovery`; for damage `salvage`, `quarantine`, `scrub`.
@@ -21,6 +21,7 @@
 mod admission;
 mod append;
 pub mod batch;
+mod block_buffer;
 mod block_writer;
 pub mod checkpoint;
 mod checkpointing;

@@ -76,6 +76,7 @@ impl Header {
         bytes
     }
 
+    #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "the fields have one byte")]
     fn decode(bytes: &[u8; record_header::SIZE]) -> Self {
         use record_header as at;

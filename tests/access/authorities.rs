@@ -11,6 +11,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion};
 
+use super::support::{Builder, TestBroker, free_port};
+
+/// How often a port that somebody else was quicker to take is replaced by another.
+const PORT_ATTEMPTS_MAX: usize = 5;
+
 /// Somebody who signs certificates.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
@@ -90,6 +95,23 @@ impl Files {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
+    }
+
+    /// Starts a broker with these files and flags; on a TLS port that nobody else was quicker to take.
+    #[track_caller]
+    pub(crate) fn start(&self, flags: &[&str]) -> (TestBroker, u16) {
+        for _ in 0..PORT_ATTEMPTS_MAX {
+            let port = free_port();
+            let of_files = self.flags(port);
+            let of_test = flags.iter().map(|flag| (*flag).to_owned());
+            let flags = of_files.into_iter().chain(of_test);
+            match flags.fold(TestBroker::builder(), Builder::arg).try_start() {
+                Ok(broker) => return (broker, port),
+                Err(complaint) if complaint.contains("in use") => {}
+                Err(complaint) => panic!("the broker did not start: {complaint}"),
+            }
+        }
+        panic!("no free port in {PORT_ATTEMPTS_MAX} attempts");
     }
 
     /// The flags that name the files.

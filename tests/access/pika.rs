@@ -6,7 +6,6 @@ use std::process::Command;
 
 use super::authorities::{Authority, Files};
 use super::cli;
-use super::support::{Builder, TestBroker, free_port};
 
 /// What `tests/run` has installed.
 fn python() -> PathBuf {
@@ -32,15 +31,13 @@ fn pika_speaks_tls() {
     let alice = clients.client("alice");
     files.write("alice.pem", &alice.cert);
     files.write("alice.key", &alice.key);
-    let port = free_port();
-    let flags = files.flags(port).into_iter();
-    let broker = flags
-        .fold(TestBroker::builder(), Builder::arg)
-        .arg("--tls-verify")
-        .arg("optional")
-        .arg("--auth-mechanisms")
-        .arg("PLAIN,EXTERNAL")
-        .start();
+    let flags = [
+        "--tls-verify",
+        "optional",
+        "--auth-mechanisms",
+        "PLAIN,EXTERNAL",
+    ];
+    let (broker, port) = files.start(&flags);
     cli(&broker, &["user", "add", "alice", "--password", ""]);
     cli(&broker, &["permission", "set", "alice", ".*", ".*", ".*"]);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/python/tls.py");

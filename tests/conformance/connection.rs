@@ -192,11 +192,11 @@ fn refused_handshakes_end_late_and_hurt_nobody() {
             c
         }),
     ];
+    let begin = now();
     let mut waiting: Vec<(&str, Client)> = cases
         .into_iter()
         .map(|(what, provoke)| (what, provoke()))
         .collect();
-    let begin = now();
     Client::connect(address()).close();
     for (what, c) in &mut waiting {
         // A close frame before the end is allowed (CN-35).
@@ -428,6 +428,7 @@ fn the_server_sends_heartbeats() {
 /// CN-46, CN-47: a silent client is dropped without a word after two to three intervals.
 #[test]
 fn a_silent_client_is_dropped() {
+    let begin = now();
     let mut c = Client::login(
         address(),
         &Login {
@@ -435,7 +436,6 @@ fn a_silent_client_is_dropped() {
             ..Login::default()
         },
     );
-    let begin = now();
     loop {
         match c.try_next_frame() {
             Ok(frame) => assert_eq!(frame.kind, FrameKind::Heartbeat, "no close frame"),

@@ -6,7 +6,11 @@ use stratamq::amqp::field_table::FieldValue;
 use stratamq::amqp::method::{basic, queue};
 
 use super::stage::*;
-use crate::support::raw::{Client, Message, Trouble, auto_delete, durable, exclusive, passive};
+use crate::support::PROCESS_LIMIT;
+use crate::support::raw::{
+    Client, Message, Trouble, auto_delete, durable, exclusive, now, passive,
+};
+use crate::support::wait::{Pace, at_some_pace, wait_until};
 
 const LOCKED: &str = "It could be originally declared on another connection or the exclusive property value does not match that of the original declaration.";
 
@@ -375,18 +379,13 @@ fn exclusive_queues_go_when_the_socket_breaks() {
     let mut owner = client();
     owner.queue_declare(1, "cn56", exclusive());
     drop(owner);
-    let gone = (0..500).any(|_| {
+    wait_until("the queue is gone", || {
         witness.open_channel(2);
         match witness.try_queue_declare(2, "cn56", passive()) {
-            Err(Trouble::ChannelClosed(close)) if close.reply_code == 404 => true,
-            Err(Trouble::ChannelClosed(_)) => {
-                std::thread::sleep(Duration::from_millis(10));
-                false
-            }
+            Err(Trouble::ChannelClosed(close)) => close.reply_code == 404,
             other => panic!("{other:?}"),
         }
     });
-    assert!(gone);
 }
 
 /// QU-24, QU-25, CO-17, CH-3: gone when cancel-ok, close-ok is seen.
@@ -511,22 +510,44 @@ fn a_deleted_queue_leaves_no_confirm_outstanding() {
 /// TT-14 to TT-16, QU-3, GT-4.
 #[test]
 fn unused_queues_expire_and_use_renews_the_lease() {
-    let mut c = client();
-    let leased = |name| q_with(name, [("x-expires", int(1000))]);
-    for name in ["tt14.consumed", "tt14.idle", "tt14.got"] {
-        c.call::<queue::DeclareOk>(1, leased(name));
-    }
-    c.consume(1, "tt14.consumed", "t");
-    // Many uses, each well within the lease of the one before, and together longer than it.
-    let end = crate::support::raw::now() + Duration::from_millis(1600);
-    while crate::support::raw::now() < end {
-        std::thread::sleep(Duration::from_millis(20));
-        assert!(c.get(1, "tt14.got").is_none());
-        // Publishing is no use; the message goes with the queue.
-        c.publish(1, "", "tt14.idle", &Message::plain("m"));
-    }
-    refused(&mut c, passive_q("tt14.idle"), 404, &missing("tt14.idle"));
-    assert_eq!(counts(&mut c, "tt14.consumed"), (0, 1));
+    at_some_pace(Duration::from_millis(1000), |lease| {
+        let mut c = client();
+        let lease_ms = i32::try_from(lease.as_millis()).expect("some seconds");
+        let leased = |name: &str| q_with(name, [("x-expires", int(lease_ms))]);
+        let begun = now();
+        let mut used_at = begun;
+        let names = ["consumed", "idle", "got"].map(|use_| format!("tt14.{use_}.{lease_ms}"));
+        for name in &names {
+            c.call::<queue::DeclareOk>(1, leased(name));
+        }
+        let [consumed, idle, got] = &names;
+        c.consume(1, consumed, "t");
+        c.open_channel(2);
+        // Many uses, each well within the lease of the one before, and together longer than it.
+        let mut is_idle_gone = false;
+        while !is_idle_gone || begun.elapsed() < lease * 8 / 5 {
+            assert!(begun.elapsed() < lease + PROCESS_LIMIT, "publishing is use");
+            std::thread::sleep(Duration::from_millis(20));
+            let asked_at = now();
+            match c.try_get(1, got) {
+                Ok(message) => assert!(message.is_none()),
+                Err(trouble) => {
+                    assert!(used_at.elapsed() >= lease, "in use, but gone: {trouble}");
+                    return Pace::TooSlow;
+                }
+            }
+            used_at = asked_at;
+            // Publishing is no use; the message goes with the queue, and those behind it come back.
+            send(&mut c, 2, mandatory("", idle), &Message::plain("m"));
+            settle(&mut c, 2);
+            is_idle_gone |= c.try_next_within(2, Duration::ZERO).is_ok();
+        }
+        refused(&mut c, passive_q(idle), 404, &missing(idle));
+        assert_eq!(counts(&mut c, consumed), (0, 1));
+        c.queue_delete(1, consumed);
+        c.queue_delete(1, got);
+        Pace::Quick
+    });
 }
 
 /// CO-18, QU-30 and section 3.8.

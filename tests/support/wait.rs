@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::raw::now;
+use super::raw::{Outcome, now};
 use super::status::Status;
 use super::{PROCESS_LIMIT, TestBroker};
 
@@ -18,6 +18,39 @@ pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(begun.elapsed() < PROCESS_LIMIT, "never: {what}");
         std::thread::sleep(PAUSE);
     }
+}
+
+/// Tries again and again, until it succeeds; for what a sound broker may refuse for a moment.
+#[track_caller]
+pub(crate) fn wait_until_ok<T>(what: &str, mut attempt: impl FnMut() -> Outcome<T>) -> T {
+    let begun = now();
+    loop {
+        match attempt() {
+            Ok(value) => return value,
+            Err(trouble) => {
+                let is_late = begun.elapsed() >= PROCESS_LIMIT;
+                assert!(!is_late, "never: {what}: {trouble}");
+            }
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// What a scene says that has to be quicker than a span of time, such as a lease.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Pace {
+    /// It was quick enough to see what it is about, and saw it.
+    Quick,
+    /// The machine had other things to do, and nothing can be said.
+    TooSlow,
+}
+
+/// Plays a scene with that span of time, and with longer ones as long as it was too slow.
+#[track_caller]
+pub(crate) fn at_some_pace(shortest: Duration, mut scene: impl FnMut(Duration) -> Pace) {
+    let spans = [1, 2, 6, 18, 54].map(|factor| shortest * factor);
+    let is_quick = spans.into_iter().any(|span| scene(span) == Pace::Quick);
+    assert!(is_quick, "the machine is too slow for {spans:?}");
 }
 
 impl Status {

@@ -8,7 +8,7 @@ use crate::consumer::{Consumed, Consumer, Progress, copy_of};
 use crate::error::BenchError;
 use crate::histogram::Histogram;
 use crate::ledger::Ledger;
-use crate::process::Process;
+use crate::process::{CpuTime, Process};
 use crate::publisher::{Published, Publisher};
 use crate::report::Report;
 use std::path::PathBuf;
@@ -347,8 +347,8 @@ impl Total {
 /// The machine's view of broker and generator during a run.
 pub(crate) struct Meter {
     broker: Option<Process>,
-    broker_start_secs: f64,
-    own_start_secs: f64,
+    broker_start: Option<CpuTime>,
+    own_start: Option<CpuTime>,
     /// CPU seconds of the broker, if it was named.
     pub(crate) broker_cpu_secs: Option<f64>,
     /// CPU seconds of the generator.
@@ -366,17 +366,15 @@ pub(crate) struct Meter {
 impl Meter {
     fn start(args: &Args) -> Result<Self, BenchError> {
         let broker = args.pid.map(Process::new);
-        let broker_start_secs = match &broker {
-            None => 0.0,
-            Some(broker) => broker.cpu_secs().ok_or_else(|| {
-                let what = format!("looking at process {}", args.pid.unwrap_or_default());
-                BenchError::io(what)(std::io::ErrorKind::NotFound.into())
-            })?,
-        };
+        let broker_start = broker.as_ref().and_then(Process::cpu_time);
+        if broker.is_some() && broker_start.is_none() {
+            let what = format!("looking at process {}", args.pid.unwrap_or_default());
+            return Err(BenchError::io(what)(std::io::ErrorKind::NotFound.into()));
+        }
         Ok(Self {
             broker,
-            broker_start_secs,
-            own_start_secs: Process::own().cpu_secs().unwrap_or(0.0),
+            broker_start,
+            own_start: Process::own().cpu_time(),
             broker_cpu_secs: None,
             own_cpu_secs: 0.0,
             rss_max_bytes: None,
@@ -398,9 +396,12 @@ impl Meter {
 
     fn stop(&mut self) {
         self.sample();
-        let broker = self.broker.as_ref().and_then(Process::cpu_secs);
-        self.broker_cpu_secs = broker.map(|secs| secs - self.broker_start_secs);
-        self.own_cpu_secs = Process::own().cpu_secs().unwrap_or(0.0) - self.own_start_secs;
+        let since = |process: &Process, start: &Option<CpuTime>| {
+            Some(process.cpu_time()?.secs_since(start.as_ref()?))
+        };
+        let broker = self.broker.as_ref();
+        self.broker_cpu_secs = broker.and_then(|broker| since(broker, &self.broker_start));
+        self.own_cpu_secs = since(&Process::own(), &self.own_start).unwrap_or(0.0);
         // A broker that is gone by now has been reported by those who lost their connection.
         let now = self.data_dir.as_deref().map(broker::log_counters);
         let now = now.and_then(Result::ok);

@@ -18,7 +18,7 @@ use super::{FetchFailure, GetOutcome, QueueHandle, Turn};
 use crate::broker::command::Delivery;
 use crate::broker::consumer::{ChannelCredit, ConsumerIndex};
 use crate::broker::dead_letter::DeathReason;
-use crate::broker::message::Message;
+use crate::broker::message::{Message, PayloadDecoder};
 use crate::broker::outbox::{Outbox, OutboxItem};
 use crate::storage::types::{Seq, SettleCause};
 
@@ -364,13 +364,21 @@ impl QueueState {
         self.load_ahead(queue, turn, seq);
     }
 
-    /// A body arrived, or could not be read: looked up once more, then the message is quarantined.
-    fn take_fetched(
+    /// A body arrived.
+    fn take_fetched(&mut self, seq: Seq, message: Arc<Message>) {
+        if let Some(len_bytes) = self.slots.arrive(seq, message) {
+            self.fetching_bytes = self.fetching_bytes.saturating_sub(u64::from(len_bytes));
+        }
+    }
+
+    /// A body could not be read: it is looked up once more, then the message is quarantined.
+    #[cold]
+    fn miss_fetched(
         &mut self,
         queue: &QueueHandle,
         turn: &mut Turn<'_>,
         seq: Seq,
-        result: Result<Arc<Message>, FetchFailure>,
+        failure: &FetchFailure,
     ) {
         let Some(place) = self.slots.place_of(seq) else {
             return;
@@ -384,14 +392,12 @@ impl QueueState {
         self.fetching_bytes = self.fetching_bytes.saturating_sub(len_bytes);
         self.slots.update_at(place, |slot| {
             slot.is_fetching = false;
-            slot.has_failed = result.is_err();
+            slot.has_failed = true;
         });
-        match result {
-            Ok(message) => self.slots.set_message_at(place, Some(message)),
-            Err(failure) if has_failed => self.keep_aside(queue, turn, seq, &failure),
-            Err(_) => {
-                self.fetch(queue, turn, seq);
-            }
+        if has_failed {
+            self.keep_aside(queue, turn, seq, failure);
+        } else {
+            self.fetch(queue, turn, seq);
         }
     }
 
@@ -514,9 +520,13 @@ pub fn fetched(
 ) {
     let mut locked = Locked::one(queue);
     let mut batch = Batch::default();
+    batch.expect(0, messages.len());
     let (_, state) = locked.first();
     for (seq, message) in messages {
-        state.take_fetched(queue, turn, seq, message);
+        match message {
+            Ok(message) => state.take_fetched(seq, message),
+            Err(failure) => state.miss_fetched(queue, turn, seq, &failure),
+        }
     }
     state.dispatch(queue, turn, &mut batch, None);
     locked.conclude(turn, batch);
@@ -527,8 +537,11 @@ pub fn fetched(
 ///
 /// # Errors
 /// The payload is not one that a broker wrote.
-pub fn decode_body(payload: Bytes) -> Result<Arc<Message>, FetchFailure> {
-    match Message::decode_payload(payload) {
+pub fn decode_body(
+    decoder: &mut PayloadDecoder,
+    payload: Bytes,
+) -> Result<Arc<Message>, FetchFailure> {
+    match decoder.decode(payload) {
         Ok(message) => Ok(Arc::new(message)),
         Err(error) => Err(FetchFailure {
             reason: error.to_string(),

@@ -14,6 +14,8 @@
 //! 2. So at most [`CHUNKS_AHEAD`] chunks of a queue, and the one that deliveries have reached, are in memory or on their
 //!    way on behalf of its consumers; only one ahead, a small one, while messages take more memory than they may.
 
+use std::ops::ControlFlow;
+
 use super::seldom::Seldom;
 use super::state::QueueState;
 use super::{QueueHandle, Turn};
@@ -89,17 +91,25 @@ impl QueueState {
 
     /// Asks for the bodies from `first` on that are not in memory, up to a chunk of them.
     fn ask_chunk(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>, first: Seq, max_bytes: u64) {
-        let mut next = Some(first);
+        let mut count = 0;
         let mut asked_bytes = 0;
-        for _ in 0..CHUNK_MAX_COUNT {
-            let Some(seq) = next else { break };
-            if asked_bytes >= max_bytes {
-                break;
+        let mut frontier = first.0;
+        self.slots.visit_ready(first, |seq, slot| {
+            if count >= CHUNK_MAX_COUNT || asked_bytes >= max_bytes {
+                return ControlFlow::Break(());
             }
-            asked_bytes += self.fetch(queue, turn, seq);
-            self.read_ahead.frontier = seq.0 + 1;
-            next = self.slots.ready_at_or_after(Seq(seq.0 + 1)).entry();
-        }
+            count += 1;
+            frontier = seq.0 + 1;
+            if slot.message.is_none() && !slot.is_fetching {
+                slot.is_fetching = true;
+                let position = slot.position();
+                asked_bytes += u64::from(position.len_bytes);
+                turn.effects.fetch(queue, seq, position, slot.is_spilled());
+            }
+            ControlFlow::Continue(())
+        });
+        self.fetching_bytes += asked_bytes;
+        self.read_ahead.frontier = frontier;
     }
 
     /// Asks for one body; the bytes of its record, 0 when it is in memory or on its way.

@@ -47,6 +47,11 @@ fn settle_group(turn: &mut Turn<'_>, items: &[Unacked], outcome: SettleOutcome) 
     let mut locked = lock_queues(queues);
     locked.warm();
     let mut batch = Batch::default();
+    // As many follow, where consumers are kept at their limits and there are more messages.
+    let settled_count: u64 = items.iter().map(Unacked::count).sum();
+    let ready_counts = locked.iter_mut().map(|(_, state)| state.ready_count());
+    let expected_count = settled_count.min(ready_counts.sum());
+    batch.expect(0, usize::try_from(expected_count).unwrap_or(usize::MAX));
     settle_in(turn, &mut locked, &mut batch, items, outcome);
     for (queue, state) in locked.iter_mut() {
         state.dispatch(queue, turn, &mut batch, None);
@@ -162,6 +167,10 @@ impl QueueState {
         if let Some(delivery_count) = logged_count {
             batch.requeue(queue.id(), seq, u32::from(delivery_count));
         }
+    }
+
+    fn ready_count(&self) -> u64 {
+        self.slots.sums().ready_count
     }
 
     fn give_back(&mut self, turn: &mut Turn<'_>, consumer: Option<ConsumerId>, count: u64) {

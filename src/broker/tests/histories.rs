@@ -8,6 +8,7 @@ use super::support::{
 use super::{declare_exchange, declare_queue};
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::broker::command::{Command, ExchangeDeclare, QueueDeclare};
+use crate::broker::message::PayloadDecoder;
 use crate::broker::queue::{self, DeleteCondition, QueueHandle};
 
 /// A broker with the exchange `x`, which remembers.
@@ -108,10 +109,12 @@ fn a_dead_letter_is_remembered_when_somebody_took_it() {
         let turn = &mut broker.broker.shared.turn(now_ms, &mut client.effects);
         let _ = queue::timer_due(turn, &source);
         for fetch in std::mem::take(&mut client.effects.fetches) {
-            let bodies = fetch
-                .wanted
-                .iter()
-                .map(|(seq, _)| (*seq, queue::decode_body(payload.clone())));
+            let bodies = fetch.wanted.iter().map(|(seq, _)| {
+                (
+                    *seq,
+                    queue::decode_body(&mut PayloadDecoder::default(), payload.clone()),
+                )
+            });
             let turn = &mut broker.broker.shared.turn(now_ms, &mut client.effects);
             queue::fetched(turn, &fetch.queue, bodies.collect());
         }

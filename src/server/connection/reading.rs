@@ -36,9 +36,11 @@ const READS_PER_ROUND: usize = 2;
 /// longer, and should fit into one buffer.
 const WIDE_BYTES: usize = buffers::BUFFER_BYTES - buffers::BUFFER_BYTES / 8;
 const _: () = assert!(WIDE_BYTES <= 2 * COPIED_FRAME_MAX_BYTES as usize);
-/// A wide read that brought less is followed by narrow ones: a client that waits for its confirms sends less at a time than
-/// fits into one, and would have it read in two halves with a round for each.
-const WIDE_MIN_BYTES: usize = INPUT_MAX_BYTES / 4;
+/// What a wide read brings at least to be followed by another one. Far below what begins them: a client that publishes a
+/// window of messages, waits for the confirm and publishes the next one is read once a window, not in two pieces.
+const WIDE_MIN_BYTES: usize = 16 * 1024;
+/// A wide read that brought so much has probably left something, and others have their turn first.
+const WIDE_MORE_BYTES: usize = WIDE_BYTES - WIDE_REST_MAX_BYTES;
 /// A wide read must leave less than this to be followed by another one: it is copied.
 const WIDE_REST_MAX_BYTES: usize = 40 * 1024;
 
@@ -100,7 +102,7 @@ impl ConnectionTask {
                 Ok(0) => return Ok(Socket::Ended),
                 Ok(count) => {
                     self.has_read = true;
-                    if is_wide && count >= INPUT_MAX_BYTES {
+                    if is_wide && count >= WIDE_MORE_BYTES {
                         return Ok(Socket::HasMore);
                     }
                 }

@@ -88,10 +88,11 @@ impl Block {
     }
 
     /// The message at `index` of the run, without marks; `None` when there is none, or none that could be.
+    #[inline]
     #[must_use]
     pub fn entry(&self, run: &FiledRun, index: u8) -> Option<ImageEntry> {
-        let from = usize::from(index) * at::SIZE;
-        let slot = self.bytes.get(from..from + at::SIZE)?;
+        let (slots, _) = self.bytes.as_chunks::<{ at::SIZE }>();
+        let slot = slots.get(usize::from(index))?;
         let words = at::LEN_WORDS.get_u32(slot);
         if words == 0 {
             return None;
@@ -116,12 +117,15 @@ impl Block {
     /// The unsettled messages of the run, ascending, with its marks. `None` when one of them has no entry.
     #[must_use]
     pub fn live_entries(&self, run: &FiledRun) -> Option<Vec<ImageEntry>> {
-        let entries = run.live.iter().map(|index| {
+        let marks = run.marks.as_deref();
+        // A sum of options does not say how many there are, and the list would grow.
+        let mut entries = Vec::with_capacity(run.live.len() as usize);
+        for index in run.live.iter() {
             let mut entry = self.entry(run, index)?;
-            mark(&mut entry, index, run.marks.as_deref());
-            Some(entry)
-        });
-        entries.collect()
+            mark(&mut entry, index, marks);
+            entries.push(entry);
+        }
+        Some(entries)
     }
 }
 

@@ -16,8 +16,9 @@ import threading
 import time
 from contextlib import contextmanager
 
-TIME_LIMIT_SECS = 150
-STEP_LIMIT_SECS = 40
+# Against hanging only: a busy machine may be slow.
+TIME_LIMIT_SECS = 600
+STEP_LIMIT_SECS = 60
 URL = sys.argv[1]
 HERE = os.path.dirname(os.path.abspath(__file__))
 FOLDER = tempfile.TemporaryDirectory()
@@ -160,7 +161,6 @@ def countdown_and_eta():
         due = jobs.stamp.apply_async(["due"], countdown=3, queue="celery.eta")
         far = [jobs.stamp.apply_async(["far"], countdown=3600, queue="celery.eta") for _ in range(5)]
         jobs.stamp.apply_async(["now"], queue="celery.eta").get(timeout=STEP_LIMIT_SECS)
-        same(lines("ran due"), [], "too early")
         due.get(timeout=STEP_LIMIT_SECS)
         [line] = lines("ran due")
         same(float(line.split()[2]) >= sent + 3, True, "not before its time")
@@ -201,16 +201,25 @@ def remote_control():
         same([queue["name"] for queue in queues], ["celery.controlled"], "its queues")
         same("total" in just_one.stats()[one.name], True, "stats")
 
-        waiting = jobs.stamp.apply_async(["revoked"], countdown=2, queue="celery.controlled")
-        until("it is scheduled", lambda: just_one.scheduled()[one.name])
-        waiting.revoke()
-        until("the worker knows", lambda: waiting.id in just_one.revoked()[one.name])
+        # A task that waits is dropped when its time comes; it has more of it when the worker heard too late.
+        is_told = False
+        for countdown in (3, 12, 40):
+            name = f"revoked{countdown}"
+            due = time.time() + countdown
+            waiting = jobs.stamp.apply_async([name], countdown=countdown, queue="celery.controlled")
+            until("it is scheduled", lambda: just_one.scheduled()[one.name] or time.time() > due)
+            waiting.revoke()
+            until("the worker knows", lambda: waiting.id in just_one.revoked()[one.name])
+            is_told = time.time() < due
+            if is_told:
+                break
+        same(is_told, True, "the worker knows before the time comes")
         try:
             waiting.get(timeout=STEP_LIMIT_SECS)
             raise AssertionError("a revoked task has a result")
         except TaskRevokedError:
             pass
-        same(lines("ran revoked"), [], "a revoked task ran")
+        same(lines(f"ran {name}"), [], "a revoked task ran")
 
         running = jobs.endless.apply_async(["endless"], queue="celery.controlled")
         until("it runs", lambda: lines("start endless"))

@@ -25,8 +25,9 @@ import (
 )
 
 const (
-	timeLimit = 60 * time.Second
-	stepLimit = 10 * time.Second
+	// Against hanging only: a busy machine may be slow.
+	timeLimit = 600 * time.Second
+	stepLimit = 60 * time.Second
 )
 
 var url = "amqp://guest:guest@127.0.0.1:5672/%2f"

@@ -12,7 +12,8 @@ import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import manager from 'amqp-connection-manager';
 
-const TIME_LIMIT_MS = 60_000;
+// Against hanging only: a busy machine may be slow.
+const TIME_LIMIT_MS = 600_000;
 const url = process.argv[2];
 const answers = createInterface({ input: process.stdin });
 

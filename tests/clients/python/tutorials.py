@@ -16,8 +16,9 @@ import threading
 import pika
 from pika.exceptions import ChannelClosedByBroker, UnroutableError
 
-TIME_LIMIT_SECS = 60
-STEP_LIMIT_SECS = 10
+# Against hanging only: a busy machine may be slow.
+TIME_LIMIT_SECS = 600
+STEP_LIMIT_SECS = 60
 URL = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f")
 PERSISTENT = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent)
 

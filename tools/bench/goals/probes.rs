@@ -273,10 +273,13 @@ fn measure_idle(args: &GoalsArgs) -> Result<Named, BenchError> {
     }))?;
     let with_queues_bytes = rss();
     let clock = Clock::start();
-    let cpu_before = process.cpu_secs().unwrap_or(0.0);
+    let cpu_before = process.cpu_time();
     thread::sleep(Duration::from_secs(args.seconds));
-    let cpu_secs = process.cpu_secs().unwrap_or(0.0) - cpu_before;
+    let cpu_now = process.cpu_time();
     let idle_secs = secs(clock.now_ns());
+    let cpu_secs = cpu_now
+        .zip(cpu_before)
+        .map_or(0.0, |(now, before)| now.secs_since(&before));
     drop((connections, control));
     let growth =
         |before: u64, after: u64, things: u64| rate(after.saturating_sub(before), count(things));

@@ -24,7 +24,7 @@ mod sums;
 mod tails;
 
 use std::collections::VecDeque;
-use std::ops::RangeInclusive;
+use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
@@ -444,6 +444,32 @@ impl Slots {
         self.absent_count = self.absent_count - u64::from(before.2) + u64::from(after.2);
     }
 
+    /// The content of the entry `seq`, which was asked for, is here: the bytes of its record. `None` when nobody waits for it.
+    pub(super) fn arrive(&mut self, seq: Seq, message: Arc<Message>) -> Option<u32> {
+        let place = self.place_of(seq)?;
+        let resident = self.runs.get_mut(place.run)?.resident_mut()?;
+        let slot = resident.slots.get_mut(place.at)?;
+        if !slot.is_fetching {
+            return None;
+        }
+        slot.is_fetching = false;
+        slot.has_failed = false;
+        let len_bytes = slot.position().len_bytes;
+        let before_bytes = slot.body_bytes();
+        resident.content_count += u16::from(slot.message.is_none());
+        self.absent_count -= u64::from(slot.message.is_none());
+        self.sums.resident_bytes -= slot.resident_bytes();
+        self.sums.resident_bytes += message.size_bytes() as u64;
+        slot.set_body_bytes(u32::try_from(message.body_len()).unwrap_or(u32::MAX));
+        let (status, body_bytes) = (slot.status, slot.body_bytes());
+        slot.message = Some(message);
+        if body_bytes != before_bytes {
+            self.sums.subtract(status, before_bytes);
+            self.sums.add(status, body_bytes);
+        }
+        Some(len_bytes)
+    }
+
     /// Ends the entry `seq` and hands it out.
     pub(super) fn remove(&mut self, seq: Seq) -> Option<Slot> {
         let place = self.place_of(seq)?;
@@ -628,6 +654,30 @@ impl Slots {
             }
         }
         Head::None
+    }
+
+    /// Visits the ready entries from `from` on, ascending, until `visit` has enough or the next one is in the index file. It
+    /// may change fields that no sum depends on.
+    pub(super) fn visit_ready(
+        &mut self,
+        from: Seq,
+        mut visit: impl FnMut(Seq, &mut Slot) -> ControlFlow<()>,
+    ) {
+        let start = self.find_run(from.0 / RUN_SEQS).unwrap_or_else(|at| at);
+        let runs = self.runs.range_mut(start..);
+        for run in runs.filter(|run| run.ready_count > 0) {
+            let Some(resident) = run.resident_mut() else {
+                return;
+            };
+            let first = resident.first;
+            let skip = usize::try_from(from.0.saturating_sub(first)).unwrap_or(usize::MAX);
+            let slots = (first..).zip(&mut resident.slots).skip(skip);
+            for (seq, slot) in slots.filter(|(_, slot)| slot.status == Status::Ready) {
+                if visit(Seq(seq), slot).is_break() {
+                    return;
+                }
+            }
+        }
     }
 
     /// Visits the entries whose content is in memory, the last one first, until `visit` has enough and says false.

@@ -398,13 +398,7 @@ fn dead_letters_of_a_large_backlog_wait_for_the_disk_instead_of_filling_memory()
         for fetch in fetches {
             for &(seq, position) in &fetch.wanted {
                 let body = rig.journal.read(position).expect("it was published");
-                rig.turn(|turn| {
-                    super::fetched(
-                        turn,
-                        &fetch.queue,
-                        vec![(seq, super::super::decode_body(body))],
-                    )
-                });
+                rig.turn(|turn| super::fetched(turn, &fetch.queue, vec![(seq, decoded(body))]));
             }
         }
     }

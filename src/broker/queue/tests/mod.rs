@@ -29,9 +29,15 @@ use crate::broker::command::{ConsumerId, SettleOutcome, Unacked};
 use crate::broker::consumer::{ChannelCredit, ConsumerSpec};
 use crate::broker::dead_letter::LetterRoute;
 use crate::broker::effects::AfterDurable;
+use crate::broker::message::PayloadDecoder;
 use crate::broker::outbox::{Outbox, OutboxItem};
 use crate::broker::testing::{self, FakeJournal};
 use crate::storage::types::Position;
+
+/// The message of a body that was read, as the first one of a read.
+pub(super) fn decoded(body: Bytes) -> Result<Arc<Message>, FetchFailure> {
+    decode_body(&mut PayloadDecoder::default(), body)
+}
 
 /// Routes a dead letter by (exchange, routing key), like a set of direct exchanges.
 #[derive(Default)]
@@ -276,11 +282,7 @@ impl Rig {
                         self.read(position)
                     };
                     self.turn(|turn| {
-                        super::fetched(
-                            turn,
-                            &fetch.queue,
-                            vec![(seq, result.and_then(super::decode_body))],
-                        )
+                        super::fetched(turn, &fetch.queue, vec![(seq, result.and_then(decoded))])
                     });
                 }
             }

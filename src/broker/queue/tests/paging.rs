@@ -128,13 +128,7 @@ fn what_is_not_read_from_the_damaged_place_is_not_kept_aside() {
     let (seq, position) = rig.effects.fetches[0].wanted[0];
     assert!(rig.effects.fetches[0].wanted.len() > 200);
     let result = rig.read(position);
-    rig.turn(|turn| {
-        fetched(
-            turn,
-            &queue,
-            vec![(seq, result.and_then(crate::broker::queue::decode_body))],
-        )
-    });
+    rig.turn(|turn| fetched(turn, &queue, vec![(seq, result.and_then(decoded))]));
     rig.journal.make_durable();
     for (_, what) in std::mem::take(&mut rig.effects.after_durable) {
         if let AfterDurable::Redispatch(queue) = what {
@@ -287,14 +281,9 @@ fn reads_for_consumers_that_take_everything_are_bounded() {
         rig.effects.fetches.retain(|fetch| !fetch.wanted.is_empty());
         for (seq, position) in answered {
             let result = rig.read(position);
-            rig.turn(|turn| {
-                fetched(
-                    turn,
-                    &queue,
-                    vec![(seq, result.and_then(crate::broker::queue::decode_body))],
-                )
-            });
+            rig.turn(|turn| fetched(turn, &queue, vec![(seq, result.and_then(decoded))]));
         }
+        queue.check_sums();
         for got in consumers.iter().map(deliveries) {
             seen += got.len();
             rig.settle(&got, SettleOutcome::Ack);

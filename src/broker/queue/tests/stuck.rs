@@ -208,13 +208,7 @@ fn a_letter_that_cannot_be_read_is_stuck_no_more() {
                     true => rig.read(position),
                     false => Err(FetchFailure { reason }),
                 };
-                rig.turn(|turn| {
-                    fetched(
-                        turn,
-                        &fetch.queue,
-                        vec![(seq, result.and_then(crate::broker::queue::decode_body))],
-                    )
-                });
+                rig.turn(|turn| fetched(turn, &fetch.queue, vec![(seq, result.and_then(decoded))]));
             }
         }
     }

@@ -35,8 +35,9 @@ import java.util.stream.IntStream;
  * `Tutorials worker URL QUEUE` is the worker process of the work queue.
  */
 final class Tutorials {
-    private static final long TIME_LIMIT_MS = 60_000;
-    private static final long STEP_LIMIT_MS = 10_000;
+    // Against hanging only: a busy machine may be slow.
+    private static final long TIME_LIMIT_MS = 600_000;
+    private static final long STEP_LIMIT_MS = 60_000;
 
     private static String url = "amqp://guest:guest@127.0.0.1:5672/%2f";
 
