@@ -321,6 +321,15 @@ impl Message {
             (&self.parts, self.layout.body_at())
         }
     }
+    /// For whoever wants it in the processor's cache: the first byte of a payload that was read from the log, and may not be there.
+    /// Others were written a moment ago.
+    #[inline]
+    #[must_use]
+    pub fn first_cold_byte(&self) -> u8 {
+        let is_from_log = self.payload_crc.is_none() && self.is_persistent();
+        let first = is_from_log.then(|| self.head().first().copied());
+        first.flatten().unwrap_or(0)
+    }
     /// Bytes of the body.
     #[must_use]
     pub fn body_len(&self) -> usize {

@@ -114,6 +114,16 @@ impl Block {
         })
     }
 
+    /// True when there is an [entry](Self::entry) at `index`.
+    fn has_entry(&self, index: u8) -> bool {
+        let (slots, _) = self.bytes.as_chunks::<{ at::SIZE }>();
+        slots.get(usize::from(index)).is_some_and(|slot| {
+            let expiry = at::EXPIRY.get(slot);
+            at::LEN_WORDS.get_u32(slot) != 0
+                && (expiry == 0 || self.expiry_base_ms.checked_add(expiry - 1).is_some())
+        })
+    }
+
     /// The unsettled messages of the run, ascending, with its marks. `None` when one of them has no entry.
     #[must_use]
     pub fn live_entries(&self, run: &FiledRun) -> Option<Vec<ImageEntry>> {
@@ -203,11 +213,7 @@ pub fn decode(
             run.number, run.crc
         ));
     }
-    match run
-        .live
-        .iter()
-        .find(|index| block.entry(run, *index).is_none())
-    {
+    match run.live.iter().find(|index| !block.has_entry(*index)) {
         Some(index) => Err(format!(
             "the block has no entry of message {}",
             run.seq_at(index).0
@@ -250,6 +256,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn an_entry_is_there_when_it_can_be_had(bytes in prop::collection::vec(any::<u8>(), 16), base_ms: u64) {
+            let (_, run) = encode(STORE, QUEUE, &[entry(256)]).expect("it fits");
+            for zeroed in [0..0, 8..11, 12..16] {
+                let mut bytes = bytes.clone();
+                bytes[zeroed].fill(0);
+                for expiry_base_ms in [0, base_ms, u64::MAX - 1000] {
+                    let block = Block::from_bytes(bytes.repeat(RUN_LEN), expiry_base_ms).expect("a block");
+                    prop_assert_eq!(block.has_entry(3), block.entry(&run, 3).is_some());
+                }
+            }
+        }
+
         #[test]
         fn what_was_encoded_is_decoded(
             fields in prop::collection::btree_map(0u64..256, (1u64..1 << 40, 1u32..1 << 24, 0u64..1 << 31, 0u8..=255, 0u32..256, any::<bool>()), 1..256),

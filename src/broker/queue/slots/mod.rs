@@ -264,6 +264,14 @@ impl Slots {
 
     #[cold]
     fn search_run(&self, number: u64) -> Result<usize, usize> {
+        // Behind a straggler, which leaves a hole, they are mostly dense again.
+        if let Some(back) = self.runs.back()
+            && let Ok(behind) = usize::try_from(back.number.wrapping_sub(number))
+            && let Some(index) = (self.runs.len() - 1).checked_sub(behind)
+            && self.runs[index].number == number
+        {
+            return Ok(index);
+        }
         self.runs.binary_search_by_key(&number, |run| run.number)
     }
 
