@@ -280,12 +280,7 @@ impl Connection {
         if is_short {
             let (exchange, key) = (message.raw_exchange(), message.raw_routing_key());
             let names = message.raw_names();
-            let routes = &mut self.routes;
-            let targets = routes
-                .newest(names)
-                .or_else(|| routes.recent(exchange, key));
-            if let Some(targets) = targets.cloned() {
-                routes.set_newest(names, &targets);
+            if let Some(targets) = self.routes.find(names, exchange, key) {
                 return Ok(Routed::plain(Arc::clone(message), targets));
             }
         }

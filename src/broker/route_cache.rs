@@ -4,7 +4,7 @@
 //!   exchanges   name -> key -> targets      all of it; a look-up hashes both names
 //!   recent      [ key, exchange, targets ] [ .. ] [ ] [ .. ] ..    copies of it, found by the end of the key
 //!                 ^ home of a key; it stands there or in one of the places behind
-//!   newest      names, targets               the one used last, for messages that follow each other to one place
+//!   newest      names, targets               the one used last, twice in a row: for messages that follow each other to one place
 //! ```
 //! A publisher that goes round a thousand queues finds neither kind in the processor's cache. So a copy is one line of 64
 //! bytes, and the lines of a batch are fetched together before they are used one by one ([`RouteCache::warm`]).
@@ -42,11 +42,13 @@ pub(super) struct RouteCache {
     routes_count: usize,
     /// Copies of some of these routes. None is ever taken out, so an empty place ends a search.
     recent: Vec<Option<RecentRoute>>,
-    /// A copy of the route that was found last.
+    /// A copy of the route that was found last, if it was found twice in a row.
     newest: Option<NewestRoute>,
+    /// The place among `recent` that was found last.
+    found_last: Option<usize>,
 }
 
-/// The route that was found last.
+/// See [`RouteCache::find`].
 #[derive(Debug)]
 struct NewestRoute {
     /// Exchange and key as [`Message::raw_names`](super::message::Message::raw_names) has them.
@@ -100,6 +102,7 @@ impl RouteCache {
         self.exchanges.clear();
         self.recent.clear();
         self.newest = None;
+        self.found_last = None;
         self.routes_count = 0;
         self.has_unroutable = false;
     }
@@ -137,7 +140,7 @@ impl RouteCache {
     }
 
     /// Remembers a route that was found, for the message behind.
-    pub(super) fn set_newest(&mut self, names: &[u8], targets: &SharedTargets) {
+    fn set_newest(&mut self, names: &[u8], targets: &SharedTargets) {
         // Takes the memory of the one before.
         let mut kept = self
             .newest
@@ -151,15 +154,41 @@ impl RouteCache {
         });
     }
 
+    /// The newest route or a recent one, by the names of a message in both forms. A recent one becomes the newest when it is
+    /// found twice in a row: of messages that go round several places, each would be made it for nothing.
+    pub(super) fn find(
+        &mut self,
+        names: &[u8],
+        exchange: &[u8],
+        key: &[u8],
+    ) -> Option<SharedTargets> {
+        if let Some(targets) = self.newest(names) {
+            return Some(Arc::clone(targets));
+        }
+        let place = self.place_of(exchange, key)?;
+        let targets = Arc::clone(&self.recent.get(place)?.as_ref()?.targets);
+        if self.found_last.replace(place) == Some(place) {
+            self.set_newest(names, &targets);
+        }
+        Some(targets)
+    }
+
     /// A route that was used before. Its exchange has passed the checks.
     pub(super) fn recent(&self, exchange: &[u8], key: &[u8]) -> Option<&SharedTargets> {
+        let place = self.place_of(exchange, key)?;
+        let route = self.recent.get(place)?.as_ref();
+        route.map(|route| &route.targets)
+    }
+
+    /// Where it stands.
+    fn place_of(&self, exchange: &[u8], key: &[u8]) -> Option<usize> {
         if self.recent.is_empty() {
             return None;
         }
         let places = self.places(key);
-        let mut routes = places.map_while(|place| self.recent.get(place)?.as_ref());
-        let route = routes.find(|route| route.is_of(exchange, key));
-        route.map(|route| &route.targets)
+        let mut routes = places.map_while(|place| Some((place, self.recent.get(place)?.as_ref()?)));
+        let found = routes.find(|(_, route)| route.is_of(exchange, key));
+        found.map(|(place, _)| place)
     }
 
     /// Any route that is remembered; it becomes a recent one.
@@ -243,6 +272,26 @@ mod tests {
             assert!(cache.recent(b"y", b"queue.0").is_none());
             assert!(cache.recent(b"x", b"queue").is_none());
         }
+    }
+
+    #[test]
+    fn only_a_route_that_is_found_twice_in_a_row_becomes_the_newest() {
+        let (mut cache, _) = filled(3);
+        let names = |key: &str| format!("x{key}").into_bytes();
+        let mut find = |key: &str| {
+            let found = cache.find(&names(key), b"x", key.as_bytes());
+            assert!(found.is_some(), "{key}");
+            (0..3).find(|index| cache.newest(&names(&format!("queue.{index}"))).is_some())
+        };
+        let round = ["queue.0", "queue.1", "queue.2", "queue.0", "queue.1"];
+        assert!(round.into_iter().all(|key| find(key).is_none()));
+        assert_eq!(find("queue.1"), Some(1));
+        // It stays until another one comes twice.
+        assert_eq!(find("queue.2"), Some(1));
+        assert_eq!(find("queue.1"), Some(1));
+        assert_eq!(find("queue.0"), Some(1));
+        assert_eq!(find("queue.0"), Some(0));
+        assert!(cache.find(&names("queue"), b"x", b"queue").is_none());
     }
 
     #[test]

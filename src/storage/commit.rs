@@ -30,7 +30,7 @@ use super::file::{io_error, room_error};
 use super::format::{Seed, batch_header, segment_path};
 use super::options::FsyncPolicy;
 use super::reserve::{Need, is_full};
-use super::schedule::{self, MARK_AFTER_NS, MS, Plan, Since, Situation};
+use super::schedule::{self, LAZY_WRITE_NS, MARK_AFTER_NS, MS, Plan, Since, Situation};
 use super::segment::{FIRST_BATCH_OFFSET, SegmentHeader};
 use super::shared::{Shared, Stop};
 use super::types::{Lsn, SegmentId};
@@ -102,6 +102,8 @@ pub(crate) struct Committer {
     unconfirmed_bytes: u64,
     last_sync_ns: u64,
     last_write_ns: u64,
+    /// Since when lazy traffic may be pending that nobody told of.
+    dozed_from_ns: Option<u64>,
 }
 
 impl Committer {
@@ -140,6 +142,7 @@ impl Committer {
             unconfirmed_bytes: 0,
             last_sync_ns: now,
             last_write_ns: now,
+            dozed_from_ns: None,
         }
     }
 
@@ -167,15 +170,24 @@ impl Committer {
         self.listener.failed(error);
     }
 
-    fn sleep(&self, until_ns: Option<u64>) {
+    /// Sleeps. With nothing pending, a moment after a write, it dozes first: acknowledgements follow deliveries as a rule,
+    /// and something that is waited for follows them. Being woken by lazy traffic just to see that there is time costs as
+    /// much as being woken for a commit, so nobody tells of it; what came meanwhile counts as come at once.
+    fn sleep(&mut self, until_ns: Option<u64>) {
         let now = self.shared.clock.monotonic_ns();
-        let sleep = until_ns.map(|until| Duration::from_nanos(until.saturating_sub(now)));
+        let mut sleep = until_ns.map(|until| Duration::from_nanos(until.saturating_sub(now)));
         let seen = super::append::Pending {
             bytes: 0,
             is_any: self.pending.lazy_ns.is_some(),
             is_waited: self.pending.waited_ns.is_some(),
         };
-        self.shared.park(seen, sleep);
+        let is_doze = !seen.is_any && now < self.last_write_ns.saturating_add(LAZY_WRITE_NS);
+        if is_doze {
+            let doze = Duration::from_nanos(LAZY_WRITE_NS);
+            sleep = Some(sleep.map_or(doze, |sleep| sleep.min(doze)));
+            self.dozed_from_ns = Some(now);
+        }
+        self.shared.park(seen, is_doze, sleep);
     }
 
     /// Does the next thing.
@@ -198,7 +210,8 @@ impl Committer {
             return Ok(Next::Step);
         }
         let pending = self.shared.pending();
-        self.pending.observe(pending, now_ns);
+        let lazy_from_ns = self.dozed_from_ns.take().unwrap_or(now_ns);
+        self.pending.observe(pending, lazy_from_ns, now_ns);
         let is_drained = !pending.is_any && !self.is_dirty;
         if stop == Some(Stop::Drain) && is_drained {
             return Ok(Next::Stop);

@@ -30,11 +30,13 @@ impl Since {
         self.lazy_ns.is_none() && self.waited_ns.is_none()
     }
 
-    /// Takes note of what is pending at `now_ns`.
-    pub(crate) fn observe(&mut self, pending: Pending, now_ns: u64) {
-        let keep = |since: Option<u64>, exists: bool| exists.then(|| since.unwrap_or(now_ns));
-        self.waited_ns = keep(self.waited_ns, pending.is_waited);
-        self.lazy_ns = keep(self.lazy_ns, pending.is_any);
+    /// Takes note of what is pending at `now_ns`; what is new of it may have been there since `lazy_from_ns`, if nobody
+    /// waits for it.
+    pub(crate) fn observe(&mut self, pending: Pending, lazy_from_ns: u64, now_ns: u64) {
+        let keep =
+            |since: Option<u64>, exists: bool, from_ns| exists.then(|| since.unwrap_or(from_ns));
+        self.waited_ns = keep(self.waited_ns, pending.is_waited, now_ns);
+        self.lazy_ns = keep(self.lazy_ns, pending.is_any, lazy_from_ns);
     }
 
     /// The older of both.

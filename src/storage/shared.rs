@@ -26,7 +26,7 @@ use crate::sync::{lock, wait};
 
 /// The commit thread runs, or is about to look.
 const RUNNING: u8 = 0;
-/// It sleeps until a deadline of lazy traffic; only something waited for wakes it.
+/// It sleeps until a deadline of lazy traffic, or so shortly that such traffic can wait for the end; only something waited for wakes it.
 const SLEEPS_WITH_LAZY: u8 = 1;
 /// It sleeps; anything wakes it.
 const SLEEPS: u8 = 2;
@@ -274,15 +274,16 @@ impl Shared {
     /// t1 thread: parked = SLEEPS, t2 pusher: push (append lock), t3 pusher: wake sees SLEEPS, unparks
     /// t1 pusher: push, wake sees RUNNING, t2 thread: parked = SLEEPS, t3 thread: looks again (append lock), stays up
     /// ```
-    pub(crate) fn park(&self, seen: Pending, sleep: Option<Duration>) {
-        let state = if seen.is_any {
-            SLEEPS_WITH_LAZY
-        } else {
-            SLEEPS
+    ///
+    /// In a doze, lazy traffic is no change: the sleep is short enough for it.
+    pub(crate) fn park(&self, seen: Pending, is_doze: bool, sleep: Option<Duration>) {
+        let state = match seen.is_any || is_doze {
+            true => SLEEPS_WITH_LAZY,
+            false => SLEEPS,
         };
         self.parked.store(state, Ordering::SeqCst);
         let now = self.pending();
-        let is_same = (now.is_any, now.is_waited) == (seen.is_any, seen.is_waited);
+        let is_same = (now.is_any == seen.is_any || is_doze) && now.is_waited == seen.is_waited;
         if is_same
             && !self.is_forced()
             && self.stop().is_none()

@@ -40,6 +40,11 @@ pub(super) fn give(buffer: Option<BytesMut>) {
     }
 }
 
+/// True when the thread keeps any.
+pub(super) fn is_any() -> bool {
+    SPARE.with_borrow(|spare| !spare.is_empty())
+}
+
 /// Frees what the thread keeps: somebody who was busy is not any more.
 pub(super) fn rest() {
     SPARE.with_borrow_mut(|spare| *spare = Vec::new());

@@ -44,7 +44,8 @@ pub(super) use transport::Transport;
 const PUBLISHER_MS: u64 = 5_000;
 /// How often a blocked connection is looked at whose client may be gone: its socket is not read, so nothing says so.
 const BLOCKED_POLL: Duration = Duration::from_secs(1);
-/// Without anything to do for this long, a connection that moved messages gives its buffers back: a busy one goes on
+/// Without anything to do for this long, a connection that moved messages, or much else, gives its buffers back: a busy one
+/// goes on
 /// with what it has. Any other connection gives them back before it waits, as thousands may log in at a time.
 const REST_AFTER: Duration = Duration::from_millis(200);
 /// How long a finished socket may take nothing of the last bytes.
@@ -107,9 +108,9 @@ struct ConnectionTask {
     /// What comes behind `batch` and waits with it.
     held_event: Option<Event>,
     published: Vec<Published>,
-    /// Messages have come or gone since the last rest: more may follow soon. The capacities of the lists do not say it, since
-    /// full ones are swapped for others.
-    has_moved_messages: bool,
+    /// Messages have come or gone, or a buffer of the thread was read into, since the last rest: more may follow soon. The
+    /// capacities of the lists do not say it, since full ones are swapped for others.
+    is_busy: bool,
     /// It has published, and what that brought about is not carried out yet.
     has_published: bool,
     /// Something was read since publishers were last looked at.
@@ -198,7 +199,7 @@ impl ConnectionTask {
             batch: Vec::new(),
             held_event: None,
             published: Vec::new(),
-            has_moved_messages: false,
+            is_busy: false,
             has_published: false,
             has_read: false,
             published_at_ms: 0,
@@ -247,10 +248,10 @@ impl ConnectionTask {
                 }
                 timeout = timeout.min(BLOCKED_POLL);
             }
-            let is_resting_soon = self.has_moved_messages && self.has_spare();
+            let is_resting_soon = self.is_busy && self.has_spare();
             if is_resting_soon {
                 timeout = timeout.min(REST_AFTER);
-            } else if !self.has_moved_messages {
+            } else if !self.is_busy {
                 self.rest();
             }
             let interest = self.interest(is_written);
@@ -290,13 +291,14 @@ impl ConnectionTask {
             || spare(self.batch.len(), self.batch.capacity())
             || self.published.capacity() > 0
             || self.effects.has_spare()
+            || (self.is_busy && buffers::is_any())
     }
 
     /// Gives back the memory that only a busy connection needs.
     fn rest(&mut self) {
         self.session.rest();
         self.effects.rest();
-        if !std::mem::take(&mut self.has_moved_messages) {
+        if !std::mem::take(&mut self.is_busy) {
             return;
         }
         self.outbox.rest();

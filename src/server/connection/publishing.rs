@@ -53,7 +53,7 @@ impl ConnectionTask {
         let Some(domain) = &mut self.domain else {
             return true;
         };
-        self.has_moved_messages = true;
+        self.is_busy = true;
         self.has_published = true;
         self.published.clear();
         let result = domain.publish(&self.batch, now_ms, &mut self.effects, &mut self.published);

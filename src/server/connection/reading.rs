@@ -199,6 +199,8 @@ impl ConnectionTask {
 
     /// Reads into a buffer of the thread, behind what is left of the read before.
     fn read_wide(&mut self, transport: &mut Transport) -> io::Result<usize> {
+        // Whatever it is that comes so fast: the thread keeps the buffer until a connection like this one rests.
+        self.is_busy = true;
         let mut buffer = buffers::take();
         buffer.extend_from_slice(&self.input);
         let room_bytes = WIDE_BYTES - buffer.len();

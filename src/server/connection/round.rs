@@ -97,7 +97,7 @@ impl ConnectionTask {
     /// Gives items to the session until the output is so long; true when none is left.
     fn give_items(&mut self, output_max_bytes: usize) -> bool {
         let mut delivered_count = 0;
-        self.has_moved_messages = true;
+        self.is_busy = true;
         let room_bytes = output_max_bytes.saturating_sub(self.session.output_len());
         if self.items.len() >= WIDE_ITEMS && room_bytes >= WIDE_ROOM_BYTES {
             self.session.output().lend(buffers::take);

@@ -308,6 +308,33 @@ fn commits_of_many_threads_all_arrive() {
 }
 
 #[test]
+fn lazy_traffic_behind_a_commit_is_written_in_time_though_it_wakes_nobody() {
+    let clock = Arc::new(SimClock::new(1));
+    let disk = SimDisk::new(1);
+    let (store, _) = LiveStore::open(Arc::new(disk), clock.clone(), options()).unwrap();
+    store.create_queue(1);
+    // It dozes after a commit, for time stands still.
+    let receipt = store.publish(&[1], &numbered_payload(1, 600), 0).0;
+    store.storage.wake();
+    let wait_until = |is_done: &dyn Fn() -> bool| {
+        for _ in 0..20_000 {
+            if is_done() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        panic!("it sleeps on");
+    };
+    wait_until(&|| store.storage.confirm_lsn() >= receipt.end);
+    let commit_count = store.storage.stats().commit_count;
+    store.settle(1, 1, 1);
+    store.storage.wake();
+    // What it finds at the end of its doze has been there for as long as it may have been, and time stands still again.
+    clock.advance_ms(5);
+    wait_until(&|| store.storage.stats().commit_count > commit_count);
+}
+
+#[test]
 fn segment_is_synced_before_the_next_one_gets_its_first_batch() {
     let rig = Rig::new(with_policy(FsyncPolicy::Never));
     let (store, _) = rig.open();
