@@ -39,6 +39,8 @@ struct State {
 
 /// What a reader thread does next.
 enum Work {
+    /// Nothing for a while: memory is given back.
+    Rest,
     Load(RunLoad),
     Bodies(Fetch),
 }
@@ -80,9 +82,8 @@ impl ReadQueue {
         self.wakes.notify_all();
     }
 
-    /// Waits for work; `None` when the thread is to end.
-    fn next(&self) -> Option<Work> {
-        let mut is_resting = false;
+    /// Waits for work; `None` when the thread is to end. A thread that has given back its memory already `is_resting`.
+    fn next(&self, is_resting: bool) -> Option<Work> {
         let mut state = lock(&self.state);
         loop {
             if state.is_stopping {
@@ -98,11 +99,11 @@ impl ReadQueue {
                 state = wait(&self.wakes, state);
                 continue;
             }
-            (state, is_resting) = wait_until_idle(&self.wakes, state, REST_AFTER);
-            if is_resting {
-                drop(state);
-                self.pages.rest();
-                state = lock(&self.state);
+            let (again, is_idle) = wait_until_idle(&self.wakes, state, REST_AFTER);
+            state = again;
+            let has_nothing = state.loads.is_empty() && state.fetches.is_empty();
+            if is_idle && has_nothing && !state.is_stopping {
+                return Some(Work::Rest);
             }
         }
     }
@@ -112,8 +113,11 @@ impl ReadQueue {
 pub(super) fn run(hub: &Arc<Hub>) {
     let mut effects = Effects::default();
     let mut buffer = ReadBuffer::with_pages(hub.read_queue().pages.clone());
-    while let Some(work) = hub.read_queue().next() {
+    let mut is_resting = false;
+    while let Some(work) = hub.read_queue().next(is_resting) {
+        is_resting = matches!(work, Work::Rest);
         match work {
+            Work::Rest => buffer.rest(),
             Work::Load(load) => load_runs(hub, load, &mut effects),
             Work::Bodies(fetch) => read_bodies(hub, &fetch, &mut buffer, &mut effects),
         }

@@ -9,7 +9,8 @@
 //! runtime runs the one that was woken last before everybody else. So a round leaves its wake-ups here, and a task that yields
 //! until nothing else is ready carries out all of them.
 //!
-//! 1. What is put off is carried out: who puts the first thing off wakes the task, which lives as long as connections do.
+//! 1. What is put off is carried out: who puts the first thing off wakes the task, which lives as long as connections do. With
+//!    many who are always ready it would come late, so a round in [`ROUNDS_MAX`] does its work.
 //!    At the runtime's end nobody is left to be woken, and closing the store looks for what is pending by itself.
 //! 2. Who is alone does not wait: that would be another look at all sockets for nothing. When several times in a row only one
 //!    round had come to the task, the next wake-ups are done at once, all but one in [`PROBE_EVERY`], which shows whether
@@ -24,6 +25,9 @@ use crate::broker::outbox::Outbox;
 use crate::storage::Storage;
 use crate::sync::lock;
 
+/// When so many rounds have passed, the next one does not wait any longer for the others: what was put off is carried out
+/// with its own wake-ups, whoever is still ready. Each round may be some hundred kilobytes.
+const ROUNDS_MAX: u32 = 16;
 /// So many times the task is tried before it is taken as useless.
 const TRIES: u8 = 8;
 /// While it is useless, one round in so many puts its wake-ups off. A prime: otherwise it could be the last one of its turn
@@ -54,7 +58,11 @@ impl Gathered {
     /// Puts off what `effects` wants woken, or leaves it there; true when the task has to be told.
     fn put_off(&mut self, effects: &mut Effects) -> bool {
         if self.rounds > 0 {
-            self.rounds = self.rounds.saturating_add(1);
+            self.rounds += 1;
+        }
+        if self.rounds > ROUNDS_MAX {
+            effects.wakes_commit |= self.take(&mut effects.wakes);
+            return false;
         }
         if effects.wakes.is_empty() && !effects.wakes_commit {
             return false;
@@ -73,14 +81,16 @@ impl Gathered {
         is_first
     }
 
-    /// Hands out what was put off: the outboxes into `outboxes`, which is empty, and whether there is something to commit.
+    /// Hands out what was put off: the outboxes behind `outboxes`, and whether there is something to commit.
     fn take(&mut self, outboxes: &mut Vec<Arc<Outbox>>) -> bool {
         self.tries = match self.rounds {
-            0 | 1 => self.tries.saturating_sub(1),
+            // Somebody else has carried it out.
+            0 => self.tries,
+            1 => self.tries.saturating_sub(1),
             _ => TRIES,
         };
         self.rounds = 0;
-        std::mem::swap(&mut self.outboxes, outboxes);
+        outboxes.append(&mut self.outboxes);
         std::mem::take(&mut self.wakes_commit)
     }
 }
@@ -185,6 +195,32 @@ mod tests {
         // One of them leaves.
         let tries = (0..40).take_while(|_| turn(&mut gathered, 1)).count();
         assert_eq!(tries, usize::from(TRIES));
+    }
+
+    #[test]
+    fn nobody_waits_for_more_than_so_many_rounds() {
+        let mut gathered = Gathered {
+            tries: TRIES,
+            ..Gathered::default()
+        };
+        let (first, last) = (outbox(), outbox());
+        assert!(gathered.put_off(&mut waking(&[&first], true)));
+        for _ in 1..ROUNDS_MAX {
+            let mut none = Effects::default();
+            assert!(!gathered.put_off(&mut none));
+            assert!(none.wakes.is_empty() && !none.wakes_commit);
+        }
+        let mut effects = waking(&[&last], false);
+        assert!(!gathered.put_off(&mut effects));
+        let [own, put_off] = &effects.wakes[..] else {
+            panic!("what was put off comes with its own");
+        };
+        assert!(Arc::ptr_eq(own, &last) && Arc::ptr_eq(put_off, &first));
+        assert!(effects.wakes_commit);
+        // The task comes in vain, and is no less useful for it.
+        let mut nothing = Vec::new();
+        assert!(!gathered.take(&mut nothing) && nothing.is_empty());
+        assert_eq!(gathered.tries, TRIES);
     }
 
     #[test]

@@ -275,8 +275,14 @@ impl Session {
         self.received_total += input.len().saturating_sub(self.input_left) as u64;
     }
 
-    /// Bytes of the frame that `input` begins with, as its header says; `None` as long as that is not there. What
-    /// [`receive`](Self::receive) has left is within the agreed size.
+    /// The agreed length of the longest frame, its eight bytes of overhead included.
+    #[must_use]
+    pub fn frame_max_bytes(&self) -> usize {
+        usize::try_from(self.frame_max_bytes).unwrap_or(usize::MAX)
+    }
+
+    /// Bytes of the frame that `input` begins with, as its header says; `None` as long as that is not there. While
+    /// the session [runs](Self::is_running), what [`receive`](Self::receive) has left is within the agreed size.
     #[must_use]
     pub fn announced_frame_bytes(input: &[u8]) -> Option<usize> {
         frame::announced_len(input)

@@ -17,7 +17,7 @@
 //!    difference after a crash.
 //! 3. A write without room for what it takes ahead is repeated without that, and nothing is taken ahead in that segment any
 //!    more: the log never waits for zeros.
-//! 4. A large batch is written in several pieces one after the other. Nothing is told about any of them before the sync.
+//! 4. A large batch that has to be gathered is written in several pieces one after the other. Nothing is told about any of them before the sync.
 //! 5. A direct write takes blocks of memory. Records that lie right for it (see [`BlockBuffer`](super::block_buffer)) are
 //!    written from where they are; what has parts elsewhere is gathered in a buffer first.
 

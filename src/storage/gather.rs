@@ -71,6 +71,14 @@ impl ReadBuffer {
         }
     }
 
+    /// Nobody reads: gives memory back, that of the pages too.
+    pub fn rest(&mut self) {
+        self.own = Vec::new();
+        if let Some(pages) = &self.pages {
+            pages.rest();
+        }
+    }
+
     /// `len` bytes that begin where a read past the cache may begin.
     fn aligned(&mut self, len: usize) -> &mut [u8] {
         let room = len + DIRECT_ALIGN_BYTES;

@@ -45,8 +45,7 @@ const PUBLISHER_MS: u64 = 5_000;
 /// How often a blocked connection is looked at whose client may be gone: its socket is not read, so nothing says so.
 const BLOCKED_POLL: Duration = Duration::from_secs(1);
 /// Without anything to do for this long, a connection that moved messages, or much else, gives its buffers back: a busy one
-/// goes on
-/// with what it has. Any other connection gives them back before it waits, as thousands may log in at a time.
+/// goes on with what it has. Any other connection gives them back before it waits, as thousands may log in at a time.
 const REST_AFTER: Duration = Duration::from_millis(200);
 /// How long a finished socket may take nothing of the last bytes.
 const FINAL_WRITE_TIMEOUT: Duration = Duration::from_secs(3);

@@ -15,8 +15,8 @@
 //!    is not copied until it is written to the log.
 //! 2. A large buffer belongs to the thread, and a connection has it within one call only. What a busy connection holds is the
 //!    frame that is not whole yet; one that is not to be served any further holds what it had sent until then.
-//! 3. A client that is about to be stopped, because there is an alarm or memory is getting scarce, is read narrow: what it has
-//!    sent waits in its own memory.
+//! 3. A client that is about to be stopped, because there is an alarm or memory is getting scarce, is read narrow, but for the
+//!    rest of a large frame that has begun: what it has sent waits in its own memory.
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -32,7 +32,7 @@ const INPUT_MIN_BYTES: usize = 4 * 1024;
 const INPUT_MAX_BYTES: usize = 64 * 1024;
 /// Narrow reads in one round, so that a fast publisher leaves room for its own deliveries.
 const READS_PER_ROUND: usize = 2;
-/// A wide read, the only one of its round, with what is left of the one before. The deliveries that it becomes are a little
+/// A wide read with what is left of the one before; the only one of its round if it brought much. The deliveries that it becomes are a little
 /// longer, and should fit into one buffer.
 const WIDE_BYTES: usize = buffers::BUFFER_BYTES - buffers::BUFFER_BYTES / 8;
 const _: () = assert!(WIDE_BYTES <= 2 * COPIED_FRAME_MAX_BYTES as usize);
@@ -124,10 +124,12 @@ impl ConnectionTask {
 
     /// See (3).
     fn may_read_wide(&self) -> bool {
-        self.reading.is_wide
-            && self.input.len() < WIDE_REST_MAX_BYTES
-            && !self.session.is_alarmed()
-            && self.hub.publisher_pause().is_zero()
+        self.reading.is_wide && self.input.len() < WIDE_REST_MAX_BYTES && !self.is_held_back()
+    }
+
+    /// The client is about to be stopped.
+    fn is_held_back(&self) -> bool {
+        self.session.is_alarmed() || !self.hub.publisher_pause().is_zero()
     }
 
     /// Gives the session what it did not take before.
@@ -155,13 +157,19 @@ impl ConnectionTask {
         Ok(count)
     }
 
-    /// Bytes until the end of the large frame that has begun, or of one like the one before.
+    /// Bytes until the end of the large frame that has begun; or of the next one, when the one before was as long as the client
+    /// may make them: then it is probably a part of a body that goes on.
     fn rest_of_large_frame(&mut self) -> Option<usize> {
-        if !self.input.is_empty() {
-            let announced = Session::announced_frame_bytes(&self.input);
-            let is_large = |bytes: &usize| OWN_BUFFER_BYTES.contains(bytes);
-            self.reading.frame_bytes = announced.filter(is_large).unwrap_or(0);
+        if !self.session.is_running() {
+            return None;
         }
+        let expected = match self.input.is_empty() {
+            true => Some(self.session.frame_max_bytes())
+                .filter(|bytes| *bytes == self.reading.frame_bytes && !self.is_held_back()),
+            false => Session::announced_frame_bytes(&self.input),
+        };
+        let is_large = |bytes: &usize| OWN_BUFFER_BYTES.contains(bytes);
+        self.reading.frame_bytes = expected.filter(is_large).unwrap_or(0);
         let rest_bytes = self.reading.frame_bytes.checked_sub(self.input.len());
         rest_bytes.filter(|rest_bytes| *rest_bytes > 0)
     }
@@ -181,6 +189,10 @@ impl ConnectionTask {
             self.guarded(|task| task.session.receive(&mut task.input, now_ms));
         } else if count > 0 {
             self.reading.frame_bytes = 0;
+            if self.input.len() < self.input.capacity() / 2 {
+                // See (1).
+                self.input = BytesMut::from(&self.input[..]);
+            }
             self.take_narrow(count);
         }
         Ok(count)
