@@ -21,31 +21,31 @@
 //!
 //! | step | transient, 16 B, taken without ack | durable, 1 KiB, confirmed and acked |
 //! |---|---|---|
-//! | bytes to messages (`Session::receive`) | 891 | 1,801 |
-//! | - of these: the frames, read where they lie (`amqp::raw_publish`) | 269 | 269 |
-//! | - the message: one head, one copy, CRC of what is durable (`Message::from_raw`) | 455 | 1,320 |
-//! | checks and route (`Connection::publish` without what follows) | 179 | 217 |
-//! | into the queue and out again (`QueueState::enqueue`) | 483 | 874 |
-//! | into the log (`Storage::push`) | | 758 |
-//! | the rest of a critical section (positions, receipts, outbox) | 120 | 498 |
-//! | commit: gathered into one aligned buffer, written (`Storage::step`) | 42 | 1,385 |
-//! | outbox to bytes (`Session::handle_items`) | 700 | 961 |
-//! | acknowledgement (`queue::settle`) | | 325 |
-//! | the message's end: two blocks of memory | 79 | in the settle |
-//! | all | 2,761 | 8,234 |
+//! | bytes to messages (`Session::receive`) | 817 | 1,706 |
+//! | - of these: the frames, read where they lie (`amqp::raw_publish`) | 266 | 266 |
+//! | - the message: one head, one copy, CRC of what is durable (`Message::from_raw`) | 372 | 1,222 |
+//! | checks and route (`Connection::publish` without what follows) | 187 | 218 |
+//! | into the queue and out again (`QueueState::enqueue`) | 418 | 707 |
+//! | into the log (`Storage::push`) | | 606 |
+//! | the rest of a critical section (positions, receipts, outbox) | 78 | 396 |
+//! | commit: written from where it lies (`Storage::step`) | | 307 |
+//! | outbox to bytes (`Session::handle_items`) | 683 | 942 |
+//! | acknowledgement (`queue::settle`) | | 262 |
+//! | the message's end: two blocks of memory | 123 | in the settle |
+//! | all, with what the bench itself needs to look at deliveries | 2,548 | 6,549 |
 //!
 //! Before this work began the two sums were 11,121 and 17,334.
 //!
 //! # Where the processor's time goes
 //!
 //! Microseconds a message of 1 KiB takes of the broker's processors, release build, two cores with the generator on them, medians of
-//! four or five rounds that alternated with the build before reads became wide (`/proc/PID/stat`):
+//! four to six rounds; before is the build before reads became wide, on another day (the last row is of that day, too):
 //!
 //! | load | user | kernel | before |
 //! |---|---|---|---|
-//! | transient, taken without ack | 0.72 | 0.71 | 0.89 and 1.27 |
-//! | durable, window 1000 | 1.39 | 0.98 | 1.55 and 1.20 |
-//! | durable, window 100 | 1.90 | 2.58 | 2.03 and 2.51 |
+//! | transient, taken without ack | 0.50 | 0.54 | 0.89 and 1.27 |
+//! | durable, window 1000 | 1.26 | 0.91 | 1.55 and 1.20 |
+//! | durable, window 100 | 1.96 | 2.32 | 2.03 and 2.51 |
 //! | durable, window 1000, 1,000 queues | 2.31 | 1.73 | 2.53 and 2.03 |
 //!
 //! In the kernel it is TCP between two sockets, the segments' arrival at the client included, which runs on the sender's account;
@@ -86,6 +86,20 @@
 //! - **Acknowledgements settle as runs** (`session::acks`, `broker::queue::settle`): a run of numbers of one queue and
 //!   consumer is one unit from the delivery tags to the record in the log, and holds its queue once.
 //! - **Large bodies share a write and a sync**: one of 1 MiB was a write, another of its last block, and a sync of its own.
+//! - **A large frame is read to its end, into a buffer of its own** (`server::connection::reading`): the broker's own part of a
+//!   body of 1 MiB 403 to 328 us. Its parts were copied once or twice while the buffer grew.
+//! - **Wake-ups wait for all rounds that are ready** (`server::wakes`): ten publishers at a window of 100 each sent 49 times for
+//!   1,000 deliveries, now 28; 40 reads became 28, 7.7 commits 5.4. Each publisher woke the commit thread and the consumers by
+//!   itself, and the runtime ran the one woken last before the next publisher. Part of it is that a client whose window is
+//!   shorter than a wide read is read wide as well.
+//! - **Records are written from where they lie in a batch** (`storage::block_buffer`): durable 1 KiB 7,614 to 6,549 instructions,
+//!   a backlog published 6,469 to 5,367, the log's part alone 1,850 to 829. The commit thread copied each batch into an aligned buffer, out of the other core's cache.
+//! - **The commit thread dozes behind a commit**: acknowledgements alone woke it to see that there was time; 2.7 futex calls for
+//!   a window of 100 became 2.0.
+//! - **A long read is one large page that its messages are slices of** (`storage::read_pages`): kernel time of a read past the cache
+//!   0.09 us a KiB into pages of 4 KiB, 0.03 into one of 2 MiB; through the cache 0.11. With lookups once a run and the starts of
+//!   cold messages fetched side by side, a cold drain went from 6,170 to 4,565 instructions, 0.55 to 0.89 M messages per processor
+//!   second.
 //! - **No read that must fail**: half of all reads of sockets returned `EAGAIN`. A read that did not fill its room is the last
 //!   one until the kernel reports more.
 //! - **Idle connections give everything back**: 17,465 to 6,939 bytes each. The output's first buffer stayed for ever, and the
@@ -104,21 +118,28 @@
 //! | of 384 and 512 KiB | 0.731 and 0.708 against 0.710 | no gain, more memory |
 //! | a backlog read in pieces of 256 KiB | 0.28 to 0.32 M/s against 0.34 to 0.39 with 1 MiB | more waits for the disk |
 //! | every list of deliveries changes hands with an empty outbox | not measured | the larger list is freed and made again; now only when the new one is larger |
+//! | no zeros ahead while a backlog is published | 0.46 to 0.53 M/s against 0.50 to 0.58 with them | written bytes nearly halve, and nothing else |
+//! | putting off the consumers' wake-ups only, not the commit's | 3.58 us a message of ten pairs against 3.47 | both |
+//! | putting wake-ups off always | a pair at window 100: 51 `epoll_wait` against 37, kernel 3.49 us against 2.59 | whoever is alone waits for nothing |
+//! | bodies of a drain as pieces of their own in the output | 0.03 to 0.06 us a message, estimated | not worth two pieces and a counter a message |
 //!
 //! # What is left
 //!
 //! - Two blocks of memory for a message, head and handle. One would save a pair of calls to the allocator, but a payload of
 //!   several parts is a list of `Bytes` today.
 //! - Every delivery holds its queue: two atomic operations. Runs of (queue, consumer, numbers) in the outbox would need none.
-//! - A durable body is copied three times between the sockets: into the message, into the batch, into the aligned buffer. The
-//!   last one is 1 % of the processor time.
+//! - A durable body is copied twice between the sockets: into the message and into the batch, and by the time of the second copy
+//!   200 messages have gone through the cache.
 //! - Messages round a thousand queues cost 4,355 instructions more than round one: a settle record, a route and a queue's ends
 //!   for each message, and the caches' misses, which are not counted here.
-//! - A message with another place than the one before copies its names to compare them next time.
-//! - A cold backlog: each body is copied out of the read's buffer, into a message, into the output. Slices of what was read
-//!   would save one of them, and need a bound on what they keep alive.
+//! - Ten publishers of large windows: copying takes 0.88 us a message, 0.47 with one, since two megabytes lie between publisher and
+//!   consumer. Consumers would have to run after every few reads.
+//! - A cold backlog: two passes over a body that is not in the cache, the CRC on the reader and the copy into the output on the
+//!   network thread; and one item a message from the queue's slots to the socket, where a run would do.
+//! - A backlog published: 60 % on the network thread, mostly memory; filing on the checkpoint thread is 0.10 to 0.13 us a message.
 //! - At a window of 100, a commit for 100 messages: the kick of the virtual disk is 14 % of the processor time, and a file
 //!   system without a journal writes the inode's block with each sync, which is more than the flush itself.
+//! - A commit for each message costs 41,106 instructions, 38,460 before the commit thread dozed and batches lay as in the file.
 //! - The kernel: at 1 KiB, moving the bytes through two sockets is most of what a transient message costs. The stand-in of
 //!   `strata-bench limit`, which does nothing else, shows where the end is.
 //!
