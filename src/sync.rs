@@ -32,10 +32,7 @@ pub fn wait_within<'a, T>(
     guard: MutexGuard<'a, T>,
     timeout: Duration,
 ) -> MutexGuard<'a, T> {
-    match condvar.wait_timeout(guard, timeout) {
-        Ok((guard, _)) => guard,
-        Err(_) => poisoned(),
-    }
+    wait_until_idle(condvar, guard, timeout).0
 }
 
 /// As [`wait_within`]; also true when `timeout` has passed and nobody has notified.

@@ -145,6 +145,14 @@ mod tests {
         }
     }
 
+    /// Several rounds were ready the last time.
+    fn useful() -> Gathered {
+        Gathered {
+            tries: TRIES,
+            ..Gathered::default()
+        }
+    }
+
     /// So many rounds, and the task; true when something was put off.
     fn turn(gathered: &mut Gathered, rounds: u32) -> bool {
         let outbox = outbox();
@@ -162,10 +170,7 @@ mod tests {
 
     #[test]
     fn wakes_of_several_rounds_are_carried_out_together() {
-        let mut gathered = Gathered {
-            tries: TRIES,
-            ..Gathered::default()
-        };
+        let mut gathered = useful();
         let (first, second) = (outbox(), outbox());
         let mut effects = waking(&[&first], false);
         assert!(gathered.put_off(&mut effects), "the task is told");
@@ -199,10 +204,7 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_more_than_so_many_rounds() {
-        let mut gathered = Gathered {
-            tries: TRIES,
-            ..Gathered::default()
-        };
+        let mut gathered = useful();
         let (first, last) = (outbox(), outbox());
         assert!(gathered.put_off(&mut waking(&[&first], true)));
         for _ in 1..ROUNDS_MAX {

@@ -32,8 +32,8 @@ const INPUT_MIN_BYTES: usize = 4 * 1024;
 const INPUT_MAX_BYTES: usize = 64 * 1024;
 /// Narrow reads in one round, so that a fast publisher leaves room for its own deliveries.
 const READS_PER_ROUND: usize = 2;
-/// A wide read with what is left of the one before; the only one of its round if it brought much. The deliveries that it becomes are a little
-/// longer, and should fit into one buffer.
+/// A wide read with what is left of the one before; the only one of its round if it brought much. The deliveries that it becomes
+/// are a little longer, and should fit into one buffer.
 const WIDE_BYTES: usize = buffers::BUFFER_BYTES - buffers::BUFFER_BYTES / 8;
 const _: () = assert!(WIDE_BYTES <= 2 * COPIED_FRAME_MAX_BYTES as usize);
 /// What a wide read brings at least to be followed by another one. Far below what begins them: a client that publishes a
