@@ -100,6 +100,9 @@
 //!   0.09 us a KiB into pages of 4 KiB, 0.03 into one of 2 MiB; through the cache 0.11. With lookups once a run and the starts of
 //!   cold messages fetched side by side, a cold drain went from 6,170 to 4,565 instructions, 0.55 to 0.89 M messages per processor
 //!   second.
+//! - **Bodies are looked at, line by line, before they are copied** (`cache_line`), sixteen together: copying with those looks takes
+//!   14.7 % of the time of ten pairs of large windows, 19.2 % before; 13.3 and 15.6 % with one pair, 9.5 and 14.4 % in a cold drain.
+//!   The processor had waited for each line of a body.
 //! - **No read that must fail**: half of all reads of sockets returned `EAGAIN`. A read that did not fill its room is the last
 //!   one until the kernel reports more.
 //! - **Idle connections give everything back**: 17,465 to 6,939 bytes each. The output's first buffer stayed for ever, and the

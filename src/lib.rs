@@ -3,6 +3,7 @@
 pub mod allocator;
 pub mod amqp;
 pub mod broker;
+pub mod cache_line;
 pub mod config;
 pub mod costs;
 pub mod disk;

@@ -30,6 +30,7 @@ use smallvec::SmallVec;
 use self::layout::Layout;
 use crate::amqp::properties::{Checked, Properties};
 use crate::amqp::short_string::ShortString;
+use crate::cache_line::touch;
 
 /// Bodies up to this are copied into the head. A quarter of a connection's read buffer: a slice that keeps
 /// less than that of its buffer alive is not worth the buffer.
@@ -321,14 +322,11 @@ impl Message {
             (&self.parts, self.layout.body_at())
         }
     }
-    /// For whoever wants it in the processor's cache: the first byte of a payload that was read from the log, and may not be there.
-    /// Others were written a moment ago.
+    /// [`touch`]es the message as it is stored.
     #[inline]
     #[must_use]
-    pub fn first_cold_byte(&self) -> u8 {
-        let is_from_log = self.payload_crc.is_none() && self.is_persistent();
-        let first = is_from_log.then(|| self.head().first().copied());
-        first.flatten().unwrap_or(0)
+    pub fn touch(&self) -> u8 {
+        self.parts.iter().fold(0, |seen, part| seen ^ touch(part))
     }
     /// Bytes of the body.
     #[must_use]

@@ -21,6 +21,7 @@ use super::format::SEGMENT_END_MAX;
 use super::record::Entry;
 use super::segment::FIRST_BATCH_OFFSET;
 use super::types::{Lsn, Position, Receipt, Request, SegmentId, Urgency};
+use crate::cache_line::{TOUCHED_TOGETHER, touch};
 
 /// A buffer that grew beyond this is not kept for the next batch.
 const SPARE_MAX_BYTES: usize = 4 << 20;
@@ -96,15 +97,18 @@ impl Append {
             let parts = requests.iter().map(external_count).sum();
             self.make_room(len_bytes, parts);
         }
-        for request in requests {
-            let entry = Entry::Request(request);
-            let len_bytes = entry.len_bytes();
-            if !is_atomic {
-                self.make_room(len_bytes, external_count(request));
-            }
-            let position = self.push_entry(&entry, len_bytes);
-            if matches!(request, Request::Publish { .. }) {
-                positions.push(position);
+        for together in requests.chunks(TOUCHED_TOGETHER) {
+            touch_payloads(together);
+            for request in together {
+                let entry = Entry::Request(request);
+                let len_bytes = entry.len_bytes();
+                if !is_atomic {
+                    self.make_room(len_bytes, external_count(request));
+                }
+                let position = self.push_entry(&entry, len_bytes);
+                if matches!(request, Request::Publish { .. }) {
+                    positions.push(position);
+                }
             }
         }
         self.open.is_waited |= urgency == Urgency::Waited && !self.open.is_empty();
@@ -263,6 +267,16 @@ impl Append {
             .chain(std::iter::once(&self.open))
             .find_map(|batch| batch.copy_out(position.lsn, len))
     }
+}
+
+/// [`touch`]es what a batch is about to copy.
+fn touch_payloads(requests: &[Request<'_>]) {
+    let payloads = requests.iter().filter_map(|request| match request {
+        Request::Publish { payload, .. } => Some(*payload),
+        _ => None,
+    });
+    let seen = payloads.flatten().fold(0, |seen, part| seen ^ touch(part));
+    std::hint::black_box(seen);
 }
 
 /// Parts of a request that its batch may take by reference.

@@ -28,6 +28,7 @@ use super::error::ReadError;
 use super::read::check_shared;
 use super::read_pages::{ReadPages, TakenPage};
 use super::types::{Lsn, Position, QueueId, SegmentId, Seq};
+use crate::cache_line::CACHE_LINE_BYTES;
 use crate::disk::{DIRECT_ALIGN_BYTES, DiskFile, LARGE_PAGE_BYTES};
 
 /// Bytes that one read brings at most: with the rest of the blocks at both ends it fits into a large page.
@@ -41,8 +42,6 @@ const GAP_MAX_BYTES: u32 = 16 * 1024;
 /// Records whose starts are fetched into the processor's cache together: with what is read of them meanwhile they fit into its
 /// nearest one.
 const WARM_RECORDS: usize = 16;
-/// What the processor fetches at a time, about.
-const CACHE_LINE_BYTES: usize = 64;
 
 /// Extents from this length on, when most of their bytes were wanted and no other queue has a share in them, will not be
 /// read again.
