@@ -170,14 +170,15 @@ fn read_bodies(hub: &Hub, fetch: &Fetch, buffer: &mut ReadBuffer, effects: &mut 
     let mut decoder = PayloadDecoder::default();
     let take = |index: usize, result| {
         let (seq, position) = wanted[index];
-        let result = insist(&mut attempts_left, result, || match fetch.is_spilled {
-            true => spill.read(queue.id(), seq, position),
-            false => hub.storage.read(queue.id(), seq, position),
-        });
-        messages.push((
-            seq,
-            result.and_then(|payload| queue::decode_body(&mut decoder, payload)),
-        ));
+        let result = match result {
+            Ok(payload) => queue::decode_body(&mut decoder, payload),
+            Err(error) => insist(&mut attempts_left, error, || match fetch.is_spilled {
+                true => spill.read(queue.id(), seq, position),
+                false => hub.storage.read(queue.id(), seq, position),
+            })
+            .and_then(|payload| queue::decode_body(&mut decoder, payload)),
+        };
+        messages.push((seq, result));
     };
     match fetch.is_spilled {
         true => spill.read_each(queue.id(), wanted, buffer, take),
@@ -188,17 +189,21 @@ fn read_bodies(hub: &Hub, fetch: &Fetch, buffer: &mut ReadBuffer, effects: &mut 
 
 /// What the system refuses may work a moment later (it ran out of file descriptors, say), and a message that cannot be
 /// read is out of reach until a restart: so that is tried again for a while.
+#[cold]
 fn insist(
     attempts_left: &mut u32,
-    mut result: Result<Bytes, ReadError>,
+    mut error: ReadError,
     read: impl Fn() -> Result<Bytes, ReadError>,
 ) -> Result<Bytes, FetchFailure> {
-    while *attempts_left > 0 && matches!(result, Err(ReadError::Io { .. })) {
+    while *attempts_left > 0 && matches!(error, ReadError::Io { .. }) {
         *attempts_left -= 1;
         std::thread::sleep(READ_PAUSE);
-        result = read();
+        error = match read() {
+            Ok(payload) => return Ok(payload),
+            Err(error) => error,
+        };
     }
-    result.map_err(|error| FetchFailure {
+    Err(FetchFailure {
         reason: error.to_string(),
     })
 }

@@ -76,20 +76,22 @@ impl Header {
         bytes
     }
 
+    /// Word by word, as it is encoded.
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "the fields have one byte")]
     fn decode(bytes: &[u8; record_header::SIZE]) -> Self {
-        use record_header as at;
+        let (words, _) = bytes.as_chunks::<4>();
+        let word = |at: usize| words.get(at).map_or(0, |word| u32::from_le_bytes(*word));
+        let [kind, flags, argument, _reserved] = word(1).to_le_bytes();
         Self {
-            len_bytes: at::LEN.get_u32(bytes),
-            kind: at::TYPE.get(bytes) as u8,
-            flags: at::FLAGS.get(bytes) as u8,
-            argument: at::ARGUMENT.get(bytes) as u8,
-            body_len: at::BODY_LEN.get_u32(bytes),
-            payload_crc: at::PAYLOAD_CRC.get_u32(bytes),
-            count: at::COUNT.get_u32(bytes),
-            lsn_low: at::LSN_LOW.get_u32(bytes),
-            subject: at::SUBJECT.get(bytes),
+            len_bytes: word(0),
+            kind,
+            flags,
+            argument,
+            body_len: word(2),
+            payload_crc: word(3),
+            count: word(4),
+            lsn_low: word(5),
+            subject: u64::from(word(6)) | u64::from(word(7)) << 32,
         }
     }
 
