@@ -7,7 +7,7 @@ use super::event::Event;
 use super::fitting::shortened;
 use super::output::Output;
 use super::{Session, Work};
-use crate::amqp::content::{self, DeliverHead, GetOkHead, Lane, RawContent, ReturnHead};
+use crate::amqp::content::{self, DeliverRun, GetOkHead, Lane, RawContent, ReturnHead};
 use crate::amqp::method::basic;
 use crate::amqp::properties::Properties;
 use crate::amqp::reply_code::{NO_ROUTE, NO_ROUTE_TEXT};
@@ -138,9 +138,8 @@ impl Session {
         };
         let mut wire = Wire {
             output: &mut self.output,
-            lane,
+            run: DeliverRun::new(lane, &taker.tag),
             frame_max_bytes: self.frame_max_bytes,
-            consumer_tag: &taker.tag,
         };
         let mut delivery = first;
         let mut count = 0;
@@ -181,9 +180,8 @@ impl Session {
         };
         let mut wire = Wire {
             output: &mut self.output,
-            lane,
+            run: DeliverRun::new(lane, &taker.tag),
             frame_max_bytes: self.frame_max_bytes,
-            consumer_tag: &taker.tag,
         };
         wire.put(channel.tags.next_settled(), false, message);
     }
@@ -329,23 +327,18 @@ impl Session {
 /// Encodes deliveries to one consumer.
 struct Wire<'a> {
     output: &'a mut Output,
-    lane: Lane,
+    run: DeliverRun<'a>,
     frame_max_bytes: u32,
-    consumer_tag: &'a [u8],
 }
 
 impl Wire<'_> {
     #[inline]
     fn put(&mut self, delivery_tag: u64, is_redelivered: bool, message: &Message) {
-        let head = DeliverHead {
-            consumer_tag: self.consumer_tag,
-            delivery_tag,
-            is_redelivered,
-            names: message.raw_names(),
-        };
+        let names = message.raw_names();
         let shorter = shortened(message, self.frame_max_bytes);
         let content = content_of(message, shorter.as_ref());
-        content::encode_deliver(self.output, self.lane, &head, &content);
+        self.run
+            .put(self.output, delivery_tag, is_redelivered, names, &content);
     }
 }
 

@@ -259,40 +259,59 @@ fn the_largest_body_may_be_announced() {
     assert_eq!(header.body_size_bytes, CONTENT_MAX_BYTES);
 }
 
+/// Lengths of names, properties and body, and bytes to skip.
+type Look = (usize, usize, usize, usize);
+
+fn look() -> impl Strategy<Value = Look> {
+    let body_len = prop_oneof![Just(0), 1..4_usize, 4000..4200_usize];
+    let names_len = prop_oneof![2..5_usize, 2..300_usize];
+    let properties_len = prop_oneof![2..5_usize, 2..600_usize];
+    (names_len, properties_len, body_len, 0..80_usize)
+}
+
 proptest! {
     #[test]
-    fn both_ways_to_encode_a_delivery_write_the_same(
+    fn deliveries_of_a_run_are_written_as_each_by_itself(
         tag_len in 0..256_usize,
-        names_len in 2..300_usize,
-        properties_len in 2..600_usize,
-        body_len in prop_oneof![Just(0), 1..64_usize, 4000..4200_usize],
-        skip_bytes in 0..80_usize,
         frame_max in prop_oneof![Just(0), Just(9), 4090..4110_u32, Just(131_072)],
-        (delivery_tag, is_redelivered, channel) in any::<(u64, bool, u16)>(),
+        channel in any::<u16>(),
+        deliveries in prop::collection::vec((look(), 0..4_u8, any::<(u64, bool)>(), 0..2_usize, 0..2_usize), 1..6),
     ) {
         let text = body(2000);
-        let head = DeliverHead {
-            consumer_tag: &text[..tag_len],
-            delivery_tag,
-            is_redelivered,
-            names: &text[300..300 + names_len],
-        };
-        let content = RawContent {
-            properties: &text[1000..1000 + properties_len],
-            body: &[body(skip_bytes + body_len)],
-            skip_bytes,
-        };
         let lane = Lane::new(channel, frame_max);
+        let mut run = DeliverRun::new(lane, &text[..tag_len]);
         let mut expected = BytesMut::from(&b"before"[..]);
-        encode_any_deliver(&mut expected, lane, &head, &content);
-        let mut actual = BytesMut::from(&b"before"[..]);
-        let is_small = body_len < CHUNK_MIN_BYTES && body_len <= lane.body_frame_max_bytes;
-        let place = put_small_deliver(&mut actual, lane, &head, &content);
-        prop_assert_eq!(place.is_some(), is_small);
-        if !is_small {
-            prop_assert_eq!(&actual[..], &b"before"[..], "nothing is written halfway");
-            encode_deliver(&mut actual, lane, &head, &content);
+        let mut actual = expected.clone();
+        let mut last = None;
+        for (look, repeats, (delivery_tag, is_redelivered), names_at, properties_at) in deliveries {
+            // Three in four have the lengths of the one before.
+            let look = last.filter(|_| repeats > 0).unwrap_or(look);
+            last = Some(look);
+            let (names_len, properties_len, body_len, skip_bytes) = look;
+            let names = &text[300 + names_at..][..names_len];
+            let head = DeliverHead {
+                consumer_tag: &text[..tag_len],
+                delivery_tag,
+                is_redelivered,
+                names,
+            };
+            let content = RawContent {
+                properties: &text[1000 + properties_at..][..properties_len],
+                body: &[body(skip_bytes + body_len)],
+                skip_bytes,
+            };
+            encode_any_deliver(&mut expected, lane, &head, &content);
+            let before = actual.len();
+            let is_small = body_len < CHUNK_MIN_BYTES && body_len <= lane.body_frame_max_bytes;
+            let is_short = tag_len + names_len + properties_len < 400;
+            let placed = run.put_small(&mut actual, delivery_tag, is_redelivered, names, &content);
+            prop_assert!(placed.is_none() || is_small);
+            prop_assert!(placed.is_some() || !is_small || !is_short);
+            if placed.is_none() {
+                prop_assert_eq!(actual.len(), before, "nothing is written halfway");
+                run.put(&mut actual, delivery_tag, is_redelivered, names, &content);
+            }
+            prop_assert_eq!(&actual, &expected);
         }
-        prop_assert_eq!(actual, expected);
     }
 }
