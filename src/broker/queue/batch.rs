@@ -48,6 +48,7 @@ struct Handout {
 }
 
 impl Handout {
+    #[inline]
     fn push(&mut self, item: OutboxItem) {
         let size_bytes = item.size_bytes();
         self.size_bytes += size_bytes;
@@ -202,6 +203,7 @@ impl Batch {
     }
 
     /// Nothing passes an outbox but in the order in which it is handed out here.
+    #[inline]
     pub(super) fn hand_out(&mut self, outbox: &Arc<Outbox>, item: OutboxItem) {
         if let Some(place) = self.handout_place(outbox) {
             return self.handouts[place].push(item);

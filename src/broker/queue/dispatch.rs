@@ -20,6 +20,7 @@ use crate::broker::consumer::{ChannelCredit, ConsumerIndex};
 use crate::broker::dead_letter::DeathReason;
 use crate::broker::message::{Message, PayloadDecoder};
 use crate::broker::outbox::{Outbox, OutboxItem};
+use crate::cache_line::TOUCHED_TOGETHER;
 use crate::storage::types::{Seq, SettleCause};
 
 /// Queues that one critical section serves after an outbox was drained.
@@ -85,11 +86,16 @@ impl QueueState {
         if !has_way || queue.traits.is_quorum || self.slots.may_expire() || !self.gets.is_empty() {
             return;
         }
+        let mut warmed_below = 0;
         while self.consumers.may_take()
             && let Some(place) = self.slots.first_ready_place()
             && let Some(Taker::Consumer(index)) = self.pick(queue)
         {
             let seq = place.seq;
+            if seq.0 >= warmed_below {
+                warmed_below = seq.0 + TOUCHED_TOGETHER as u64;
+                self.slots.warm_from(place);
+            }
             let slot = self.slots.at(place);
             if slot.message.is_none() {
                 return;
