@@ -106,6 +106,8 @@
 //! - **A name that is empty is not compared** (`broker::route_cache`): `memcmp` 2.6 to 0.3 % of the time round a thousand queues,
 //!   1.6 to 0.6 % with ten pairs. The default exchange's name points to no memory, and a masked load of no bytes from there takes the
 //!   processor hundreds of cycles. The look at the routes of a batch, with less work between two of them: 3.1 to 1.6 %.
+//! - **Cold records are looked at whole before their checksums** (`storage::gather`), not only their starts: a cold drain 0.62 to
+//!   0.77 M messages per processor second, six alternating rounds, a build without link-time optimisation.
 //! - **No read that must fail**: half of all reads of sockets returned `EAGAIN`. A read that did not fill its room is the last
 //!   one until the kernel reports more.
 //! - **Idle connections give everything back**: 17,465 to 6,939 bytes each. The output's first buffer stayed for ever, and the
