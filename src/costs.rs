@@ -106,6 +106,8 @@
 //! - **A logged message leaves memory with its delivery** (`queue::content`), not with its acknowledgement, when the caches have
 //!   forgotten it: ten pairs at a window of 1,000 each 1.92 to 1.63 us in user space, 0.349 to 0.382 M messages per processor
 //!   second (medians of alternating runs).
+//! - **Cold records are looked at whole before their checksums** (`storage::gather`), not only their starts: a cold drain 0.62 to
+//!   0.77 M messages per processor second, six alternating rounds, a build without link-time optimisation.
 //! - **No read that must fail**: half of all reads of sockets returned `EAGAIN`. A read that did not fill its room is the last
 //!   one until the kernel reports more.
 //! - **Idle connections give everything back**: 17,465 to 6,939 bytes each. The output's first buffer stayed for ever, and the
