@@ -106,6 +106,9 @@
 //! - **A name that is empty is not compared** (`broker::route_cache`): `memcmp` 2.6 to 0.3 % of the time round a thousand queues,
 //!   1.6 to 0.6 % with ten pairs. The default exchange's name points to no memory, and a masked load of no bytes from there takes the
 //!   processor hundreds of cycles. The look at the routes of a batch, with less work between two of them: 3.1 to 1.6 %.
+//! - **A logged message leaves memory with its delivery** (`queue::content`), not with its acknowledgement, when the caches have
+//!   forgotten it: ten pairs at a window of 1,000 each 1.92 to 1.63 us in user space, 0.349 to 0.382 M messages per processor
+//!   second (medians of alternating runs).
 //! - **Cold records are looked at whole before their checksums** (`storage::gather`), not only their starts: a cold drain 0.62 to
 //!   0.77 M messages per processor second, six alternating rounds, a build without link-time optimisation.
 //! - **No read that must fail**: half of all reads of sockets returned `EAGAIN`. A read that did not fill its room is the last
