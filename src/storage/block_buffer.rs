@@ -42,7 +42,6 @@ impl BlockBuffer {
     /// Empties the buffer for bytes that come to `offset`; it keeps its room.
     pub(super) fn reset(&mut self, offset: u64) {
         self.place = place_of(offset);
-        self.room.clear();
         self.skipped_len = 0;
         match self.room.capacity() > BLOCK_LEN {
             true => self.skip(),
@@ -50,10 +49,12 @@ impl BlockBuffer {
         }
     }
 
-    /// Leaves out what lies before the place in an empty room that is longer than a block.
+    /// Leaves out what lies before the place in a room that is longer than a block, and empties the rest.
     fn skip(&mut self) {
         let at = self.room.as_ptr().addr() % BLOCK_LEN;
         self.skipped_len = (self.place + BLOCK_LEN - at) % BLOCK_LEN;
+        // What the last batch left there is as good as zeros.
+        self.room.truncate(self.skipped_len);
         self.room.resize(self.skipped_len, 0);
     }
 
