@@ -223,10 +223,17 @@ impl Committer {
             Plan::Mark => {
                 self.shared.push_mark();
                 self.commit(true, true)?;
+                self.rest();
             }
             Plan::Sleep { until_ns } => return Ok(Next::Sleep { until_ns }),
         }
         Ok(Next::Step)
+    }
+
+    /// Nothing was written for a while: gives back what long batches took.
+    fn rest(&mut self) {
+        lock(&self.shared.append).rest();
+        self.writer.rest();
     }
 
     fn situation(&self, now_ns: u64, pending_bytes: u64) -> Situation {
