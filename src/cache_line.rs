@@ -6,7 +6,7 @@
 //! lets it wait for all of them side by side.
 
 /// What processors fetch at a time, about. With longer lines some are looked at twice.
-pub const CACHE_LINE_BYTES: usize = 64;
+const CACHE_LINE_BYTES: usize = 64;
 /// Things that are worth fetching together: as many bodies of this length as fit into the nearest cache.
 pub const TOUCHED_TOGETHER: usize = 16;
 /// The part of longer bytes that is looked at. Behind it the processor fetches ahead by itself.

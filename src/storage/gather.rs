@@ -28,7 +28,7 @@ use super::error::ReadError;
 use super::read::check_shared;
 use super::read_pages::{ReadPages, TakenPage};
 use super::types::{Lsn, Position, QueueId, SegmentId, Seq};
-use crate::cache_line::CACHE_LINE_BYTES;
+use crate::cache_line::{TOUCHED_TOGETHER, touch};
 use crate::disk::{DIRECT_ALIGN_BYTES, DiskFile, LARGE_PAGE_BYTES};
 
 /// Bytes that one read brings at most: with the rest of the blocks at both ends it fits into a large page.
@@ -38,10 +38,6 @@ const GATHERED_MAX_BYTES: u32 = 64 * 1024;
 /// Bytes nobody asked for that are read along rather than begin another read: a random read of a few KiB costs as much
 /// as this in a sequential one.
 const GAP_MAX_BYTES: u32 = 16 * 1024;
-
-/// Records whose starts are fetched into the processor's cache together: with what is read of them meanwhile they fit into its
-/// nearest one.
-const WARM_RECORDS: usize = 16;
 
 /// Extents from this length on, when most of their bytes were wanted and no other queue has a share in them, will not be
 /// read again.
@@ -174,7 +170,7 @@ pub(crate) fn read_each(
         let mut warmed_upto = extent.from;
         for at in extent.from..extent.to {
             if at == warmed_upto {
-                warmed_upto = extent.to.min(at + WARM_RECORDS);
+                warmed_upto = extent.to.min(at + TOUCHED_TOGETHER);
                 let next = order[at..warmed_upto].iter();
                 let places = next.map(|&index| wanted[index].1);
                 warm(read.bytes.as_slice(), extent.start, places);
@@ -300,13 +296,11 @@ impl Brought<'_> {
     }
 }
 
-/// Looks at the starts of some records in the bytes that begin at `start`. The processor fetches them side by side that way, where
-/// it would wait for each one that the device has just written.
+/// Looks at some records in the bytes that begin at `start`. The processor fetches them side by side that way; the checksums behind
+/// it would wait for each line that the device has just written.
 fn warm(bytes: &[u8], start: Position, places: impl Iterator<Item = Position>) {
     let seen = places.fold(0, |seen, position| {
-        let record = slice_of(bytes, start, position).unwrap_or_default();
-        let head = [0, CACHE_LINE_BYTES].map(|at| record.get(at).copied().unwrap_or(0));
-        seen ^ head[0] ^ head[1]
+        seen ^ touch(slice_of(bytes, start, position).unwrap_or_default())
     });
     std::hint::black_box(seen);
 }

@@ -110,7 +110,12 @@ impl QueueState {
                     .remove_at(place)
                     .map_or((None, None), |mut slot| (slot.message.take(), Some(slot))),
                 false => {
-                    let message = slot.message.clone();
+                    let (is_logged, is_on_disk) = (slot.is_logged, slot.is_on_disk());
+                    let gives_away = self.kept_deliveries.gives_away(turn.shared, is_logged);
+                    let message = match gives_away && is_on_disk {
+                        true => self.slots.take_message_at(place),
+                        false => slot.message.clone(),
+                    };
                     self.slots.set_status_at(place, Status::Unacked);
                     (message, None)
                 }
@@ -129,11 +134,8 @@ impl QueueState {
             };
             batch.hand_out(&spec.outbox, OutboxItem::Deliver(delivery));
             self.delivered_upto = self.delivered_upto.max(seq.count() + 1);
-            match ended {
-                Some(slot) => self.ended(queue, batch, seq, &slot, SettleCause::Acked),
-                // A consumer may hold a whole backlog: what it holds costs no memory here beyond the budget.
-                None if turn.shared.is_over_budget() => self.evict(seq),
-                None => {}
+            if let Some(slot) = ended {
+                self.ended(queue, batch, seq, &slot, SettleCause::Acked);
             }
             self.look_ahead(queue, turn, batch, seq);
         }
@@ -171,7 +173,13 @@ impl QueueState {
         let seq = self.slots.next_seq();
         let is_logged = queue.logs(&message);
         let is_settled = spec.is_no_ack;
-        let slot = (!is_settled).then(|| Slot::arrived(Status::Unacked, Arc::clone(&message), 0));
+        let slot = (!is_settled).then(|| {
+            let gives_away = self.kept_deliveries.gives_away(turn.shared, is_logged);
+            match gives_away && is_logged {
+                true => Slot::passed_on(Status::Unacked, &message),
+                false => Slot::arrived(Status::Unacked, Arc::clone(&message), 0),
+            }
+        });
         let delivery = Delivery {
             channel: spec.channel,
             consumer: Some(spec.id),
@@ -193,9 +201,6 @@ impl QueueState {
             slot.is_logged = is_logged;
             slot.is_covered = is_logged;
             self.slots.push(0, slot);
-            if is_logged && turn.shared.is_over_budget() {
-                self.evict(seq);
-            }
         } else {
             self.slots.pass();
             if is_logged {
@@ -335,9 +340,9 @@ impl QueueState {
         if is_settled {
             self.end(queue, batch, seq, SettleCause::Acked);
         } else {
+            let is_logged = self.slots.get(seq).is_some_and(|slot| slot.is_logged);
             self.slots.set_status(seq, Status::Unacked);
-            // A consumer may hold a whole backlog: what it holds costs no memory here beyond the budget.
-            if turn.shared.is_over_budget() {
+            if self.kept_deliveries.gives_away(turn.shared, is_logged) {
                 self.evict(seq);
             }
         }

@@ -26,6 +26,7 @@
 //! (dead-lettering routes, which takes it), except [`delete`], which never routes.
 
 mod batch;
+mod content;
 mod death;
 mod dispatch;
 mod due;

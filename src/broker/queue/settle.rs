@@ -97,6 +97,9 @@ impl QueueState {
         ranges: impl Iterator<Item = SeqRange>,
         outcome: SettleOutcome,
     ) {
+        if outcome != SettleOutcome::Ack {
+            self.kept_deliveries.renew();
+        }
         for range in ranges {
             if outcome == SettleOutcome::Ack {
                 self.acknowledge(queue, batch, range);

@@ -6,6 +6,7 @@ use std::sync::MutexGuard;
 use smallvec::SmallVec;
 
 use super::batch::Batch;
+use super::content::KeptDeliveries;
 use super::due::DueList;
 use super::paging::LOAD_WINDOW_MIN;
 use super::rare::Rare;
@@ -84,6 +85,7 @@ pub(super) struct QueueState {
     pub(super) reported_filed: u32,
     /// Runs to load ahead of who takes messages.
     pub(super) load_window: u16,
+    pub(super) kept_deliveries: KeptDeliveries,
     /// When the earliest armed timer is due; 0 for none.
     pub(super) armed_at_ms: u64,
     /// Since when the queue counts as unused.
@@ -119,6 +121,7 @@ impl QueueState {
             has_spilled: false,
             loads_upto: 0,
             load_window: LOAD_WINDOW_MIN,
+            kept_deliveries: KeptDeliveries::default(),
             read_ahead: ReadAhead::default(),
             armed_at_ms: 0,
             lease_from_ms: now_ms,
@@ -413,28 +416,6 @@ impl QueueState {
             self.fetching_bytes = self
                 .fetching_bytes
                 .saturating_sub(u64::from(slot.position().len_bytes));
-        }
-    }
-
-    /// True when there is somebody who will want its messages soon.
-    pub(super) fn is_taken_from(&self) -> bool {
-        !self.consumers.is_empty() || !self.gets.is_empty()
-    }
-
-    /// True when the content of a message that is in the log now should not stay in memory. Dropped here, by the thread
-    /// that made it a moment ago, it costs next to nothing; later, among millions, it takes the processor's time.
-    pub(super) fn is_content_unwanted(&self, shared: &QueueShared) -> bool {
-        shared.is_over_budget() || (shared.is_over_backlog_budget() && !self.is_taken_from())
-    }
-
-    /// Frees the memory of an entry that is on disk.
-    pub(super) fn evict(&mut self, seq: Seq) {
-        let can_go = self.slots.get(seq).is_some_and(|slot| {
-            (slot.is_logged || slot.is_spilled())
-                && matches!(slot.status, Status::Ready | Status::Unacked | Status::Stuck)
-        });
-        if can_go {
-            self.slots.set_message(seq, None);
         }
     }
 

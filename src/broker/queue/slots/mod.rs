@@ -453,6 +453,19 @@ impl Slots {
         self.absent_count = self.absent_count - u64::from(before.2) + u64::from(after.2);
     }
 
+    /// Takes the content out of the entry at `place`, which is in a file as well.
+    #[inline]
+    pub(super) fn take_message_at(&mut self, place: Place) -> Option<Arc<Message>> {
+        let resident = self.runs[place.run].resident_mut()?;
+        let slot = &mut resident.slots[place.at];
+        let resident_bytes = slot.resident_bytes();
+        let message = slot.message.take()?;
+        resident.content_count -= 1;
+        self.sums.resident_bytes -= resident_bytes;
+        self.absent_count += 1;
+        Some(message)
+    }
+
     /// The content of the entry `seq`, which was asked for, is here: the bytes of its record. `None` when nobody waits for it.
     pub(super) fn arrive(&mut self, seq: Seq, message: Arc<Message>) -> Option<u32> {
         let place = self.place_of(seq)?;

@@ -83,11 +83,19 @@ impl Slot {
         message: Arc<Message>,
         expires_at_ms: u64,
     ) -> Self {
+        let entry = Self::passed_on(status, &message);
+        Self {
+            expires_at_ms,
+            message: Some(message),
+            ..entry
+        }
+    }
+
+    /// An entry that just arrived, in the state `status`, and left its content to somebody else.
+    pub(in crate::broker::queue) fn passed_on(status: Status, message: &Message) -> Self {
         Self {
             status,
             body_bytes: sized(u32::try_from(message.body_len()).unwrap_or(u32::MAX)),
-            expires_at_ms,
-            message: Some(message),
             ..Self::EMPTY
         }
     }
@@ -132,6 +140,11 @@ impl Slot {
     /// It lies in a spill file: what is not logged has no other place.
     pub(in crate::broker::queue) fn is_spilled(&self) -> bool {
         !self.is_logged && self.len_bytes > 0
+    }
+
+    /// Its content can be read again.
+    pub(in crate::broker::queue) fn is_on_disk(&self) -> bool {
+        self.is_logged || self.is_spilled()
     }
 
     pub(super) fn set_position(&mut self, position: Position) {

@@ -1,5 +1,6 @@
 //! Features of queues, one table or story each, against a fake log.
 
+mod content;
 mod delivery;
 mod dying;
 mod filing_limits;
