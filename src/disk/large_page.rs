@@ -37,12 +37,14 @@ impl LargePage {
 }
 
 impl AsRef<[u8]> for LargePage {
+    #[inline]
     fn as_ref(&self) -> &[u8] {
         &self.map[self.start..self.start + LARGE_PAGE_BYTES]
     }
 }
 
 impl AsMut<[u8]> for LargePage {
+    #[inline]
     fn as_mut(&mut self) -> &mut [u8] {
         &mut self.map[self.start..self.start + LARGE_PAGE_BYTES]
     }

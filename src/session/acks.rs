@@ -106,6 +106,18 @@ struct Chunk {
     seqs: [u64; CHUNK_LEN],
 }
 
+impl Chunk {
+    /// The first of its tags from `tag` to `last` that is outstanding.
+    fn held(&self, tag: u64, last: u64) -> Option<u64> {
+        if tag > last {
+            return None;
+        }
+        let holders = self.holders.get(place(tag)..=place(last))?;
+        let skipped = holders.iter().position(|holder| *holder != NOBODY)?;
+        Some(tag + skipped as u64)
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct DeliveryTags {
@@ -383,8 +395,8 @@ impl DeliveryTags {
             }
             let end = last.min(first + (CHUNK_TAGS - 1));
             let mut tag = first;
-            while tag <= end {
-                tag = self.take_run(0, tag, end, settle);
+            while let Some(held) = self.chunks.front().and_then(|chunk| chunk.held(tag, end)) {
+                tag = self.take_run(0, held, end, settle);
             }
             if !self.drop_empty(0) {
                 return;

@@ -25,6 +25,8 @@ use crate::cache_line::{TOUCHED_TOGETHER, touch};
 
 /// A buffer that grew beyond this is not kept for the next batch.
 const SPARE_MAX_BYTES: usize = 4 << 20;
+/// Batches that are kept: one is filled while two or three are written. Making the memory of another is dearer than filling it.
+const SPARE_MAX_COUNT: usize = 4;
 
 /// So many times as long as it may grow otherwise, a batch may grow by large parts: they go to the disk several at a time, and
 /// share the sync.
@@ -50,8 +52,8 @@ pub(crate) struct Append {
     open: BatchBody,
     closed: VecDeque<BatchBody>,
     in_flight: Vec<Arc<BatchBody>>,
-    /// Emptied batches whose buffers are used again.
-    spare: Option<BatchBody>,
+    /// Emptied batches whose buffers are used again, the last one first.
+    spare: Vec<BatchBody>,
     closed_pending: Pending,
     /// Record bytes pushed since the start, the engine's own included.
     pushed_bytes: u64,
@@ -72,7 +74,7 @@ impl Append {
             open: BatchBody::new(base),
             closed: VecDeque::new(),
             in_flight: Vec::new(),
-            spare: None,
+            spare: Vec::new(),
             closed_pending: Pending::default(),
             pushed_bytes: 0,
         }
@@ -169,7 +171,7 @@ impl Append {
     }
 
     fn new_batch(&mut self, base: Lsn) -> BatchBody {
-        match self.spare.take() {
+        match self.spare.pop() {
             Some(mut spare) => {
                 spare.reset(base);
                 spare
@@ -184,7 +186,7 @@ impl Append {
         }
         let predecessor_end = self.open.base;
         let segment = SegmentId(predecessor_end.segment().0 + 1);
-        self.open = BatchBody::new(Lsn::new(segment, FIRST_BATCH_OFFSET));
+        self.open.reset(Lsn::new(segment, FIRST_BATCH_OFFSET));
         let open = Entry::Open {
             predecessor_end,
             epoch: self.epoch,
@@ -233,11 +235,28 @@ impl Append {
 
     /// Takes a written batch back to use its buffers again.
     pub(crate) fn recycle(&mut self, batch: Arc<BatchBody>) {
-        if let Some(batch) =
-            Arc::into_inner(batch).filter(|batch| batch.capacity() <= SPARE_MAX_BYTES)
+        if self.spare.len() < SPARE_MAX_COUNT
+            && let Some(batch) = Arc::into_inner(batch)
+            && batch.capacity() <= SPARE_MAX_BYTES
         {
-            self.spare = Some(batch);
+            self.spare.push(batch);
         }
+    }
+
+    /// Nobody writes: gives the memory of batches back.
+    pub(crate) fn rest(&mut self) {
+        self.spare = Vec::new();
+        if self.open.is_empty() {
+            self.open = BatchBody::new(self.open.base);
+        }
+    }
+
+    /// Bytes that batches can hold without more memory, those of messages aside.
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        let batches = self.closed.iter().chain(&self.spare);
+        let batches = batches.chain(std::iter::once(&self.open));
+        batches.map(BatchBody::capacity).sum()
     }
 
     /// Ends the open batch, so that the append position is a place at which replay can begin, and answers it.

@@ -11,8 +11,6 @@ use super::format::{BATCH_MAGIC, Seed, batch_header, is_crc_right};
 use super::record::{self, Entry, Record, RecordError, padding_len};
 use super::types::{Lsn, Position, Request};
 
-/// Room is made in the right place for records up to this length. Longer ones are rare, or have parts that are kept by reference.
-const RESERVED_MAX: usize = 16 * 1024;
 /// Payload parts up to this length are copied into the batch's buffer, longer ones are kept by reference.
 const COPY_MAX_BYTES: u64 = 4096;
 /// Parts from this length on are large: a batch grows beyond its cap by them.
@@ -377,6 +375,7 @@ impl BatchBody {
     }
 
     /// True when a payload part is long enough to be kept by reference.
+    #[inline]
     pub(crate) fn may_be_external(part: &Bytes) -> bool {
         part.len() as u64 > COPY_MAX_BYTES
     }
@@ -402,12 +401,9 @@ impl BatchBody {
     /// The same for whoever has its [length](Entry::len_bytes) already.
     pub(crate) fn push_of_len(&mut self, entry: &Entry<'_>, len_bytes: u64) -> Position {
         let lsn = Lsn(self.base.0 + self.len_bytes);
-        let reserved = usize::try_from(len_bytes).map_or(RESERVED_MAX, |len| len.min(RESERVED_MAX));
-        self.buffer.reserve(reserved);
-        let buffer = self.buffer.end();
-        let start = buffer.len();
-        entry.encode_head(lsn, len_bytes, buffer);
-        self.covered.extend_from_slice(&buffer[start..]);
+        let start = self.covered.len();
+        entry.encode_head(lsn, len_bytes, &mut self.covered);
+        self.buffer.append(&self.covered[start..]);
         if let Entry::Request(Request::Publish { payload, .. }) = entry {
             self.push_payload(payload);
             self.message_count += 1;
@@ -435,12 +431,10 @@ impl BatchBody {
                     self.large_bytes += part.len() as u64;
                 }
             } else {
-                self.buffer.end().extend_from_slice(part);
+                self.buffer.append(part);
             }
         }
-        self.buffer
-            .end()
-            .extend_from_slice(&[0; 8][..padding_len(payload_len)]);
+        self.buffer.append(&[0; 8][..padding_len(payload_len)]);
     }
 
     fn stored_len(&self) -> u64 {

@@ -9,32 +9,72 @@
 //! a block of memory as behind one of the file can be written from where they are: only their first and their last
 //! block, which other bytes share, have to be put together.
 //!
-//! 1. Memory moves when it grows, and may end up elsewhere within a block. Who [reserves](BlockBuffer::reserve) before it
-//!    appends keeps the place; who does not loses it until the next [reset](BlockBuffer::reset), and no byte with it.
-//!    So whoever writes looks where the bytes are.
+//! 1. The first byte lies at its place in a block, however much the room grows.
+//! 2. A long batch lies in one large page, which the kernel pins and hands to the device as one piece: of small pages each
+//!    costs by itself. A short one does not, so that a store that hardly writes stays small.
 
 use super::format::BLOCK_BYTES;
+use crate::disk::{LARGE_PAGE_BYTES, LargePage};
 
 /// [`BLOCK_BYTES`] as a length in memory.
 const BLOCK_LEN: usize = crate::disk::DIRECT_ALIGN_BYTES;
 const _: () = assert!(BLOCK_LEN as u64 == BLOCK_BYTES);
 
+/// Room from this length on is a large page, up to the length of one.
+const LARGE_MIN_LEN: usize = 48 * 1024;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct BlockBuffer {
-    /// What is not used at first, so that the place is right; then the bytes.
-    room: Vec<u8>,
-    skipped_len: usize,
+    room: Room,
+    /// What is not used at first, so that the place is right.
+    start: usize,
+    /// Where the next byte comes.
+    end: usize,
     /// Where in a block the first byte belongs.
     place: usize,
+}
+
+/// Memory, all of which may be written.
+#[derive(Debug)]
+enum Room {
+    Small(Vec<u8>),
+    Large(LargePage),
+}
+
+impl Room {
+    /// Room for at least `needed` bytes, and rather for `wanted`.
+    fn new(needed: usize, wanted: usize) -> Self {
+        if (LARGE_MIN_LEN..=LARGE_PAGE_BYTES).contains(&needed)
+            && let Ok(page) = LargePage::new()
+        {
+            return Self::Large(page);
+        }
+        Self::Small(vec![0; wanted])
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Small(bytes) => bytes,
+            Self::Large(page) => page.as_ref(),
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Small(bytes) => bytes,
+            Self::Large(page) => page.as_mut(),
+        }
+    }
 }
 
 impl BlockBuffer {
     /// An empty buffer, whose first byte comes to `offset` in a file.
     pub(super) fn new(offset: u64) -> Self {
         Self {
-            room: Vec::new(),
-            skipped_len: 0,
+            room: Room::Small(Vec::new()),
+            start: 0,
+            end: 0,
             place: place_of(offset),
         }
     }
@@ -42,53 +82,53 @@ impl BlockBuffer {
     /// Empties the buffer for bytes that come to `offset`; it keeps its room.
     pub(super) fn reset(&mut self, offset: u64) {
         self.place = place_of(offset);
-        self.room.clear();
-        self.skipped_len = 0;
-        match self.room.capacity() > BLOCK_LEN {
-            true => self.skip(),
-            false => self.room = Vec::new(),
+        self.empty();
+    }
+
+    /// Keeps (1) for the next byte.
+    fn empty(&mut self) {
+        let room = self.room.bytes();
+        let at = room.as_ptr().addr() % BLOCK_LEN;
+        self.start = match room.len() > BLOCK_LEN {
+            true => (self.place + BLOCK_LEN - at) % BLOCK_LEN,
+            false => room.len(),
+        };
+        self.end = self.start;
+    }
+
+    /// Appends bytes.
+    #[inline]
+    pub(super) fn append(&mut self, bytes: &[u8]) {
+        if self.capacity() - self.end < bytes.len() {
+            self.grow(bytes.len());
         }
+        let end = self.end + bytes.len();
+        self.room.bytes_mut()[self.end..end].copy_from_slice(bytes);
+        self.end = end;
     }
 
-    /// Leaves out what lies before the place in an empty room that is longer than a block.
-    fn skip(&mut self) {
-        let at = self.room.as_ptr().addr() % BLOCK_LEN;
-        self.skipped_len = (self.place + BLOCK_LEN - at) % BLOCK_LEN;
-        self.room.resize(self.skipped_len, 0);
-    }
-
-    /// Makes room for `len` more bytes at the right place.
-    pub(super) fn reserve(&mut self, len: usize) {
-        if self.room.capacity() - self.room.len() < len {
-            self.grow(len);
-        }
-    }
-
+    /// Makes room for `len` more bytes.
     #[cold]
     fn grow(&mut self, len: usize) {
-        let wanted = (self.len() + len).max(2 * self.len());
-        let room = Vec::with_capacity(wanted.next_multiple_of(BLOCK_LEN) + BLOCK_LEN);
+        let room_for = |len: usize| len.next_multiple_of(BLOCK_LEN) + BLOCK_LEN;
+        let needed = self.len() + len;
+        let room = Room::new(room_for(needed), room_for(needed.max(2 * self.len())));
         let old = std::mem::replace(&mut self.room, room);
-        let old_skipped_len = self.skipped_len;
-        self.skip();
-        self.room.extend_from_slice(&old[old_skipped_len..]);
-    }
-
-    /// The bytes, behind which others may be appended. Nothing may be taken away.
-    pub(super) fn end(&mut self) -> &mut Vec<u8> {
-        &mut self.room
+        let kept = self.start..self.end;
+        self.empty();
+        self.append(&old.bytes()[kept]);
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.room[self.skipped_len..]
+        &self.room.bytes()[self.start..self.end]
     }
 
     pub(super) fn len(&self) -> usize {
-        self.room.len() - self.skipped_len
+        self.end - self.start
     }
 
     pub(super) fn capacity(&self) -> usize {
-        self.room.capacity()
+        self.room.bytes().len()
     }
 }
 
@@ -126,27 +166,32 @@ mod tests {
                 let mut expected = Vec::new();
                 for (index, len) in lens.into_iter().enumerate() {
                     let part = vec![u8::try_from(index).expect("few"); len];
-                    buffer.reserve(len);
-                    buffer.end().extend_from_slice(&part);
+                    buffer.append(&part);
                     expected.extend(part);
                     check(&buffer, &expected, offset);
                 }
             }
         }
+    }
 
-        #[test]
-        fn what_was_not_reserved_is_kept_and_the_next_batch_lies_right(len in 0usize..100_000) {
-            let mut buffer = BlockBuffer::new(17);
-            buffer.reserve(10);
-            buffer.end().extend_from_slice(&[1; 10]);
-            buffer.end().extend_from_slice(&vec![2; len]);
-            buffer.reserve(5);
-            buffer.end().extend_from_slice(&[3; 5]);
-            prop_assert_eq!(buffer.bytes(), [vec![1; 10], vec![2; len], vec![3; 5]].concat());
-            buffer.reset(4095);
-            buffer.reserve(3);
-            buffer.end().extend_from_slice(&[4; 3]);
-            check(&buffer, &[4; 3], 4095);
-        }
+    #[test]
+    fn only_what_is_long_and_fits_lies_in_a_large_page() {
+        let mut buffer = BlockBuffer::new(100);
+        let mut expected = Vec::new();
+        let part = [7; 1000];
+        let mut append_upto = |len: usize| {
+            while expected.len() < len {
+                buffer.append(&part);
+                expected.extend(part);
+            }
+            check(&buffer, &expected, 100);
+            matches!(buffer.room, Room::Large(_))
+        };
+        assert!(!append_upto(1000));
+        assert!(!append_upto(LARGE_MIN_LEN / 2));
+        assert!(append_upto(2 * LARGE_MIN_LEN));
+        assert!(append_upto(LARGE_PAGE_BYTES - 2 * BLOCK_LEN));
+        assert!(!append_upto(LARGE_PAGE_BYTES));
+        assert!(!append_upto(3 * LARGE_PAGE_BYTES));
     }
 }

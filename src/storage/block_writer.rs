@@ -110,6 +110,11 @@ impl BlockWriter {
         };
     }
 
+    /// Nobody writes: gives memory back.
+    pub(crate) fn rest(&mut self) {
+        self.gathered = Gathered::default();
+    }
+
     /// The segment's file.
     pub(crate) fn file(&self) -> &Arc<dyn DiskFile> {
         self.file.as_ref().expect("a segment was entered")
@@ -493,8 +498,8 @@ mod tests {
             let header = [7; 64];
             let offset = self.expected.len() as u64;
             let mut records = BlockBuffer::new(offset + 64 + skew);
-            records.reserve(len);
-            records.end().extend((1..=251).cycle().take(len));
+            let bytes: Vec<u8> = (1..=251).cycle().take(len).collect();
+            records.append(&bytes);
             let tail = vec![0; self.expected.len() % BLOCK_LEN];
             let is_in_place = InPlace::of(&[&tail, &header, records.bytes()]).is_some();
             let offset = u32::try_from(offset).expect("short");

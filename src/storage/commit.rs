@@ -223,10 +223,17 @@ impl Committer {
             Plan::Mark => {
                 self.shared.push_mark();
                 self.commit(true, true)?;
+                self.rest();
             }
             Plan::Sleep { until_ns } => return Ok(Next::Sleep { until_ns }),
         }
         Ok(Next::Step)
+    }
+
+    /// Nothing was written for a while: gives back what long batches took.
+    fn rest(&mut self) {
+        lock(&self.shared.append).rest();
+        self.writer.rest();
     }
 
     fn situation(&self, now_ns: u64, pending_bytes: u64) -> Situation {
@@ -473,16 +480,19 @@ impl Committer {
                 tracing::warn!(%error, segment = %self.segment.segment, "a write failed, trying once more");
                 self.writer.write(header, batch.pieces(), offset, false)
             });
-        let path = segment_path(self.segment.segment);
-        written.map_err(room_error(&*self.shared.disk, "write a batch", &path))
+        written.map_err(|error| {
+            let path = segment_path(self.segment.segment);
+            room_error(&*self.shared.disk, "write a batch", &path)(error)
+        })
     }
 
     fn sync(&mut self) -> Result<(), StorageError> {
         if self.is_dirty {
             let begun_ns = self.shared.clock.monotonic_ns();
-            let path = segment_path(self.segment.segment);
-            let synced = self.writer.file().sync_data();
-            synced.map_err(io_error(&*self.shared.disk, "sync the log", &path))?;
+            self.writer.file().sync_data().map_err(|error| {
+                let path = segment_path(self.segment.segment);
+                io_error(&*self.shared.disk, "sync the log", &path)(error)
+            })?;
             let ended_ns = self.shared.clock.monotonic_ns();
             self.last_sync_ns = ended_ns;
             let mut stats = lock(&self.shared.stats);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::disk::sim::{Action, Effect, Trigger};
 use crate::storage::testing::numbered_payload;
+use crate::sync::lock;
 
 /// Syncs of any file or directory.
 fn sync_count(rig: &Rig) -> u64 {
@@ -151,6 +152,31 @@ fn idle_log_is_marked_once() {
     }
     assert_eq!(store.storage.stats().batch_count, batches + 1);
     assert_eq!(store.storage.stats().undurable_bytes, 0);
+}
+
+#[test]
+fn idle_log_gives_the_memory_of_its_batches_back() {
+    let rig = Rig::new(Options {
+        segment_size_bytes: 8 << 20,
+        ..options()
+    });
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    let capacity = || lock(&store.storage.inner.shared.append).capacity();
+    for number in 0..200 {
+        store.publish(&[1], &numbered_payload(number, 1000), 0);
+    }
+    store.commit().unwrap();
+    assert!(capacity() >= 200_000, "room is used again");
+    rig.clock.advance_ms(999);
+    store.commit().unwrap();
+    assert!(capacity() >= 200_000);
+    rig.clock.advance_ms(1);
+    store.commit().unwrap();
+    assert_eq!(capacity(), 0);
+    store.publish(&[1], &numbered_payload(1, 1000), 0);
+    store.commit().unwrap();
+    assert_eq!(store.images()[0].entries.len(), 201);
 }
 
 /// Proves I40.
