@@ -37,7 +37,7 @@ pub(crate) struct SweepArgs {
     /// How often all of it is repeated; medians are shown.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
-    /// Messages of a point; of a backlog the point itself says it. The system counts processor time in hundredths of a second.
+    /// Messages of a point; of a backlog the point itself says it.
     #[arg(long, default_value = "200k", value_parser = restart::count)]
     messages: u64,
     /// Points beyond this are left out.
