@@ -24,8 +24,8 @@ const FANOUT_BODY_BYTES: usize = 1024;
 const FANOUT_QUEUES: (u32, u32) = (5, 100);
 /// Durable queues that show what an idle one takes.
 const IDLE_QUEUES: u32 = 10_000;
-/// What a broker may still have to do after it was given something.
-const SETTLE: Duration = Duration::from_secs(1);
+/// What a broker may still have to do after it was given something: its store gives memory back after a second without work.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// Something that is measured once a round.
 pub(super) enum Probe {
