@@ -542,7 +542,9 @@ impl Run {
         if is_first {
             self.targets = targets;
             self.messages.push(message);
-        } else if is_other || !self.mixed.is_empty() {
+        } else if !self.mixed.is_empty() {
+            self.mixed.push((message, targets));
+        } else if is_other {
             let so_far = self.messages.drain(..);
             let same = &self.targets;
             self.mixed

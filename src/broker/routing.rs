@@ -128,10 +128,13 @@ impl Route {
 }
 
 /// True when both are the same queues.
+#[inline]
 pub(crate) fn is_same_set(left: &[QueueHandle], right: &[QueueHandle]) -> bool {
-    left.len() == right.len()
-        && left
-            .iter()
-            .zip(right)
-            .all(|(left, right)| std::ptr::eq::<Queue>(&**left, &**right))
+    let is_same =
+        |left: &QueueHandle, right: &QueueHandle| std::ptr::eq::<Queue>(&**left, &**right);
+    match (left, right) {
+        // Nearly all there are.
+        ([left], [right]) => is_same(left, right),
+        _ => left.len() == right.len() && left.iter().zip(right).all(|(l, r)| is_same(l, r)),
+    }
 }
