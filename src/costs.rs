@@ -94,9 +94,9 @@
 //!   shorter than a wide read is read wide as well.
 //! - **Records are written from where they lie in a batch** (`storage::block_buffer`): durable 1 KiB 7,614 to 6,549 instructions,
 //!   a backlog published 6,469 to 5,367, the log's part alone 1,850 to 829. The commit thread copied each batch into an aligned buffer, out of the other core's cache.
-//! - **A long batch lies in a large page** (`storage::block_buffer`), one of a few that are used again until nothing is written for a
-//!   second: of a backlog published the commit thread 0.416 to 0.362 us a message, all of it 2.13 to 1.98 (a busy machine, a build without
-//!   link-time optimisation); pinning pages 1.9 to 0.7 % of the time. With one spare batch only, others began with a page to be
+//! - **A long batch lies in a large page** (`storage::block_buffer`), one of a few that are used again until the idle log
+//!   is marked: of a backlog published the commit thread 0.416 to 0.362 us a message, all of it 2.13 to 1.98 (a busy machine, a
+//!   build without link-time optimisation); pinning pages 1.9 to 0.7 % of the time. With one spare batch only, others began with a page to be
 //!   cleared, 4.7 % of the time. At a window of 100 it changes nothing that can be measured.
 //! - **A commit names no file and clears no room**: one for each message 42,189 to 35,453 instructions. A path was put together twice
 //!   a commit in case the disk refuses; since batches lie as in the file, up to a block of zeros was written before each; and an acknowledgement of

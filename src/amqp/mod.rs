@@ -4,7 +4,7 @@
 //!  bytes --frame::decode--> Frame --+-- Method::decode          (type 1)
 //!                                   +-- ContentHeader::decode   (type 2) --> Properties --> FieldTable
 //!                                   +-- body                    (type 3)
-//!  values --method::encode, content::encode_deliver ..--> FrameSink (bytes and large body parts)
+//!  values --method::encode, content::DeliverRun ..--> FrameSink (bytes and large body parts)
 //! ```
 //!
 //! Invariants:

@@ -344,6 +344,23 @@ impl BatchBody {
         }
     }
 
+    /// As [`BatchBody::new`], for one that never takes a large page.
+    pub(crate) fn of_small_pages(base: Lsn) -> Self {
+        let mut body = Self::new(base);
+        body.buffer.leave_pages();
+        body
+    }
+
+    /// False for one that never takes a large page.
+    pub(crate) fn may_take_page(&self) -> bool {
+        self.buffer.may_take_page()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_in_page(&self) -> bool {
+        self.buffer.is_in_page()
+    }
+
     /// Empties the batch for use at `base`; buffers keep their room.
     pub(crate) fn reset(&mut self, base: Lsn) {
         let mut fresh = Self::new(base);

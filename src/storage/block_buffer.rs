@@ -11,7 +11,8 @@
 //!
 //! 1. The first byte lies at its place in a block, however much the room grows.
 //! 2. A long batch lies in one large page, which the kernel pins and hands to the device as one piece: of small pages each
-//!    costs by itself. A short one does not, so that a store that hardly writes stays small.
+//!    costs by itself. A short one does not, so that a store that hardly writes stays small; nor do those of a log that the disk
+//!    does not keep up with.
 
 use super::format::BLOCK_BYTES;
 use crate::disk::{LARGE_PAGE_BYTES, LargePage};
@@ -33,6 +34,7 @@ pub(super) struct BlockBuffer {
     end: usize,
     /// Where in a block the first byte belongs.
     place: usize,
+    may_take_page: bool,
 }
 
 /// Memory, all of which may be written.
@@ -44,8 +46,9 @@ enum Room {
 
 impl Room {
     /// Room for at least `needed` bytes, and rather for `wanted`.
-    fn new(needed: usize, wanted: usize) -> Self {
-        if (LARGE_MIN_LEN..=LARGE_PAGE_BYTES).contains(&needed)
+    fn new(needed: usize, wanted: usize, may_be_page: bool) -> Self {
+        if may_be_page
+            && (LARGE_MIN_LEN..=LARGE_PAGE_BYTES).contains(&needed)
             && let Ok(page) = LargePage::new()
         {
             return Self::Large(page);
@@ -76,7 +79,22 @@ impl BlockBuffer {
             start: 0,
             end: 0,
             place: place_of(offset),
+            may_take_page: true,
         }
+    }
+
+    /// Takes no large page from now on.
+    pub(super) fn leave_pages(&mut self) {
+        self.may_take_page = false;
+    }
+
+    pub(super) fn may_take_page(&self) -> bool {
+        self.may_take_page
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_in_page(&self) -> bool {
+        matches!(self.room, Room::Large(_))
     }
 
     /// Empties the buffer for bytes that come to `offset`; it keeps its room.
@@ -112,7 +130,8 @@ impl BlockBuffer {
     fn grow(&mut self, len: usize) {
         let room_for = |len: usize| len.next_multiple_of(BLOCK_LEN) + BLOCK_LEN;
         let needed = self.len() + len;
-        let room = Room::new(room_for(needed), room_for(needed.max(2 * self.len())));
+        let wanted = needed.max(2 * self.len());
+        let room = Room::new(room_for(needed), room_for(wanted), self.may_take_page);
         let old = std::mem::replace(&mut self.room, room);
         let kept = self.start..self.end;
         self.empty();
@@ -185,7 +204,7 @@ mod tests {
                 expected.extend(part);
             }
             check(&buffer, &expected, 100);
-            matches!(buffer.room, Room::Large(_))
+            buffer.is_in_page()
         };
         assert!(!append_upto(1000));
         assert!(!append_upto(LARGE_MIN_LEN / 2));

@@ -5,7 +5,7 @@
 //!                  '- tail -'- header, records -'- ahead: zeros -'
 //!   writes         [block][block][block ]  with the first batch that needs blocks nobody wrote before
 //! ```
-//! What is written to the log is read again only by a backlog that left memory. So the cache of the system is of no use
+//! What is written to the log is read again only by a backlog that left memory, and for what consumers give back. So the cache of the system is of no use
 //! here: a page that has to be found, filled, written back and thrown out costs several times as much as the transfer. And
 //! a sync after a write into blocks that have never been written has to wait for the file system's own journal, which
 //! notes them: about half of its time. Small commits therefore write zeros ahead, so that the next ones find blocks that

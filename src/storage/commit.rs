@@ -230,7 +230,8 @@ impl Committer {
         Ok(Next::Step)
     }
 
-    /// Nothing was written for a while: gives back what long batches took.
+    /// The log was marked, so nothing was written for a while: gives back what long batches took. Without syncs it is marked
+    /// behind a checkpoint.
     fn rest(&mut self) {
         lock(&self.shared.append).rest();
         self.writer.rest();

@@ -78,7 +78,7 @@ impl Header {
 
     /// Word by word, as it is encoded.
     #[inline]
-    fn decode(bytes: &[u8; record_header::SIZE]) -> Self {
+    pub(crate) fn decode(bytes: &[u8; record_header::SIZE]) -> Self {
         let (words, _) = bytes.as_chunks::<4>();
         let word = |at: usize| words.get(at).map_or(0, |word| u32::from_le_bytes(*word));
         let [kind, flags, argument, _reserved] = word(1).to_le_bytes();

@@ -10,19 +10,17 @@
 
 use bytes::BufMut;
 
-use super::{DeliverHead, FrameSink, Lane, RawContent, encode_any_deliver};
+use super::{DeliverHead, FrameSink, HEADER_BYTES, Lane, RawContent, encode_any_deliver};
 use crate::amqp::frame::{FRAME_END, FrameKind};
-use crate::amqp::limits::CHUNK_MIN_BYTES;
+use crate::amqp::limits::{CHUNK_MIN_BYTES, FRAME_HEADER_BYTES};
 use crate::amqp::method::basic;
 
 /// Longest head that is kept; a delivery with a longer one takes the general way.
 const HEAD_MAX_BYTES: usize = 512;
-/// Class, method, length of the consumer tag, delivery tag and the redelivered bit.
-const METHOD_BYTES: usize = 2 + 2 + 1 + 8 + 1;
-/// Class, weight and size of the body.
-const HEADER_BYTES: usize = 2 + 2 + 8;
-/// Kind, channel and length.
-const FRAME_HEADER_BYTES: usize = 1 + 2 + 4;
+/// Delivery tag and redelivered bit.
+const TAG_BYTES: usize = 8 + 1;
+/// Class, method, length of the consumer tag, and what is written for each delivery.
+const METHOD_BYTES: usize = 2 + 2 + 1 + TAG_BYTES;
 /// The same with the end of the frame before it.
 const FRAME_START_BYTES: usize = 1 + FRAME_HEADER_BYTES;
 
@@ -99,13 +97,11 @@ impl<'a> DeliverRun<'a> {
         if !self.is_like_last(names, content.properties, body.len()) {
             self.fill(names, content.properties, body.len())?;
         }
-        let delivery_tag_at = self.names_at() - 9;
+        let tag_at = self.names_at() - TAG_BYTES;
         let head = self.head.get_mut(..self.head_len)?;
-        let (number, is_again) = head
-            .get_mut(delivery_tag_at..)?
-            .split_first_chunk_mut::<8>()?;
+        let (number, redelivered) = head.get_mut(tag_at..)?.split_first_chunk_mut::<8>()?;
         *number = delivery_tag.to_be_bytes();
-        *is_again.first_mut()? = u8::from(is_redelivered);
+        *redelivered.first_mut()? = u8::from(is_redelivered);
         let out = sink.room(head.len() + body.len() + 1);
         out.extend_from_slice(head);
         if !body.is_empty() {
@@ -157,7 +153,7 @@ impl<'a> DeliverRun<'a> {
         rest.put_u16(basic::Deliver::ID.method_id);
         rest.put_u8(consumer_tag_len);
         rest.put_slice(self.consumer_tag);
-        rest.put_bytes(0, 8 + 1);
+        rest.put_bytes(0, TAG_BYTES);
         rest.put_slice(names);
         rest.put_u8(FRAME_END);
         put_frame_header(&mut rest, FrameKind::Header, header_len)?;

@@ -10,7 +10,9 @@
 //! consumer may also hold any number of messages that are in the log, for what their entries take.
 //!
 //! 1. What comes back is read from the log like any other content that is not in memory. A queue of which something came back
-//!    keeps the contents of its next [`KEPT_AFTER_RETURN`] deliveries: where workers refuse much, nearly nothing is read.
+//!    keeps the contents of its next [`KEPT_AFTER_RETURN`] deliveries: where workers refuse much, nearly nothing is read. The
+//!    price is that the first one to come back stands at the head of its queue until it was read, and that a disk which cannot
+//!    read it keeps it from everybody, as any message that left memory.
 //! 2. So does each queue with its first [`KEPT_AT_FIRST`] ones: where little happens, there is nothing to gain.
 
 use super::QueueShared;
@@ -19,9 +21,9 @@ use super::state::QueueState;
 use crate::storage::types::Seq;
 
 /// Deliveries of a queue that keep their contents, since it is in memory.
-pub(super) const KEPT_AT_FIRST: u16 = 64;
+pub(super) const KEPT_AT_FIRST: u16 = if cfg!(test) { 4 } else { 64 };
 /// The same, since a delivery came back.
-pub(super) const KEPT_AFTER_RETURN: u16 = 1024;
+pub(super) const KEPT_AFTER_RETURN: u16 = if cfg!(test) { 6 } else { 1024 };
 
 /// How many deliveries are still to keep their contents.
 #[derive(Debug)]

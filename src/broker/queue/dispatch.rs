@@ -93,7 +93,7 @@ impl QueueState {
         {
             let seq = place.seq;
             if seq.0 >= warmed_below {
-                warmed_below = seq.0 + TOUCHED_TOGETHER as u64;
+                warmed_below = seq.0.saturating_add(TOUCHED_TOGETHER as u64);
                 self.slots.warm_from(place);
             }
             let slot = self.slots.at(place);
@@ -116,13 +116,10 @@ impl QueueState {
                     .remove_at(place)
                     .map_or((None, None), |mut slot| (slot.message.take(), Some(slot))),
                 false => {
-                    let (is_logged, is_on_disk) = (slot.is_logged, slot.is_on_disk());
-                    let gives_away = self.kept_deliveries.gives_away(turn.shared, is_logged);
-                    let message = match gives_away && is_on_disk {
-                        true => self.slots.take_message_at(place),
-                        false => slot.message.clone(),
-                    };
-                    self.slots.set_status_at(place, Status::Unacked);
+                    let kept = &mut self.kept_deliveries;
+                    let message = self.slots.hold_at(place, |slot| {
+                        kept.gives_away(turn.shared, slot.is_logged) && slot.is_on_disk()
+                    });
                     (message, None)
                 }
             };

@@ -17,12 +17,10 @@ use crate::broker::User;
 use crate::broker::command::{Command, Publish, Unacked};
 use crate::broker::error::BrokerError;
 use crate::broker::outbox::OutboxItem;
+use crate::cache_line::TOUCHED_TOGETHER;
 use crate::server::clients::ConnectionEntry;
 use crate::session::{Event, Login, LoginRefused, Proof};
 use crate::telemetry::Counters;
-
-/// Deliveries whose messages, channels and queues are fetched into the processor's cache together.
-const WARM_ITEMS: usize = 16;
 
 /// Deliveries that are worth a large buffer of the thread.
 const WIDE_ITEMS: usize = 16;
@@ -103,7 +101,7 @@ impl ConnectionTask {
             self.session.output().lend(buffers::take);
         }
         while self.session.output_len() < output_max_bytes && self.items_done < self.items.len() {
-            let end = self.items.len().min(self.items_done + WARM_ITEMS);
+            let end = self.items.len().min(self.items_done + TOUCHED_TOGETHER);
             let (items, _) = self.items.split_at(end);
             let next = items.iter().skip(self.items_done);
             self.session.warm(next);

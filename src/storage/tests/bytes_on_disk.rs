@@ -69,6 +69,7 @@ fn header_written_in_words_has_its_fields_where_they_belong() {
     at::LSN_LOW.put(&mut expected, header.lsn_low);
     at::SUBJECT.put(&mut expected, header.subject);
     assert_eq!(header.encode(), expected);
+    assert_eq!(record::Header::decode(&expected), header);
 }
 
 fn read(bytes: &[u8]) -> Result<Batch<'_>, Invalid> {

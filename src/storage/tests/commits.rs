@@ -179,6 +179,23 @@ fn idle_log_gives_the_memory_of_its_batches_back() {
     assert_eq!(store.images()[0].entries.len(), 201);
 }
 
+#[test]
+fn a_log_that_waits_for_the_disk_takes_few_large_pages() {
+    let rig = Rig::new(Options {
+        segment_size_bytes: 64 << 20,
+        ..options()
+    });
+    let (store, _) = rig.open();
+    store.create_queue(1);
+    for number in 0..12_000 {
+        store.publish(&[1], &numbered_payload(number, 1000), 0);
+    }
+    let page_count = lock(&store.storage.inner.shared.append).page_count();
+    assert!((2..=6).contains(&page_count), "{page_count}");
+    store.commit().unwrap();
+    assert_eq!(store.images()[0].entries.len(), 12_000);
+}
+
 /// Proves I40.
 #[test]
 fn full_buffer_refuses_and_tells_when_there_is_room() {

@@ -139,7 +139,7 @@ impl Slots {
         self.never_expires = true;
     }
 
-    /// False when every entry in memory has its content in memory: there is nothing to read ahead.
+    /// False when every entry in memory, delivered ones too, has its content in memory: there is nothing to read ahead.
     pub(super) fn has_absent(&self) -> bool {
         self.absent_count > 0
     }
@@ -465,9 +465,25 @@ impl Slots {
         self.absent_count = self.absent_count - u64::from(before.2) + u64::from(after.2);
     }
 
+    /// A consumer holds the entry at `place` from now on. Gives out its content, all of it when the entry `gives_away` its share.
+    #[inline]
+    pub(super) fn hold_at(
+        &mut self,
+        place: Place,
+        gives_away: impl FnOnce(&Slot) -> bool,
+    ) -> Option<Arc<Message>> {
+        let slot = self.at(place);
+        let message = match gives_away(slot) {
+            true => self.take_message_at(place),
+            false => self.at(place).message.clone(),
+        };
+        self.set_status_at(place, Status::Unacked);
+        message
+    }
+
     /// Takes the content out of the entry at `place`, which is in a file as well.
     #[inline]
-    pub(super) fn take_message_at(&mut self, place: Place) -> Option<Arc<Message>> {
+    fn take_message_at(&mut self, place: Place) -> Option<Arc<Message>> {
         let resident = self.runs[place.run].resident_mut()?;
         let slot = &mut resident.slots[place.at];
         let resident_bytes = slot.resident_bytes();

@@ -2,6 +2,7 @@
 
 use super::super::content::{KEPT_AFTER_RETURN, KEPT_AT_FIRST};
 use super::*;
+use crate::broker::arguments::QueueKind;
 
 /// Entries that have no content in memory, of those there are.
 fn without_content(queue: &QueueHandle) -> (usize, usize) {
@@ -74,4 +75,43 @@ fn what_has_no_other_place_stays() {
     rig.publish_all(std::slice::from_ref(&queue), messages.collect());
     assert_eq!(deliveries(&consumer).len(), usize::from(2 * KEPT_AT_FIRST));
     assert_eq!(without_content(&queue).0, 0);
+    queue.check_sums();
+}
+
+#[test]
+fn each_of_several_queues_lets_go_of_its_own_share() {
+    let mut rig = Rig::new();
+    let (one, two) = (rig.queue("one"), rig.queue("two"));
+    let consumer = rig.consume(&one, |_| {});
+    let texts = (0..2 * KEPT_AT_FIRST).map(|number| persistent(&number.to_string()));
+    rig.publish_all(&[Arc::clone(&one), Arc::clone(&two)], texts.collect());
+    rig.settle_down();
+    let held = deliveries(&consumer);
+    assert_eq!(without_content(&one).0, usize::from(KEPT_AT_FIRST));
+    assert_eq!(without_content(&two).0, 0);
+    rig.settle(&held, SettleOutcome::Ack);
+    assert_eq!(rig.take_all(&two).len(), usize::from(2 * KEPT_AT_FIRST));
+    one.check_sums();
+    two.check_sums();
+}
+
+#[test]
+fn what_was_got_or_counted_comes_back_as_what_was_consumed() {
+    let quorum = QueueArguments {
+        kind: QueueKind::Quorum,
+        ..QueueArguments::default()
+    };
+    for settings in [QueueArguments::default(), quorum] {
+        let mut rig = Rig::new();
+        let queue = rig.queue_with("q", settings);
+        publish_many(&mut rig, &queue, 0..KEPT_AT_FIRST + 2);
+        rig.settle_down();
+        let got = std::iter::from_fn(|| rig.get(&queue));
+        let got: Vec<Delivery> = got.collect();
+        assert_eq!(without_content(&queue).0, 2);
+        rig.settle(&got, SettleOutcome::Requeue);
+        let expected = (0..KEPT_AT_FIRST + 2).map(|number| format!("{number}*"));
+        assert_eq!(rig.take_all(&queue), expected.collect::<Vec<_>>());
+        queue.check_sums();
+    }
 }
