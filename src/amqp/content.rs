@@ -12,7 +12,8 @@
 //!  buffer:  method frame | header frame | body frame head |            | 0xCE ...
 //!  chunk:                                                  body bytes
 //! ```
-//! Most deliveries have a small body that fits one frame. They are written in one go, into room that was made once (see
+//! Most deliveries have a small body that fits one frame. Their length is known before anything is written: they are
+//! written in one go, into room that was made once; those that follow each other share what stands before the body (see
 //! [`DeliverRun`]). All others take the general way, frame by frame and part by part.
 
 mod deliver_run;
@@ -249,9 +250,9 @@ pub fn encode_deliver(
     head: &DeliverHead<'_>,
     content: &RawContent<'_>,
 ) {
-    let (delivery_tag, is_redelivered) = (head.delivery_tag, head.is_redelivered);
-    let mut run = DeliverRun::new(lane, head.consumer_tag);
-    run.put(sink, delivery_tag, is_redelivered, head.names, content);
+    if put_small_deliver(sink, lane, head, content).is_none() {
+        encode_any_deliver(sink, lane, head, content);
+    }
 }
 
 /// The general way.
@@ -270,6 +271,59 @@ fn encode_any_deliver(
     put_content(sink, lane, content);
 }
 
+/// Appends a delivery whose body is small and in one piece; `None` when it is not, and then nothing was appended.
+fn put_small_deliver(
+    sink: &mut impl FrameSink,
+    lane: Lane,
+    head: &DeliverHead<'_>,
+    content: &RawContent<'_>,
+) -> Option<()> {
+    let [part] = content.body else { return None };
+    let body = part.get(content.skip_bytes..)?;
+    if body.len() >= CHUNK_MIN_BYTES || body.len() > lane.body_frame_max_bytes {
+        return None;
+    }
+    let tag_len = u8::try_from(head.consumer_tag.len()).ok()?;
+    let method_bytes = METHOD_BYTES + head.consumer_tag.len() + head.names.len();
+    let header_bytes = HEADER_BYTES + content.properties.len();
+    let [m_0, m_1, m_2, m_3] = u32::try_from(method_bytes).ok()?.to_be_bytes();
+    let [h_0, h_1, h_2, h_3] = u32::try_from(header_bytes).ok()?.to_be_bytes();
+    let body_bytes = u32::try_from(body.len()).ok()?.to_be_bytes();
+    let [b_0, b_1, b_2, b_3] = body_bytes;
+    let [t_0, t_1, t_2, t_3, t_4, t_5, t_6, t_7] = head.delivery_tag.to_be_bytes();
+    let [c_0, c_1] = lane.channel.to_be_bytes();
+    let [class_0, class_1] = basic::CLASS_ID.to_be_bytes();
+    let [id_0, id_1] = basic::Deliver::ID.method_id.to_be_bytes();
+    let redelivered = u8::from(head.is_redelivered);
+    let out = sink.room(method_bytes + header_bytes + body.len() + 3 * FRAME_BYTES);
+    #[rustfmt::skip]
+    out.extend_from_slice(&[
+        FrameKind::Method.octet(), c_0, c_1, m_0, m_1, m_2, m_3, class_0, class_1, id_0, id_1, tag_len,
+    ]);
+    out.extend_from_slice(head.consumer_tag);
+    out.extend_from_slice(&[t_0, t_1, t_2, t_3, t_4, t_5, t_6, t_7, redelivered]);
+    out.extend_from_slice(head.names);
+    #[rustfmt::skip]
+    out.extend_from_slice(&[
+        FRAME_END, FrameKind::Header.octet(), c_0, c_1, h_0, h_1, h_2, h_3,
+        class_0, class_1, 0, 0, 0, 0, 0, 0, b_0, b_1, b_2, b_3,
+    ]);
+    out.extend_from_slice(content.properties);
+    if body.is_empty() {
+        out.extend_from_slice(&[FRAME_END]);
+    } else {
+        #[rustfmt::skip]
+        out.extend_from_slice(&[
+            FRAME_END, FrameKind::Body.octet(), c_0, c_1, b_0, b_1, b_2, b_3,
+        ]);
+        out.extend_from_slice(body);
+        out.extend_from_slice(&[FRAME_END]);
+    }
+    Some(())
+}
+
+/// Class, method, length of the consumer tag, delivery tag and the redelivered bit.
+const METHOD_BYTES: usize = 2 + 2 + 1 + 8 + 1;
 /// Class, weight and size of the body.
 const HEADER_BYTES: usize = 2 + 2 + 8;
 /// Header and end of a frame.

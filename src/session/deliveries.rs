@@ -7,7 +7,9 @@ use super::event::Event;
 use super::fitting::shortened;
 use super::output::Output;
 use super::{Session, Work};
-use crate::amqp::content::{self, DeliverRun, GetOkHead, Lane, RawContent, ReturnHead};
+use crate::amqp::content::{
+    self, DeliverHead, DeliverRun, GetOkHead, Lane, RawContent, ReturnHead,
+};
 use crate::amqp::method::basic;
 use crate::amqp::properties::Properties;
 use crate::amqp::reply_code::{NO_ROUTE, NO_ROUTE_TEXT};
@@ -15,6 +17,9 @@ use crate::amqp::short_string::ShortString;
 use crate::broker::command::{Command, ConsumerId, Delivery, Publish, SettleOutcome, Unacked};
 use crate::broker::message::Message;
 use crate::broker::outbox::OutboxItem;
+
+/// So many deliveries to one consumer are encoded as a run, if there are as many; see [`DeliverRun`].
+const RUN_MIN: usize = 4;
 
 impl Session {
     /// Takes what is in the outbox from `items[*done]` on, until the output holds `output_max_bytes` or more; `done` is how
@@ -136,10 +141,15 @@ impl Session {
             *done += 1;
             return 1;
         };
+        let is_run = items
+            .get(*done + (RUN_MIN - 1))
+            .is_some_and(|last| is_for_taker_of(first, last));
         let mut wire = Wire {
             output: &mut self.output,
-            run: DeliverRun::new(lane, &taker.tag),
+            lane,
             frame_max_bytes: self.frame_max_bytes,
+            consumer_tag: &taker.tag,
+            run: is_run.then(|| DeliverRun::new(lane, &taker.tag)),
         };
         let mut delivery = first;
         let mut count = 0;
@@ -154,10 +164,8 @@ impl Session {
             *done += 1;
             count += 1;
             delivery = match items.get(*done) {
-                Some(OutboxItem::Deliver(next))
-                    if next.consumer == first.consumer
-                        && next.channel == first.channel
-                        && wire.output.len() < output_max_bytes =>
+                Some(item @ OutboxItem::Deliver(next))
+                    if is_for_taker_of(first, item) && wire.output.len() < output_max_bytes =>
                 {
                     next
                 }
@@ -180,8 +188,10 @@ impl Session {
         };
         let mut wire = Wire {
             output: &mut self.output,
-            run: DeliverRun::new(lane, &taker.tag),
+            lane,
             frame_max_bytes: self.frame_max_bytes,
+            consumer_tag: &taker.tag,
+            run: None,
         };
         wire.put(channel.tags.next_settled(), false, message);
     }
@@ -324,11 +334,23 @@ impl Session {
     }
 }
 
+/// True when `item` is a delivery to the same consumer.
+#[inline]
+fn is_for_taker_of(delivery: &Delivery, item: &OutboxItem) -> bool {
+    let OutboxItem::Deliver(other) = item else {
+        return false;
+    };
+    (other.consumer, other.channel) == (delivery.consumer, delivery.channel)
+}
+
 /// Encodes deliveries to one consumer.
 struct Wire<'a> {
     output: &'a mut Output,
-    run: DeliverRun<'a>,
+    lane: Lane,
     frame_max_bytes: u32,
+    consumer_tag: &'a [u8],
+    /// For several of them.
+    run: Option<DeliverRun<'a>>,
 }
 
 impl Wire<'_> {
@@ -337,8 +359,17 @@ impl Wire<'_> {
         let names = message.raw_names();
         let shorter = shortened(message, self.frame_max_bytes);
         let content = content_of(message, shorter.as_ref());
-        self.run
-            .put(self.output, delivery_tag, is_redelivered, names, &content);
+        if let Some(run) = &mut self.run {
+            run.put(self.output, delivery_tag, is_redelivered, names, &content);
+            return;
+        }
+        let head = DeliverHead {
+            consumer_tag: self.consumer_tag,
+            delivery_tag,
+            is_redelivered,
+            names,
+        };
+        content::encode_deliver(self.output, self.lane, &head, &content);
     }
 }
 

@@ -6,6 +6,7 @@ use stratamq::amqp::method::exchange;
 
 use super::support::TestBroker;
 use super::support::raw::{Client, Login, Message, durable, text, transient};
+use super::support::wait::wait_until;
 use super::{broker, cli, refusal};
 
 /// `stratamq WORDS` on the directory is refused; the line it says.
@@ -146,6 +147,7 @@ fn limit_of_a_policy_holds_after_a_restart() {
     broker.restart();
     let mut c = broker.client(1);
     assert_eq!(c.message_count(1, "q"), 1);
+    wait_until("both are dead letters", || c.message_count(1, "dead") == 2);
     let dead: Vec<String> = std::iter::from_fn(|| c.get(1, "dead"))
         .map(|got| got.message.body_text())
         .collect();
