@@ -19,7 +19,7 @@ use crate::amqp::method::basic;
 const HEAD_MAX_BYTES: usize = 512;
 /// Delivery tag and redelivered bit.
 const TAG_BYTES: usize = 8 + 1;
-/// The same with the end of the frame before it.
+/// Kind, channel and length of a frame, with the end of the frame before it.
 const FRAME_START_BYTES: usize = 1 + FRAME_HEADER_BYTES;
 
 /// See the module.

@@ -271,6 +271,42 @@ fn look() -> impl Strategy<Value = Look> {
 
 proptest! {
     #[test]
+    fn both_ways_to_encode_a_delivery_write_the_same(
+        tag_len in 0..256_usize,
+        names_len in 2..300_usize,
+        properties_len in 2..600_usize,
+        body_len in prop_oneof![Just(0), 1..64_usize, 4000..4200_usize],
+        skip_bytes in 0..80_usize,
+        frame_max in prop_oneof![Just(0), Just(9), 4090..4110_u32, Just(131_072)],
+        (delivery_tag, is_redelivered, channel) in any::<(u64, bool, u16)>(),
+    ) {
+        let text = body(2000);
+        let head = DeliverHead {
+            consumer_tag: &text[..tag_len],
+            delivery_tag,
+            is_redelivered,
+            names: &text[300..300 + names_len],
+        };
+        let content = RawContent {
+            properties: &text[1000..1000 + properties_len],
+            body: &[body(skip_bytes + body_len)],
+            skip_bytes,
+        };
+        let lane = Lane::new(channel, frame_max);
+        let mut expected = BytesMut::from(&b"before"[..]);
+        encode_any_deliver(&mut expected, lane, &head, &content);
+        let mut actual = BytesMut::from(&b"before"[..]);
+        let is_small = body_len < CHUNK_MIN_BYTES && body_len <= lane.body_frame_max_bytes;
+        let place = put_small_deliver(&mut actual, lane, &head, &content);
+        prop_assert_eq!(place.is_some(), is_small);
+        if !is_small {
+            prop_assert_eq!(&actual[..], &b"before"[..], "nothing is written halfway");
+            encode_deliver(&mut actual, lane, &head, &content);
+        }
+        prop_assert_eq!(actual, expected);
+    }
+
+    #[test]
     fn deliveries_of_a_run_are_written_as_each_by_itself(
         tag_len in 0..256_usize,
         frame_max in prop_oneof![Just(0), Just(9), 4090..4110_u32, Just(131_072)],
