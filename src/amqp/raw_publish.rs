@@ -5,15 +5,15 @@
 //!  '----------------- one RawPublish -----------------------' '--------- the next one ------ ..
 //! ```
 //! Nearly all of what a publisher sends is like this. Nothing is taken out of the buffer and nothing shared: parts are
-//! borrowed. A frame that repeats the one of the publish before, byte for byte, is found by one comparison and not decoded
-//! again.
+//! borrowed. A publish that repeats the one before, byte for byte up to its body, is found by one comparison and not decoded
+//! again; and so is each of its first two frames alone, where the bodies' lengths or the names differ.
 //!
 //! 1. Whoever reads a publish here gets what [`frame::decode`], [`Method::decode`](super::method::Method::decode) and
 //!    [`ContentHeader::decode`](super::content::ContentHeader::decode) would give, or nothing: whatever is incomplete, wrong,
 //!    unusual or something else ends the reading, and is the general path's. So no error comes from here.
 //! 2. A publish that asks for `immediate` is unusual (it is refused), and so is a body in several frames.
 
-use super::frame::{self, FrameKind, RawFrame};
+use super::frame::{self, FRAME_END, FrameKind, RawFrame};
 use super::limits::{FRAME_HEADER_BYTES, FRAME_SLACK_BYTES};
 use super::method::basic;
 use super::properties::Checked;
@@ -24,6 +24,9 @@ use super::wire::{take, take_array, take_u8, take_u16, take_u64};
 const IS_MANDATORY: u8 = 1;
 /// The second one.
 const IS_IMMEDIATE: u8 = 2;
+
+/// What ends a frame.
+const FRAME_END_BYTES: usize = 1;
 
 /// Class and method of `basic.publish` on the wire.
 const METHOD_ID: [u8; 4] = {
@@ -53,6 +56,8 @@ pub struct RawPublish<'a> {
     pub body: &'a [u8],
     /// Bytes of all its frames.
     pub frames_len: usize,
+    /// All but the body is as in the publish before it.
+    pub is_repeated: bool,
 }
 
 /// Reads one publish after the other.
@@ -64,6 +69,15 @@ pub struct PublishReader<'a> {
     /// Of the publish before.
     method: Option<PublishMethod<'a>>,
     header: Option<PublishHeader<'a>>,
+    last: Option<LastPublish<'a>>,
+}
+
+/// The publish before.
+#[derive(Clone, Copy, Debug)]
+struct LastPublish<'a> {
+    /// Everything in front of its body: two frames, and the start of the third one if it has a body.
+    before_body: &'a [u8],
+    publish: RawPublish<'a>,
 }
 
 /// The method frame.
@@ -99,7 +113,66 @@ impl<'a> PublishReader<'a> {
             body_max_bytes,
             method: None,
             header: None,
+            last: None,
         }
+    }
+
+    /// The publish at the front of `input`, if it differs from the one before in nothing but the octets of its body: so what
+    /// was found about that one's frames, their lengths included, holds for these.
+    #[inline]
+    fn repeated(&self, input: &'a [u8]) -> Option<RawPublish<'a>> {
+        let LastPublish {
+            before_body,
+            publish,
+        } = self.last?;
+        let frames = input.get(..publish.frames_len)?;
+        let (start, rest) = frames.split_at_checked(before_body.len())?;
+        if start != before_body {
+            return None;
+        }
+        let (body, end) = rest.split_at_checked(publish.body.len())?;
+        let is_ended = end.first().is_none_or(|octet| *octet == FRAME_END);
+        is_ended.then_some(RawPublish {
+            body,
+            is_repeated: true,
+            ..publish
+        })
+    }
+
+    /// The publish at the front of `input`, frame by frame.
+    fn different(&mut self, input: &'a [u8]) -> Option<RawPublish<'a>> {
+        let method = self.method(input)?;
+        let header_at = method.frame.len();
+        let header = self.header(input.get(header_at..)?)?;
+        if header.channel != method.channel || header.body_bytes > self.body_max_bytes {
+            return None;
+        }
+        let body_at = header_at + header.frame.len();
+        let body = self.body(input.get(body_at..)?, &header)?;
+        let publish = RawPublish {
+            channel: method.channel,
+            is_mandatory: method.is_mandatory,
+            names: method.names,
+            exchange_len: method.exchange_len,
+            routing_key_len: method.routing_key_len,
+            properties: header.properties,
+            checked: header.checked,
+            body: body.payload,
+            frames_len: body_at + body.bytes.len(),
+            is_repeated: false,
+        };
+        self.method = Some(method);
+        self.header = Some(header);
+        let behind_bytes = match body.payload.is_empty() {
+            true => 0,
+            false => body.payload.len() + FRAME_END_BYTES,
+        };
+        let before_body = input.get(..publish.frames_len - behind_bytes)?;
+        self.last = Some(LastPublish {
+            before_body,
+            publish,
+        });
+        Some(publish)
     }
 
     /// False when `input` begins with something else, which costs nothing to see.
@@ -144,31 +217,15 @@ impl<'a> PublishReader<'a> {
 impl<'a> Iterator for PublishReader<'a> {
     type Item = RawPublish<'a>;
 
+    #[inline]
     fn next(&mut self) -> Option<RawPublish<'a>> {
         let input = self.rest;
-        let method = self.method(input)?;
-        let header_at = method.frame.len();
-        let header = self.header(input.get(header_at..)?)?;
-        if header.channel != method.channel || header.body_bytes > self.body_max_bytes {
-            return None;
-        }
-        let body_at = header_at + header.frame.len();
-        let body = self.body(input.get(body_at..)?, &header)?;
-        let frames_len = body_at + body.bytes.len();
-        self.rest = input.get(frames_len..)?;
-        self.method = Some(method);
-        self.header = Some(header);
-        Some(RawPublish {
-            channel: method.channel,
-            is_mandatory: method.is_mandatory,
-            names: method.names,
-            exchange_len: method.exchange_len,
-            routing_key_len: method.routing_key_len,
-            properties: header.properties,
-            checked: header.checked,
-            body: body.payload,
-            frames_len,
-        })
+        let publish = match self.repeated(input) {
+            Some(repeated) => repeated,
+            None => self.different(input)?,
+        };
+        self.rest = input.get(publish.frames_len..)?;
+        Some(publish)
     }
 }
 

@@ -176,6 +176,17 @@ impl Message {
         Self::of_head(layout, Bytes::from(head), &[], raw.body.len())
     }
 
+    /// A message published as this one was, with another body of at most [`COPIED_BODY_MAX_BYTES`]: everything in front of the
+    /// body is copied as it stands.
+    #[must_use]
+    pub fn with_body(&self, body: &[u8]) -> Self {
+        let (before_body, _) = self.head().split_at(self.layout.body_at());
+        let mut head = Vec::with_capacity(before_body.len() + body.len());
+        head.extend_from_slice(before_body);
+        head.extend_from_slice(body);
+        Self::of_parts(self.layout, self.ttl_ms, Bytes::from(head), &[], body.len())
+    }
+
     /// Writes the head. Nothing is parsed: it was checked before.
     fn build(names: &Names<'_>, properties: &Properties, body: &[Bytes], flags: u8) -> Self {
         let body_bytes: usize = body.iter().map(Bytes::len).sum();
@@ -201,6 +212,18 @@ impl Message {
     /// A message with this head, just written.
     fn of_head(layout: Layout, head: Bytes, kept_body: &[Bytes], body_bytes: usize) -> Self {
         let ttl_ms = layout.ttl_ms(&head);
+        Self::of_parts(layout, ttl_ms, head, kept_body, body_bytes)
+    }
+
+    /// The same, when its time to live is known.
+    #[inline]
+    fn of_parts(
+        layout: Layout,
+        ttl_ms: Option<u64>,
+        head: Bytes,
+        kept_body: &[Bytes],
+        body_bytes: usize,
+    ) -> Self {
         let mut parts = SmallVec::<[Bytes; 1]>::from_buf([head]);
         if !kept_body.is_empty() {
             parts.extend(kept_body.iter().cloned());

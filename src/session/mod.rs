@@ -75,6 +75,7 @@ use bytes::{Buf, BytesMut};
 pub use event::{Event, Login, LoginRefused, Mechanism, Proof};
 pub use options::{ChannelBudget, External, Mechanisms, SessionOptions};
 pub use output::Output;
+pub use publishes::PUBLISH_RUN_MAX;
 
 use crate::amqp::content::FrameSink;
 use crate::amqp::frame;

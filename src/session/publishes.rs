@@ -7,7 +7,8 @@
 //! 1. What is taken here, and what becomes of it, is what the path frame by frame would make of it. A publish with which
 //!    that path would do anything else (hold it back, refuse it, add it to a transaction, stop the client) is left to it, and
 //!    nothing has changed then.
-//! 2. The buffer is advanced once, behind the last publish taken; messages are copies of what they need of it.
+//! 2. A publish that repeats the one before but for its body is made from that one's message.
+//! 3. The buffer is advanced once, behind the last publish taken; messages are copies of what they need of it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,6 +22,9 @@ use super::{Phase, Session, Work};
 use crate::amqp::raw_publish::{PublishReader, RawPublish};
 use crate::broker::command::Publish;
 use crate::broker::message::{COPIED_BODY_MAX_BYTES, Message, RawMessage};
+
+/// Publishes in one list of them: as many as the server gathers, which then takes the list.
+pub const PUBLISH_RUN_MAX: usize = 512;
 
 impl Session {
     /// Takes the publishes at the front of `input` as long as they are ordinary ones; true when there was one. Only while
@@ -55,18 +59,36 @@ impl Session {
             self.unfinished_bytes = unfinished_bytes;
             taken_bytes += raw.frames_len;
             channel_count += 1;
-            run.push_back(publish(&raw));
+            let publish = match run.back() {
+                Some(before) if raw.is_repeated => repeated(before, &raw),
+                _ => publish(&raw),
+            };
+            if run.is_empty() {
+                let count = input.len() / raw.frames_len.max(1);
+                run.reserve(count.clamp(1, PUBLISH_RUN_MAX));
+            }
+            run.push_back(publish);
+            if run.len() >= PUBLISH_RUN_MAX {
+                self.push_run(std::mem::take(&mut run));
+            }
         }
         self.count_publishes(channel, channel_count);
         input.advance(taken_bytes);
-        let is_any = !run.is_empty();
-        if is_any {
-            match self.work.back_mut() {
-                Some(Work::Publishes(before)) => before.append(&mut run),
-                _ => self.work.push_back(Work::Publishes(run)),
-            }
+        self.push_run(run);
+        taken_bytes > 0
+    }
+
+    /// Adds publishes to those that wait to be polled: to the last of them, or beside them when they are many.
+    fn push_run(&mut self, mut run: VecDeque<Publish>) {
+        if run.is_empty() {
+            return;
         }
-        is_any
+        match self.work.back_mut() {
+            Some(Work::Publishes(before)) if before.len() + run.len() <= PUBLISH_RUN_MAX => {
+                before.append(&mut run);
+            }
+            _ => self.work.push_back(Work::Publishes(run)),
+        }
     }
 
     /// The channel takes a publish now, and gives it to the broker at once.
@@ -87,7 +109,7 @@ impl Session {
     /// Adds a publish to those that wait to be polled.
     pub(super) fn push_publish(&mut self, publish: Publish) {
         match self.work.back_mut() {
-            Some(Work::Publishes(run)) => run.push_back(publish),
+            Some(Work::Publishes(run)) if run.len() < PUBLISH_RUN_MAX => run.push_back(publish),
             _ => self.work.push_back(Work::Publishes([publish].into())),
         }
     }
@@ -98,8 +120,13 @@ impl Session {
         while let Some(Work::Publishes(run)) = self.work.front_mut()
             && batch.len() < count_max
         {
-            let count = run.len().min(count_max - batch.len());
-            batch.extend(run.drain(..count));
+            if batch.is_empty() && run.len() <= count_max {
+                // Changes hands as it is.
+                *batch = Vec::from(std::mem::take(run));
+            } else {
+                let count = run.len().min(count_max - batch.len());
+                batch.extend(run.drain(..count));
+            }
             if run.is_empty() {
                 self.work.pop_front();
             }
@@ -116,6 +143,16 @@ impl Session {
             self.work.pop_front();
         }
         publish.map(Event::Publish)
+    }
+}
+
+/// A publish that has nothing but its body of its own.
+#[inline]
+fn repeated(before: &Publish, raw: &RawPublish<'_>) -> Publish {
+    Publish {
+        channel: raw.channel,
+        is_mandatory: raw.is_mandatory,
+        message: Arc::new(before.message.with_body(raw.body)),
     }
 }
 

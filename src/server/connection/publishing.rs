@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use super::ConnectionTask;
 use crate::broker::command::Command;
-use crate::session::Event;
+use crate::session::{Event, PUBLISH_RUN_MAX};
 use crate::telemetry::Counters;
 
 /// Publishes gathered before they go to the domain; bounds what one call holds.
-pub(super) const PUBLISH_BATCH_MAX: usize = 512;
+pub(super) const PUBLISH_BATCH_MAX: usize = PUBLISH_RUN_MAX;
 /// How often a client that is gone is looked at whose publishes wait for room.
 const DEPARTED_POLL: Duration = Duration::from_millis(200);
 /// How long such publishes wait at most.

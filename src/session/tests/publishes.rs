@@ -13,7 +13,7 @@ use crate::amqp::content::{Content, Lane, encode_content};
 use crate::amqp::method::{Method, basic, channel, confirm, tx};
 use crate::amqp::properties::{Properties, PropertiesBuilder};
 use crate::broker::command::Lsn;
-use crate::session::{Event, Session, SessionOptions};
+use crate::session::{Event, PUBLISH_RUN_MAX, Session, SessionOptions};
 
 /// Bytes of the largest message, and of all that are unfinished.
 const MESSAGE_MAX_BYTES: u64 = 40_000;
@@ -257,7 +257,7 @@ fn mixed_publishes() -> Vec<u8> {
         .publish(1, true, b"")
         .publish(3, true, b"two")
         .publish(1, false, b"one")
-        .publish(1, false, b"one");
+        .publish(1, false, b"six");
     peer.input.to_vec()
 }
 
@@ -334,4 +334,34 @@ fn publishes_that_come_together_are_taken_together() {
     assert_eq!(batch.len(), 5);
     assert!(twin.session.poll_event().is_none());
     assert!(batch.iter().all(|publish| publish.message.body_len() == 4));
+}
+
+#[test]
+fn any_number_of_publishes_is_polled_in_order() {
+    let count = 2 * PUBLISH_RUN_MAX + 3;
+    let bodies: Vec<String> = (0..count).map(|index| format!("{index:06}")).collect();
+    let mut peer = Peer::new(SessionOptions::default());
+    for body in &bodies {
+        peer.publish(1, false, body.as_bytes());
+    }
+    for (reads, batch_max) in [
+        (usize::MAX, PUBLISH_RUN_MAX),
+        (20_000, PUBLISH_RUN_MAX),
+        (7_000, 300),
+        (usize::MAX, usize::MAX),
+    ] {
+        let mut twin = Twin::new(batch_max);
+        twin.hear(&peer.input, |_| reads);
+        let mut polled = Vec::new();
+        loop {
+            let mut batch = Vec::new();
+            twin.session.poll_publishes(&mut batch, batch_max);
+            if batch.is_empty() {
+                break;
+            }
+            assert!(batch.len() <= batch_max);
+            polled.extend(batch.iter().map(|publish| publish.message.body().concat()));
+        }
+        assert!(polled.iter().eq(bodies.iter().map(String::as_bytes)));
+    }
 }
