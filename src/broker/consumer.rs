@@ -103,6 +103,31 @@ impl ChannelCredit {
             .is_ok()
     }
 
+    /// Units of room there are now.
+    fn room(&self) -> usize {
+        match self.limit.load(Ordering::SeqCst) {
+            0 => usize::MAX,
+            limit => limit.saturating_sub(self.used()) as usize,
+        }
+    }
+
+    /// Takes so many units of room, or as many as there are; how many.
+    fn take_some(&self, count: u32) -> u32 {
+        let limit = self.limit.load(Ordering::SeqCst);
+        if limit == 0 {
+            self.used.fetch_add(count, Ordering::SeqCst);
+            return count;
+        }
+        let mut taken = 0;
+        let _ = self
+            .used
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |used| {
+                taken = count.min(limit.saturating_sub(used));
+                (taken > 0).then_some(used + taken)
+            });
+        taken
+    }
+
     /// Gives back room; added to `resumed` when there are queues to serve with it.
     fn give_back(self: &Arc<Self>, count: u32, resumed: &mut Vec<Arc<Self>>) {
         self.used.fetch_sub(count, Ordering::SeqCst);
@@ -156,6 +181,19 @@ pub(super) struct Consumer {
 }
 
 impl Consumer {
+    /// Messages that its own limit and that of its channel allow.
+    fn credit(&self) -> usize {
+        let spec = &self.spec;
+        if spec.is_no_ack {
+            return usize::MAX;
+        }
+        let own = match spec.prefetch {
+            0 => usize::MAX,
+            prefetch => u32::from(prefetch).saturating_sub(self.unacked_count) as usize,
+        };
+        own.min(spec.channel_credit.room())
+    }
+
     fn can_take(&mut self, queue: &QueueHandle) -> bool {
         let spec = &self.spec;
         let has_credit = spec.is_no_ack
@@ -442,6 +480,51 @@ impl Consumers {
         let next = index.member + 1;
         group.next = if next < group.members.len() { next } else { 0 };
         Some(&group.members[index.member].spec)
+    }
+
+    /// A consumer that has just been picked.
+    pub(super) fn spec(&self, index: ConsumerIndex) -> &ConsumerSpec {
+        &self.groups()[index.group].members[index.member].spec
+    }
+
+    fn only_mut(&mut self) -> Option<&mut Consumer> {
+        match self.groups_mut() {
+            [group] => match &mut group.members[..] {
+                [only] => Some(only),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The consumer, when there is but one.
+    pub(super) fn only(&mut self) -> Option<&ConsumerSpec> {
+        self.only_mut().map(|only| &only.spec)
+    }
+
+    /// The same if it can take messages now, and how many of them its credit allows, which others may have taken in a moment.
+    pub(super) fn only_taker(&mut self, queue: &QueueHandle) -> Option<(&ConsumerSpec, usize)> {
+        let only = self.only_mut()?;
+        if !only.can_take(queue) {
+            self.is_exhausted = true;
+            return None;
+        }
+        let only = self.only_mut()?;
+        Some((&only.spec, only.credit()))
+    }
+
+    /// Gives the only consumer so many messages, or as many as its channel's credit allows: takes its credit; how many.
+    pub(super) fn take_from_only(&mut self, count: usize) -> usize {
+        let Some(only) = self.only_mut() else {
+            return 0;
+        };
+        if only.spec.is_no_ack {
+            return count;
+        }
+        let wanted = u32::try_from(count).unwrap_or(u32::MAX);
+        let taken = only.spec.channel_credit.take_some(wanted);
+        only.unacked_count += taken;
+        taken as usize
     }
 
     /// `count` messages that consumer `id` held were settled or went back; its channel's credit is added to `resumed` when

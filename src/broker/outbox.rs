@@ -152,6 +152,11 @@ impl Outbox {
         self.was_full.store(true, Ordering::SeqCst);
     }
 
+    /// Bytes from which on it is full.
+    pub(super) fn room_bytes(&self) -> usize {
+        self.limit.max_bytes().saturating_sub(self.size_bytes())
+    }
+
     /// True when it will be full with so many bytes more.
     #[inline]
     pub(super) fn is_full_with(&self, added_bytes: usize) -> bool {

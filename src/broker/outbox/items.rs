@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::delivery_bytes;
 use crate::broker::command::{ConsumerId, Delivery, Unacked};
 use crate::broker::consumer::ConsumerSpec;
 use crate::broker::message::Message;
@@ -210,6 +211,28 @@ impl AddedItems {
             "a run has its messages here"
         );
         self.list.push(item);
+    }
+
+    /// Adds deliveries of messages that follow each other from `first` on and were not delivered before; their bytes.
+    pub(in crate::broker) fn deliver_run(
+        &mut self,
+        spec: &ConsumerSpec,
+        queue: &QueueHandle,
+        first: Seq,
+        mut messages: impl Iterator<Item = Arc<Message>>,
+    ) -> usize {
+        let Some(message) = messages.next() else {
+            return 0;
+        };
+        let before = self.messages.len();
+        self.deliver(spec, queue, first, false, message);
+        self.messages.extend(messages);
+        let added = self.messages.get(before..).unwrap_or_default();
+        if let Some(OutboxItem::Deliver(run)) = self.list.last_mut() {
+            let rest_count = u32::try_from(added.len() - 1);
+            run.count += rest_count.expect("an outbox is full before");
+        }
+        added.iter().map(|message| delivery_bytes(message)).sum()
     }
 
     /// Adds a delivery.

@@ -224,6 +224,38 @@ impl Batch {
         handout.count(size_bytes);
     }
 
+    /// How many of the first of `messages` the outbox takes now: as many as make it full, one at least, or as many as it need not
+    /// be told of before.
+    pub(super) fn fitting<'a>(
+        &self,
+        outbox: &Arc<Outbox>,
+        messages: impl Iterator<Item = &'a Arc<Message>>,
+    ) -> usize {
+        let place = self.handout_place(outbox);
+        let untold_bytes = place.map_or(0, |place| self.handouts[place].untold_bytes);
+        let room_bytes = outbox.room_bytes().min(UNTOLD_MAX_BYTES);
+        let mut size_bytes = untold_bytes;
+        let fitting = messages.take_while(|message| {
+            let fits = size_bytes < room_bytes;
+            size_bytes += delivery_bytes(message);
+            fits
+        });
+        fitting.count()
+    }
+
+    /// Hands out deliveries to the consumer, of messages that follow each other from `first` on and are new.
+    pub(super) fn deliver_run(
+        &mut self,
+        spec: &ConsumerSpec,
+        queue: &QueueHandle,
+        first: Seq,
+        messages: impl Iterator<Item = Arc<Message>>,
+    ) {
+        let handout = self.handout_for(&spec.outbox);
+        let size_bytes = handout.items.deliver_run(spec, queue, first, messages);
+        handout.count(size_bytes);
+    }
+
     #[inline]
     fn handout_for(&mut self, outbox: &Arc<Outbox>) -> &mut Handout {
         let place = match self.handout_place(outbox) {

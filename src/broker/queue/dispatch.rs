@@ -135,6 +135,21 @@ impl QueueState {
         }
     }
 
+    /// True when messages that just arrived may go to consumers without a place among those that wait, unless they say otherwise
+    /// themselves.
+    fn passes_on(&self, queue: &QueueHandle, turn: &Turn<'_>) -> bool {
+        let traits = &queue.traits;
+        self.slots.sums().ready_count == 0
+            && self.consumers.may_take()
+            && self.gets.is_empty()
+            && !self.rules.has_ttl
+            && !self.rules.has_length_limit()
+            && !self.slots.has_ranks()
+            && !traits.is_quorum
+            && !traits.is_delay
+            && turn.shared.has_straight_way()
+    }
+
     /// Gives a message that just arrived to a consumer, without a place among those that wait; gives it back when it is to take
     /// the general way: `admit`, then `dispatch`.
     pub(super) fn hand_over(
@@ -144,18 +159,7 @@ impl QueueState {
         batch: &mut Batch,
         message: Arc<Message>,
     ) -> Option<Arc<Message>> {
-        let traits = &queue.traits;
-        let is_plain = self.slots.sums().ready_count == 0
-            && self.consumers.may_take()
-            && self.gets.is_empty()
-            && !self.rules.has_ttl
-            && !self.rules.has_length_limit()
-            && !self.slots.has_ranks()
-            && !traits.is_quorum
-            && !traits.is_delay
-            && message.ttl_ms().is_none()
-            && turn.shared.has_straight_way();
-        if !is_plain {
+        if !self.passes_on(queue, turn) || message.ttl_ms().is_some() {
             return Some(message);
         }
         let Some(Taker::Consumer(index)) = self.pick(queue) else {
@@ -164,17 +168,63 @@ impl QueueState {
         let Some(spec) = self.consumers.take(index) else {
             return Some(message);
         };
-        let seq = self.slots.next_seq();
-        let is_logged = queue.logs(&message);
         let is_settled = spec.is_no_ack;
-        let slot = (!is_settled).then(|| {
-            let gives_away = self.kept_deliveries.gives_away(turn.shared, is_logged);
-            match gives_away && is_logged {
-                true => Slot::passed_on(Status::Unacked, &message),
-                false => Slot::arrived(Status::Unacked, Arc::clone(&message), 0),
-            }
-        });
+        let seq = self.slots.next_seq();
+        self.pass_on(queue, turn, batch, &message, is_settled);
+        let spec = self.consumers.spec(index);
         batch.deliver(spec, queue, seq, false, message);
+        None
+    }
+
+    /// Gives messages that just arrived to the only consumer, as [`hand_over`](Self::hand_over) would one after the other: as many
+    /// from the front of `messages` as may go together. For each, `is_logged` hears whether the log gets it; how many they were.
+    pub(super) fn hand_over_run<M>(
+        &mut self,
+        queue: &QueueHandle,
+        turn: &Turn<'_>,
+        batch: &mut Batch,
+        messages: &mut M,
+        mut is_logged: impl FnMut(bool),
+    ) -> usize
+    where
+        M: Iterator<Item = Arc<Message>> + AsRef<[Arc<Message>]>,
+    {
+        if !self.passes_on(queue, turn) || queue.traits.is_single_active {
+            return 0;
+        }
+        let Some((spec, count_max)) = self.consumers.only_taker(queue) else {
+            return 0;
+        };
+        let is_settled = spec.is_no_ack;
+        let all = messages.as_ref();
+        let may_go = &all[..all.len().min(count_max)];
+        let plain = may_go.iter().take_while(|one| one.ttl_ms().is_none());
+        let fitting_count = batch.fitting(&spec.outbox, plain);
+        let first = self.slots.next_seq();
+        let count = self.consumers.take_from_only(fitting_count);
+        for message in &may_go[..count] {
+            let has_record = self.pass_on(queue, turn, batch, message, is_settled)
+                && batch.end_publication(message);
+            is_logged(has_record);
+        }
+        if let Some(spec) = self.consumers.only() {
+            batch.deliver_run(spec, queue, first, messages.take(count));
+        }
+        count
+    }
+
+    /// Gives the next seq to a message that is handed over; true when the log gets it.
+    #[inline]
+    fn pass_on(
+        &mut self,
+        queue: &QueueHandle,
+        turn: &Turn<'_>,
+        batch: &mut Batch,
+        message: &Arc<Message>,
+        is_settled: bool,
+    ) -> bool {
+        let seq = self.slots.next_seq();
+        let is_logged = queue.logs(message);
         if is_logged {
             if !self.reservation.precedes(seq) {
                 batch.reserve(queue.id(), self.reservation.ask_ahead_of_publish(seq));
@@ -182,17 +232,22 @@ impl QueueState {
             batch.add_ref(queue.id(), seq, 0);
         }
         self.delivered_upto = self.delivered_upto.max(seq.count() + 1);
-        if let Some(mut slot) = slot {
-            slot.is_logged = is_logged;
-            slot.is_covered = is_logged;
-            self.slots.push(0, slot);
-        } else {
+        if is_settled {
             self.slots.pass();
             if is_logged {
                 batch.settle(queue.id(), SettleCause::Acked, seq);
             }
+            return is_logged;
         }
-        None
+        let gives_away = self.kept_deliveries.gives_away(turn.shared, is_logged);
+        let mut slot = match gives_away && is_logged {
+            true => Slot::passed_on(Status::Unacked, message),
+            false => Slot::arrived(Status::Unacked, Arc::clone(message), 0),
+        };
+        slot.is_logged = is_logged;
+        slot.is_covered = is_logged;
+        self.slots.push(0, slot);
+        is_logged
     }
 
     /// Who would take a message now.

@@ -1,6 +1,7 @@
 //! Publishing: runs of messages with one set of targets, and transactions.
 
 use std::sync::Arc;
+use std::vec::Drain;
 
 use smallvec::SmallVec;
 
@@ -74,10 +75,11 @@ fn publish_limited(
     publishes: &[(Arc<Message>, Arc<[QueueHandle]>)],
     out: &mut Vec<ConfirmAt>,
 ) -> Result<(), TargetDeleted> {
+    let mut one = Vec::with_capacity(1);
     publishes.iter().try_for_each(|(message, targets)| {
         let (locked, batch) = lock_targets(targets)?;
-        let message = std::iter::once(Arc::clone(message));
-        publish_locked(turn, locked, batch, message, out);
+        one.push(Arc::clone(message));
+        publish_locked(turn, locked, batch, one.drain(..), out);
         Ok(())
     })
 }
@@ -235,7 +237,7 @@ fn publish_locked(
     turn: &mut Turn<'_>,
     mut locked: Locked<'_>,
     mut batch: Batch,
-    messages: impl ExactSizeIterator<Item = Arc<Message>>,
+    mut messages: Drain<'_, Arc<Message>>,
     out: &mut Vec<ConfirmAt>,
 ) {
     let queues = locked.iter_mut();
@@ -244,7 +246,18 @@ fn publish_locked(
         .count();
     batch.expect(messages.len(), consumed_count * messages.len());
     let first = out.len();
-    for message in messages {
+    loop {
+        if messages.len() > 1
+            && let Some((queue, state)) = locked.only()
+        {
+            let mut tell = |is_logged| out.push(confirm(false, is_logged, NOT_PUSHED));
+            if state.hand_over_run(queue, turn, &mut batch, &mut messages, &mut tell) > 0 {
+                continue;
+            }
+        }
+        let Some(message) = messages.next() else {
+            break;
+        };
         let (is_refused, is_logged) = match locked.only() {
             Some((queue, state)) => publish_to_one(turn, &mut batch, queue, state, message),
             None => publish_to_all(turn, &mut batch, &mut locked, &message),
