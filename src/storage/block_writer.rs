@@ -28,7 +28,7 @@ use super::format::BLOCK_BYTES;
 use super::options::{FsyncPolicy, Options};
 use super::reserve::is_full;
 use super::segment::{FIRST_BATCH_OFFSET, SegmentHeader};
-use crate::disk::{DIRECT_ALIGN_BYTES, DiskFile};
+use crate::disk::{DIRECT_ALIGN_BYTES, DiskFile, LARGE_PAGE_BYTES, LargePage};
 
 /// [`BLOCK_BYTES`] as a length in memory.
 const BLOCK_LEN: usize = FIRST_BATCH_OFFSET as usize;
@@ -39,9 +39,10 @@ const AHEAD_MAX_BYTES: u64 = 1 << 20;
 /// Writes from this length on take nothing ahead: they would write most of their bytes twice, for a wait that is short
 /// beside their own.
 const AHEAD_WRITE_MAX_BYTES: u64 = 256 << 10;
-/// Bytes that are gathered and written at once: a body of 1 MiB, or two of them, with what goes before and behind. The last
-/// few blocks alone would take a sixth of the time of the whole.
-const GATHER_MAX_LEN: usize = (2 << 20) + (64 << 10);
+/// Bytes that are gathered and written at once.
+const GATHER_MAX_LEN: usize = LARGE_PAGE_BYTES;
+/// From here on they are gathered in a large page: the kernel looks each page up that it writes from.
+const LARGE_MIN_LEN: usize = 512 << 10;
 /// Records that fill so much of blocks are written from where they are: for less, one buffer is simpler for the kernel.
 const IN_PLACE_MIN_LEN: usize = 16 << 10;
 /// The buffer grows by doubling, and from here on in steps of this.
@@ -213,6 +214,8 @@ fn has_no_room(error: &io::Error) -> bool {
 struct Gathered {
     /// Longer than needed, so that it can begin at a block of memory.
     room: Vec<u8>,
+    /// For long parts.
+    large: Option<LargePage>,
 }
 
 impl Gathered {
@@ -260,6 +263,12 @@ impl Gathered {
 
     /// Room for `len` bytes that begins at a block of memory.
     fn buffer(&mut self, len: usize) -> &mut [u8] {
+        if len >= LARGE_MIN_LEN && self.large.is_none() {
+            self.large = LargePage::new().ok();
+        }
+        if let Some(page) = self.large.as_mut().filter(|_| len >= LARGE_MIN_LEN) {
+            return &mut page.as_mut()[..len];
+        }
         if self.room.len() < len + BLOCK_LEN {
             let step = len.next_power_of_two().min(GATHER_STEP_LEN);
             // First the old one goes.

@@ -235,6 +235,7 @@ impl Committer {
     fn rest(&mut self) {
         lock(&self.shared.append).rest();
         self.writer.rest();
+        self.shared.space.pool.rest();
     }
 
     fn situation(&self, now_ns: u64, pending_bytes: u64) -> Situation {

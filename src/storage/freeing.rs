@@ -29,6 +29,7 @@ impl Storage {
             .filter(|segment| filling != Some(**segment) && !written.segments.contains_key(segment))
             .copied()
             .collect();
+        shared.space.pool.begin_round();
         let spares = self.retire(&freed)?;
         for leftover in checkpoint::leftovers(&*shared.disk, generation)? {
             self.remove(&leftover)?;

@@ -16,7 +16,10 @@
 //!    after that rename is durable.
 //! 3. What an earlier segment left in a file never validates: checksums are seeded with number and epoch. The header
 //!    says [`RECYCLED`](super::format::segment_flag::RECYCLED), so nobody takes such bytes for a torn write.
-//! 4. A failed sync is the end of the engine here too. Everything else that fails while a segment is prepared ahead is
+//! 4. Removing a file may take long, and whoever writes meanwhile waits for it: where the file system tells the device at once what
+//!    it no longer needs, 13 ms a segment of 64 MiB. So a log that takes more segments between two checkpoints than the pool
+//!    usually keeps is left as many spares, within limits, until it rests.
+//! 5. A failed sync is the end of the engine here too. Everything else that fails while a segment is prepared ahead is
 //!    left to the commit thread, which then makes its segment itself.
 
 use std::collections::BTreeSet;
@@ -32,6 +35,9 @@ use super::segment::SegmentHeader;
 use super::types::{Lsn, SegmentId};
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::sync::{lock, wait};
+
+/// So many times the usual number of spares are kept for a log that takes them.
+const BUSY_FACTOR: usize = 4;
 
 /// A segment that can be entered: header and name are durable.
 pub(crate) struct Prepared {
@@ -52,6 +58,10 @@ enum Stage {
 struct State {
     /// Files that may become segments, named after the ones they were.
     spares: BTreeSet<SegmentId>,
+    /// So many of them are kept, see (4).
+    keep_count: usize,
+    /// Segments made since the last checkpoint.
+    made_count: usize,
     stage: Stage,
     /// Nothing is kept for later while the disk is low.
     is_low: bool,
@@ -101,6 +111,8 @@ impl Pool {
             spare_count_max,
             state: Mutex::new(State {
                 spares: BTreeSet::new(),
+                keep_count: spare_count_max,
+                made_count: 0,
                 stage: Stage::Idle,
                 is_low: false,
                 is_nudged: false,
@@ -220,7 +232,11 @@ impl Pool {
     /// crash after             -> a segment without a valid batch: void
     /// ```
     fn make(&self, header: SegmentHeader, is_ahead: bool) -> Result<Prepared, MakeError> {
-        let spare = lock(&self.state).spares.pop_first();
+        let spare = {
+            let mut state = lock(&self.state);
+            state.made_count += 1;
+            state.spares.pop_first()
+        };
         let header = SegmentHeader {
             is_recycled: spare.is_some(),
             ..header
@@ -292,6 +308,26 @@ impl Pool {
 
     // ---- spares
 
+    /// A checkpoint is about to hand in what it freed: decides how many spares are kept. One fewer than the last time, unless the
+    /// log has taken as many since then.
+    pub(crate) fn begin_round(&self) {
+        let mut state = lock(&self.state);
+        let made_count = std::mem::take(&mut state.made_count);
+        let wanted = made_count.max(state.keep_count.saturating_sub(1));
+        let most = self.spare_count_max.saturating_mul(BUSY_FACTOR);
+        state.keep_count = wanted.clamp(self.spare_count_max, most);
+    }
+
+    /// Nobody writes: what is more than the usual number of spares goes, in the thread's own time.
+    pub(crate) fn rest(&self) {
+        let mut state = lock(&self.state);
+        state.keep_count = self.spare_count_max;
+        if state.spares.len() > state.keep_count {
+            state.is_nudged = true;
+            self.changed.notify_all();
+        }
+    }
+
     /// Takes the file of a freed segment out of the log: as a spare, when there is room for one and the file is worth
     /// it. The caller syncs the directory, then hands spares in with [`Pool::add`].
     ///
@@ -301,7 +337,7 @@ impl Pool {
         let path = segment_path(segment);
         let has_room = {
             let state = lock(&self.state);
-            !state.is_low && state.spares.len() + waiting < self.spare_count_max
+            !state.is_low && state.spares.len() + waiting < state.keep_count
         };
         if has_room && self.is_worth_keeping(&path) {
             return match self.disk.rename(&path, &spare_path(segment)) {
@@ -350,15 +386,25 @@ impl Pool {
         Ok(())
     }
 
-    /// Gives back what is more than the limit, which may have been higher when it was put there.
+    /// Gives back what is more than is kept: that may have been more when it was put there.
     ///
     /// # Errors
     /// Those of the disk.
     pub(crate) fn trim(&self) -> io::Result<()> {
-        while self.spare_count() > self.spare_count_max {
-            self.give_back()?;
-        }
+        while self.trim_by_one()? {}
         Ok(())
+    }
+
+    /// The same for one file; false when nothing is too much.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub(crate) fn trim_by_one(&self) -> io::Result<bool> {
+        let has_too_many = {
+            let state = lock(&self.state);
+            state.spares.len() > state.keep_count
+        };
+        Ok(has_too_many && self.give_back()?)
     }
 
     /// Files in the pool.

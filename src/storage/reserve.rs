@@ -383,7 +383,15 @@ impl Space {
         true
     }
 
-    /// Does what was asked for ahead: the next segment, then the reserve. False when there is nothing to do.
+    /// Gives back a spare if there are too many: one by one, because a segment may be wanted meanwhile.
+    fn trim_by_one(&self) -> bool {
+        self.pool.trim_by_one().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot give back a spare segment");
+            false
+        })
+    }
+
+    /// Does what was asked for ahead: the next segment, then the reserve; spares that are too many go. False when there is nothing to do.
     ///
     /// # Errors
     /// A failed sync of a segment.
@@ -395,7 +403,7 @@ impl Space {
         if is_wanted {
             self.refill();
         }
-        Ok(is_wanted)
+        Ok(is_wanted || self.trim_by_one())
     }
 
     /// Makes the reserve whole if there is plenty of room for that. True when that ends a shortage.

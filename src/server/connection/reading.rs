@@ -41,8 +41,8 @@ const _: () = assert!(WIDE_BYTES <= 2 * COPIED_FRAME_MAX_BYTES as usize);
 const WIDE_MIN_BYTES: usize = 16 * 1024;
 /// A wide read that brought so much has probably left something, and others have their turn first.
 const WIDE_MORE_BYTES: usize = WIDE_BYTES - WIDE_REST_MAX_BYTES;
-/// A wide read must leave less than this to be followed by another one: it is copied.
-const WIDE_REST_MAX_BYTES: usize = 40 * 1024;
+/// A wide read must leave less than this to be followed by another one: it is copied. A publish with a body of 64 KiB is.
+const WIDE_REST_MAX_BYTES: usize = 66 * 1024;
 
 /// Frames that are read into a buffer of their own size: more than a narrow read brings, and no more than a connection may have
 /// because of a header alone.
@@ -124,7 +124,14 @@ impl ConnectionTask {
 
     /// See (3).
     fn may_read_wide(&self) -> bool {
-        self.reading.is_wide && self.input.len() < WIDE_REST_MAX_BYTES && !self.is_held_back()
+        self.reading.is_wide && self.leaves_little() && !self.is_held_back()
+    }
+
+    /// What was left of a read is short, and of a frame that can be copied out of a wide one.
+    fn leaves_little(&self) -> bool {
+        let is_copied = |bytes: usize| bytes <= COPIED_FRAME_MAX_BYTES as usize;
+        self.input.len() < WIDE_REST_MAX_BYTES
+            && Session::announced_frame_bytes(&self.input).is_none_or(is_copied)
     }
 
     /// The client is about to be stopped.
@@ -204,7 +211,7 @@ impl ConnectionTask {
         if count >= INPUT_MAX_BYTES {
             // What is not left is what could have been read wide.
             self.guarded(|task| task.session.receive_copied(&mut task.input, now_ms));
-            self.reading.is_wide = self.input.len() < WIDE_REST_MAX_BYTES;
+            self.reading.is_wide = self.leaves_little();
         }
         self.guarded(|task| task.session.receive(&mut task.input, now_ms));
     }
@@ -227,7 +234,7 @@ impl ConnectionTask {
         self.guarded(|task| task.session.receive_copied(&mut buffer, now_ms));
         self.input = BytesMut::from(&buffer[..]);
         buffers::give(Some(buffer));
-        self.reading.is_wide = count >= WIDE_MIN_BYTES && self.input.len() < WIDE_REST_MAX_BYTES;
+        self.reading.is_wide = count >= WIDE_MIN_BYTES && self.leaves_little();
         self.guarded(|task| task.session.receive(&mut task.input, now_ms));
         Ok(count)
     }
