@@ -15,7 +15,7 @@ use stratamq::broker::command::{Publish, Published};
 use stratamq::broker::effects::{AfterDurable, Effects};
 use stratamq::broker::journal::Journal;
 use stratamq::broker::message::PayloadDecoder;
-use stratamq::broker::outbox::{Outbox, OutboxItem, Wake};
+use stratamq::broker::outbox::{Outbox, OutboxItems, OutboxPlace, Wake};
 use stratamq::broker::queue::decode_body;
 use stratamq::broker::{Broker, BrokerOptions, Connection, User};
 use stratamq::disk::{Clock, Disk, RealClock, RealDisk};
@@ -150,7 +150,7 @@ struct Peer {
     user: Option<User>,
     domain: Option<Connection>,
     input: BytesMut,
-    items: Vec<OutboxItem>,
+    items: OutboxItems,
     batch: Vec<Publish>,
     published: Vec<Published>,
     delivered_count: u64,
@@ -385,7 +385,7 @@ impl Peer {
             user: None,
             domain: None,
             input: BytesMut::new(),
-            items: Vec::new(),
+            items: OutboxItems::default(),
             batch: Vec::new(),
             published: Vec::new(),
             delivered_count: 0,
@@ -400,12 +400,8 @@ impl Peer {
             broker.outbox_drained(domain, NOW_MS, effects);
             self.outbox.drain(&mut self.items);
         }
-        self.delivered_count += self.items.len() as u64;
-        self.session.warm(self.items.iter());
-        self.session.warm(self.items.iter());
-        let mut done = 0;
-        self.session
-            .handle_items(&self.items, &mut done, usize::MAX);
+        let done = &mut OutboxPlace::default();
+        self.delivered_count += self.session.handle_items(&self.items, done, usize::MAX);
         self.items.clear();
     }
 

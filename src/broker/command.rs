@@ -304,6 +304,12 @@ impl Delivery {
             consumer: self.consumer,
         }
     }
+
+    /// The same, unless it is settled already.
+    #[must_use]
+    pub fn unsettled(&self) -> Option<Unacked> {
+        (!self.is_settled).then(|| self.unacked())
+    }
 }
 
 /// Answer to a command.

@@ -9,12 +9,14 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
-use smallvec::SmallVec;
-
-use super::command::{ConsumerId, Delivery};
 use super::message::Message;
 use super::queue::{Queue, QueueHandle};
 use crate::sync::lock;
+
+mod items;
+
+pub(super) use items::AddedItems;
+pub use items::{DeliveryRun, OutboxItem, OutboxItems, OutboxPlace};
 
 /// Deliveries a connection may have outstanding in its outbox, in bytes of payload plus overhead each.
 pub const OUTBOX_MAX_BYTES: usize = 512 * 1024;
@@ -52,55 +54,6 @@ impl OutboxLimit {
 /// Bytes every delivery counts on top of its payload.
 pub const DELIVERY_OVERHEAD_BYTES: usize = 128;
 
-/// A list of items that has room for more than so many times as many is not kept.
-const LIST_SLACK_FACTOR: usize = 4;
-
-/// One thing for a connection to do.
-#[derive(Debug)]
-pub enum OutboxItem {
-    /// Send `basic.deliver`.
-    Deliver(Delivery),
-    /// Send `basic.deliver` of an answer by direct reply-to, which no queue has held.
-    Reply {
-        /// Channel of the requester.
-        channel: u16,
-        /// Its pseudo consumer.
-        consumer: ConsumerId,
-        /// The answer.
-        message: Arc<Message>,
-    },
-    /// The broker cancelled a consumer (its queue was deleted): tell the client if it can hear it.
-    ConsumerCancelled {
-        /// Channel of the consumer.
-        channel: u16,
-        /// The consumer.
-        consumer: ConsumerId,
-    },
-    /// Late answer to a `basic.get` that had to read from disk.
-    GetReady {
-        /// Channel that waits.
-        channel: u16,
-        /// The message and the ready messages left; `None` when the queue has become empty. Behind a pointer, so that the
-        /// usual item is no longer for it.
-        got: Option<Box<(Delivery, u32)>>,
-    },
-}
-
-/// Every delivery is one of these, moved a few times.
-const _: () = assert!(size_of::<OutboxItem>() == size_of::<Delivery>());
-
-impl OutboxItem {
-    /// The message in it.
-    #[must_use]
-    pub fn into_delivery(self) -> Option<Delivery> {
-        match self {
-            Self::Deliver(delivery) => Some(delivery),
-            Self::GetReady { got, .. } => got.map(|got| got.0),
-            Self::Reply { .. } | Self::ConsumerCancelled { .. } => None,
-        }
-    }
-}
-
 /// Woken when an empty outbox receives its first item. Implemented by the server.
 pub trait Wake: Send + Sync + std::fmt::Debug {
     /// Schedules the connection's task; called without locks held.
@@ -110,7 +63,7 @@ pub trait Wake: Send + Sync + std::fmt::Debug {
 /// See the module.
 #[derive(Debug)]
 pub struct Outbox {
-    items: Mutex<Items>,
+    content: Mutex<Content>,
     /// Bytes of the deliveries in the box and of those that were promised a place in it.
     size_bytes: AtomicUsize,
     /// Somebody was turned away; set behind the note in `waiting`.
@@ -124,9 +77,9 @@ pub struct Outbox {
 }
 
 #[derive(Debug, Default)]
-struct Items {
-    list: Vec<OutboxItem>,
-    /// Bytes of the deliveries in `list`.
+struct Content {
+    items: OutboxItems,
+    /// Bytes of the deliveries in `items`.
     size_bytes: usize,
 }
 
@@ -147,7 +100,7 @@ impl Outbox {
     #[must_use]
     pub fn within(waker: Box<dyn Wake>, limit: Arc<OutboxLimit>) -> Self {
         Self {
-            items: Mutex::default(),
+            content: Mutex::default(),
             size_bytes: AtomicUsize::new(0),
             was_full: AtomicBool::new(false),
             waiting: Mutex::default(),
@@ -212,53 +165,46 @@ impl Outbox {
 
     /// Adds items of so many bytes, whose places were [reserved](Outbox::reserve); true when the box was empty, so that
     /// the caller must wake the connection (after releasing all locks).
-    pub(super) fn push_all(&self, added: SmallVec<[OutboxItem; 1]>, size_bytes: usize) -> bool {
-        let mut items = lock(&self.items);
-        items.size_bytes += size_bytes;
-        let was_empty = items.list.is_empty();
-        if added.spilled() {
-            let mut added = added.into_vec();
-            // A list with room for far more than it has would keep that room.
-            let is_snug = added.capacity() <= LIST_SLACK_FACTOR * added.len();
-            if was_empty && is_snug && items.list.capacity() < added.len() {
-                items.list = added;
-            } else {
-                items.list.append(&mut added);
-            }
-        } else {
-            items.list.extend(added);
-        }
-        was_empty && !items.list.is_empty()
+    pub(super) fn push_all(&self, added: AddedItems, size_bytes: usize) -> bool {
+        let mut content = lock(&self.content);
+        content.size_bytes += size_bytes;
+        let was_empty = content.items.is_empty();
+        content.items.append(added);
+        was_empty && !content.items.is_empty()
     }
 
-    /// Adds an item; true when the box was empty, so that the caller must wake the connection
+    /// Adds an item that is no delivery from a queue; true when the box was empty, so that the caller must wake the connection
     /// (after releasing all locks).
     pub fn push(&self, item: OutboxItem) -> bool {
-        let size_bytes = item.size_bytes();
+        let size_bytes = match &item {
+            OutboxItem::Reply { message, .. } => delivery_bytes(message),
+            _ => 0,
+        };
         self.reserve(size_bytes);
-        let mut items = lock(&self.items);
-        items.size_bytes += size_bytes;
-        items.list.push(item);
-        items.list.len() == 1
+        let mut content = lock(&self.content);
+        content.size_bytes += size_bytes;
+        let was_empty = content.items.is_empty();
+        content.items.push(item);
+        was_empty
     }
 
     /// Moves everything into `into`, which is empty; true when somebody was turned away since the last
     /// call, so that `Broker::outbox_drained` is due.
-    pub fn drain(&self, into: &mut Vec<OutboxItem>) -> bool {
+    pub fn drain(&self, into: &mut OutboxItems) -> bool {
         let size_bytes = {
-            let mut items = lock(&self.items);
-            std::mem::swap(&mut items.list, into);
-            std::mem::take(&mut items.size_bytes)
+            let mut content = lock(&self.content);
+            std::mem::swap(&mut content.items, into);
+            std::mem::take(&mut content.size_bytes)
         };
         self.size_bytes.fetch_sub(size_bytes, Ordering::SeqCst);
         self.was_full.swap(false, Ordering::SeqCst)
     }
 
-    /// Gives the list back that an empty box keeps for the next items.
+    /// Gives the lists back that an empty box keeps for the next items.
     pub fn rest(&self) {
-        let mut items = lock(&self.items);
-        if items.list.is_empty() {
-            items.list = Vec::new();
+        let mut content = lock(&self.content);
+        if content.items.is_empty() {
+            content.items = OutboxItems::default();
         }
     }
 
@@ -278,15 +224,5 @@ impl Outbox {
     /// Wakes the connection.
     pub fn wake(&self) {
         self.waker.wake();
-    }
-}
-
-impl OutboxItem {
-    pub(super) fn size_bytes(&self) -> usize {
-        match self {
-            Self::Deliver(delivery) => delivery_bytes(&delivery.message),
-            Self::Reply { message, .. } => delivery_bytes(message),
-            Self::ConsumerCancelled { .. } | Self::GetReady { .. } => 0,
-        }
     }
 }

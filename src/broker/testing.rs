@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 
 use super::journal::Journal;
-use super::outbox::{Outbox, OutboxItem, Wake};
+use super::outbox::{Outbox, OutboxItems, Wake};
 use crate::storage::image::QueueImage;
 use crate::storage::types::{
     ImageEntry, Lsn, MetaEffect, Position, Pusher, QueueId, Receipt, Ref, Request, SegmentId, Seq,
@@ -292,8 +292,8 @@ pub(crate) fn outbox() -> Arc<Outbox> {
 }
 
 /// What lies in an outbox.
-pub(crate) fn drain(outbox: &Outbox) -> Vec<OutboxItem> {
-    let mut items = Vec::new();
+pub(crate) fn drain(outbox: &Outbox) -> OutboxItems {
+    let mut items = OutboxItems::default();
     outbox.drain(&mut items);
     items
 }

@@ -148,6 +148,11 @@ impl DeliveryTags {
         self.last_tag
     }
 
+    /// So many tags more, for deliveries that are settled already.
+    pub(super) fn pass_settled(&mut self, count: usize) {
+        self.last_tag += count as u64;
+    }
+
     /// The next tag, for a delivery to be acknowledged.
     pub(super) fn next(
         &mut self,
@@ -156,21 +161,26 @@ impl DeliveryTags {
         consumer: Option<ConsumerId>,
     ) -> u64 {
         let mut newest = self.holders.newest;
-        self.next_of(&mut newest, queue, seq, consumer)
+        self.next_run(&mut newest, queue, consumer, seq, 1);
+        self.last_tag
     }
 
-    /// The same for a holder that is probably `known` as it was the last time. Its number now comes back there.
-    pub(super) fn next_of(
+    /// The next tags, for so many deliveries from the message `first` on, which are to be acknowledged. Their holder is probably
+    /// `known` as it was the last time; its number now comes back there.
+    pub(super) fn next_run(
         &mut self,
         known: &mut HolderNumber,
         queue: &QueueHandle,
-        seq: Seq,
         consumer: Option<ConsumerId>,
-    ) -> u64 {
-        self.last_tag += 1;
-        *known = self.holders.add(*known, queue, consumer);
-        self.put(self.last_tag, seq, *known);
-        self.last_tag
+        first: Seq,
+        count: usize,
+    ) {
+        if count == 0 {
+            return;
+        }
+        *known = self.holders.add(*known, queue, consumer, count);
+        self.put_run(self.last_tag + 1, first, count, *known);
+        self.last_tag += count as u64;
     }
 
     /// The channel has so many consumers.
@@ -243,12 +253,12 @@ impl DeliveryTags {
     /// Puts back what `take` gave, after a rollback.
     pub(super) fn restore(&mut self, outstanding: impl IntoIterator<Item = Outstanding>) {
         for (first, unacked) in outstanding {
-            let seqs = unacked.seqs.first.0..=unacked.seqs.last.0;
-            for (tag, seq) in (first..).zip(seqs) {
-                let newest = self.holders.newest;
-                let holder = self.holders.add(newest, &unacked.queue, unacked.consumer);
-                self.put(tag, Seq(seq), holder);
-            }
+            let newest = self.holders.newest;
+            let count = usize::try_from(unacked.count()).unwrap_or(usize::MAX);
+            let holder = self
+                .holders
+                .add(newest, &unacked.queue, unacked.consumer, count);
+            self.put_run(first, unacked.seqs.first, count, holder);
         }
     }
 
@@ -316,23 +326,37 @@ impl DeliveryTags {
         (chunk.holders[place(tag)] != NOBODY).then_some(index)
     }
 
-    fn put(&mut self, tag: u64, seq: Seq, holder: HolderNumber) {
-        let number = tag / CHUNK_TAGS;
-        let is_newest = self.chunks.back().is_some_and(|last| last.number == number);
-        let index = if is_newest {
-            self.chunks.len() - 1
-        } else {
-            self.find_chunk(number).unwrap_or_else(|index| {
-                let chunk = self.fresh_chunk(number);
-                self.chunks.insert(index, chunk);
-                index
-            })
-        };
-        let chunk = &mut self.chunks[index];
-        chunk.seqs[place(tag)] = seq.0;
-        chunk.holders[place(tag)] = holder;
-        chunk.count += 1;
-        self.count += 1;
+    /// Deliveries from the message `first` on get so many tags from `tag` on.
+    fn put_run(&mut self, tag: u64, first: Seq, count: usize, holder: HolderNumber) {
+        self.count += count;
+        let (mut tag, mut seq, mut left) = (tag, first.0, count);
+        while left > 0 {
+            let from = place(tag);
+            let len = left.min(CHUNK_LEN - from);
+            let index = self.chunk_for(tag / CHUNK_TAGS);
+            let chunk = &mut self.chunks[index];
+            for (kept, seq) in chunk.seqs[from..from + len].iter_mut().zip(seq..) {
+                *kept = seq;
+            }
+            chunk.holders[from..from + len].fill(holder);
+            chunk.count += u32::try_from(len).unwrap_or(0);
+            tag += len as u64;
+            seq += len as u64;
+            left -= len;
+        }
+    }
+
+    /// Index of the chunk with this number, which is made if need be.
+    #[inline]
+    fn chunk_for(&mut self, number: u64) -> usize {
+        if self.chunks.back().is_some_and(|last| last.number == number) {
+            return self.chunks.len() - 1;
+        }
+        self.find_chunk(number).unwrap_or_else(|index| {
+            let chunk = self.fresh_chunk(number);
+            self.chunks.insert(index, chunk);
+            index
+        })
     }
 
     fn fresh_chunk(&mut self, number: u64) -> Box<Chunk> {
@@ -467,12 +491,13 @@ impl Holders {
         self.known.get_mut(index)?.as_mut()
     }
 
-    /// Counts a delivery; the number of who holds it, which is probably `guess`.
+    /// Counts deliveries, one at least; the number of who holds them, which is probably `guess`.
     fn add(
         &mut self,
         guess: HolderNumber,
         queue: &QueueHandle,
         consumer: Option<ConsumerId>,
+        count: usize,
     ) -> HolderNumber {
         let is_it = self
             .get(guess)
@@ -483,9 +508,11 @@ impl Holders {
             self.number_of(queue, consumer)
         };
         self.newest = number;
+        let count = u32::try_from(count).expect("a channel holds fewer than 2^32 deliveries");
         if let Some(holder) = self.get_mut(number) {
-            holder.count += 1;
-            if holder.count == 1 {
+            let was_idle = holder.count == 0;
+            holder.count += count;
+            if was_idle {
                 self.idle_count -= 1;
             }
         }
@@ -619,6 +646,29 @@ mod tests {
         };
         model.retain(|tag| !taken.contains(tag));
         Ok(taken)
+    }
+
+    #[test]
+    fn a_run_of_deliveries_gets_tags_across_chunks() {
+        let (queue, other) = (queue(), queue());
+        for count in [1, 2, 61, 62, 63, 64, 65, 126, 127, 200] {
+            let mut tags = DeliveryTags::default();
+            let mut known = NOBODY;
+            // Tags 1, and 2 to `count + 1`: the first chunk has 63 of them.
+            tags.next(&other, Seq(7), None);
+            tags.next_run(&mut known, &queue, Some(ConsumerId(1)), Seq(100), count);
+            tags.pass_settled(3);
+            let last = count as u64 + 1;
+            assert_eq!(tags.last_tag(), last + 3);
+            assert_eq!(tags.len(), count + 1);
+            let taken: Vec<_> = (1..=last)
+                .flat_map(|tag| taken(&mut tags, AckScope::One(tag)).expect("it is outstanding"))
+                .map(|(tag, unacked)| (tag, unacked.seqs.first.0, unacked.consumer))
+                .collect();
+            let run = (2..=last).map(|tag| (tag, tag + 98, Some(ConsumerId(1))));
+            assert!(std::iter::once((1, 7, None)).chain(run).eq(taken));
+            assert_eq!((tags.len(), tags.chunks.len()), (0, 0));
+        }
     }
 
     proptest! {

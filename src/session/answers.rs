@@ -38,7 +38,7 @@ impl Session {
     /// An answer that the client does not wait for. A message in it must not be lost.
     fn absorb(&mut self, id: u16, body: ReplyBody) {
         if let ReplyBody::Got { delivery, .. } = body {
-            self.keep_unsent(id, &delivery);
+            self.keep_unsent(id, delivery.unsettled());
         }
     }
 

@@ -1,6 +1,8 @@
 //! What the broker has for the client: deliveries get their tags here and are encoded straight into the
 //! output.
 
+use std::sync::Arc;
+
 use super::acks::DeliveryTags;
 use super::channel::{Awaiting, Channel, ChannelState};
 use super::event::Event;
@@ -16,82 +18,87 @@ use crate::amqp::reply_code::{NO_ROUTE, NO_ROUTE_TEXT};
 use crate::amqp::short_string::ShortString;
 use crate::broker::command::{Command, ConsumerId, Delivery, Publish, SettleOutcome, Unacked};
 use crate::broker::message::Message;
-use crate::broker::outbox::OutboxItem;
+use crate::broker::outbox::{DeliveryRun, OutboxItem, OutboxItems, OutboxPlace};
+use crate::cache_line::TOUCHED_TOGETHER;
 
 /// So many deliveries to one consumer are encoded as a run, if there are as many; see [`DeliverRun`].
 const RUN_MIN: usize = 4;
 
 impl Session {
-    /// Takes what is in the outbox from `items[*done]` on, until the output holds `output_max_bytes` or more; `done` is how
-    /// many were taken, and names the one in hand all the while. Says how many deliveries were among them.
+    /// Takes what is in the outbox from `done` on, until the output holds `output_max_bytes` or more; `done` is how far it came, and
+    /// names the one in hand all the while, or one shortly before it. Says how many deliveries were taken.
     pub fn handle_items(
         &mut self,
-        items: &[OutboxItem],
-        done: &mut usize,
+        items: &OutboxItems,
+        done: &mut OutboxPlace,
         output_max_bytes: usize,
     ) -> u64 {
         let mut delivered_count = 0;
+        let mut warmed_upto = 0;
         while self.output.len() < output_max_bytes
-            && let Some(item) = items.get(*done)
+            && let Some(item) = items.list().get(done.item)
         {
             match item {
                 OutboxItem::Deliver(first) => {
-                    delivered_count += self.deliver_run(first, items, done, output_max_bytes);
+                    if done.message >= warmed_upto {
+                        warmed_upto = self.warm(items, done);
+                    }
+                    let warmed_upto = &mut warmed_upto;
+                    delivered_count +=
+                        self.deliver_runs(first, items, done, warmed_upto, output_max_bytes);
                     continue;
                 }
-                OutboxItem::Reply { .. } => delivered_count += 1,
-                OutboxItem::ConsumerCancelled { .. } | OutboxItem::GetReady { .. } => {}
+                OutboxItem::Reply {
+                    channel,
+                    consumer,
+                    message,
+                } => {
+                    delivered_count += 1;
+                    self.deliver_reply(*channel, *consumer, message);
+                }
+                OutboxItem::ConsumerCancelled { channel, consumer } => {
+                    self.consumer_cancelled(*channel, *consumer);
+                }
+                OutboxItem::GetReady { channel, got } => self.get_ready(*channel, got.as_deref()),
             }
-            self.handle_outbox(item);
-            *done += 1;
+            done.pass();
         }
         delivered_count
     }
 
-    /// One thing from the outbox: assigns the delivery tag and encodes, or gives a late one back.
-    pub fn handle_outbox(&mut self, item: &OutboxItem) {
-        match item {
-            OutboxItem::Deliver(delivery) => {
-                self.deliver_run(delivery, std::slice::from_ref(item), &mut 0, usize::MAX);
-            }
-            OutboxItem::Reply {
-                channel,
-                consumer,
-                message,
-            } => self.deliver_reply(*channel, *consumer, message),
-            OutboxItem::ConsumerCancelled { channel, consumer } => {
-                self.consumer_cancelled(*channel, *consumer);
-            }
-            OutboxItem::GetReady { channel, got } => self.get_ready(*channel, got.as_deref()),
-        }
-    }
-
-    /// Looks at what [`handle_outbox`](Self::handle_outbox) will touch for some deliveries. Where a connection consumes from
+    /// Looks at what the next deliveries will touch; the number of the first message behind these. Where a connection consumes from
     /// many queues, the processor fetches it side by side that way; one delivery after the other would wait for each.
-    pub fn warm<'a>(&self, deliveries: impl Iterator<Item = &'a OutboxItem>) {
-        let mut last = None;
+    fn warm(&self, items: &OutboxItems, done: &OutboxPlace) -> usize {
+        let list = items.list().get(done.item..).unwrap_or_default();
+        let upto = done.message + TOUCHED_TOGETHER;
+        let mut message = done.message;
+        let mut last_consumer = None;
         let mut last_channel = None;
         let mut seen = 0;
-        for item in deliveries {
-            let OutboxItem::Deliver(delivery) = item else {
-                continue;
+        for item in list {
+            let OutboxItem::Deliver(run) = item else {
+                break;
             };
-            if last != Some((delivery.channel, delivery.consumer)) {
-                last = Some((delivery.channel, delivery.consumer));
+            if last_consumer != Some(run.consumer) {
+                last_consumer = Some(run.consumer);
                 let channel = match last_channel {
-                    Some((id, channel)) if id == delivery.channel => channel,
-                    _ => self.channels.get(&delivery.channel),
+                    Some((id, channel)) if id == run.channel => channel,
+                    _ => self.channels.get(&run.channel),
                 };
-                last_channel = Some((delivery.channel, channel));
-                if let (Some(channel), Some(consumer)) = (channel, delivery.consumer) {
-                    let taker = channel.consumers.taker(consumer);
+                last_channel = Some((run.channel, channel));
+                if let Some(channel) = channel {
+                    let taker = channel.consumers.taker(run.consumer);
                     seen ^= taker.map_or(0, |taker| channel.tags.warm_holder(taker.holder));
                 }
-                seen ^= delivery.queue.id().0;
+                seen ^= run.queue.id().0;
             }
-            seen ^= u64::from(delivery.message.touch());
+            message += run.len();
+            if message >= upto {
+                break;
+            }
         }
         std::hint::black_box(seen);
+        touch_next(items, done)
     }
 
     /// True when `delivery` is the last one that its channel keeps a tag for.
@@ -118,32 +125,37 @@ impl Session {
         held
     }
 
-    /// Delivers `first`, which is `items[*done]`, and those behind it that are for the same consumer, as
-    /// [`handle_items`](Self::handle_items) does: channel and consumer are looked up once.
-    fn deliver_run(
+    /// Delivers `first`, which is the item in hand, and the runs behind it that are for the same consumer, as
+    /// [`handle_items`](Self::handle_items) does: channel and consumer are looked up once. Messages below `warmed_upto` were looked
+    /// at.
+    fn deliver_runs(
         &mut self,
-        first: &Delivery,
-        items: &[OutboxItem],
-        done: &mut usize,
+        first: &DeliveryRun,
+        items: &OutboxItems,
+        done: &mut OutboxPlace,
+        warmed_upto: &mut usize,
         output_max_bytes: usize,
     ) -> u64 {
         let lane = Lane::new(first.channel, self.frame_max_bytes);
         let channel = self.channels.get_mut(&first.channel);
-        let taker = match (channel, first.consumer) {
-            (Some(channel), Some(consumer)) if channel.is_live() && !channel.is_collected => {
-                let taker = channel.consumers.taker_mut(consumer);
+        let taker = match channel {
+            Some(channel) if channel.is_live() && !channel.is_collected => {
+                let taker = channel.consumers.taker_mut(first.consumer);
                 taker.map(|taker| (taker, &mut channel.tags))
             }
             _ => None,
         };
         let Some((taker, tags)) = taker else {
-            self.keep_unsent(first.channel, first);
-            *done += 1;
-            return 1;
+            self.keep_unsent(first.channel, first.unacked_from(done.delivery));
+            let count = first.len() - done.delivery;
+            done.pass_deliveries(first, count);
+            return count as u64;
         };
-        let is_run = items
-            .get(*done + (RUN_MIN - 1))
-            .is_some_and(|last| is_for_taker_of(first, last));
+        let is_run = first.len() - done.delivery >= RUN_MIN
+            || items
+                .list()
+                .get(done.item + (RUN_MIN - 1))
+                .is_some_and(|last| run_to(first.consumer, last).is_some());
         let mut wire = Wire {
             output: &mut self.output,
             lane,
@@ -151,26 +163,46 @@ impl Session {
             consumer_tag: &taker.tag,
             run: is_run.then(|| DeliverRun::new(lane, &taker.tag)),
         };
-        let mut delivery = first;
-        let mut count = 0;
+        let mut run = first;
+        let mut delivered_count = 0;
         loop {
-            let delivery_tag = if delivery.is_settled {
-                tags.next_settled()
-            } else {
-                let (queue, consumer) = (&delivery.queue, delivery.consumer);
-                tags.next_of(&mut taker.holder, queue, delivery.seq, consumer)
-            };
-            wire.put(delivery_tag, delivery.is_redelivered, &delivery.message);
-            *done += 1;
-            count += 1;
-            delivery = match items.get(*done) {
-                Some(item @ OutboxItem::Deliver(next))
-                    if is_for_taker_of(first, item) && wire.output.len() < output_max_bytes =>
-                {
-                    next
+            let left_count = run.len() - done.delivery;
+            let messages = items.messages_from(done).iter().take(left_count);
+            let mut count = 0;
+            for (tag, message) in (tags.last_tag() + 1..).zip(messages) {
+                if done.message + count >= *warmed_upto {
+                    let mut next = *done;
+                    next.message += count;
+                    *warmed_upto = touch_next(items, &next);
                 }
-                _ => return count,
+                wire.put(tag, run.is_redelivered, message);
+                count += 1;
+                if wire.output.len() >= output_max_bytes {
+                    break;
+                }
+            }
+            // Only what is in the output has a tag, and it leaves the list with that.
+            if run.is_settled {
+                tags.pass_settled(count);
+            } else {
+                let seq = run.seq(done.delivery);
+                tags.next_run(
+                    &mut taker.holder,
+                    &run.queue,
+                    Some(run.consumer),
+                    seq,
+                    count,
+                );
+            }
+            delivered_count += count as u64;
+            if !done.pass_deliveries(run, count) || wire.output.len() >= output_max_bytes {
+                return delivered_count;
+            }
+            let next = items.list().get(done.item);
+            let Some(next) = next.and_then(|next| run_to(first.consumer, next)) else {
+                return delivered_count;
             };
+            run = next;
         }
     }
 
@@ -196,26 +228,24 @@ impl Session {
         wire.put(channel.tags.next_settled(), false, message);
     }
 
-    /// The client is not told of this delivery. It goes back with the channel's end if that is still to come: at once it
-    /// would be handed to the same consumer again.
-    pub(super) fn keep_unsent(&mut self, id: u16, delivery: &Delivery) {
+    /// The client is not told of these deliveries, if they are to be settled. They go back with the channel's end if that is still
+    /// to come: at once they would be handed to the same consumer again.
+    pub(super) fn keep_unsent(&mut self, id: u16, unsent: Option<Unacked>) {
+        let Some(unsent) = unsent else {
+            return;
+        };
         match self.channels.get_mut(&id) {
             Some(channel) if !channel.is_live() && !channel.is_collected => {
-                if !delivery.is_settled {
-                    channel.unsent.push(delivery.unacked());
-                }
+                channel.unsent.push(unsent);
             }
-            _ => self.give_back(delivery),
+            _ => self.give_back(id, unsent),
         }
     }
 
-    /// The channel or consumer it was meant for is gone.
-    fn give_back(&mut self, delivery: &Delivery) {
-        if delivery.is_settled {
-            return;
-        }
-        let id = match self.channels.get(&delivery.channel) {
-            Some(channel) if !channel.is_collected => delivery.channel,
+    /// The channel or consumer they were meant for is gone.
+    fn give_back(&mut self, id: u16, unsent: Unacked) {
+        let id = match self.channels.get(&id) {
+            Some(channel) if !channel.is_collected => id,
             // Nothing is known of the answers of channel 0.
             _ => 0,
         };
@@ -230,14 +260,14 @@ impl Session {
         })) = self.work.front_mut()
             && *channel == id
         {
-            items.push(delivery.unacked());
+            items.push(unsent);
             return;
         }
         if let Some(channel) = self.channels.get_mut(&id) {
             // A channel that lives counts the answer.
             channel.unneeded_answer_count += 1;
         }
-        self.return_next(id, vec![delivery.unacked()]);
+        self.return_next(id, vec![unsent]);
     }
 
     /// Gives deliveries back as not tried: at the front, so that it comes before an `Ended` after which there is nobody to
@@ -294,7 +324,7 @@ impl Session {
                 }
                 self.replay_held(id);
             }
-            (_, Some((delivery, _))) => self.keep_unsent(id, delivery),
+            (_, Some((delivery, _))) => self.keep_unsent(id, delivery.unsettled()),
             (_, None) => {}
         }
     }
@@ -334,13 +364,28 @@ impl Session {
     }
 }
 
-/// True when `item` is a delivery to the same consumer.
+/// The run in `item`, if it goes to this consumer.
 #[inline]
-fn is_for_taker_of(delivery: &Delivery, item: &OutboxItem) -> bool {
-    let OutboxItem::Deliver(other) = item else {
-        return false;
-    };
-    (other.consumer, other.channel) == (delivery.consumer, delivery.channel)
+fn run_to(consumer: ConsumerId, item: &OutboxItem) -> Option<&DeliveryRun> {
+    match item {
+        OutboxItem::Deliver(run) if run.consumer == consumer => Some(run),
+        _ => None,
+    }
+}
+
+/// Looks at the next messages from `done` on; the number of the first one behind these.
+fn touch_next(items: &OutboxItems, done: &OutboxPlace) -> usize {
+    let mut last = std::ptr::null();
+    let mut seen = 0;
+    for message in items.messages_from(done).iter().take(TOUCHED_TOGETHER) {
+        // A fan-out brings the same one for each of several queues.
+        if !std::ptr::eq(Arc::as_ptr(message), last) {
+            last = Arc::as_ptr(message);
+            seen ^= message.touch();
+        }
+    }
+    std::hint::black_box(seen);
+    done.message + TOUCHED_TOGETHER
 }
 
 /// Encodes deliveries to one consumer.

@@ -6,7 +6,7 @@
 //!                             | Session |                              |  server calls the broker
 //!   socket <------output----- +---------+ <--login_result, command_result, publish_results, ...
 //!                              ^       ^
-//!             handle_timeout --+       +-- handle_outbox, handle_durable, set_alarm, begin_shutdown
+//!             handle_timeout --+       +-- handle_items, handle_durable, set_alarm, begin_shutdown
 //! ```
 //!
 //! # How the server drives it

@@ -9,9 +9,10 @@ use smallvec::SmallVec;
 use super::reservation::Ask;
 use super::state::Locked;
 use super::{QueueHandle, Turn};
+use crate::broker::consumer::ConsumerSpec;
 use crate::broker::effects::AfterDurable;
 use crate::broker::message::Message;
-use crate::broker::outbox::{Outbox, OutboxItem};
+use crate::broker::outbox::{AddedItems, Outbox, OutboxItem, delivery_bytes};
 use crate::storage::types::{QueueId, Receipt, Ref, Request, Seq, SeqRange, SettleCause, Urgency};
 
 /// How many settle requests are looked at for one to extend.
@@ -40,7 +41,7 @@ const UNTOLD_MAX_BYTES: usize = 16 * 1024;
 /// What one outbox gets; there is one for each outbox, or its bound would not hold.
 struct Handout {
     outbox: Arc<Outbox>,
-    items: SmallVec<[OutboxItem; 1]>,
+    items: AddedItems,
     /// Bytes of the deliveries in `items`.
     size_bytes: usize,
     /// Those that have no place in the outbox yet.
@@ -48,12 +49,11 @@ struct Handout {
 }
 
 impl Handout {
+    /// A delivery of so many bytes was added.
     #[inline]
-    fn push(&mut self, item: OutboxItem) {
-        let size_bytes = item.size_bytes();
+    fn count(&mut self, size_bytes: usize) {
         self.size_bytes += size_bytes;
         self.untold_bytes += size_bytes;
-        self.items.push(item);
         // A full box is told at once: nobody else may be picked for it.
         if self.untold_bytes >= UNTOLD_MAX_BYTES || self.outbox.is_full_with(self.untold_bytes) {
             self.tell();
@@ -202,25 +202,51 @@ impl Batch {
         self.expected_messages_count = message_count;
     }
 
-    /// Nothing passes an outbox but in the order in which it is handed out here.
-    #[inline]
+    /// Hands out what is no delivery. Nothing passes an outbox but in the order in which it is handed out here.
     pub(super) fn hand_out(&mut self, outbox: &Arc<Outbox>, item: OutboxItem) {
-        if let Some(place) = self.handout_place(outbox) {
-            return self.handouts[place].push(item);
-        }
-        let mut handout = Handout {
+        self.handout_for(outbox).items.push(item);
+    }
+
+    /// Hands out a delivery to the consumer.
+    #[inline]
+    pub(super) fn deliver(
+        &mut self,
+        spec: &ConsumerSpec,
+        queue: &QueueHandle,
+        seq: Seq,
+        is_redelivered: bool,
+        message: Arc<Message>,
+    ) {
+        let size_bytes = delivery_bytes(&message);
+        let handout = self.handout_for(&spec.outbox);
+        let items = &mut handout.items;
+        items.deliver(spec, queue, seq, is_redelivered, message);
+        handout.count(size_bytes);
+    }
+
+    #[inline]
+    fn handout_for(&mut self, outbox: &Arc<Outbox>) -> &mut Handout {
+        let place = match self.handout_place(outbox) {
+            Some(place) => place,
+            None => self.add_handout(outbox),
+        };
+        &mut self.handouts[place]
+    }
+
+    fn add_handout(&mut self, outbox: &Arc<Outbox>) -> usize {
+        let place = self.handouts.len();
+        self.handouts.push(Handout {
             outbox: Arc::clone(outbox),
-            items: SmallVec::with_capacity(std::mem::take(&mut self.expected_count)),
+            items: AddedItems::expecting(std::mem::take(&mut self.expected_count)),
             size_bytes: 0,
             untold_bytes: 0,
-        };
-        handout.push(item);
-        self.handouts.push(handout);
+        });
         if self.handouts.len() > HANDOUT_SEARCH_MAX {
             let unknown = self.handout_places.len()..self.handouts.len();
             let places = unknown.map(|place| (address(&self.handouts[place].outbox), place));
             self.handout_places.extend(places);
         }
+        place
     }
 
     fn handout_place(&self, outbox: &Arc<Outbox>) -> Option<usize> {
@@ -238,7 +264,7 @@ impl Batch {
         locked: &mut Locked<'_>,
     ) -> Option<Receipt> {
         let receipt = self.push(turn, locked);
-        self.deliver(turn);
+        self.fill_outboxes(turn);
         receipt
     }
 
@@ -334,7 +360,7 @@ impl Batch {
     }
 
     /// What one outbox gets is handed over under one lock of it.
-    fn deliver(&mut self, turn: &mut Turn<'_>) {
+    fn fill_outboxes(&mut self, turn: &mut Turn<'_>) {
         for mut handout in std::mem::take(&mut self.handouts) {
             handout.tell();
             let Handout { outbox, items, .. } = handout;
@@ -373,7 +399,7 @@ mod tests {
             assert_eq!(batch.handouts.len(), count);
             for (outbox, handout) in handouts {
                 assert!(Arc::ptr_eq(outbox, &handout.outbox));
-                assert_eq!(handout.items.len(), 3);
+                assert_eq!(handout.items.list().len(), 3);
             }
         }
     }

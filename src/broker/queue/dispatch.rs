@@ -126,16 +126,7 @@ impl QueueState {
             let Some(message) = message else {
                 return;
             };
-            let delivery = Delivery {
-                channel: spec.channel,
-                consumer: Some(spec.id),
-                queue: Arc::clone(queue),
-                seq,
-                is_redelivered,
-                is_settled: spec.is_no_ack,
-                message,
-            };
-            batch.hand_out(&spec.outbox, OutboxItem::Deliver(delivery));
+            batch.deliver(spec, queue, seq, is_redelivered, message);
             self.delivered_upto = self.delivered_upto.max(seq.count() + 1);
             if let Some(slot) = ended {
                 self.ended(queue, batch, seq, &slot, SettleCause::Acked);
@@ -183,16 +174,7 @@ impl QueueState {
                 false => Slot::arrived(Status::Unacked, Arc::clone(&message), 0),
             }
         });
-        let delivery = Delivery {
-            channel: spec.channel,
-            consumer: Some(spec.id),
-            queue: Arc::clone(queue),
-            seq,
-            is_redelivered: false,
-            is_settled,
-            message,
-        };
-        batch.hand_out(&spec.outbox, OutboxItem::Deliver(delivery));
+        batch.deliver(spec, queue, seq, false, message);
         if is_logged {
             if !self.reservation.precedes(seq) {
                 batch.reserve(queue.id(), self.reservation.ask_ahead_of_publish(seq));
@@ -268,17 +250,9 @@ impl QueueState {
         let Some(spec) = self.consumers.take(index) else {
             return;
         };
-        let (channel, id, is_settled) = (spec.channel, spec.id, spec.is_no_ack);
-        let delivery = Delivery {
-            channel,
-            consumer: Some(id),
-            queue: Arc::clone(queue),
-            seq,
-            is_redelivered: self.slots.get(seq).is_some_and(|slot| slot.is_redelivered),
-            is_settled,
-            message,
-        };
-        batch.hand_out(&spec.outbox, OutboxItem::Deliver(delivery));
+        let is_settled = spec.is_no_ack;
+        let is_redelivered = self.slots.get(seq).is_some_and(|slot| slot.is_redelivered);
+        batch.deliver(spec, queue, seq, is_redelivered, message);
         self.note_delivered(queue, turn, batch, seq, is_settled);
     }
 

@@ -202,7 +202,7 @@ fn deleting_tells_the_consumers() {
     let items = client.arrived();
     assert!(
         matches!(
-            items[..],
+            items.list(),
             [OutboxItem::ConsumerCancelled { channel: 1, .. }]
         ),
         "{items:?}"
@@ -309,7 +309,7 @@ fn what_a_connection_held_when_it_ended_by_a_fault_comes_back() {
         other.publish("", "q").expect("publishes");
     }
     let items = crate::broker::testing::drain(&faulty.outbox);
-    let deliveries = items.into_iter().filter_map(OutboxItem::into_delivery);
+    let deliveries = items.into_deliveries();
     let mut held: Vec<Unacked> = deliveries.map(|delivery| delivery.unacked()).collect();
     assert_eq!(held.len(), 3);
     // One of them was settled before; no channel gives back the others.

@@ -17,7 +17,7 @@ use crate::broker::error::BrokerError;
 use crate::broker::facade::{Broker, BrokerOptions};
 use crate::broker::journal::Journal;
 use crate::broker::message::Message;
-use crate::broker::outbox::{Outbox, OutboxItem, Wake};
+use crate::broker::outbox::{Outbox, OutboxItems, Wake};
 use crate::broker::{Connection, RestoreError};
 use crate::storage::QueueImage;
 use crate::storage::types::{
@@ -363,10 +363,8 @@ impl TestConnection {
     }
 
     /// What arrived in the outbox since the last call.
-    pub(crate) fn arrived(&self) -> Vec<OutboxItem> {
-        let mut items = Vec::new();
-        self.outbox.drain(&mut items);
-        items
+    pub(crate) fn arrived(&self) -> OutboxItems {
+        crate::broker::testing::drain(&self.outbox)
     }
 }
 

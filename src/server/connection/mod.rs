@@ -33,7 +33,7 @@ use crate::broker::Connection as BrokerConnection;
 use crate::broker::User;
 use crate::broker::command::{Command, Publish, Published, Unacked};
 use crate::broker::effects::Effects;
-use crate::broker::outbox::{Outbox, OutboxItem, Wake};
+use crate::broker::outbox::{Outbox, OutboxItems, OutboxPlace, Wake};
 use crate::session::{Event, Login, OUTPUT_HIGH_BYTES, Session, SessionOptions};
 use crate::storage::types::Lsn;
 use crate::telemetry::Counters;
@@ -94,9 +94,9 @@ struct ConnectionTask {
     waits_for: Option<Lsn>,
     effects: Effects,
     /// From the outbox.
-    items: Vec<OutboxItem>,
-    /// So many of them were given to the session; fewer than there are, or there are none.
-    items_done: usize,
+    items: OutboxItems,
+    /// So far they were given to the session.
+    items_done: OutboxPlace,
     /// The next of them is being given to the session.
     is_item_in_hand: bool,
     /// The command that the domain is carrying out.
@@ -190,8 +190,8 @@ impl ConnectionTask {
             domain: None,
             waits_for: None,
             effects: Effects::default(),
-            items: Vec::new(),
-            items_done: 0,
+            items: OutboxItems::default(),
+            items_done: OutboxPlace::default(),
             is_item_in_hand: false,
             command_in_hand: None,
             dropped: Vec::new(),
@@ -286,7 +286,7 @@ impl ConnectionTask {
     fn has_spare(&self) -> bool {
         let spare = |len: usize, capacity: usize| len == 0 && capacity > 0;
         self.session.has_spare()
-            || spare(self.items.len(), self.items.capacity())
+            || self.items.is_spare()
             || spare(self.batch.len(), self.batch.capacity())
             || self.published.capacity() > 0
             || self.effects.has_spare()
@@ -303,7 +303,7 @@ impl ConnectionTask {
         self.outbox.rest();
         buffers::rest();
         if self.items.is_empty() {
-            self.items = Vec::new();
+            self.items = OutboxItems::default();
         }
         if self.batch.is_empty() {
             self.batch = Vec::new();
@@ -390,12 +390,10 @@ impl ConnectionTask {
         if let Some(command) = self.command_in_hand.take() {
             self.dropped.extend(command.into_unacked());
         }
-        if std::mem::take(&mut self.is_item_in_hand)
-            && let Some(item) = self
-                .items
-                .drain(..=std::mem::take(&mut self.items_done))
-                .next_back()
-            && let Some(delivery) = item.into_delivery()
+        let is_item_in_hand = std::mem::take(&mut self.is_item_in_hand);
+        self.items.drop_done(&mut self.items_done);
+        if is_item_in_hand
+            && let Some(delivery) = self.items.take_first()
             && !delivery.is_settled
             && !self.session.holds_last(&delivery)
         {

@@ -16,8 +16,7 @@ use crate::amqp::reply_code::ConnectionReplyCode;
 use crate::broker::User;
 use crate::broker::command::{Command, Publish, Unacked};
 use crate::broker::error::BrokerError;
-use crate::broker::outbox::OutboxItem;
-use crate::cache_line::TOUCHED_TOGETHER;
+use crate::broker::outbox::OutboxItems;
 use crate::server::clients::ConnectionEntry;
 use crate::session::{Event, Login, LoginRefused, Proof};
 use crate::telemetry::Counters;
@@ -94,31 +93,19 @@ impl ConnectionTask {
 
     /// Gives items to the session until the output is so long; true when none is left.
     fn give_items(&mut self, output_max_bytes: usize) -> bool {
-        let mut delivered_count = 0;
         self.is_busy = true;
         let room_bytes = output_max_bytes.saturating_sub(self.session.output_len());
-        if self.items.len() >= WIDE_ITEMS && room_bytes >= WIDE_ROOM_BYTES {
+        if self.items.deliveries_count() >= WIDE_ITEMS && room_bytes >= WIDE_ROOM_BYTES {
             self.session.output().lend(buffers::take);
         }
-        while self.session.output_len() < output_max_bytes && self.items_done < self.items.len() {
-            let end = self.items.len().min(self.items_done + TOUCHED_TOGETHER);
-            let (items, _) = self.items.split_at(end);
-            let next = items.iter().skip(self.items_done);
-            self.session.warm(next);
-            self.is_item_in_hand = true;
-            let done = &mut self.items_done;
-            delivered_count += self.session.handle_items(items, done, output_max_bytes);
-            self.is_item_in_hand = false;
-        }
+        self.is_item_in_hand = true;
+        let (items, done) = (&self.items, &mut self.items_done);
+        let delivered_count = self.session.handle_items(items, done, output_max_bytes);
+        self.is_item_in_hand = false;
         Counters::add(&self.hub.counters.messages_delivered, delivered_count);
-        self.drop_done();
+        // While a client is slow, messages are not to stay beside their encoded copies.
+        self.items.drop_done(&mut self.items_done);
         self.items.is_empty()
-    }
-
-    /// Drops the items that were given away: while a client is slow, their messages are not to stay beside their encoded copies.
-    fn drop_done(&mut self) {
-        let done = std::mem::take(&mut self.items_done);
-        self.items.drain(..done.min(self.items.len()));
     }
 
     /// Does what the session asks for, in order, as far as the log has room.
@@ -339,13 +326,13 @@ impl ConnectionTask {
         self.drop_held_event();
         let mut held = std::mem::take(&mut self.dropped);
         held.append(&mut self.session.abandon());
-        self.items.drain(..std::mem::take(&mut self.items_done));
-        let mut items = Vec::new();
+        self.items.drop_done(&mut self.items_done);
+        let mut items = OutboxItems::default();
         self.outbox.drain(&mut items);
-        let undelivered = self.items.drain(..).chain(items);
-        let undelivered = undelivered.filter_map(OutboxItem::into_delivery);
-        let unsettled = undelivered.filter(|delivery| !delivery.is_settled);
-        held.extend(unsettled.map(|delivery| delivery.unacked()));
+        for items in [std::mem::take(&mut self.items), items] {
+            let undelivered = items.into_deliveries();
+            held.extend(undelivered.filter_map(|delivery| delivery.unsettled()));
+        }
         held
     }
 

@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use super::support::*;
 use crate::amqp::method::{Method, basic, channel, connection};
-use crate::broker::command::{ConsumerId, Delivery, ReplyBody};
-use crate::broker::outbox::OutboxItem;
+use crate::broker::command::{ConsumerId, Delivery, ReplyBody, Seq};
+use crate::broker::outbox::{OutboxItem, OutboxItems, OutboxPlace};
 
 /// Channel 1 with consumer 1, tag `c`.
 fn consuming() -> Peer {
@@ -88,6 +88,41 @@ fn deliveries_are_numbered_over_all_consumers_and_gets_of_a_channel() {
     peer.expect_content(1, get_ok, b"hello");
     peer.method(1, ack(0, true)).serve();
     assert_eq!(peer.settled, [("Ack".into(), vec![5, 7])]);
+}
+
+#[test]
+fn a_full_output_stops_a_run_of_deliveries_anywhere() {
+    // Messages are looked at sixteen at a time.
+    const COUNT: u64 = 40;
+    let first = delivery(1, Some(1), 1);
+    let run = (1..=COUNT).map(|seq| Delivery {
+        seq: Seq(seq),
+        ..first.clone()
+    });
+    let items = OutboxItems::of_deliveries(run);
+    assert_eq!(items.list().len(), 1);
+    for at_a_time in [1, 2, 15, 16, 17, 40] {
+        let mut peer = consuming();
+        let mut one = consuming();
+        one.deliver(first.clone());
+        let one_bytes = one.session.output_len();
+        let mut done = OutboxPlace::default();
+        let mut delivered_count = 0;
+        while done.item == 0 {
+            let max_bytes = peer.session.output_len() + (at_a_time - 1) * one_bytes + 1;
+            let count = peer.session.handle_items(&items, &mut done, max_bytes);
+            delivered_count += count;
+            assert!(count == at_a_time as u64 || done.item == 1);
+            assert_eq!(done.message as u64, delivered_count);
+        }
+        assert_eq!(delivered_count, COUNT);
+        let frames = peer.frames();
+        let heads: Vec<_> = frames.into_iter().step_by(3).collect();
+        let expected = (1..=COUNT).map(|tag| (1, Method::from(deliver(tag))));
+        assert!(methods(&heads).into_iter().eq(expected));
+        peer.method(1, ack(COUNT - 1, true)).serve();
+        assert_eq!(peer.settled, [("Ack".into(), (1..COUNT).collect())]);
+    }
 }
 
 #[test]
@@ -332,12 +367,14 @@ fn cancelling_an_unknown_tag_is_answered() {
 
 #[test]
 fn a_consumer_cancelled_by_the_broker_is_told_if_it_can_hear_it() {
-    let cancelled = || OutboxItem::ConsumerCancelled {
-        channel: 1,
-        consumer: ConsumerId(1),
+    let cancelled = || {
+        OutboxItems::of_item(OutboxItem::ConsumerCancelled {
+            channel: 1,
+            consumer: ConsumerId(1),
+        })
     };
     let mut peer = consuming();
-    peer.session.handle_outbox(&cancelled());
+    peer.hand(&cancelled());
     peer.expect(
         1,
         basic::Cancel {
@@ -357,7 +394,7 @@ fn a_consumer_cancelled_by_the_broker_is_told_if_it_can_hear_it() {
     deaf.open(1);
     deaf.method(1, consume("c")).serve();
     deaf.frames();
-    deaf.session.handle_outbox(&cancelled());
+    deaf.hand(&cancelled());
     deaf.expect_nothing();
 }
 
@@ -401,8 +438,8 @@ fn a_get_from_disk_holds_its_channel_until_the_message_comes() {
     peer.method(1, basic::Qos::default()).serve();
     peer.expect_nothing();
     let got = Some(Box::new((delivery(1, None, 1), 0)));
-    peer.session
-        .handle_outbox(&OutboxItem::GetReady { channel: 1, got });
+    let item = OutboxItem::GetReady { channel: 1, got };
+    peer.hand(&OutboxItems::of_item(item));
     let names: Vec<u16> = peer.frames().iter().map(|frame| frame.channel).collect();
     assert_eq!(names.len(), 4, "get-ok, header, body, qos-ok");
     peer.answers.push(reply(ReplyBody::GetPending, None));
@@ -414,10 +451,11 @@ fn a_get_from_disk_holds_its_channel_until_the_message_comes() {
         },
     )
     .serve();
-    peer.session.handle_outbox(&OutboxItem::GetReady {
+    let item = OutboxItem::GetReady {
         channel: 1,
         got: None,
-    });
+    };
+    peer.hand(&OutboxItems::of_item(item));
     peer.expect(1, basic::GetEmpty::default());
 }
 
@@ -435,8 +473,8 @@ fn a_get_that_comes_too_late_goes_back() {
     .serve();
     peer.session.handle_eof();
     let got = Some(Box::new((delivery(1, None, 1), 0)));
-    peer.session
-        .handle_outbox(&OutboxItem::GetReady { channel: 1, got });
+    let item = OutboxItem::GetReady { channel: 1, got };
+    peer.hand(&OutboxItems::of_item(item));
     peer.serve();
     // The client has not seen it: that is no failure.
     let returned = ("Return".into(), vec![1]);
@@ -496,8 +534,7 @@ fn whatever_the_broker_has_not_been_told_of_is_there_when_the_session_is_abandon
     // After an orderly end there is nothing.
     let mut peer = holding(5);
     let last = delivery(1, Some(1), 6);
-    peer.session
-        .handle_outbox(&OutboxItem::Deliver(last.clone()));
+    peer.deliver(last.clone());
     assert!(peer.session.holds_last(&last));
     peer.session.handle_eof();
     peer.serve();

@@ -17,7 +17,7 @@ use crate::broker::command::{
 };
 use crate::broker::error::BrokerError;
 use crate::broker::message::Message;
-use crate::broker::outbox::OutboxItem;
+use crate::broker::outbox::{OutboxItems, OutboxPlace};
 use crate::broker::queue::{Queue, QueueHandle, QueueSpec};
 use crate::session::{Event, Proof, Session, SessionOptions};
 use crate::storage::types::QueueId;
@@ -332,7 +332,14 @@ impl Peer {
     }
 
     pub(super) fn deliver(&mut self, delivery: Delivery) -> &mut Self {
-        self.session.handle_outbox(&OutboxItem::Deliver(delivery));
+        self.hand(&OutboxItems::of_deliveries([delivery]))
+    }
+
+    /// What lies in the outbox.
+    pub(super) fn hand(&mut self, items: &OutboxItems) -> &mut Self {
+        let done = &mut OutboxPlace::default();
+        self.session.handle_items(items, done, usize::MAX);
+        assert_eq!(done.item, items.list().len());
         self
     }
 

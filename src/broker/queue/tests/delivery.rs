@@ -190,11 +190,7 @@ fn queues_turned_away_by_a_full_outbox_are_served_in_turn_and_no_others_are_touc
     let served = |rig: &mut Rig| {
         let items = testing::drain(&outbox);
         rig.turn(|turn| super::outbox_drained(turn, &outbox));
-        let queue_of = |item| match item {
-            OutboxItem::Deliver(delivery) => delivery.queue.id(),
-            other => panic!("a delivery, not {other:?}"),
-        };
-        let ids = items.into_iter().map(queue_of);
+        let ids = items.into_deliveries().map(|delivery| delivery.queue.id());
         ids.map(|id| queues.iter().position(|queue| queue.id() == id).unwrap())
             .collect::<Vec<_>>()
     };
@@ -322,7 +318,7 @@ fn deletion_tells_consumers_and_publishers() {
     let deleted = rig.turn(|turn| delete(turn, &queue, DeleteCondition::default(), || {}));
     assert_eq!(deleted, Ok(2));
     assert!(matches!(
-        testing::drain(&consumer.outbox)[..],
+        testing::drain(&consumer.outbox).list(),
         [OutboxItem::ConsumerCancelled { channel: 1, .. }]
     ));
     rig.settle(&held, SettleOutcome::Requeue);

@@ -235,12 +235,7 @@ impl Rig {
             GetOutcome::Got(delivery, _) => Some(delivery),
             GetOutcome::Pending => {
                 self.settle_down();
-                testing::drain(&outbox)
-                    .into_iter()
-                    .find_map(|item| match item {
-                        OutboxItem::GetReady { got, .. } => got.map(|got| got.0),
-                        _ => None,
-                    })
+                testing::drain(&outbox).into_deliveries().next()
             }
             GetOutcome::Empty | GetOutcome::Deleted => None,
         }
@@ -348,13 +343,7 @@ pub(super) fn show(delivery: &Delivery) -> String {
 
 /// The deliveries in an outbox.
 pub(super) fn deliveries(consumer: &TestConsumer) -> Vec<Delivery> {
-    testing::drain(&consumer.outbox)
-        .into_iter()
-        .filter_map(|item| match item {
-            OutboxItem::Deliver(delivery) => Some(delivery),
-            _ => None,
-        })
-        .collect()
+    testing::drain(&consumer.outbox).into_deliveries().collect()
 }
 
 pub(super) fn shown(deliveries: &[Delivery]) -> Vec<String> {

@@ -51,7 +51,9 @@ fn requeued_messages_overfill_none_of_many_outboxes() {
             "{size_bytes}"
         );
     }
-    let got = outboxes.iter().map(|outbox| testing::drain(outbox).len());
+    let got = outboxes
+        .iter()
+        .map(|outbox| testing::drain(outbox).deliveries_count());
     assert_eq!(got.sum::<usize>(), fitting_count);
     assert_eq!(queue.stats().ready_count, (count - fitting_count) as u64);
 }
@@ -65,9 +67,8 @@ fn outboxes_of_a_fan_out_keep_no_room_that_others_need() {
     let consumers: Vec<_> = queues.iter().map(consume).collect();
     rig.publish_all(&queues, messages(BATCH_COUNT));
     for consumer in consumers {
-        let mut items = Vec::new();
-        consumer.outbox.drain(&mut items);
-        assert_eq!(items.len(), BATCH_COUNT);
+        let items = testing::drain(&consumer.outbox);
+        assert_eq!(items.deliveries_count(), BATCH_COUNT);
         assert!(items.capacity() <= 4 * BATCH_COUNT, "{}", items.capacity());
     }
 }

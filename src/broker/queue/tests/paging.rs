@@ -365,7 +365,7 @@ fn purge_of_a_filed_queue_is_one_range_and_late_answers_are_ignored() {
     }
     let items = testing::drain(&outbox);
     assert!(matches!(
-        items[..],
+        items.list(),
         [OutboxItem::GetReady { got: None, .. }]
     ));
     queue.check_sums();

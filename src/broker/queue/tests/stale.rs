@@ -215,7 +215,7 @@ fn a_run_stays_in_memory_while_a_body_of_it_is_being_read() {
     rig.settle_down();
     let items = testing::drain(&outbox);
     assert!(matches!(
-        items[..],
+        items.list(),
         [OutboxItem::GetReady { got: Some(_), .. }]
     ));
 }

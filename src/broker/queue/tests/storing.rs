@@ -299,7 +299,7 @@ fn get_on_an_emptied_queue_is_answered() {
     rig.turn(|turn| purge(turn, &queue));
     rig.settle_down();
     assert!(matches!(
-        testing::drain(&outbox)[..],
+        testing::drain(&outbox).list(),
         [OutboxItem::GetReady {
             channel: 3,
             got: None

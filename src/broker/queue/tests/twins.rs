@@ -10,7 +10,7 @@ use crate::broker::arguments::{Overflow, QueueArguments, QueueKind};
 use crate::broker::command::{Delivery, SettleOutcome};
 use crate::broker::consumer::ChannelCredit;
 use crate::broker::message::Message;
-use crate::broker::outbox::{Outbox, OutboxItem, OutboxLimit, Wake};
+use crate::broker::outbox::{Outbox, OutboxItem, OutboxItems, OutboxLimit, Wake};
 use crate::broker::queue::{ImageKind, QueueHandle, cancel, get, outbox_drained, publish, purge};
 
 /// A few messages fill an outbox of 32 KiB.
@@ -282,21 +282,21 @@ impl World {
 
     fn drain(&mut self, at: usize) {
         let outbox = Arc::clone(&self.outboxes[at]);
-        let mut items = Vec::new();
+        let mut items = OutboxItems::default();
         let is_due = outbox.drain(&mut items);
         self.tell((at, is_due));
-        for item in items {
+        for item in items.list() {
             match item {
-                OutboxItem::Deliver(delivery) => self.receive(delivery),
+                OutboxItem::Deliver(_) => {}
                 OutboxItem::GetReady { got, .. } => {
                     self.tell("get");
-                    if let Some((delivery, remaining)) = got.map(|got| *got) {
-                        self.tell(remaining);
-                        self.receive(delivery);
-                    }
+                    self.tell(got.as_ref().map(|got| got.1));
                 }
                 other => self.tell(other),
             }
+        }
+        for delivery in items.into_deliveries() {
+            self.receive(delivery);
         }
         if is_due {
             self.rig.turn(|turn| outbox_drained(turn, &outbox));
