@@ -59,7 +59,7 @@ impl CommitListener for Watermark {
 
 /// Messages of one size for one queue.
 struct Source {
-    payload: [Bytes; 1],
+    payload: Bytes,
     payload_crc: u32,
     refs: Vec<[Ref; 1]>,
     next_seq: u64,
@@ -75,7 +75,7 @@ impl Source {
         };
         Self {
             payload_crc: crc32fast::hash(&payload),
-            payload: [payload],
+            payload,
             refs: vec![[nothing]; count],
             next_seq: 1,
         }
@@ -87,7 +87,7 @@ impl Source {
             place.seq = Seq(self.next_seq);
             self.next_seq += 1;
         }
-        let (payload, payload_crc) = (&self.payload, self.payload_crc);
+        let (payload, payload_crc) = ((&self.payload).into(), self.payload_crc);
         let requests: Vec<Request<'_>> = self
             .refs
             .iter()

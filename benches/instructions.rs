@@ -236,7 +236,7 @@ fn append(count: usize) {
                 refs,
                 priority: 0,
                 time_ms: 1,
-                payload: &payload,
+                payload: (&payload[..]).into(),
                 payload_crc,
             })
             .collect();

@@ -300,7 +300,7 @@ fn message_payload_is_what_the_page_says() {
         has_deaths: true,
         is_rekeyed: true,
     });
-    let fields = fields_by_size("Message payload", &message.payload_parts().concat());
+    let fields = fields_by_size("Message payload", &message.payload().concat());
     for (name, expected) in [
         ("flags", &[FLAG_HAS_DEATHS | FLAG_IS_REKEYED][..]),
         ("exchange", b"exchange"),

@@ -226,16 +226,31 @@ pub struct Content<'a> {
 pub struct RawContent<'a> {
     /// Its properties, as on the wire: those of a [`Properties`].
     pub properties: &'a [u8],
-    /// Its body, in parts of any size.
+    /// The start of its body; all of it, when the message is short.
+    pub front: &'a [u8],
+    /// The rest, in parts of any size.
     pub body: &'a [Bytes],
     /// Bytes at the start of the first part that are not of the body.
     pub skip_bytes: usize,
+}
+
+impl<'a> RawContent<'a> {
+    /// The body, when it lies in one piece.
+    #[inline]
+    fn whole_body(&self) -> Option<&'a [u8]> {
+        match self.body {
+            [] => Some(self.front),
+            [part] if self.front.is_empty() => part.get(self.skip_bytes..),
+            _ => None,
+        }
+    }
 }
 
 impl<'a> From<&Content<'a>> for RawContent<'a> {
     fn from(content: &Content<'a>) -> Self {
         Self {
             properties: content.properties.raw(),
+            front: &[],
             body: content.body,
             skip_bytes: 0,
         }
@@ -278,8 +293,7 @@ fn put_small_deliver(
     head: &DeliverHead<'_>,
     content: &RawContent<'_>,
 ) -> Option<()> {
-    let [part] = content.body else { return None };
-    let body = part.get(content.skip_bytes..)?;
+    let body = content.whole_body()?;
     if body.len() >= CHUNK_MIN_BYTES || body.len() > lane.body_frame_max_bytes {
         return None;
     }
@@ -379,7 +393,7 @@ pub fn encode_content(sink: &mut impl FrameSink, lane: Lane, content: &Content<'
 
 fn put_content(sink: &mut impl FrameSink, lane: Lane, content: &RawContent<'_>) {
     let parts_bytes: usize = content.body.iter().map(Bytes::len).sum();
-    let body_bytes = parts_bytes.saturating_sub(content.skip_bytes);
+    let body_bytes = content.front.len() + parts_bytes.saturating_sub(content.skip_bytes);
     // Lossless: usize has at most 64 bits on every platform.
     let body_size_bytes = u64::try_from(body_bytes).unwrap_or(u64::MAX);
     put_header_frame(
@@ -400,9 +414,14 @@ fn put_body_frames(
 ) {
     let mut body_left = body_bytes;
     let mut frame_left = 0;
-    let mut skip_bytes = content.skip_bytes;
-    for part in content.body {
-        let mut taken = std::mem::take(&mut skip_bytes);
+    let front = Bytes::copy_from_slice(content.front);
+    let parts = content.body.iter().enumerate();
+    let parts = parts.map(|(index, part)| match index {
+        0 => (part, content.skip_bytes),
+        _ => (part, 0),
+    });
+    for (part, skip_bytes) in std::iter::once((&front, 0)).chain(parts) {
+        let mut taken = skip_bytes;
         while taken < part.len() {
             if frame_left == 0 {
                 frame_left = body_left.min(lane.body_frame_max_bytes);

@@ -132,8 +132,13 @@ impl Checked {
     }
 
     /// Time to live as text, unchecked, in the bytes that were checked.
+    #[inline]
     #[must_use]
     pub fn expiration<'a>(&self, raw: &'a [u8]) -> Option<&'a [u8]> {
+        if self.0.flags & flag::EXPIRATION == 0 {
+            // Nearly always.
+            return None;
+        }
         self.0.find_in(raw, flag::EXPIRATION)
     }
 

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! 1. The head is written once, when the message is built; all other parts are slices of it. A small body is
-//!    copied into it, so a small message does not keep a large read buffer alive. A message knows where its parts lie.
+//!    copied into it, so a small message does not keep a large read buffer alive. A message knows where its parts lie. A short
+//!    head has no memory of its own: it lies in the message ([`Stored::Short`]).
 //! 2. Keys of the `BCC` header are kept beside the properties, since that header is removed before delivery
 //!    but dead-lettering still routes by it.
 //! 3. Flag bit 0 says that the `x-death` header was written by a broker. Without it, it came from a client
@@ -23,14 +24,16 @@
 //!    stays as long as the message.
 
 mod layout;
+mod stored;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use self::layout::Layout;
+use self::stored::Stored;
 use crate::amqp::properties::{Checked, Properties};
 use crate::amqp::short_string::ShortString;
-use crate::cache_line::touch;
+use crate::storage::types::Payload;
 
 /// Bodies up to this are copied into the head. A quarter of a connection's read buffer: a slice that keeps
 /// less than that of its buffer alive is not worth the buffer.
@@ -50,16 +53,24 @@ const UNKNOWN_FLAGS: u8 = !(FLAG_HAS_DEATHS | FLAG_IS_REKEYED);
 /// with the counts of its `Arc`.
 #[derive(Debug)]
 pub struct Message {
-    /// The payload: head, then the parts of a large body.
-    parts: SmallVec<[Bytes; 1]>,
-    body_bytes: usize,
-    ttl_ms: Option<u64>,
+    stored: Stored,
     /// Of messages that will go to the log; computed before a queue's lock is taken.
     payload_crc: Option<u32>,
     layout: Layout,
 }
 
 const _: () = assert!(size_of::<Message>() <= 96);
+
+/// A message's body as it is stored: bytes, then parts.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredBody<'a> {
+    /// All of it, when the message is short.
+    pub front: &'a [u8],
+    /// The parts.
+    pub parts: &'a [Bytes],
+    /// Bytes to skip at the start of the first part.
+    pub skip_bytes: usize,
+}
 
 /// A message that was published in few frames, as it lies there.
 #[derive(Clone, Copy, Debug)]
@@ -157,14 +168,15 @@ impl Message {
     pub fn from_raw(raw: &RawMessage<'_>) -> Self {
         let properties_at = 1 + raw.names.len() + 2 + 4;
         let body_at = properties_at + raw.properties.len();
-        let mut head = Vec::with_capacity(body_at + raw.body.len());
-        head.push(0);
-        head.extend_from_slice(raw.names);
         let [len_0, len_1, len_2, len_3] = length_u32(raw.properties.len()).to_le_bytes();
-        // No keys of BCC, then the length of the properties.
-        head.extend_from_slice(&[0, 0, len_0, len_1, len_2, len_3]);
-        head.extend_from_slice(raw.properties);
-        head.extend_from_slice(raw.body);
+        let stored = Stored::of_pieces([
+            &[0],
+            raw.names,
+            // No keys of BCC, then the length of the properties.
+            &[0, 0, len_0, len_1, len_2, len_3],
+            raw.properties,
+            raw.body,
+        ]);
         let layout = Layout {
             flags: 0,
             exchange_len: raw.exchange_len,
@@ -173,7 +185,7 @@ impl Message {
             body_at: length_u32(body_at),
             properties: raw.checked,
         };
-        Self::of_head(layout, Bytes::from(head), &[], raw.body.len())
+        Self::of_stored(layout, stored)
     }
 
     /// A message published as this one was, with another body of at most [`COPIED_BODY_MAX_BYTES`]: everything in front of the
@@ -181,10 +193,7 @@ impl Message {
     #[must_use]
     pub fn with_body(&self, body: &[u8]) -> Self {
         let (before_body, _) = self.head().split_at(self.layout.body_at());
-        let mut head = Vec::with_capacity(before_body.len() + body.len());
-        head.extend_from_slice(before_body);
-        head.extend_from_slice(body);
-        Self::of_parts(self.layout, self.ttl_ms, Bytes::from(head), &[], body.len())
+        Self::of_stored(self.layout, Stored::of_pieces([before_body, body]))
     }
 
     /// Writes the head. Nothing is parsed: it was checked before.
@@ -206,61 +215,42 @@ impl Message {
             body_at: length_u32(body_at),
             properties: properties.checked(),
         };
-        Self::of_head(layout, head, kept_body, body_bytes)
+        Self::of_stored(layout, Stored::of_parts(head, kept_body))
     }
 
-    /// A message with this head, just written.
-    fn of_head(layout: Layout, head: Bytes, kept_body: &[Bytes], body_bytes: usize) -> Self {
-        let ttl_ms = layout.ttl_ms(&head);
-        Self::of_parts(layout, ttl_ms, head, kept_body, body_bytes)
-    }
-
-    /// The same, when its time to live is known.
+    /// A message of a payload that was just written.
     #[inline]
-    fn of_parts(
-        layout: Layout,
-        ttl_ms: Option<u64>,
-        head: Bytes,
-        kept_body: &[Bytes],
-        body_bytes: usize,
-    ) -> Self {
-        let mut parts = SmallVec::<[Bytes; 1]>::from_buf([head]);
-        if !kept_body.is_empty() {
-            parts.extend(kept_body.iter().cloned());
-        }
+    fn of_stored(layout: Layout, stored: Stored) -> Self {
+        let is_persistent = layout.properties.is_persistent();
         Self {
-            body_bytes,
-            payload_crc: layout.properties.is_persistent().then(|| crc_of(&parts)),
-            ttl_ms,
+            payload_crc: is_persistent.then(|| crc_of(stored.payload())),
             layout,
-            parts,
+            stored,
         }
     }
 
     /// Reads what the log stored.
     ///
     /// # Errors
-    /// [`PayloadError`]: the bytes were not written by [`Message::payload_parts`].
+    /// [`PayloadError`]: the bytes were not written by [`Message::payload`].
     pub fn decode_payload(payload: Bytes) -> Result<Self, PayloadError> {
         let layout = Layout::of(&payload)?;
-        let ttl_ms = layout.ttl_ms(&payload);
-        Ok(Self::of_payload(layout, ttl_ms, payload))
+        Ok(Self::of_payload(layout, payload))
     }
 
-    /// The message whose payload is `head`.
-    fn of_payload(layout: Layout, ttl_ms: Option<u64>, head: Bytes) -> Self {
+    /// The message whose payload is `head`, which stays where it lies.
+    fn of_payload(layout: Layout, head: Bytes) -> Self {
         Self {
-            ttl_ms,
-            body_bytes: head.len() - layout.body_at(),
             layout,
             // It is in the log already; what is written again is built anew.
             payload_crc: None,
-            parts: SmallVec::from_buf([head]),
+            stored: Stored::Parts(SmallVec::from_buf([head])),
         }
     }
 
-    fn head(&self) -> &Bytes {
-        &self.parts[0]
+    #[inline]
+    fn head(&self) -> &[u8] {
+        self.stored.head()
     }
 
     /// What it is made of, but for the body: a copy.
@@ -329,53 +319,56 @@ impl Message {
     /// Its body, in parts; a copy when it is small.
     #[must_use]
     pub fn body(&self) -> Vec<Bytes> {
-        match self.stored_body() {
-            ([head], skip_bytes) if skip_bytes > 0 => {
-                vec![Bytes::copy_from_slice(&head[skip_bytes..])]
-            }
-            (parts, _) => parts.to_vec(),
+        match &self.stored {
+            Stored::Parts(parts) if parts.len() > 1 => parts[1..].to_vec(),
+            _ => vec![Bytes::copy_from_slice(
+                &self.head()[self.layout.body_at()..],
+            )],
         }
     }
-    /// Its body as it is stored: in parts, and the bytes to skip at the start of the first one.
+    /// Its body as it is stored.
+    #[inline]
     #[must_use]
-    pub fn stored_body(&self) -> (&[Bytes], usize) {
-        if self.parts.len() > 1 {
-            (&self.parts[1..], 0)
-        } else {
-            (&self.parts, self.layout.body_at())
-        }
+    pub fn stored_body(&self) -> StoredBody<'_> {
+        self.stored.body(self.layout.body_at())
     }
-    /// [`touch`]es the message as it is stored; of a body in several parts, which are not copied, the first.
+    /// [`touch`](crate::cache_line::touch)es the message as it is stored; of a body in several parts, which are not copied, the first.
     #[inline]
     #[must_use]
     pub fn touch(&self) -> u8 {
-        let parts = self.parts.iter().take(2);
-        parts.fold(0, |seen, part| seen ^ touch(part))
+        self.stored.touch()
     }
     /// Bytes of the body.
     #[must_use]
     pub fn body_len(&self) -> usize {
-        self.body_bytes
+        self.payload_len() - self.layout.body_at()
     }
     /// Bytes it keeps in memory, about.
+    #[inline]
     #[must_use]
     pub fn size_bytes(&self) -> usize {
-        self.payload_len() + size_of::<Self>()
+        let outside_bytes = match self.stored {
+            Stored::Short { .. } => 0,
+            Stored::Parts(_) => self.payload_len(),
+        };
+        outside_bytes + size_of::<Self>()
     }
     /// What the log stores for it.
+    #[inline]
     #[must_use]
-    pub fn payload_parts(&self) -> &[Bytes] {
-        &self.parts
+    pub fn payload(&self) -> Payload<'_> {
+        self.stored.payload()
     }
     /// Bytes of the payload.
+    #[inline]
     #[must_use]
     pub fn payload_len(&self) -> usize {
-        self.parts.iter().map(Bytes::len).sum()
+        self.stored.len()
     }
     /// CRC-32 of the payload; computed when the message was built, if it is persistent.
     #[must_use]
     pub fn payload_crc(&self) -> u32 {
-        self.payload_crc.unwrap_or_else(|| crc_of(&self.parts))
+        self.payload_crc.unwrap_or_else(|| crc_of(self.payload()))
     }
     /// Its delivery mode is 2.
     #[must_use]
@@ -383,9 +376,10 @@ impl Message {
         self.layout.properties.is_persistent()
     }
     /// Its own time to live, from the `expiration` property.
+    #[inline]
     #[must_use]
     pub fn ttl_ms(&self) -> Option<u64> {
-        self.ttl_ms
+        self.layout.ttl_ms(self.head())
     }
     /// Its `x-death` header was written by a broker.
     #[must_use]
@@ -405,7 +399,7 @@ impl Message {
 pub struct PayloadDecoder {
     /// What stands before the body of the last one, which says alone what lies where.
     before_body: Vec<u8>,
-    last: Option<(Layout, Option<u64>)>,
+    last: Option<Layout>,
 }
 
 impl PayloadDecoder {
@@ -414,10 +408,10 @@ impl PayloadDecoder {
     /// # Errors
     /// As [`Message::decode_payload`].
     pub fn decode(&mut self, payload: Bytes) -> Result<Message, PayloadError> {
-        if let Some((layout, ttl_ms)) = self.last
+        if let Some(layout) = self.last
             && payload.starts_with(&self.before_body)
         {
-            return Ok(Message::of_payload(layout, ttl_ms, payload));
+            return Ok(Message::of_payload(layout, payload));
         }
         let message = Message::decode_payload(payload)?;
         let before_body = message.head().get(..message.layout.body_at());
@@ -425,7 +419,7 @@ impl PayloadDecoder {
         self.last = before_body.map(|before_body| {
             self.before_body.clear();
             self.before_body.extend_from_slice(before_body);
-            (message.layout, message.ttl_ms)
+            message.layout
         });
         Ok(message)
     }
@@ -497,9 +491,12 @@ fn copied_name(bytes: &[u8]) -> ShortString {
     ShortString::new(Bytes::copy_from_slice(bytes)).unwrap_or_default()
 }
 
-fn crc_of(parts: &[Bytes]) -> u32 {
+fn crc_of(payload: Payload<'_>) -> u32 {
     let mut crc = crc32fast::Hasher::new();
-    for part in parts {
+    if !payload.front.is_empty() {
+        crc.update(payload.front);
+    }
+    for part in payload.parts {
         crc.update(part);
     }
     crc.finalize()
@@ -512,6 +509,7 @@ fn put_name(head: &mut BytesMut, name: &ShortString) {
 
 #[cfg(test)]
 mod tests {
+    use super::stored::SHORT_MAX_BYTES;
     use super::*;
     use crate::amqp::properties::PropertiesBuilder;
     use proptest::prelude::*;
@@ -533,7 +531,7 @@ mod tests {
     #[track_caller]
     fn check_round_trip(body: Vec<Bytes>) {
         let message = Message::from_parts(&parts(body));
-        let payload = message.payload_parts().concat();
+        let payload = message.payload().concat();
         assert_eq!(crc32fast::hash(&payload), message.payload_crc());
         let back = Message::decode_payload(payload.into()).expect("written by us");
         assert_eq!(back.exchange(), message.exchange());
@@ -546,8 +544,10 @@ mod tests {
             assert_eq!(message.raw_exchange(), message.exchange().as_bytes());
             assert_eq!(message.raw_routing_key(), message.routing_key().as_bytes());
             assert_eq!(message.raw_properties(), message.properties().raw());
-            let (parts, skip_bytes) = message.stored_body();
-            assert_eq!(parts.concat()[skip_bytes..], message.body().concat());
+            let body = message.stored_body();
+            let parts = body.parts.concat();
+            let stored = [body.front, &parts[body.skip_bytes..]].concat();
+            assert_eq!(stored, message.body().concat());
         }
         assert!(back.has_deaths() && back.is_rekeyed() && back.is_persistent());
     }
@@ -566,6 +566,51 @@ mod tests {
             check_round_trip(vec![body.slice(..len / 2), body.slice(len / 2..)]);
         }
         check_round_trip(Vec::new());
+    }
+
+    /// Heads of some of these lie in the message, others beside it.
+    #[test]
+    fn however_it_is_made_a_message_is_the_same() {
+        let names = b"\x01x\x03key";
+        let mut properties = PropertiesBuilder::new();
+        properties.set_delivery_mode(Some(2));
+        properties.set_expiration(Some(ShortString::from_static("70")));
+        let properties = properties.build();
+        let of_body = |body: &[u8]| {
+            Message::from_raw(&RawMessage {
+                names,
+                exchange_len: 1,
+                routing_key_len: 3,
+                properties: properties.raw(),
+                checked: properties.checked(),
+                body,
+            })
+        };
+        for len in (0..100).chain([1024, COPIED_BODY_MAX_BYTES]) {
+            let body: Vec<u8> = (0..=u8::MAX).cycle().take(len).collect();
+            let message = of_body(&body);
+            let again = of_body(b"another").with_body(&body);
+            let [exchange, key] = ["x", "key"].map(ShortString::from_static);
+            let parts = [Bytes::from(body.clone())];
+            let new = Message::new(exchange, key, properties.clone(), parts);
+            for other in [&again, &new] {
+                assert_eq!(format!("{other:?}"), format!("{message:?}"));
+            }
+            assert_eq!(message.body().concat(), body);
+            assert_eq!(message.body_len(), len);
+            assert_eq!(
+                (message.ttl_ms(), message.is_persistent()),
+                (Some(70), true)
+            );
+            let payload = message.payload().concat();
+            assert_eq!(message.payload_len(), payload.len());
+            assert_eq!(message.payload_crc(), crc32fast::hash(&payload));
+            let is_short = message.payload().parts.is_empty();
+            assert_eq!(is_short, payload.len() <= SHORT_MAX_BYTES);
+            let back = Message::decode_payload(payload.into()).expect("written by us");
+            assert_eq!(back.body().concat(), body);
+            assert_eq!((back.ttl_ms(), back.body_len()), (Some(70), len));
+        }
     }
 
     #[test]
@@ -637,7 +682,7 @@ mod tests {
                     2 => parts.routing_key = ShortString::from_static(["a", "b", "key"][len]),
                     _ => parts.bcc.clear(),
                 }
-                let mut payload = Message::from_parts(&parts).payload_parts().concat();
+                let mut payload = Message::from_parts(&parts).payload().concat();
                 if value % 4 == 0 {
                     payload.truncate(cut);
                 }
@@ -653,7 +698,7 @@ mod tests {
         #[test]
         fn damaged_payload_never_panics(at in 0usize..60, value in any::<u8>(), cut in 0usize..60) {
             let payload = Message::from_parts(&parts(vec![Bytes::from_static(b"body")]));
-            let mut bytes = payload.payload_parts().concat();
+            let mut bytes = payload.payload().concat();
             let at = at % bytes.len();
             bytes[at] = value;
             bytes.truncate(bytes.len().saturating_sub(cut));

@@ -358,7 +358,7 @@ impl Keeper<'_> {
             .map(|to_spill| SpillItem {
                 queue: to_spill.queue.id(),
                 seq: to_spill.seq,
-                payload: to_spill.message.payload_parts(),
+                payload: to_spill.message.payload(),
                 payload_crc: to_spill.message.payload_crc(),
             })
             .collect();
@@ -422,14 +422,12 @@ impl Keeper<'_> {
         queue: &crate::broker::queue::QueueHandle,
         held: &[&Spilled],
     ) -> io::Result<()> {
-        let parts: Vec<_> = held.iter().map(|s| [s.payload.clone()]).collect();
         let items: Vec<SpillItem<'_>> = held
             .iter()
-            .zip(&parts)
-            .map(|(spilled, payload)| SpillItem {
+            .map(|spilled| SpillItem {
                 queue: spilled.queue,
                 seq: spilled.seq,
-                payload,
+                payload: (&spilled.payload).into(),
                 payload_crc: spilled.payload_crc,
             })
             .collect();

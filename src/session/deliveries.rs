@@ -421,11 +421,12 @@ impl Wire<'_> {
 /// The content as it is shown, with these properties if others than its own.
 #[inline]
 fn content_of<'a>(message: &'a Message, shown: Option<&'a Properties>) -> RawContent<'a> {
-    let (body, skip_bytes) = message.stored_body();
+    let body = message.stored_body();
     RawContent {
         properties: shown.map_or(message.raw_properties(), |shown| shown.raw()),
-        body,
-        skip_bytes,
+        front: body.front,
+        body: body.parts,
+        skip_bytes: body.skip_bytes,
     }
 }
 

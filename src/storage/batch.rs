@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::block_buffer::BlockBuffer;
 use super::format::{BATCH_MAGIC, Seed, batch_header, is_crc_right};
 use super::record::{self, Entry, Record, RecordError, padding_len};
-use super::types::{Lsn, Position, Request};
+use super::types::{Lsn, Payload, Position, Request};
 
 /// Payload parts up to this length are copied into the batch's buffer, longer ones are kept by reference.
 const COPY_MAX_BYTES: u64 = 4096;
@@ -422,7 +422,7 @@ impl BatchBody {
         entry.encode_head(lsn, len_bytes, &mut self.covered);
         self.buffer.append(&self.covered[start..]);
         if let Entry::Request(Request::Publish { payload, .. }) = entry {
-            self.push_payload(payload);
+            self.push_payload(*payload);
             self.message_count += 1;
         }
         self.has_data |= matches!(entry, Entry::Request(_));
@@ -438,10 +438,11 @@ impl BatchBody {
         }
     }
 
-    fn push_payload(&mut self, payload: &[Bytes]) {
-        let mut payload_len = 0;
-        for part in payload {
-            payload_len += part.len();
+    fn push_payload(&mut self, payload: Payload<'_>) {
+        if !payload.front.is_empty() {
+            self.buffer.append(payload.front);
+        }
+        for part in payload.parts {
             if Self::may_be_external(part) && self.has_room_for_externals(1) {
                 self.externals.push((self.buffer.len(), part.clone()));
                 if part.len() as u64 >= LARGE_BYTES {
@@ -451,7 +452,7 @@ impl BatchBody {
                 self.buffer.append(part);
             }
         }
-        self.buffer.append(&[0; 8][..padding_len(payload_len)]);
+        self.buffer.append(&[0; 8][..padding_len(payload.len())]);
     }
 
     fn stored_len(&self) -> u64 {

@@ -409,12 +409,12 @@ fn copy_all(
             continue;
         };
         let refs: Vec<Ref> = publish.refs.iter().collect();
-        let payload = [Bytes::copy_from_slice(publish.payload)];
+        let payload = Bytes::copy_from_slice(publish.payload);
         let request = Request::Publish {
             refs: &refs,
             priority: publish.priority,
             time_ms: publish.time_ms,
-            payload: &payload,
+            payload: (&payload).into(),
             payload_crc: publish.payload_crc,
         };
         let entry = Entry::Request(&request);

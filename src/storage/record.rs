@@ -135,9 +135,7 @@ impl Entry<'_> {
     /// Bytes of payload that follow the head.
     pub(crate) fn payload_len(&self) -> u64 {
         match self {
-            Self::Request(Request::Publish { payload, .. }) => {
-                payload.iter().map(|part| part.len() as u64).sum()
-            }
+            Self::Request(Request::Publish { payload, .. }) => payload.len() as u64,
             _ => 0,
         }
     }

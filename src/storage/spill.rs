@@ -23,7 +23,7 @@ use super::error::ReadError;
 use super::gather::{self, ReadBuffer, Source};
 use super::read::payload_of;
 use super::record::{self, Entry, Record};
-use super::types::{Lsn, Position, QueueId, Ref, Request, SegmentId, Seq};
+use super::types::{Lsn, Payload, Position, QueueId, Ref, Request, SegmentId, Seq};
 use crate::disk::{Disk, DiskFile};
 use crate::sync::lock;
 
@@ -41,8 +41,8 @@ pub struct SpillItem<'a> {
     pub queue: QueueId,
     /// Its place there.
     pub seq: Seq,
-    /// The payload, in parts.
-    pub payload: &'a [Bytes],
+    /// The payload.
+    pub payload: Payload<'a>,
     /// CRC-32 of the whole payload.
     pub payload_crc: u32,
 }
@@ -128,11 +128,11 @@ impl Spill {
         let (number, file, start) = self.file_to_write(chunk_bytes(items))?;
         let (positions, heads) = frame(items, number, start);
         let padding = [0; 8];
-        let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(items.len() * 3);
+        let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(items.len() * 4);
         for (item, head) in items.iter().zip(&heads) {
             slices.push(IoSlice::new(head));
-            slices.extend(item.payload.iter().map(|part| IoSlice::new(part)));
-            let payload_len: usize = item.payload.iter().map(Bytes::len).sum();
+            slices.extend(item.payload.pieces().map(IoSlice::new));
+            let payload_len = item.payload.len();
             let pad_len = (head.len() + payload_len).next_multiple_of(8) - head.len() - payload_len;
             slices.push(IoSlice::new(&padding[..pad_len]));
         }

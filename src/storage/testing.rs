@@ -282,7 +282,7 @@ impl LiveStore {
             refs: &refs,
             priority: 0,
             time_ms: 7,
-            payload,
+            payload: payload.into(),
             payload_crc: crc32fast::hash(&whole),
         };
         let mut positions = Vec::new();
@@ -377,7 +377,7 @@ impl LiveStore {
                 refs: &refs,
                 priority: 0,
                 time_ms: 7,
-                payload: std::slice::from_ref(payload),
+                payload: payload.into(),
                 payload_crc: crc32fast::hash(payload),
             },
             Request::Settle {

@@ -165,6 +165,56 @@ pub enum MetaEffect {
     QueueDeleted(QueueId),
 }
 
+/// The payload of a message: pieces that are stored one after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Payload<'a> {
+    /// What is always copied.
+    pub front: &'a [u8],
+    /// What follows; the engine keeps large parts by reference count.
+    pub parts: &'a [Bytes],
+}
+
+impl<'a> Payload<'a> {
+    /// Its bytes.
+    #[inline]
+    #[must_use]
+    pub fn len(self) -> usize {
+        self.front.len() + self.parts.iter().map(Bytes::len).sum::<usize>()
+    }
+    /// True when there are none.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+    /// Its pieces in order, of which some may be empty.
+    #[inline]
+    pub fn pieces(self) -> impl Iterator<Item = &'a [u8]> {
+        let parts = self.parts.iter().map(Bytes::as_ref);
+        std::iter::once(self.front).chain(parts)
+    }
+    /// All of it in one piece.
+    #[must_use]
+    pub fn concat(self) -> Vec<u8> {
+        let mut whole = Vec::with_capacity(self.len());
+        for piece in self.pieces() {
+            whole.extend_from_slice(piece);
+        }
+        whole
+    }
+}
+
+impl<'a> From<&'a [Bytes]> for Payload<'a> {
+    fn from(parts: &'a [Bytes]) -> Self {
+        Self { front: &[], parts }
+    }
+}
+
+impl<'a> From<&'a Bytes> for Payload<'a> {
+    fn from(part: &'a Bytes) -> Self {
+        Self::from(std::slice::from_ref(part))
+    }
+}
+
 /// One event to be logged. Borrowed: the engine copies what it keeps (large payload parts by reference count).
 #[derive(Clone, Copy, Debug)]
 pub enum Request<'a> {
@@ -176,8 +226,8 @@ pub enum Request<'a> {
         priority: u8,
         /// When it was published, Unix milliseconds.
         time_ms: u64,
-        /// The payload, as parts that are stored one after the other.
-        payload: &'a [Bytes],
+        /// The payload.
+        payload: Payload<'a>,
         /// CRC-32 of the whole payload, computed by the publisher's own thread.
         payload_crc: u32,
     },

@@ -197,7 +197,7 @@ impl Scripted {
             refs: &refs,
             priority,
             time_ms,
-            payload: message.payload_parts(),
+            payload: message.payload(),
             payload_crc: message.payload_crc(),
         };
         let receipt = self.push(&[request], &mut positions);

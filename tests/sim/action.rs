@@ -156,7 +156,7 @@ impl Outgoing {
             refs: &self.refs,
             priority: PRIORITY,
             time_ms: TIME_MS,
-            payload: &self.payload,
+            payload: (&self.payload[..]).into(),
             payload_crc: self.crc,
         }
     }

@@ -148,7 +148,7 @@ impl Store {
                 refs: &refs,
                 priority: 0,
                 time_ms: 1,
-                payload: &payload,
+                payload: (&payload[..]).into(),
                 payload_crc,
             };
             let mut positions = Vec::new();

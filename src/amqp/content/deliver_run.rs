@@ -87,8 +87,7 @@ impl<'a> DeliverRun<'a> {
         names: &[u8],
         content: &RawContent<'_>,
     ) -> Option<()> {
-        let [part] = content.body else { return None };
-        let body = part.get(content.skip_bytes..)?;
+        let body = content.whole_body()?;
         if body.len() >= CHUNK_MIN_BYTES || body.len() > self.lane.body_frame_max_bytes {
             return None;
         }

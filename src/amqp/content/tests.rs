@@ -269,6 +269,48 @@ fn look() -> impl Strategy<Value = Look> {
     (names_len, properties_len, body_len, 0..80_usize)
 }
 
+/// The body behind the first bytes of what is stored, in either form.
+fn raw_content<'a>(
+    properties: &'a [u8],
+    stored: &'a [Bytes; 1],
+    skip_bytes: usize,
+    is_front: bool,
+) -> RawContent<'a> {
+    let (front, body, skip_bytes): (&[u8], &[Bytes], _) = match is_front {
+        true => (&stored[0][skip_bytes..], &[], 0),
+        false => (&[], stored, skip_bytes),
+    };
+    RawContent {
+        properties,
+        front,
+        body,
+        skip_bytes,
+    }
+}
+
+#[test]
+fn a_body_in_two_forms_at_once_is_written_in_order() {
+    let lane = Lane::new(1, 4096);
+    let whole = body(10_000);
+    let parts = [whole.slice(90..5000), whole.slice(5000..)];
+    let in_parts = [whole.slice(..)];
+    let mut expected = BytesMut::new();
+    put_content(
+        &mut expected,
+        lane,
+        &raw_content(b"\0\0", &in_parts, 0, false),
+    );
+    let content = RawContent {
+        properties: b"\0\0",
+        front: &whole[..100],
+        body: &parts,
+        skip_bytes: 10,
+    };
+    let mut actual = BytesMut::new();
+    put_content(&mut actual, lane, &content);
+    assert_eq!(actual, expected);
+}
+
 proptest! {
     #[test]
     fn both_ways_to_encode_a_delivery_write_the_same(
@@ -277,6 +319,7 @@ proptest! {
         properties_len in 2..600_usize,
         body_len in prop_oneof![Just(0), 1..64_usize, 4000..4200_usize],
         skip_bytes in 0..80_usize,
+        is_front in any::<bool>(),
         frame_max in prop_oneof![Just(0), Just(9), 4090..4110_u32, Just(131_072)],
         (delivery_tag, is_redelivered, channel) in any::<(u64, bool, u16)>(),
     ) {
@@ -287,11 +330,8 @@ proptest! {
             is_redelivered,
             names: &text[300..300 + names_len],
         };
-        let content = RawContent {
-            properties: &text[1000..1000 + properties_len],
-            body: &[body(skip_bytes + body_len)],
-            skip_bytes,
-        };
+        let stored = [body(skip_bytes + body_len)];
+        let content = raw_content(&text[1000..1000 + properties_len], &stored, skip_bytes, is_front);
         let lane = Lane::new(channel, frame_max);
         let mut expected = BytesMut::from(&b"before"[..]);
         encode_any_deliver(&mut expected, lane, &head, &content);
@@ -331,11 +371,9 @@ proptest! {
                 is_redelivered,
                 names,
             };
-            let content = RawContent {
-                properties: &text[1000 + properties_at..][..properties_len],
-                body: &[body(skip_bytes + body_len)],
-                skip_bytes,
-            };
+            let stored = [body(skip_bytes + body_len)];
+            let properties = &text[1000 + properties_at..][..properties_len];
+            let content = raw_content(properties, &stored, skip_bytes, delivery_tag % 2 == 0);
             encode_any_deliver(&mut expected, lane, &head, &content);
             let before = actual.len();
             let is_small = body_len < CHUNK_MIN_BYTES && body_len <= lane.body_frame_max_bytes;

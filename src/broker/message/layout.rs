@@ -72,6 +72,7 @@ impl Layout {
     }
 
     /// The time to live that the properties in `head` say.
+    #[inline]
     pub(super) fn ttl_ms(&self, head: &[u8]) -> Option<u64> {
         let raw = head.get(self.properties_at()..self.body_at())?;
         self.properties.expiration(raw).and_then(parse_expiration)

@@ -323,7 +323,7 @@ impl Batch {
                     refs: &self.refs[publication.from..publication.to],
                     priority: 0,
                     time_ms: turn.now_ms,
-                    payload: publication.message.payload_parts(),
+                    payload: publication.message.payload(),
                     payload_crc: publication.message.payload_crc(),
                 }),
         );

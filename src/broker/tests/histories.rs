@@ -104,7 +104,7 @@ fn a_dead_letter_is_remembered_when_somebody_took_it() {
     client.publish("", "q").expect("publishes");
     let source = queue_of(&broker, |queue| queue.spec().name == short("q"));
     let payload = message("", "q", &persistent()).message;
-    let payload = Bytes::from(payload.payload_parts().concat());
+    let payload = Bytes::from(payload.payload().concat());
     let try_again = |client: &mut TestConnection, now_ms: u64| {
         let turn = &mut broker.broker.shared.turn(now_ms, &mut client.effects);
         let _ = queue::timer_due(turn, &source);

@@ -7,7 +7,7 @@ use crate::storage::batch::{Batch, BatchBody, BatchHeader, Invalid};
 use crate::storage::format::{Seed, StoreId, batch_header, record_header};
 use crate::storage::record::{self, Entry, Record};
 use crate::storage::types::{
-    Lsn, MetaEffect, QueueId, Ref, Request, SegmentId, Seq, SeqRange, SettleCause,
+    Lsn, MetaEffect, Payload, QueueId, Ref, Request, SegmentId, Seq, SeqRange, SettleCause,
 };
 
 const BASE: Lsn = Lsn::new(SegmentId(5), 4096);
@@ -238,7 +238,7 @@ fn every_kind_of_record_round_trips() {
                 refs,
                 priority: 200,
                 time_ms: u64::MAX,
-                payload,
+                payload: (&payload[..]).into(),
                 payload_crc,
             });
         }
@@ -307,13 +307,51 @@ fn batch_takes_no_more_than_254_parts_by_reference() {
         refs: &refs,
         priority: 0,
         time_ms: 0,
-        payload: &payload,
+        payload: (&payload[..]).into(),
         payload_crc,
     };
     let mut body = BatchBody::new(BASE);
     body.push(&Entry::Request(&request));
     assert!(body.pieces().count() <= 510);
     check_round_trip(&[request]);
+}
+
+#[test]
+fn the_pieces_of_a_payload_do_not_show_in_a_batch() {
+    let refs = [Ref {
+        queue: QueueId(1),
+        seq: Seq(1),
+        expires_at_ms: 0,
+    }];
+    for len in [0, 1, 8, 4096, 4097, 9000] {
+        let whole: Bytes = (0..=u8::MAX).cycle().take(len).collect();
+        let front_len = len.min(62);
+        let parts = [whole.slice(front_len..)];
+        let payloads = [
+            Payload::from(&whole),
+            Payload {
+                front: &whole[..front_len],
+                parts: &parts,
+            },
+            Payload {
+                front: &whole,
+                parts: &[],
+            },
+        ];
+        let batches = payloads.map(|payload| {
+            assert_eq!((payload.len(), payload.concat()), (len, whole.to_vec()));
+            let request = Request::Publish {
+                refs: &refs,
+                priority: 0,
+                time_ms: 0,
+                payload,
+                payload_crc: crc32fast::hash(&whole),
+            };
+            check_round_trip(&[request]);
+            batch_of(&[request]).1
+        });
+        assert!(batches.iter().all(|batch| *batch == batches[0]));
+    }
 }
 
 #[test]
@@ -334,7 +372,7 @@ fn any_flipped_bit_makes_a_batch_invalid() {
             refs: &refs,
             priority: 1,
             time_ms: 2,
-            payload: &payload,
+            payload: (&payload[..]).into(),
             payload_crc,
         },
         Request::Settle {

@@ -41,7 +41,7 @@ fn i17_gaps_in_the_seqs_are_legal_and_stay_gaps() {
             refs: &refs,
             priority: 0,
             time_ms: 1,
-            payload: std::slice::from_ref(&payload),
+            payload: (&payload).into(),
             payload_crc: crc32fast::hash(&payload),
         };
         let waited = Urgency::Waited;

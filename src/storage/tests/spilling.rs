@@ -36,7 +36,7 @@ impl Rig {
             .map(|(number, payload)| SpillItem {
                 queue: QUEUE,
                 seq: Seq(number),
-                payload,
+                payload: (&payload[..]).into(),
                 payload_crc: crc32fast::hash(&payload.concat()),
             })
             .collect();

@@ -15,7 +15,7 @@ pub(super) struct SpillFiles {
 
 impl SpillFiles {
     fn write(&mut self, message: &Message) -> Position {
-        let payload: Bytes = message.payload_parts().concat().into();
+        let payload: Bytes = message.payload().concat().into();
         self.next += 1 << 20;
         let position = Position {
             lsn: Lsn(self.next),
