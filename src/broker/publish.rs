@@ -81,15 +81,17 @@ impl Connection {
         run.messages.reserve(batch.len());
         run.confirms.reserve(batch.len());
         out.reserve(batch.len());
-        for (index, publish) in batch.iter().enumerate() {
-            if index % ROUTED_TOGETHER == 0 {
-                let next = batch.iter().skip(index).take(ROUTED_TOGETHER);
-                self.routes
-                    .warm(next.map(|publish| publish.message.raw_routing_key()));
+        let mut done = 0;
+        let mut warmed_below = 0;
+        while let Some((publish, behind)) = batch.get(done..).and_then(<[_]>::split_first) {
+            let index = done;
+            if index >= warmed_below {
+                let next = std::iter::once(publish).chain(behind);
+                let keys = next.map(|publish| publish.message.raw_routing_key());
+                self.routes.warm(keys.take(ROUTED_TOGETHER));
+                warmed_below = index + ROUTED_TOGETHER;
             }
-            if self.joins_run(shortcut, publish, &mut run) {
-                continue;
-            }
+            done += 1;
             let routed = match self.route_one(shortcut, publish, now_ms) {
                 Ok(routed) => routed,
                 Err(error) => {
@@ -122,6 +124,7 @@ impl Connection {
                 continue;
             }
             run.push(routed.message, routed.targets);
+            done += self.join_run(shortcut, behind, &mut run);
         }
         self.publish_run(&mut run, batch, now_ms, effects, out);
         Ok(())
@@ -257,15 +260,16 @@ impl Connection {
         }
     }
 
-    /// Adds a message to the run when it goes where the one before went and nothing can be refused or changed about it: the
-    /// usual case, in which nothing is looked up.
-    fn joins_run(&self, shortcut: Shortcut, publish: &Publish, run: &mut Run) -> bool {
-        let message = &publish.message;
-        if !shortcut.is_for(message) {
-            return false;
-        }
-        let targets = self.routes.newest(message.raw_names());
-        targets.is_some_and(|targets| run.push_same(message, targets))
+    /// Adds the messages at the front of `next` to the run that go where the one before went, while nothing can be refused or
+    /// changed about them: the usual case, in which nothing is looked up. How many they were.
+    fn join_run(&self, shortcut: Shortcut, next: &[Publish], run: &mut Run) -> usize {
+        let Some((names, targets)) = self.routes.newest_route() else {
+            return 0;
+        };
+        let messages = next.iter().map(|publish| &publish.message);
+        let same =
+            messages.take_while(|message| shortcut.is_for(message) && message.raw_names() == names);
+        run.push_same(same, targets)
     }
 
     /// The route of a message of a batch.
@@ -519,15 +523,25 @@ impl Run {
                 && self.queue_count + targets.len() <= GROUP_QUEUES_MAX)
     }
 
-    /// Adds a message for the same targets as the newest one; false when it cannot be.
-    fn push_same(&mut self, message: &Arc<Message>, targets: &SharedTargets) -> bool {
+    /// Adds messages for the same targets as the newest one, as many as it takes; how many they were.
+    fn push_same<'a>(
+        &mut self,
+        messages: impl Iterator<Item = &'a Arc<Message>>,
+        targets: &SharedTargets,
+    ) -> usize {
         let is_same = Arc::ptr_eq(&self.targets, targets) && self.mixed.is_empty();
-        if !is_same || self.messages.is_empty() || self.log_bytes >= RUN_MAX_BYTES {
-            return false;
+        if !is_same || self.messages.is_empty() {
+            return 0;
         }
-        self.log_bytes += self.logged.record_bytes(message);
-        self.messages.push(Arc::clone(message));
-        true
+        let count_before = self.messages.len();
+        for message in messages {
+            if self.log_bytes >= RUN_MAX_BYTES {
+                break;
+            }
+            self.log_bytes += self.logged.record_bytes(message);
+            self.messages.push(Arc::clone(message));
+        }
+        self.messages.len() - count_before
     }
 
     /// Adds a message that the run takes.

@@ -150,6 +150,12 @@ impl RouteCache {
         (newest.names[..] == *names).then_some(&newest.targets)
     }
 
+    /// Names and targets of the message before, if they were those of the one before it.
+    pub(super) fn newest_route(&self) -> Option<(&[u8], &SharedTargets)> {
+        let newest = self.newest.as_ref()?;
+        Some((&newest.names, &newest.targets))
+    }
+
     /// Remembers a route that was found, for the message behind.
     fn set_newest(&mut self, names: &[u8], targets: &SharedTargets) {
         // Takes the memory of the one before.

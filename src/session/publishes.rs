@@ -10,7 +10,6 @@
 //! 2. A publish that repeats the one before but for its body is made from that one's message.
 //! 3. The buffer is advanced once, behind the last publish taken; messages are copies of what they need of it.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
@@ -40,7 +39,7 @@ impl Session {
         });
         let unfinished_max_bytes = self.options.unfinished_max_bytes;
         let mut taken_bytes = 0;
-        let mut run = VecDeque::new();
+        let mut run = Vec::new();
         let mut channel = None;
         let mut channel_count = 0;
         for raw in PublishReader::new(input, self.frame_max_bytes, body_max_bytes) {
@@ -59,7 +58,7 @@ impl Session {
             self.unfinished_bytes = unfinished_bytes;
             taken_bytes += raw.frames_len;
             channel_count += 1;
-            let publish = match run.back() {
+            let publish = match run.last() {
                 Some(before) if raw.is_repeated => repeated(before, &raw),
                 _ => publish(&raw),
             };
@@ -67,7 +66,7 @@ impl Session {
                 let count = input.len() / raw.frames_len.max(1);
                 run.reserve(count.clamp(1, PUBLISH_RUN_MAX));
             }
-            run.push_back(publish);
+            run.push(publish);
             if run.len() >= PUBLISH_RUN_MAX {
                 self.push_run(std::mem::take(&mut run));
             }
@@ -79,15 +78,15 @@ impl Session {
     }
 
     /// Adds publishes to those that wait to be polled: to the last of them, or beside them when they are many.
-    fn push_run(&mut self, mut run: VecDeque<Publish>) {
+    fn push_run(&mut self, run: Vec<Publish>) {
         if run.is_empty() {
             return;
         }
         match self.work.back_mut() {
             Some(Work::Publishes(before)) if before.len() + run.len() <= PUBLISH_RUN_MAX => {
-                before.append(&mut run);
+                before.extend(run);
             }
-            _ => self.work.push_back(Work::Publishes(run)),
+            _ => self.work.push_back(Work::Publishes(run.into())),
         }
     }
 
