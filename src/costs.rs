@@ -143,6 +143,9 @@
 //! - **A short message is one block of memory** (`message::stored`): 2,109 to 1,783. A head of up to 62 bytes, body included, lies in
 //!   the message, which is no larger for it. At 1 KiB, where it is a branch for each look, 6,444 to 6,557.
 //! - **Messages join their run together** (`broker::publish`): 1,679 to 1,618, durable 1 KiB 6,248 to 6,131.
+//! - **Messages that arrive together are handed over together** (`queue::dispatch`) where a queue has one consumer: it is picked, its
+//!   credit taken and its outbox looked at once for up to 16 KiB. 2,340 to 1,680 instructions, durable 1 KiB 6,466 to 5,791, together
+//!   with publishes that repeat the one before.
 //! - **No read that must fail**: half of all reads of sockets returned `EAGAIN`. A read that did not fill its room is the last
 //!   one until the kernel reports more.
 //! - **Idle connections give everything back**: 17,465 to 6,939 bytes each. The output's first buffer stayed for ever, and the
