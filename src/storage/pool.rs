@@ -18,7 +18,7 @@
 //!    says [`RECYCLED`](super::format::segment_flag::RECYCLED), so nobody takes such bytes for a torn write.
 //! 4. Removing a file may take long, and whoever writes meanwhile waits for it: where the file system tells the device at once what
 //!    it no longer needs, 13 ms a segment of 64 MiB. So a log that takes more segments between two checkpoints than the pool
-//!    usually keeps is left as many spares, within limits, until it rests.
+//!    usually keeps is left as many spares, within limits, for as long as it does that.
 //! 5. A failed sync is the end of the engine here too. Everything else that fails while a segment is prepared ahead is
 //!    left to the commit thread, which then makes its segment itself.
 
@@ -62,6 +62,8 @@ struct State {
     keep_count: usize,
     /// Segments made since the last checkpoint.
     made_count: usize,
+    /// And between that and the one before.
+    made_before_count: usize,
     stage: Stage,
     /// Nothing is kept for later while the disk is low.
     is_low: bool,
@@ -113,6 +115,7 @@ impl Pool {
                 spares: BTreeSet::new(),
                 keep_count: spare_count_max,
                 made_count: 0,
+                made_before_count: 0,
                 stage: Stage::Idle,
                 is_low: false,
                 is_nudged: false,
@@ -308,12 +311,12 @@ impl Pool {
 
     // ---- spares
 
-    /// A checkpoint is about to hand in what it freed: decides how many spares are kept. One fewer than the last time, unless the
-    /// log has taken as many since then.
+    /// A checkpoint is about to hand in what it freed: as many spares are kept as the log took since the last one, or between
+    /// that and the one before.
     pub(crate) fn begin_round(&self) {
         let mut state = lock(&self.state);
         let made_count = std::mem::take(&mut state.made_count);
-        let wanted = made_count.max(state.keep_count.saturating_sub(1));
+        let wanted = made_count.max(std::mem::replace(&mut state.made_before_count, made_count));
         let most = self.spare_count_max.saturating_mul(BUSY_FACTOR);
         state.keep_count = wanted.clamp(self.spare_count_max, most);
     }

@@ -143,7 +143,7 @@ fn spares_and_the_prepared_segment_serve_the_next_incarnation() {
 
 /// Removing files takes long, and the log would make as many anew.
 #[test]
-fn a_busy_log_keeps_the_spares_that_it_takes_until_it_rests() {
+fn a_busy_log_keeps_the_spares_that_it_takes() {
     let rig = Rig::new(options());
     let (store, _) = rig.open();
     store.create_queue(1);
@@ -162,8 +162,9 @@ fn a_busy_log_keeps_the_spares_that_it_takes_until_it_rests() {
     let busy = round(10);
     assert!((9..=12).contains(&busy), "{busy}");
     assert_eq!(round(40), 16, "not without end");
-    assert_eq!(round(2), 15, "one by one");
-    assert_eq!(round(2), 14);
+    assert_eq!(round(2), 16, "it may be a pause");
+    assert_eq!(round(2), 4);
+    assert_eq!(round(40), 16);
     rig.clock.advance_ms(2_000);
     store.commit().unwrap();
     assert_eq!(spare_count(), 4, "it rests");
