@@ -29,7 +29,7 @@ impl Storage {
             .filter(|segment| filling != Some(**segment) && !written.segments.contains_key(segment))
             .copied()
             .collect();
-        shared.space.pool.begin_round();
+        shared.space.pool.begin_round(shared.space.is_short());
         let spares = self.retire(&freed)?;
         for leftover in checkpoint::leftovers(&*shared.disk, generation)? {
             self.remove(&leftover)?;

@@ -235,11 +235,7 @@ impl Pool {
     /// crash after             -> a segment without a valid batch: void
     /// ```
     fn make(&self, header: SegmentHeader, is_ahead: bool) -> Result<Prepared, MakeError> {
-        let spare = {
-            let mut state = lock(&self.state);
-            state.made_count += 1;
-            state.spares.pop_first()
-        };
+        let spare = lock(&self.state).spares.pop_first();
         let header = SegmentHeader {
             is_recycled: spare.is_some(),
             ..header
@@ -247,13 +243,16 @@ impl Pool {
         let name = spare.unwrap_or(header.segment);
         let path = spare_path(name);
         let made = self.make_of(header, &path, is_ahead);
-        if let Err(MakeError::Refused(_)) = &made {
+        match &made {
+            Ok(_) => lock(&self.state).made_count += 1,
             // A spare may serve the next attempt; a new file is made anew.
-            if spare.is_some() {
+            Err(MakeError::Refused(_)) if spare.is_some() => {
                 lock(&self.state).spares.insert(name);
-            } else {
+            }
+            Err(MakeError::Refused(_)) => {
                 let _ = self.disk.remove(&path);
             }
+            Err(MakeError::Fatal(_)) => {}
         }
         made
     }
@@ -312,18 +311,24 @@ impl Pool {
     // ---- spares
 
     /// A checkpoint is about to hand in what it freed: as many spares are kept as the log took since the last one, or between
-    /// that and the one before.
-    pub(crate) fn begin_round(&self) {
+    /// that and the one before; while there is no room for all that is wanted, no more than usual.
+    pub(crate) fn begin_round(&self, is_short: bool) {
         let mut state = lock(&self.state);
         let made_count = std::mem::take(&mut state.made_count);
-        let wanted = made_count.max(std::mem::replace(&mut state.made_before_count, made_count));
+        let made_before_count = std::mem::replace(&mut state.made_before_count, made_count);
+        let wanted = match is_short {
+            true => self.spare_count_max,
+            false => made_count.max(made_before_count),
+        };
         let most = self.spare_count_max.saturating_mul(BUSY_FACTOR);
         state.keep_count = wanted.clamp(self.spare_count_max, most);
     }
 
-    /// Nobody writes: what is more than the usual number of spares goes, in the thread's own time.
+    /// Nobody writes: what is more than the usual number of spares goes, in the thread's own time. What the log took is forgotten.
     pub(crate) fn rest(&self) {
         let mut state = lock(&self.state);
+        state.made_count = 0;
+        state.made_before_count = 0;
         state.keep_count = self.spare_count_max;
         if state.spares.len() > state.keep_count {
             state.is_nudged = true;
