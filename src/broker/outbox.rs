@@ -152,7 +152,7 @@ impl Outbox {
         self.was_full.store(true, Ordering::SeqCst);
     }
 
-    /// Bytes from which on it is full.
+    /// Bytes left until it is full.
     pub(super) fn room_bytes(&self) -> usize {
         self.limit.max_bytes().saturating_sub(self.size_bytes())
     }

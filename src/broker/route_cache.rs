@@ -150,7 +150,8 @@ impl RouteCache {
         (newest.names[..] == *names).then_some(&newest.targets)
     }
 
-    /// Names and targets of the message before, if they were those of the one before it.
+    /// Names and targets of the newest route that two messages in a row took. The message before may have taken another one: whoever
+    /// uses this compares the names.
     pub(super) fn newest_route(&self) -> Option<(&[u8], &SharedTargets)> {
         let newest = self.newest.as_ref()?;
         Some((&newest.names, &newest.targets))

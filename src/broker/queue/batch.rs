@@ -224,8 +224,8 @@ impl Batch {
         handout.count(size_bytes);
     }
 
-    /// How many of the first of `messages` the outbox takes now: as many as make it full, one at least, or as many as it need not
-    /// be told of before.
+    /// How many of the first of `messages` the outbox takes now: as many as make it full, or as many as it need not be told of
+    /// before; maybe none, where others were faster.
     pub(super) fn fitting<'a>(
         &self,
         outbox: &Arc<Outbox>,

@@ -1,11 +1,12 @@
 //! Handing ready messages to whoever may take them, and reading bodies ahead from disk.
 //!
 //! ```text
-//!   hand_over   a message arrives where nothing waits and a consumer has room: it never is one that waits
-//!   serve       what waits, while it may simply go
-//!   dispatch    everything else: gets, expiry, reservations, bodies on disk, counts of quorum queues
+//!   hand_over_run   messages arrive where nothing waits and the only consumer has room: they never are ones that wait
+//!   hand_over       the same for one message, and where there are several consumers
+//!   serve           what waits, while it may simply go
+//!   dispatch        everything else: gets, expiry, reservations, bodies on disk, counts of quorum queues
 //! ```
-//! All three come to the same, which `tests::twins` proves; the first two leave to the last whatever is unusual.
+//! All of them come to the same, which `tests::twins` proves; the others leave to the last whatever is unusual.
 
 use std::sync::{Arc, Weak};
 
@@ -207,7 +208,9 @@ impl QueueState {
                 && batch.end_publication(message);
             is_logged(has_record);
         }
-        if let Some(spec) = self.consumers.only() {
+        if count > 0 {
+            let spec = self.consumers.only();
+            let spec = spec.expect("it has just taken credit");
             batch.deliver_run(spec, queue, first, messages.take(count));
         }
         count

@@ -150,8 +150,8 @@ fn check(parts: &[Vec<u8>], read_bytes: &dyn Fn(usize) -> usize, alarm_at: usize
     }
 }
 
-/// A publish: what varies is what the path for many looks at.
-fn any_publish() -> impl Strategy<Value = Vec<u8>> {
+/// A publish, some times over with another body each: what varies is what the path for many looks at.
+fn any_publishes() -> impl Strategy<Value = Vec<u8>> {
     let key = prop_oneof![
         Just(short("key")),
         Just(short("another.key")),
@@ -177,23 +177,26 @@ fn any_publish() -> impl Strategy<Value = Vec<u8>> {
     ];
     let frame_max = prop_oneof![4 => Just(131_072u32), 1 => 4096u32..5000];
     let flags = (0u8..100).prop_map(|choice| (choice % 2 == 1, choice == 99));
-    (1u16..5, key, flags, properties, size, frame_max).prop_map(
-        |(channel, routing_key, (mandatory, immediate), properties, size, frame_max)| {
+    let sizes = (size, frame_max, b'b'..b'g');
+    (1u16..5, key, flags, properties, sizes).prop_map(
+        |(channel, routing_key, (mandatory, immediate), properties, (size, frame_max, end))| {
             let mut bytes = BytesMut::new();
-            let publish = basic::Publish {
+            let publish = Method::from(basic::Publish {
                 exchange: short("x"),
                 routing_key,
                 mandatory,
                 immediate,
                 ..Default::default()
-            };
-            Method::from(publish).encode(&mut bytes, channel);
-            let body = [vec![b'x'; size].into()];
-            let content = Content {
-                properties: &properties,
-                body: &body,
-            };
-            encode_content(&mut bytes, Lane::new(channel, frame_max), &content);
+            });
+            for letter in b'a'..end {
+                publish.encode(&mut bytes, channel);
+                let body = [vec![letter; size].into()];
+                let content = Content {
+                    properties: &properties,
+                    body: &body,
+                };
+                encode_content(&mut bytes, Lane::new(channel, frame_max), &content);
+            }
             bytes.to_vec()
         },
     )
@@ -218,8 +221,7 @@ fn any_other() -> impl Strategy<Value = Vec<u8>> {
 
 /// What a client sends before it waits.
 fn any_part() -> impl Strategy<Value = Vec<u8>> {
-    let publishes = (any_publish(), 1usize..6).prop_map(|(publish, count)| publish.repeat(count));
-    let piece = prop_oneof![12 => publishes, 1 => any_other()];
+    let piece = prop_oneof![12 => any_publishes(), 1 => any_other()];
     let damage = prop_oneof![
         9 => Just(None),
         1 => (any::<prop::sample::Index>(), any::<u8>()).prop_map(Some)

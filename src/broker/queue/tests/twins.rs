@@ -285,18 +285,13 @@ impl World {
         let mut items = OutboxItems::default();
         let is_due = outbox.drain(&mut items);
         self.tell((at, is_due));
-        for item in items.list() {
-            match item {
-                OutboxItem::Deliver(_) => {}
-                OutboxItem::GetReady { got, .. } => {
-                    self.tell("get");
-                    self.tell(got.as_ref().map(|got| got.1));
-                }
-                other => self.tell(other),
+        let told: Vec<(usize, Option<String>)> = items.list().iter().map(described).collect();
+        let mut deliveries = items.into_deliveries();
+        for (count, text) in told {
+            text.into_iter().for_each(|text| self.tell(text));
+            for delivery in deliveries.by_ref().take(count) {
+                self.receive(delivery);
             }
-        }
-        for delivery in items.into_deliveries() {
-            self.receive(delivery);
         }
         if is_due {
             self.rig.turn(|turn| outbox_drained(turn, &outbox));
@@ -337,6 +332,18 @@ impl World {
             assert!(run_count <= entries.len() + 8, "empty runs end");
             self.tell((marks, sums, entries, next_seq));
         }
+    }
+}
+
+/// How many deliveries an item is, and what else it says. How deliveries are cut into runs is nobody's business.
+fn described(item: &OutboxItem) -> (usize, Option<String>) {
+    match item {
+        OutboxItem::Deliver(run) => (run.len(), None),
+        OutboxItem::GetReady { got, .. } => {
+            let left = got.as_ref().map(|got| got.1);
+            (usize::from(got.is_some()), Some(format!("get {left:?}")))
+        }
+        other => (0, Some(format!("{other:?}"))),
     }
 }
 
