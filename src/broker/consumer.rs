@@ -72,8 +72,7 @@ impl ChannelCredit {
     }
 
     fn has_room(&self) -> bool {
-        let limit = self.limit.load(Ordering::SeqCst);
-        limit == 0 || self.used() < limit
+        self.room() > 0
     }
 
     /// True when a delivery may be tried; else `queue` is told when there is room. It is noted, unless `is_noted` says that it
@@ -91,16 +90,7 @@ impl ChannelCredit {
 
     /// Takes one unit of room; false when another queue was faster.
     fn try_take(&self) -> bool {
-        let limit = self.limit.load(Ordering::SeqCst);
-        if limit == 0 {
-            self.used.fetch_add(1, Ordering::SeqCst);
-            return true;
-        }
-        self.used
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |used| {
-                (used < limit).then_some(used + 1)
-            })
-            .is_ok()
+        self.take_some(1) == 1
     }
 
     /// Units of room there are now.
@@ -413,9 +403,7 @@ impl Consumers {
     }
 
     fn pick_in_turn(&mut self, queue: &QueueHandle) -> Option<ConsumerIndex> {
-        if let [group] = self.groups_mut()
-            && let [only] = &mut group.members[..]
-        {
+        if let Some(only) = self.only_mut() {
             return only.can_take(queue).then_some(ConsumerIndex {
                 group: 0,
                 member: 0,

@@ -493,11 +493,8 @@ fn copied_name(bytes: &[u8]) -> ShortString {
 
 fn crc_of(payload: Payload<'_>) -> u32 {
     let mut crc = crc32fast::Hasher::new();
-    if !payload.front.is_empty() {
-        crc.update(payload.front);
-    }
-    for part in payload.parts {
-        crc.update(part);
+    for piece in payload.pieces().filter(|piece| !piece.is_empty()) {
+        crc.update(piece);
     }
     crc.finalize()
 }
