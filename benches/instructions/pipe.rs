@@ -11,7 +11,7 @@ use stratamq::amqp::method::{Method, basic, channel, confirm, connection, exchan
 use stratamq::amqp::properties::PropertiesBuilder;
 use stratamq::amqp::protocol_header;
 use stratamq::amqp::short_string::ShortString;
-use stratamq::broker::command::{Publish, Published};
+use stratamq::broker::command::{Publish, PublishedRun};
 use stratamq::broker::effects::{AfterDurable, Effects};
 use stratamq::broker::journal::Journal;
 use stratamq::broker::message::PayloadDecoder;
@@ -152,7 +152,7 @@ struct Peer {
     input: BytesMut,
     items: OutboxItems,
     batch: Vec<Publish>,
-    published: Vec<Published>,
+    published: Vec<PublishedRun>,
     delivered_count: u64,
 }
 
@@ -445,10 +445,10 @@ impl Peer {
         }
         let domain = self.domain.as_mut().expect("it is open");
         self.published.clear();
-        let result = domain.publish(&self.batch, NOW_MS, effects, &mut self.published);
+        let result = domain.publish(&mut self.batch, NOW_MS, effects, &mut self.published);
         result.expect("nothing is refused");
-        self.session.publish_results(&self.batch, &self.published);
-        self.batch.clear();
+        assert!(self.batch.is_empty(), "the log has room");
+        self.session.publish_results(&self.published);
     }
 }
 

@@ -56,7 +56,21 @@ pub enum ConfirmAt {
     Nack,
 }
 
-/// Outcome of one publish.
+/// Outcome of publishes of one channel that follow each other.
+#[derive(Clone, Debug)]
+pub struct PublishedRun {
+    /// Their channel.
+    pub channel: u16,
+    /// How many they are.
+    pub count: u64,
+    /// When and how to confirm each of them.
+    pub confirm: ConfirmAt,
+    /// Those that no queue took though they were mandatory, in their order and as they were published: to be sent back
+    /// before the confirm.
+    pub returned: Vec<Arc<Message>>,
+}
+
+/// Outcome of one publish of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Published {
     /// When and how to confirm.

@@ -15,6 +15,7 @@ pub mod arguments;
 mod bind;
 mod binding;
 pub mod command;
+pub mod confirm_runs;
 mod connection;
 pub mod consumer;
 pub mod dead_letter;

@@ -11,29 +11,32 @@
 //! of them changes (`route_cache`). Messages with `CC` or `BCC`, and those an exchange had a say in that looks at more than
 //! keys, are routed every time.
 
+mod run;
+
 use std::sync::Arc;
+use std::vec::IntoIter;
 
 use smallvec::SmallVec;
 
+use self::run::Run;
 use super::access::Operation;
-use super::command::{ConfirmAt, Publish, Published};
+use super::command::{ConfirmAt, Publish, PublishedRun};
+use super::confirm_runs::ConfirmRuns;
 use super::connection::Connection;
 use super::effects::Effects;
 use super::error::BrokerError;
 use super::exchange::History;
 use super::message::{Message, MessageParts, TTL_MAX_MS};
-use super::queue::{self, GROUP_QUEUES_MAX, LoggedTargets, RoutedPublish};
+use super::queue::{self, LoggedTargets, RoutedPublish};
 use super::refusal::{access_refused, no_exchange, precondition_failed};
 use super::reply_to::is_requester_name;
 use super::route_cache::SharedTargets;
-use super::routing::{Targets, is_same_set};
+use super::routing::Targets;
 use crate::amqp::field_table::FieldValue;
 use crate::amqp::properties::{BCC_HEADER, CC_HEADER, Properties};
 use crate::amqp::short_string::ShortString;
 use crate::storage::types::Pusher;
 
-/// Bytes in the log from which on a run takes no more: the log has to have room for all of it at once.
-const RUN_MAX_BYTES: u64 = 256 << 10;
 /// Publishes whose routes are fetched together.
 const ROUTED_TOGETHER: usize = 32;
 
@@ -57,163 +60,145 @@ impl Connection {
                 .push((index, routed.histories));
         }
         channel.transaction.push(RoutedPublish {
-            message: routed.message,
+            message: visible_form(&routed.rewritten, publish),
             targets: routed.targets.to_vec(),
         });
         Ok(())
     }
 
-    /// Publishes a batch in order; one outcome each is appended to `out`. With fewer outcomes than publishes the log has no
-    /// room for the next one: it and those behind it are to be given again, when there may be some.
+    /// Publishes a batch in order, and takes off it what is done; the outcomes are appended to `out`. What is left in it without an
+    /// error did not find room in the log: it is to be given again, when there may be some.
     ///
     /// # Errors
-    /// The index of the first refused publish and why; `out` has the outcomes of those before it, and
-    /// nothing behind it was done.
+    /// The channel of the first refused publish and why; those before it are done, it is taken off as well, and nothing behind
+    /// it was done.
     pub fn publish(
         &mut self,
-        batch: &[Publish],
+        batch: &mut Vec<Publish>,
         now_ms: u64,
         effects: &mut Effects,
-        out: &mut Vec<Published>,
-    ) -> Result<(), (usize, BrokerError)> {
+        out: &mut Vec<PublishedRun>,
+    ) -> Result<(), (u16, BrokerError)> {
+        let mut publishes = std::mem::take(batch).into_iter();
+        let result = self.publish_runs(&mut publishes, now_ms, effects, out);
+        *batch = publishes.collect();
+        result
+    }
+
+    fn publish_runs(
+        &mut self,
+        publishes: &mut IntoIter<Publish>,
+        now_ms: u64,
+        effects: &mut Effects,
+        out: &mut Vec<PublishedRun>,
+    ) -> Result<(), (u16, BrokerError)> {
         let shortcut = self.begin_batch();
         let mut run = Run::default();
-        run.messages.reserve(batch.len());
-        run.confirms.reserve(batch.len());
-        out.reserve(batch.len());
-        let mut done = 0;
-        let mut warmed_below = 0;
-        while let Some((publish, behind)) = batch.get(done..).and_then(<[_]>::split_first) {
-            let index = done;
-            if index >= warmed_below {
-                let next = std::iter::once(publish).chain(behind);
-                let keys = next.map(|publish| publish.message.raw_routing_key());
+        let mut cold_count = publishes.len();
+        // The run's own stay at the front until it is published.
+        while let Some(publish) = publishes.as_slice().get(run.len()) {
+            let next = &publishes.as_slice()[run.len()..];
+            if next.len() <= cold_count {
+                let keys = next.iter().map(|publish| publish.message.raw_routing_key());
                 self.routes.warm(keys.take(ROUTED_TOGETHER));
-                warmed_below = index + ROUTED_TOGETHER;
+                cold_count = next.len().saturating_sub(ROUTED_TOGETHER);
             }
-            done += 1;
+            let channel = publish.channel;
             let routed = match self.route_one(shortcut, publish, now_ms) {
                 Ok(routed) => routed,
                 Err(error) => {
-                    return match self.publish_run(&mut run, batch, now_ms, effects, out) {
-                        true => Err((index, error)),
-                        false => Ok(()),
-                    };
+                    if !self.publish_run(&mut run, publishes, now_ms, effects, out) {
+                        return Ok(());
+                    }
+                    publishes.next();
+                    return Err((channel, error));
                 }
             };
             let must_end = !run.takes(&routed.targets) || routed.replies.is_some();
-            if must_end && !self.publish_run(&mut run, batch, now_ms, effects, out) {
+            if must_end && !self.publish_run(&mut run, publishes, now_ms, effects, out) {
                 return Ok(());
             }
-            if run.is_empty() {
-                run.first = index;
-            }
-            if !routed.histories.is_empty() {
-                let message = Arc::clone(&routed.message);
-                run.remembered.push((run.len(), message, routed.histories));
-            }
+            let Some(publish) = publishes.as_mut_slice().get_mut(run.len()) else {
+                break;
+            };
             if let Some(names) = routed.replies {
-                run.push(Arc::clone(&routed.message), routed.targets);
-                if !self.publish_run(&mut run, batch, now_ms, effects, out) {
+                // Whether its requester is there or not: it is not returned.
+                publish.is_mandatory = false;
+                let visible = visible_form(&routed.rewritten, publish);
+                run.push(publish, routed.rewritten, routed.targets);
+                if !self.publish_run(&mut run, publishes, now_ms, effects, out) {
                     return Ok(());
                 }
-                self.deliver_replies(&names, &routed.message, effects);
-                if let Some(published) = out.last_mut() {
-                    published.is_unroutable = false;
-                }
+                self.deliver_replies(&names, &visible, effects);
                 continue;
             }
-            run.push(routed.message, routed.targets);
-            done += self.join_run(shortcut, behind, &mut run);
+            if !routed.histories.is_empty() {
+                let visible = visible_form(&routed.rewritten, publish);
+                run.remember(visible, routed.histories);
+            }
+            run.push(publish, routed.rewritten, routed.targets);
+            self.join_run(shortcut, publishes.as_slice(), &mut run);
         }
-        self.publish_run(&mut run, batch, now_ms, effects, out);
+        self.publish_run(&mut run, publishes, now_ms, effects, out);
         Ok(())
     }
 
-    /// Gives a run to its queues and empties it; false when the log has no room for it, then nothing happened.
+    /// Gives a run, which stands at the front of `publishes`, to its queues, and takes it from there; false when the log has no
+    /// room for it, then nothing happened.
     fn publish_run(
         &mut self,
         run: &mut Run,
-        batch: &[Publish],
+        publishes: &mut IntoIter<Publish>,
         now_ms: u64,
         effects: &mut Effects,
-        out: &mut Vec<Published>,
+        out: &mut Vec<PublishedRun>,
     ) -> bool {
         if run.is_empty() {
             return true;
         }
-        let admitted = self.shared.queues.admit(run.log_bytes, Pusher::Publisher);
+        let admitted = self.shared.queues.admit(run.log_bytes(), Pusher::Publisher);
         if admitted.is_none() {
             return false;
         }
-        let turn = &mut self.shared.turn(now_ms, effects);
-        let run_len = run.len();
-        run.confirms.clear();
-        let confirms = &mut run.confirms;
-        let outcome = if run.mixed.is_empty() {
-            queue::publish(turn, &run.targets, &mut run.messages, confirms)
-        } else {
-            queue::publish_group(turn, &run.mixed, confirms)
-        };
-        let is_unroutable = |index: usize| match run.mixed.get(index) {
-            Some((_, targets)) => targets.is_empty(),
-            None => run.targets.is_empty(),
-        };
-        for (index, message, histories) in run.remembered.drain(..) {
-            // The others are routed once more.
-            if index < run.confirms.len() {
-                remember(&histories, &message);
-            }
-        }
-        let confirms = run.confirms.iter().enumerate();
-        out.extend(confirms.map(|(index, confirm)| Published {
-            confirm: *confirm,
-            is_unroutable: is_unroutable(index),
-        }));
+        run.take_from(publishes);
+        let outcome = run.give_to_queues(&mut self.shared.turn(now_ms, effects));
+        run.remember_published();
         if outcome.is_err() {
-            let publishes = batch.iter().skip(run.first).take(run_len);
-            for publish in publishes.skip(run.confirms.len()) {
-                out.push(self.publish_again(publish, now_ms, effects));
+            for publish in run.take_unpublished() {
+                let (confirm, is_unroutable) = self.publish_again(&publish, now_ms, effects);
+                run.answer(publish, confirm, is_unroutable);
             }
         }
+        run.tell(out);
         run.clear();
         true
     }
 
-    /// A target was deleted between route and delivery: routes by the topology of now.
+    /// A target was deleted between route and delivery: routes by the topology of now. How to confirm it, and whether no queue
+    /// took it.
     fn publish_again(
         &mut self,
         publish: &Publish,
         now_ms: u64,
         effects: &mut Effects,
-    ) -> Published {
+    ) -> (ConfirmAt, bool) {
         loop {
             self.routes.clear();
             // The message has passed the checks; an exchange that went since routes nowhere.
             let routed = self.check_and_route(publish, now_ms);
-            let Routed {
-                message,
-                targets,
-                histories,
-                ..
-            } = routed.unwrap_or_else(|_| Routed {
-                message: Arc::clone(&publish.message),
-                targets: [].into(),
-                replies: None,
-                histories: Vec::new(),
-            });
-            let mut targets = targets.to_vec();
+            let routed = routed.unwrap_or_else(|_| Routed::plain(None, [].into()));
+            let message = visible_form(&routed.rewritten, publish);
+            let mut targets = routed.targets.to_vec();
             targets.retain(|queue| !queue.is_deleted());
             let turn = &mut self.shared.turn(now_ms, effects);
-            let mut confirms = Vec::with_capacity(1);
+            let mut confirms = ConfirmRuns::default();
             // Ends: every further round needs one more queue to be deleted meanwhile.
             let messages = &mut vec![Arc::clone(&message)];
             if queue::publish(turn, &targets, messages, &mut confirms).is_ok() {
-                remember(&histories, &message);
-                return Published {
-                    confirm: confirms.first().copied().unwrap_or(ConfirmAt::Now),
-                    is_unroutable: targets.is_empty(),
-                };
+                remember(&routed.histories, &message);
+                let confirm = confirms.runs().next();
+                let confirm = confirm.map_or(ConfirmAt::Now, |(confirm, _)| confirm);
+                return (confirm, targets.is_empty());
             }
         }
     }
@@ -238,7 +223,7 @@ impl Connection {
         };
         let turn = &mut self.shared.turn(now_ms, effects);
         let messages = &mut vec![Arc::clone(message)];
-        while queue::publish(turn, &targets, messages, &mut Vec::new()).is_err() {
+        while queue::publish(turn, &targets, messages, &mut ConfirmRuns::default()).is_err() {
             targets.retain(|queue| !queue.is_deleted());
         }
     }
@@ -260,16 +245,17 @@ impl Connection {
         }
     }
 
-    /// Adds the messages at the front of `next` to the run that go where the one before went, while nothing can be refused or
-    /// changed about them: the usual case, in which nothing is looked up. How many they were.
-    fn join_run(&self, shortcut: Shortcut, next: &[Publish], run: &mut Run) -> usize {
+    /// Adds the publishes behind the run to it that go where the one before went, while nothing can be refused or changed about
+    /// them: the usual case, in which nothing is looked up. `publishes` begin with those of the run.
+    fn join_run(&self, shortcut: Shortcut, publishes: &[Publish], run: &mut Run) {
         let Some((names, targets)) = self.routes.newest_route() else {
-            return 0;
+            return;
         };
-        let messages = next.iter().map(|publish| &publish.message);
+        let next = publishes.iter().skip(run.len());
+        let messages = next.map(|publish| &publish.message);
         let same =
             messages.take_while(|message| shortcut.is_for(message) && message.raw_names() == names);
-        run.push_same(same, targets)
+        run.push_same(same, targets);
     }
 
     /// The route of a message of a batch.
@@ -285,7 +271,7 @@ impl Connection {
             let (exchange, key) = (message.raw_exchange(), message.raw_routing_key());
             let names = message.raw_names();
             if let Some(targets) = self.routes.find(names, exchange, key) {
-                return Ok(Routed::plain(Arc::clone(message), targets));
+                return Ok(Routed::plain(None, targets));
             }
         }
         self.route(publish, now_ms)
@@ -314,11 +300,11 @@ impl Connection {
         }
         let is_plain = cc.is_empty() && bcc.is_empty();
         if is_plain && let Some(targets) = recent {
-            return Ok(Routed::plain(visible_copy(message, bcc, rewrite), targets));
+            return Ok(Routed::plain(rewritten(message, bcc, rewrite), targets));
         }
         if is_plain && let Some(targets) = self.routes.get(raw_exchange, raw_key) {
             let targets = Arc::clone(targets);
-            return Ok(Routed::plain(visible_copy(message, bcc, rewrite), targets));
+            return Ok(Routed::plain(rewritten(message, bcc, rewrite), targets));
         }
         let head = message.head_parts();
         let (exchange, key) = (&head.exchange, &head.routing_key);
@@ -334,9 +320,9 @@ impl Connection {
         if is_plain && !route.is_for_one_message && replies.is_none() {
             self.routes.insert(exchange, key, &targets);
         }
-        let message = visible_copy(message, bcc, rewrite);
+        let rewritten = rewritten(message, bcc, rewrite);
         Ok(Routed {
-            message,
+            rewritten,
             targets,
             replies,
             histories: route.histories,
@@ -415,8 +401,8 @@ impl Connection {
 
 /// A publish that passed the checks, and where it goes.
 pub(super) struct Routed {
-    /// As receivers see it.
-    message: Arc<Message>,
+    /// As receivers see it, if that is not how it was published. Usually nothing.
+    rewritten: Option<Arc<Message>>,
     targets: SharedTargets,
     /// Whom it answers by direct reply-to. Usually nobody.
     replies: Option<Box<[ShortString]>>,
@@ -433,9 +419,9 @@ pub(super) fn remember(histories: &[Arc<History>], message: &Arc<Message>) {
 
 impl Routed {
     /// An ordinary message.
-    fn plain(message: Arc<Message>, targets: SharedTargets) -> Self {
+    fn plain(rewritten: Option<Arc<Message>>, targets: SharedTargets) -> Self {
         Self {
-            message,
+            rewritten,
             targets,
             replies: None,
             histories: Vec::new(),
@@ -473,109 +459,6 @@ struct Rewrite {
     expiration: Option<ShortString>,
     /// All of them with the broker's stamps, if it puts any (CC-8).
     stamped: Option<Properties>,
-}
-
-/// Messages of one set of targets that are given to it as they are; fewer join a mixed run.
-const UNIFORM_RUN_MIN: usize = 8;
-
-/// Consecutive messages for one critical section: either all in `messages`, for `targets`, or all in `mixed`.
-#[derive(Default)]
-struct Run {
-    /// Index of the first one in the batch.
-    first: usize,
-    /// Of `messages`.
-    targets: SharedTargets,
-    messages: Vec<Arc<Message>>,
-    mixed: Vec<(Arc<Message>, SharedTargets)>,
-    /// Queues of the run, one counted again when it comes back after another.
-    queue_count: usize,
-    /// Those queues of the newest message that are in the log.
-    logged: LoggedTargets,
-    /// What it takes in the log, at most.
-    log_bytes: u64,
-    confirms: Vec<ConfirmAt>,
-    /// Those that exchanges remember, each by its index.
-    remembered: Vec<(usize, Arc<Message>, Vec<Arc<History>>)>,
-}
-
-impl Run {
-    fn len(&self) -> usize {
-        self.messages.len() + self.mixed.len()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Whether a message for `targets` may join.
-    fn takes(&self, targets: &SharedTargets) -> bool {
-        self.is_empty() || (self.log_bytes < RUN_MAX_BYTES && self.takes_targets(targets))
-    }
-
-    /// Where the newest message goes.
-    fn newest_targets(&self) -> &SharedTargets {
-        self.mixed.last().map_or(&self.targets, |newest| &newest.1)
-    }
-
-    fn takes_targets(&self, targets: &SharedTargets) -> bool {
-        is_same_set(self.newest_targets(), targets)
-            || (self.messages.len() < UNIFORM_RUN_MIN
-                && self.queue_count + targets.len() <= GROUP_QUEUES_MAX)
-    }
-
-    /// Adds messages for the same targets as the newest one, as many as it takes; how many they were.
-    fn push_same<'a>(
-        &mut self,
-        messages: impl Iterator<Item = &'a Arc<Message>>,
-        targets: &SharedTargets,
-    ) -> usize {
-        let is_same = Arc::ptr_eq(&self.targets, targets) && self.mixed.is_empty();
-        if !is_same || self.messages.is_empty() {
-            return 0;
-        }
-        let count_before = self.messages.len();
-        for message in messages {
-            if self.log_bytes >= RUN_MAX_BYTES {
-                break;
-            }
-            self.log_bytes += self.logged.record_bytes(message);
-            self.messages.push(Arc::clone(message));
-        }
-        self.messages.len() - count_before
-    }
-
-    /// Adds a message that the run takes.
-    fn push(&mut self, message: Arc<Message>, targets: SharedTargets) {
-        let is_first = self.is_empty();
-        let is_other = !is_first && !is_same_set(self.newest_targets(), &targets);
-        if is_first || is_other {
-            self.queue_count += targets.len();
-            self.logged = LoggedTargets::of(&targets);
-        }
-        self.log_bytes += self.logged.record_bytes(&message);
-        if is_first {
-            self.targets = targets;
-            self.messages.push(message);
-        } else if !self.mixed.is_empty() {
-            self.mixed.push((message, targets));
-        } else if is_other {
-            let so_far = self.messages.drain(..);
-            let same = &self.targets;
-            self.mixed
-                .extend(so_far.map(|message| (message, Arc::clone(same))));
-            self.mixed.push((message, targets));
-        } else {
-            self.messages.push(message);
-        }
-    }
-
-    fn clear(&mut self) {
-        self.messages.clear();
-        self.mixed.clear();
-        self.remembered.clear();
-        self.queue_count = 0;
-        self.log_bytes = 0;
-    }
 }
 
 /// The routing keys in the headers `CC` and `BCC` (CC-1). Usually none.
@@ -673,12 +556,18 @@ fn reply_keys(exchange: &ShortString, keys: &[ShortString]) -> Option<Box<[Short
     (!names.is_empty()).then(|| names.into_boxed_slice())
 }
 
-/// The message as receivers see it (CC-3, DR-3, PP-3). The hidden keys stay known for dead-lettering.
-fn visible_copy(message: &Arc<Message>, bcc: Vec<ShortString>, rewrite: Rewrite) -> Arc<Message> {
+/// A publish as receivers see it.
+fn visible_form(rewritten: &Option<Arc<Message>>, publish: &Publish) -> Arc<Message> {
+    Arc::clone(rewritten.as_ref().unwrap_or(&publish.message))
+}
+
+/// The message as receivers see it, if that is not how it was published (CC-3, DR-3, PP-3). The hidden keys stay known for
+/// dead-lettering.
+fn rewritten(message: &Message, bcc: Vec<ShortString>, rewrite: Rewrite) -> Option<Arc<Message>> {
     let is_rewritten = rewrite.reply_name.is_some() || rewrite.expiration.is_some();
     let has_bcc = message.checked_properties().has_bcc();
     if !has_bcc && !is_rewritten && rewrite.stamped.is_none() {
-        return Arc::clone(message);
+        return None;
     }
     let parts = message.to_parts();
     let mut properties = rewrite.stamped.unwrap_or(parts.properties);
@@ -691,11 +580,11 @@ fn visible_copy(message: &Arc<Message>, bcc: Vec<ShortString>, rewrite: Rewrite)
     if let Some(number) = rewrite.expiration {
         properties = properties.edit().set_expiration(Some(number)).build();
     }
-    Arc::new(Message::from_parts(&MessageParts {
+    Some(Arc::new(Message::from_parts(&MessageParts {
         bcc,
         properties,
         has_deaths: false,
         is_rekeyed: false,
         ..parts
-    }))
+    })))
 }

@@ -5,7 +5,7 @@ use super::close::Failure;
 use super::{Phase, Session};
 use crate::amqp::method::{MethodId, basic, channel, queue, tx};
 use crate::amqp::reply_code::ChannelReplyCode;
-use crate::broker::command::{ConfirmAt, Lsn, Publish, Published, Reply, ReplyBody};
+use crate::broker::command::{ConfirmAt, Lsn, Publish, Published, PublishedRun, Reply, ReplyBody};
 use crate::broker::error::BrokerError;
 
 impl Session {
@@ -145,7 +145,7 @@ impl Session {
                 let returns = returns(pending, &published);
                 if has_refusal(&published) {
                     // What was accepted stays (TX-7), and so does what was not to be lost unseen (TX-6).
-                    returns.iter().for_each(|publish| self.send_return(publish));
+                    self.send_returns(&returns);
                     return Err(partial_completion());
                 }
                 Answer::Committed(returns)
@@ -184,7 +184,7 @@ impl Session {
             Answer::Method(method) => self.send(id, method),
             Answer::Got(delivery, remaining) => self.send_get_ok(id, &delivery, remaining),
             Answer::Committed(returns) => {
-                returns.iter().for_each(|publish| self.send_return(publish));
+                self.send_returns(&returns);
                 self.send(id, tx::CommitOk {});
             }
             Answer::CloseOk => {
@@ -193,6 +193,12 @@ impl Session {
             }
         }
         self.replay_held(id);
+    }
+
+    fn send_returns(&mut self, publishes: &[Publish]) {
+        for publish in publishes {
+            self.send_return(publish.channel, &publish.message);
+        }
     }
 
     /// The broker has closed its side of the channel.
@@ -221,47 +227,33 @@ impl Session {
         }
     }
 
-    /// Answers [`Event::Publish`](super::Event::Publish)es: `published[i]` is the outcome of `publishes[i]`.
-    pub fn publish_results(&mut self, publishes: &[Publish], published: &[Published]) {
-        debug_assert!(
-            published.len() <= publishes.len(),
-            "an outcome without a publish"
-        );
-        let publishes = publishes.get(..published.len()).unwrap_or(publishes);
-        let mut published = published;
-        for run in publishes.chunk_by(|one, next| one.channel == next.channel) {
-            let (outcomes, rest) = published.split_at(run.len().min(published.len()));
-            published = rest;
-            self.publish_results_of(run, outcomes);
+    /// Answers [`Event::Publish`](super::Event::Publish)es, in their order.
+    pub fn publish_results(&mut self, published: &[PublishedRun]) {
+        for run in published {
+            self.publish_results_of(run);
         }
     }
 
-    /// The same for publishes of one channel, which is looked up once.
-    fn publish_results_of(&mut self, publishes: &[Publish], published: &[Published]) {
-        let Some(id) = publishes.first().map(|publish| publish.channel) else {
-            return;
-        };
+    /// The same for publishes of one channel.
+    fn publish_results_of(&mut self, published: &PublishedRun) {
+        let id = published.channel;
         let Some(channel) = self.channels.get_mut(&id) else {
             return;
         };
         let unanswered = &mut channel.unanswered_publish_count;
-        *unanswered = unanswered.saturating_sub(publishes.len() as u64);
+        *unanswered = unanswered.saturating_sub(published.count);
         if !channel.is_live() {
             return;
         }
         if let Mode::Confirm(confirms) = &mut channel.mode {
-            for published in published {
-                confirms.push(published.confirm);
-            }
+            confirms.push(published.confirm, published.count);
             if self.unconfirmed.last() != Some(&id) {
                 self.unconfirmed.push(id);
             }
         }
         // Confirms are sent later, so the return precedes its own.
-        for (publish, published) in publishes.iter().zip(published) {
-            if published.is_unroutable && publish.is_mandatory {
-                self.send_return(publish);
-            }
+        for message in &published.returned {
+            self.send_return(id, message);
         }
     }
 

@@ -44,15 +44,15 @@ impl Confirms {
         }
     }
 
-    /// Appends the outcome of the next publish.
-    pub(super) fn push(&mut self, outcome: ConfirmAt) {
-        if self.unasked_count > 0 {
-            self.unasked_count -= 1;
-            return;
-        }
+    /// Appends the outcome of the next `count` publishes.
+    pub(super) fn push(&mut self, outcome: ConfirmAt, count: u64) {
+        let unasked_count = self.unasked_count.min(count);
+        self.unasked_count -= unasked_count;
+        let count = count - unasked_count;
         match self.runs.back_mut() {
-            Some((last, count)) if *last == outcome => *count += 1,
-            _ => self.runs.push_back((outcome, 1)),
+            _ if count == 0 => {}
+            Some((last, run_len)) if *last == outcome => *run_len += count,
+            _ => self.runs.push_back((outcome, count)),
         }
     }
 
@@ -106,7 +106,9 @@ mod tests {
     #[track_caller]
     fn check(outcomes: &[ConfirmAt], durable: u64, expected: &[(u64, bool, bool)]) {
         let mut confirms = Confirms::default();
-        outcomes.iter().for_each(|outcome| confirms.push(*outcome));
+        outcomes
+            .iter()
+            .for_each(|outcome| confirms.push(*outcome, 1));
         let sent: Vec<_> = std::iter::from_fn(|| confirms.take(Lsn(durable)))
             .map(|confirm| (confirm.tag, confirm.is_multiple, confirm.is_ack))
             .collect();
@@ -141,19 +143,26 @@ mod tests {
     proptest! {
         #[test]
         fn every_publish_is_confirmed_once_in_order_and_never_too_early(
-            steps in prop::collection::vec((0u8..4, 1u64..100), 0..200),
+            steps in prop::collection::vec((0u8..4, 1u64..100, 1usize..4), 0..200),
+            unasked_count in 0u64..6,
         ) {
-            let mut confirms = Confirms::default();
+            let mut confirms = Confirms::after(unasked_count);
+            let mut unasked_left = usize::try_from(unasked_count).expect("few");
             let mut outcomes = Vec::new();
             let (mut next_lsn, mut durable, mut confirmed) = (1, 0, 0usize);
-            for (kind, amount) in steps {
-                match kind {
-                    0 => outcomes.push(Now),
-                    1 => { next_lsn += amount; outcomes.push(Durable(Lsn(next_lsn))); }
-                    2 => outcomes.push(Nack),
-                    _ => durable = (durable + amount).min(next_lsn),
+            for (kind, amount, count) in steps {
+                let outcome = match kind {
+                    0 => Some(Now),
+                    1 => { next_lsn += amount; Some(Durable(Lsn(next_lsn))) }
+                    2 => Some(Nack),
+                    _ => { durable = (durable + amount).min(next_lsn); None }
+                };
+                if let Some(outcome) = outcome {
+                    confirms.push(outcome, count as u64);
+                    let asked_count = count.saturating_sub(unasked_left);
+                    unasked_left -= count - asked_count;
+                    outcomes.extend(std::iter::repeat_n(outcome, asked_count));
                 }
-                if kind < 3 { confirms.push(*outcomes.last().expect("just pushed")); }
                 while let Some(confirm) = confirms.take(Lsn(durable)) {
                     let upto = usize::try_from(confirm.tag).expect("small");
                     prop_assert!(upto > confirmed && upto <= outcomes.len());

@@ -16,7 +16,7 @@ use crate::amqp::method::basic;
 use crate::amqp::properties::Properties;
 use crate::amqp::reply_code::{NO_ROUTE, NO_ROUTE_TEXT};
 use crate::amqp::short_string::ShortString;
-use crate::broker::command::{Command, ConsumerId, Delivery, Publish, SettleOutcome, Unacked};
+use crate::broker::command::{Command, ConsumerId, Delivery, SettleOutcome, Unacked};
 use crate::broker::message::Message;
 use crate::broker::outbox::{DeliveryRun, OutboxItem, OutboxItems, OutboxPlace};
 use crate::cache_line::TOUCHED_TOGETHER;
@@ -347,8 +347,7 @@ impl Session {
     }
 
     /// Hands a mandatory message back, as it was published but for `BCC`.
-    pub(super) fn send_return(&mut self, publish: &Publish) {
-        let message = &publish.message;
+    pub(super) fn send_return(&mut self, channel: u16, message: &Message) {
         let no_bcc = message
             .checked_properties()
             .has_bcc()
@@ -359,7 +358,7 @@ impl Session {
             names: message.raw_names(),
         };
         let content = content_of(message, no_bcc.as_ref());
-        let lane = Lane::new(publish.channel, self.frame_max_bytes);
+        let lane = Lane::new(channel, self.frame_max_bytes);
         content::encode_return(&mut self.output, lane, &head, &content);
     }
 }

@@ -4,7 +4,7 @@ use bytes::{Buf, BytesMut};
 
 use super::{Event, HELD_BYTES_MAX, HELD_FRAMES_MAX, OUTPUT_HIGH_BYTES, Session, SessionOptions};
 use crate::amqp::protocol_header::AMQP_0_9_1;
-use crate::broker::command::{Command, ConfirmAt, Lsn, Published, Reply, ReplyBody};
+use crate::broker::command::{Command, ConfirmAt, Lsn, Published, PublishedRun, Reply, ReplyBody};
 use crate::broker::error::BrokerError;
 
 /// Largest step of time between two reads.
@@ -105,15 +105,17 @@ pub(super) fn answer_event(session: &mut Session, event: Event, now_ms: u64, cou
             session.command_result(channel, answer(command, now_ms, count));
         }
         Event::Publish(publish) => {
-            let published = Published {
+            let is_returned = publish.is_mandatory && count.is_multiple_of(2);
+            session.publish_results(&[PublishedRun {
+                channel: publish.channel,
+                count: 1,
                 confirm: match count % 3 {
                     0 => ConfirmAt::Nack,
                     1 => ConfirmAt::Now,
                     _ => ConfirmAt::Durable(Lsn(now_ms + 5)),
                 },
-                is_unroutable: count.is_multiple_of(2),
-            };
-            session.publish_results(&[publish], &[published]);
+                returned: is_returned.then_some(publish.message).into_iter().collect(),
+            }]);
         }
         Event::TxPublish(publish) => {
             if count.is_multiple_of(7) {

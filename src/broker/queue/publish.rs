@@ -10,12 +10,10 @@ use super::slots::Status;
 use super::state::{Locked, QueueState, lock_queues};
 use super::{Committed, GroupTooLarge, QueueHandle, RoutedPublish, TargetDeleted, Turn};
 use crate::broker::command::{ConfirmAt, SettleOutcome, Unacked};
+use crate::broker::confirm_runs::ConfirmRuns;
 use crate::broker::effects::AfterDurable;
 use crate::broker::message::Message;
 use crate::storage::types::{Lsn, QueueId, Receipt, Seq};
-
-/// Stands in a `Durable` outcome until the run is pushed.
-const NOT_PUSHED: Receipt = Receipt { end: Lsn(0) };
 
 /// Puts messages that share one set of targets into all of them, and takes those from `messages`; one outcome per message
 /// is appended to `out`. `targets` ascending by id, distinct; with no targets every outcome is `Now`.
@@ -26,7 +24,7 @@ pub fn publish(
     turn: &mut Turn<'_>,
     targets: &[QueueHandle],
     messages: &mut Vec<Arc<Message>>,
-    out: &mut Vec<ConfirmAt>,
+    out: &mut ConfirmRuns,
 ) -> Result<(), TargetDeleted> {
     let mut result = Ok(());
     while !messages.is_empty() && result.is_ok() {
@@ -48,7 +46,7 @@ pub const GROUP_QUEUES_MAX: usize = 64;
 pub fn publish_group(
     turn: &mut Turn<'_>,
     publishes: &[(Arc<Message>, Arc<[QueueHandle]>)],
-    out: &mut Vec<ConfirmAt>,
+    out: &mut ConfirmRuns,
 ) -> Result<(), TargetDeleted> {
     let is_limited =
         |(_, targets): &(_, Arc<[QueueHandle]>)| targets.iter().any(|queue| queue.seems_limited());
@@ -73,7 +71,7 @@ pub fn publish_group(
 fn publish_limited(
     turn: &mut Turn<'_>,
     publishes: &[(Arc<Message>, Arc<[QueueHandle]>)],
-    out: &mut Vec<ConfirmAt>,
+    out: &mut ConfirmRuns,
 ) -> Result<(), TargetDeleted> {
     let mut one = Vec::with_capacity(1);
     publishes.iter().try_for_each(|(message, targets)| {
@@ -88,7 +86,7 @@ fn publish_limited(
 fn publish_unlimited(
     turn: &mut Turn<'_>,
     publishes: &[(Arc<Message>, Arc<[QueueHandle]>)],
-    out: &mut Vec<ConfirmAt>,
+    out: &mut ConfirmRuns,
 ) -> Result<(), TargetDeleted> {
     let targets = publishes.iter().flat_map(|(_, targets)| targets.iter());
     // The ids stand in the list: each queue is looked at once, independently of the others, so that the processor
@@ -110,7 +108,6 @@ fn publish_unlimited(
         return publish_limited(turn, publishes, out);
     }
     let mut batch = Batch::default();
-    let first = out.len();
     for (message, targets) in publishes {
         let mut is_refused = false;
         for target in targets.iter() {
@@ -118,21 +115,12 @@ fn publish_unlimited(
             is_refused |= !state.enqueue(queue, turn, &mut batch, Arc::clone(message));
         }
         let is_logged = batch.end_publication(message);
-        out.push(confirm(is_refused, is_logged, NOT_PUSHED));
+        out.push_unpushed(is_refused, is_logged);
     }
     if let Some(receipt) = locked.conclude(turn, batch) {
-        set_receipt(&mut out[first..], receipt);
+        out.set_receipt(receipt);
     }
     Ok(())
-}
-
-/// The LSN of a push in the outcomes that wait for it.
-fn set_receipt(outcomes: &mut [ConfirmAt], receipt: Receipt) {
-    for outcome in outcomes {
-        if let ConfirmAt::Durable(lsn) = outcome {
-            *lsn = receipt.end;
-        }
-    }
 }
 
 /// Bytes of a message's place in one queue, in its record: a fan-out to very many queues is mostly these.
@@ -206,7 +194,7 @@ fn publish_run(
     turn: &mut Turn<'_>,
     targets: &[QueueHandle],
     messages: &mut Vec<Arc<Message>>,
-    out: &mut Vec<ConfirmAt>,
+    out: &mut ConfirmRuns,
 ) -> Result<(), TargetDeleted> {
     let (locked, batch) = lock_targets(targets)?;
     let count = match locked.has_limited() {
@@ -238,19 +226,18 @@ fn publish_locked(
     mut locked: Locked<'_>,
     mut batch: Batch,
     mut messages: Drain<'_, Arc<Message>>,
-    out: &mut Vec<ConfirmAt>,
+    out: &mut ConfirmRuns,
 ) {
     let queues = locked.iter_mut();
     let consumed_count = queues
         .filter(|(_, state)| !state.consumers.is_empty())
         .count();
     batch.expect(messages.len(), consumed_count * messages.len());
-    let first = out.len();
     loop {
         if messages.len() > 1
             && let Some((queue, state)) = locked.only()
         {
-            let mut tell = |is_logged| out.push(confirm(false, is_logged, NOT_PUSHED));
+            let mut tell = |is_logged| out.push_unpushed(false, is_logged);
             if state.hand_over_run(queue, turn, &mut batch, &mut messages, &mut tell) > 0 {
                 continue;
             }
@@ -262,10 +249,10 @@ fn publish_locked(
             Some((queue, state)) => publish_to_one(turn, &mut batch, queue, state, message),
             None => publish_to_all(turn, &mut batch, &mut locked, &message),
         };
-        out.push(confirm(is_refused, is_logged, NOT_PUSHED));
+        out.push_unpushed(is_refused, is_logged);
     }
     if let Some(receipt) = locked.conclude(turn, batch) {
-        set_receipt(&mut out[first..], receipt);
+        out.set_receipt(receipt);
     }
 }
 

@@ -9,7 +9,7 @@ use super::{declare_exchange, declare_queue};
 use crate::amqp::field_table::{FieldTable, FieldValue};
 use crate::amqp::properties::{Properties, PropertiesBuilder};
 use crate::broker::command::{
-    Command, ConfirmAt, ExchangeDeclare, Publish, QueueDeclare, ReplyBody,
+    Command, ConfirmAt, ExchangeDeclare, Publish, PublishedRun, QueueDeclare, ReplyBody,
 };
 use crate::broker::effects::Effects;
 
@@ -292,6 +292,12 @@ fn queue_that_comes_later_gets_what_nobody_got_before() {
     assert_eq!(client.ready_count("other"), 2);
 }
 
+/// Publishes that have an outcome.
+fn count_of(out: &[PublishedRun]) -> usize {
+    let counts = out.iter().map(|run| run.count);
+    usize::try_from(counts.sum::<u64>()).expect("few")
+}
+
 #[test]
 fn batch_is_cut_into_runs_and_stops_at_a_refusal() {
     let broker = TestBroker::new();
@@ -300,7 +306,7 @@ fn batch_is_cut_into_runs_and_stops_at_a_refusal() {
     client.queue("b");
     let pushes_before = broker.journal.logged().pushes_count;
     let plain = persistent();
-    let batch: Vec<_> = [
+    let mut batch: Vec<_> = [
         ("", "a"),
         ("", "a"),
         ("", "b"),
@@ -313,16 +319,19 @@ fn batch_is_cut_into_runs_and_stops_at_a_refusal() {
     .collect();
     let mut out = Vec::new();
     let mut effects = Effects::default();
-    let refused = client.connection.publish(&batch, 0, &mut effects, &mut out);
-    let (index, _) = refused.expect_err("an exchange is missing");
-    assert_eq!((index, out.len()), (4, 4));
-    let unroutable: Vec<bool> = out
-        .iter()
-        .map(|published| published.is_unroutable)
-        .collect();
-    assert_eq!(unroutable, [false, false, false, true]);
-    assert!(matches!(out[0].confirm, ConfirmAt::Durable(_)));
-    assert_eq!(out[3].confirm, ConfirmAt::Now);
+    let refused = client
+        .connection
+        .publish(&mut batch, 0, &mut effects, &mut out);
+    let (channel, _) = refused.expect_err("an exchange is missing");
+    assert_eq!((channel, batch.len()), (1, 1), "the last one is left");
+    let [routed, unroutable] = &out[..] else {
+        panic!("{out:?}");
+    };
+    assert_eq!((routed.count, unroutable.count), (3, 1));
+    assert!(routed.returned.is_empty());
+    assert_eq!(unroutable.returned[0].raw_routing_key(), b"nobody");
+    assert!(matches!(routed.confirm, ConfirmAt::Durable(_)));
+    assert_eq!(unroutable.confirm, ConfirmAt::Now);
     assert_eq!(
         broker.journal.logged().pushes_count,
         pushes_before + 1,
@@ -347,14 +356,16 @@ fn round_robin(queues: usize, rounds: usize) -> (TestBroker, TestConnection, Vec
 #[test]
 fn pushes_of_a_batch_do_not_depend_on_the_number_of_queues() {
     for (queues, rounds, expected) in [(1, 192, 1), (64, 3, 3), (192, 1, 3)] {
-        let (broker, mut client, batch) = round_robin(queues, rounds);
+        let (broker, mut client, mut batch) = round_robin(queues, rounds);
         let before = broker.journal.logged().pushes_count;
         let mut out = Vec::new();
         let mut effects = Effects::default();
-        let published = client.connection.publish(&batch, 0, &mut effects, &mut out);
+        let published = client
+            .connection
+            .publish(&mut batch, 0, &mut effects, &mut out);
         published.expect("publishes");
-        assert_eq!(out.len(), queues * rounds);
-        assert!(out.iter().all(|each| !each.is_unroutable));
+        assert_eq!(count_of(&out), queues * rounds);
+        assert!(out.iter().all(|run| run.returned.is_empty()));
         let pushes = broker.journal.logged().pushes_count - before;
         assert!(pushes <= expected, "{pushes} pushes to {queues} queues");
         for index in 0..queues {
@@ -374,12 +385,15 @@ fn length_limits_hold_in_a_mixed_run() {
     client.queue("free");
     let plain = persistent();
     let keys = ["limited", "free", "limited", "limited", "free"];
-    let batch: Vec<_> = keys.iter().map(|key| message("", key, &plain)).collect();
+    let batch = keys.iter().map(|key| message("", key, &plain));
+    let mut batch: Vec<_> = batch.collect();
     let mut out = Vec::new();
     let mut effects = Effects::default();
-    let published = client.connection.publish(&batch, 0, &mut effects, &mut out);
+    let published = client
+        .connection
+        .publish(&mut batch, 0, &mut effects, &mut out);
     published.expect("publishes");
-    assert_eq!(out.len(), 5);
+    assert_eq!(count_of(&out), 5);
     assert_eq!(client.ready_count("limited"), 1);
     assert_eq!(client.ready_count("free"), 2);
 }
@@ -394,9 +408,11 @@ fn message_to_very_many_queues_is_a_run_of_its_own() {
     batch.insert(3, message("all", "", &persistent()));
     let mut out = Vec::new();
     let mut effects = Effects::default();
-    let published = client.connection.publish(&batch, 0, &mut effects, &mut out);
+    let published = client
+        .connection
+        .publish(&mut batch, 0, &mut effects, &mut out);
     published.expect("publishes");
-    assert_eq!(out.len(), 101);
+    assert_eq!(count_of(&out), 101);
     assert_eq!(client.ready_count("q99"), 2);
 }
 
@@ -439,32 +455,43 @@ fn publishes_that_find_no_room_in_the_log_wait_and_those_before_them_are_done() 
     let mut effects = Effects::default();
     let mut out = Vec::new();
     let plain = Properties::default();
-    let batch = [
+    let all = [
         message("", "a", &plain),
         message("", "nobody", &persistent()),
         message("", "a", &persistent()),
         message("", "a", &plain),
     ];
+    let mut batch = all.to_vec();
     journal.set_full(true);
-    let published = client.connection.publish(&batch, 0, &mut effects, &mut out);
+    let published = client
+        .connection
+        .publish(&mut batch, 0, &mut effects, &mut out);
     published.expect("nothing is refused for good");
-    assert!(out.len() <= 2, "{out:?}");
-    let done = out.len();
+    let done = count_of(&out);
+    assert!(done <= 2, "{out:?}");
+    assert_eq!(batch.len(), all.len() - done);
     assert_eq!(client.ready_count("a"), u32::from(done > 0));
     // What is wrong with a later one is said when its turn comes.
-    let wrong = [batch[2].clone(), message("none", "a", &plain)];
+    let mut wrong = vec![all[2].clone(), message("none", "a", &plain)];
     out.clear();
-    let published = client.connection.publish(&wrong, 0, &mut effects, &mut out);
+    let published = client
+        .connection
+        .publish(&mut wrong, 0, &mut effects, &mut out);
     published.expect("it is not its turn");
-    assert!(out.is_empty());
+    assert_eq!((out.len(), wrong.len()), (0, 2));
     journal.set_full(false);
-    let published = client.connection.publish(&wrong, 0, &mut effects, &mut out);
-    assert_eq!(published.expect_err("its turn").0, 1);
+    let published = client
+        .connection
+        .publish(&mut wrong, 0, &mut effects, &mut out);
+    published.expect_err("its turn");
+    assert_eq!((count_of(&out), wrong.len()), (1, 0));
     out.clear();
-    let rest = &batch[done..];
-    let published = client.connection.publish(rest, 0, &mut effects, &mut out);
+    let rest_count = batch.len();
+    let published = client
+        .connection
+        .publish(&mut batch, 0, &mut effects, &mut out);
     published.expect("publishes");
-    assert_eq!(out.len(), rest.len());
+    assert_eq!((count_of(&out), batch.len()), (rest_count, 0));
     assert_eq!(client.ready_count("a"), 4);
 }
 

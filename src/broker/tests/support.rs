@@ -311,14 +311,17 @@ impl TestConnection {
         key: &str,
         properties: &Properties,
     ) -> Result<Published, String> {
-        let publish = message(exchange, key, properties);
+        let mut batch = vec![message(exchange, key, properties)];
         let mut out = Vec::new();
         let done = self
             .connection
-            .publish(&[publish], 0, &mut self.effects, &mut out);
+            .publish(&mut batch, 0, &mut self.effects, &mut out);
         self.journal.commit();
         match done {
-            Ok(()) => Ok(out[0]),
+            Ok(()) => Ok(Published {
+                confirm: out[0].confirm,
+                is_unroutable: !out[0].returned.is_empty(),
+            }),
             Err((_, BrokerError::Channel { code, text })) => {
                 Err(format!("{} {code} - {text}", code.code()))
             }
@@ -423,7 +426,7 @@ pub(crate) fn message(exchange: &str, key: &str, properties: &Properties) -> Pub
     let message = Message::new(short(exchange), short(key), properties.clone(), body);
     Publish {
         channel: 1,
-        is_mandatory: false,
+        is_mandatory: true,
         message: Arc::new(message),
     }
 }

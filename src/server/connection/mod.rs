@@ -31,7 +31,7 @@ use super::clients::Place;
 use super::hub::Hub;
 use crate::broker::Connection as BrokerConnection;
 use crate::broker::User;
-use crate::broker::command::{Command, Publish, Published, Unacked};
+use crate::broker::command::{Command, Publish, PublishedRun, Unacked};
 use crate::broker::effects::Effects;
 use crate::broker::outbox::{Outbox, OutboxItems, OutboxPlace, Wake};
 use crate::session::{Event, Login, OUTPUT_HIGH_BYTES, Session, SessionOptions};
@@ -106,7 +106,7 @@ struct ConnectionTask {
     batch: Vec<Publish>,
     /// What comes behind `batch` and waits with it.
     held_event: Option<Event>,
-    published: Vec<Published>,
+    published: Vec<PublishedRun>,
     /// Messages have come or gone, or a buffer of the thread was read into, since the last rest: more may follow soon. The
     /// capacities of the lists do not say it, since full ones are swapped for others.
     is_busy: bool,

@@ -56,23 +56,16 @@ impl ConnectionTask {
         self.is_busy = true;
         self.has_published = true;
         self.published.clear();
-        let result = domain.publish(&self.batch, now_ms, &mut self.effects, &mut self.published);
-        let done = self.published.len().min(self.batch.len());
-        let (answered, _) = self.batch.split_at(done);
-        self.session.publish_results(answered, &self.published);
-        Counters::add(&self.hub.counters.messages_published, done as u64);
+        let (batch, effects) = (&mut self.batch, &mut self.effects);
+        let result = domain.publish(batch, now_ms, effects, &mut self.published);
+        self.session.publish_results(&self.published);
+        let done: u64 = self.published.iter().map(|run| run.count).sum();
+        Counters::add(&self.hub.counters.messages_published, done);
         self.published_at_ms = now_ms;
         match result {
-            Ok(()) => {
-                self.batch.drain(..done);
-                self.batch.is_empty()
-            }
-            Err((failed, error)) => {
-                let channel = self.batch.get(failed).map(|publish| publish.channel);
-                self.batch.drain(..(failed + 1).min(self.batch.len()));
-                if let Some(channel) = channel {
-                    self.session.publish_refused(channel, error);
-                }
+            Ok(()) => self.batch.is_empty(),
+            Err((channel, error)) => {
+                self.session.publish_refused(channel, error);
                 let session = &self.session;
                 self.batch
                     .retain(|publish| session.is_open_channel(publish.channel));

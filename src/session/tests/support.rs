@@ -12,8 +12,8 @@ use crate::amqp::protocol_header::AMQP_0_9_1;
 use crate::amqp::short_string::ShortString;
 use crate::broker::arguments::QueueArguments;
 use crate::broker::command::{
-    Command, ConfirmAt, ConsumerId, Delivery, Lsn, Publish, Published, Reply, ReplyBody, Seq,
-    Unacked,
+    Command, ConfirmAt, ConsumerId, Delivery, Lsn, Publish, Published, PublishedRun, Reply,
+    ReplyBody, Seq, Unacked,
 };
 use crate::broker::error::BrokerError;
 use crate::broker::message::Message;
@@ -280,7 +280,13 @@ impl Peer {
             return self.session.publish_refused(publish.channel, error);
         }
         let outcome = self.outcomes.pop().unwrap_or(published(ConfirmAt::Now));
-        self.session.publish_results(&[publish], &[outcome]);
+        let is_returned = outcome.is_unroutable && publish.is_mandatory;
+        self.session.publish_results(&[PublishedRun {
+            channel: publish.channel,
+            count: 1,
+            confirm: outcome.confirm,
+            returned: is_returned.then_some(publish.message).into_iter().collect(),
+        }]);
     }
 
     fn note_settled(&mut self, command: &Command) {

@@ -328,7 +328,7 @@ fn deletion_tells_consumers_and_publishers() {
             turn,
             std::slice::from_ref(&queue),
             &mut vec![Arc::new(transient("x"))],
-            &mut Vec::new(),
+            &mut ConfirmRuns::default(),
         )
     });
     assert_eq!(outcome, Err(TargetDeleted));

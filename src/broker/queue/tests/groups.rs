@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Rig, deliveries, persistent, show};
 use crate::broker::arguments::QueueArguments;
 use crate::broker::command::{ConfirmAt, SettleOutcome};
+use crate::broker::confirm_runs::ConfirmRuns;
 use crate::broker::message::Message;
 use crate::broker::queue::{QueueHandle, TargetDeleted};
 
@@ -19,9 +20,9 @@ fn publish(
             (Arc::new(persistent(body)), targets)
         })
         .collect();
-    let mut out = Vec::new();
+    let mut out = ConfirmRuns::default();
     let outcome = rig.turn(|turn| super::super::publish_group(turn, &publishes, &mut out));
-    (outcome, out)
+    (outcome, out.each())
 }
 
 #[test]

@@ -27,6 +27,7 @@ use self::index::TestIndex;
 use super::*;
 use crate::amqp::properties::{Properties, PropertiesBuilder};
 use crate::broker::command::{ConsumerId, SettleOutcome, Unacked};
+use crate::broker::confirm_runs::ConfirmRuns;
 use crate::broker::consumer::{ChannelCredit, ConsumerSpec};
 use crate::broker::dead_letter::LetterRoute;
 use crate::broker::effects::AfterDurable;
@@ -181,10 +182,10 @@ impl Rig {
         messages: Vec<Message>,
     ) -> Vec<ConfirmAt> {
         let mut messages: Vec<_> = messages.into_iter().map(Arc::new).collect();
-        let mut out = Vec::new();
+        let mut out = ConfirmRuns::default();
         self.turn(|turn| super::publish(turn, targets, &mut messages, &mut out))
             .expect("no target is deleted");
-        out
+        out.each()
     }
 
     /// Publishes one persistent message per letter.

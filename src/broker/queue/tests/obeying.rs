@@ -107,7 +107,7 @@ fn publish_that_did_not_know_of_a_new_limit_is_still_one_group_with_its_drops() 
             (Arc::new(persistent(body)), Arc::from(targets))
         })
         .into();
-    let mut out = Vec::new();
+    let mut out = ConfirmRuns::default();
     rig.turn(|turn| publish_group(turn, &publishes, &mut out))
         .expect("no target is deleted");
     assert_eq!(out.len(), 2);

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::{Rig, TestConsumer, body_of, message};
 use crate::broker::arguments::{Overflow, QueueArguments, QueueKind};
 use crate::broker::command::{Delivery, SettleOutcome};
+use crate::broker::confirm_runs::ConfirmRuns;
 use crate::broker::consumer::ChannelCredit;
 use crate::broker::message::Message;
 use crate::broker::outbox::{Outbox, OutboxItem, OutboxItems, OutboxLimit, Wake};
@@ -193,12 +194,12 @@ impl World {
                 let mut messages: Vec<_> = (0..count)
                     .map(|_| Arc::new(self.message(is_persistent, is_large, ttl_ms)))
                     .collect();
-                let mut out = Vec::new();
+                let mut out = ConfirmRuns::default();
                 let result = self
                     .rig
                     .turn(|turn| publish(turn, &targets, &mut messages, &mut out));
                 result.expect("nothing is deleted");
-                self.tell(out);
+                self.tell(out.each());
             }
             Step::Consume {
                 queue,
