@@ -147,20 +147,27 @@ impl Run {
 
     /// Takes the run's messages, which are the first of `publishes`.
     pub(super) fn take_from(&mut self, publishes: &mut IntoIter<Publish>) {
+        let own = publishes.as_slice().get(..self.len).unwrap_or_default();
+        let chunks = own.chunk_by(|one, next| one.origin() == next.origin());
+        let origins = chunks.filter_map(|chunk| Some((chunk.first()?.origin(), chunk.len())));
+        self.origins.extend(origins);
+        let is_plain = !self.is_mixed() && self.rewritten.is_empty() && !self.targets.is_empty();
+        let own = publishes.take(self.len);
+        match is_plain {
+            true => self.messages.extend(own.map(|publish| publish.message)),
+            false => self.take_each(own),
+        }
+    }
+
+    /// The same for messages that may be mixed, rewritten or without a target.
+    fn take_each(&mut self, publishes: impl Iterator<Item = Publish>) {
         let mut rewritten = self.rewritten.iter_mut().peekable();
         let mut mixed = self.mixed.drain(..);
-        if mixed.len() == 0 {
-            self.messages.reserve(self.len);
-        }
-        for (index, publish) in publishes.take(self.len).enumerate() {
-            let origin = publish.origin();
-            match self.origins.last_mut() {
-                Some((last, count)) if *last == origin => *count += 1,
-                _ => self.origins.push((origin, 1)),
-            }
+        for (index, publish) in publishes.enumerate() {
             let mut message = publish.message;
             let targets = mixed.next();
-            if origin.is_mandatory && targets.as_ref().unwrap_or(&self.targets).is_empty() {
+            let is_unroutable = targets.as_ref().unwrap_or(&self.targets).is_empty();
+            if publish.is_mandatory && is_unroutable {
                 self.returned.push((index, Arc::clone(&message)));
             }
             if let Some((_, visible)) = rewritten.next_if(|(at, _)| *at == index) {

@@ -108,6 +108,8 @@ fn publish_unlimited(
         return publish_limited(turn, publishes, out);
     }
     let mut batch = Batch::default();
+    batch.expect(publishes.len(), publishes.len());
+    batch.expect_queues(locked.count());
     for (message, targets) in publishes {
         let mut is_refused = false;
         for target in targets.iter() {
