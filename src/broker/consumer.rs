@@ -184,6 +184,19 @@ impl Consumer {
         own.min(spec.channel_credit.room())
     }
 
+    /// Takes credit for a message; false when its channel ran out of it meanwhile.
+    #[inline]
+    fn take_credit(&mut self) -> bool {
+        if !self.spec.is_no_ack {
+            if !self.spec.channel_credit.try_take() {
+                return false;
+            }
+            self.unacked_count += 1;
+        }
+        true
+    }
+
+    #[inline]
     fn can_take(&mut self, queue: &QueueHandle) -> bool {
         let spec = &self.spec;
         let has_credit = spec.is_no_ack
@@ -210,6 +223,13 @@ struct Group {
 pub(super) struct ConsumerIndex {
     group: usize,
     member: usize,
+}
+
+impl ConsumerIndex {
+    const FIRST: Self = Self {
+        group: 0,
+        member: 0,
+    };
 }
 
 /// The consumers of one queue.
@@ -404,10 +424,7 @@ impl Consumers {
 
     fn pick_in_turn(&mut self, queue: &QueueHandle) -> Option<ConsumerIndex> {
         if let Some(only) = self.only_mut() {
-            return only.can_take(queue).then_some(ConsumerIndex {
-                group: 0,
-                member: 0,
-            });
+            return only.can_take(queue).then_some(ConsumerIndex::FIRST);
         }
         for (at, group) in self.groups_mut().iter_mut().enumerate() {
             let (before, from_next) = group.members.split_at_mut(group.next);
@@ -444,10 +461,7 @@ impl Consumers {
             }
             known.active = None;
             self.elect();
-            index = ConsumerIndex {
-                group: 0,
-                member: 0,
-            };
+            index = ConsumerIndex::FIRST;
         }
         self.groups_mut()[index.group].members[index.member]
             .can_take(queue)
@@ -458,16 +472,31 @@ impl Consumers {
     /// ran out of credit meanwhile: pick again.
     pub(super) fn take(&mut self, index: ConsumerIndex) -> Option<&ConsumerSpec> {
         let group = &mut self.groups_mut()[index.group];
-        let consumer = &mut group.members[index.member];
-        if !consumer.spec.is_no_ack {
-            if !consumer.spec.channel_credit.try_take() {
-                return None;
-            }
-            consumer.unacked_count += 1;
+        if !group.members[index.member].take_credit() {
+            return None;
         }
         let next = index.member + 1;
         group.next = if next < group.members.len() { next } else { 0 };
         Some(&group.members[index.member].spec)
+    }
+
+    /// [`pick`](Self::pick) and [`take`](Self::take), with one look where there is one consumer: so it is in most queues.
+    pub(super) fn pick_and_take(
+        &mut self,
+        queue: &QueueHandle,
+        is_single_active: bool,
+    ) -> Option<ConsumerIndex> {
+        if !is_single_active
+            && self.may_take()
+            && let Some(only) = self.only_mut()
+        {
+            let can_take = only.can_take(queue);
+            let is_taken = can_take && only.take_credit();
+            self.is_exhausted = !can_take;
+            return is_taken.then_some(ConsumerIndex::FIRST);
+        }
+        let index = self.pick(queue, is_single_active)?;
+        self.take(index).is_some().then_some(index)
     }
 
     /// A consumer that has just been picked.

@@ -198,11 +198,15 @@ impl DeliveryTags {
 
     /// Where there are many holders, looks at those of the deliveries from `tag` on: they will probably be acknowledged next,
     /// and the processor fetches their queues side by side that way.
+    #[inline]
     fn warm_next(&mut self, chunk: usize, tag: u64) {
         let first = tag - tag % WARM_TAGS;
-        if self.warmed_from == first {
-            return;
+        if self.warmed_from != first {
+            self.warm_from(chunk, first);
         }
+    }
+
+    fn warm_from(&mut self, chunk: usize, first: u64) {
         self.warmed_from = first;
         if self.holders.known.len() <= IDLE_HOLDERS_MIN {
             return;
@@ -235,7 +239,7 @@ impl DeliveryTags {
             }
             AckScope::One(tag) => {
                 let index = self.find(tag).ok_or(UnknownTag(tag))?;
-                self.take_run(index, tag, tag, &mut settle);
+                self.take_one(index, tag, &mut settle);
                 self.drop_empty(index);
             }
         }
@@ -329,6 +333,14 @@ impl DeliveryTags {
     /// Deliveries from the message `first` on get so many tags from `tag` on.
     fn put_run(&mut self, tag: u64, first: Seq, count: usize, holder: HolderNumber) {
         self.count += count;
+        if count == 1 {
+            let index = self.chunk_for(tag / CHUNK_TAGS);
+            let chunk = &mut self.chunks[index];
+            chunk.seqs[place(tag)] = first.0;
+            chunk.holders[place(tag)] = holder;
+            chunk.count += 1;
+            return;
+        }
         let (mut tag, mut seq, mut left) = (tag, first.0, count);
         while left > 0 {
             let from = place(tag);
@@ -409,6 +421,27 @@ impl DeliveryTags {
         };
         self.holders.release(number, tag, count, seqs, settle);
         tag + u64::from(count)
+    }
+
+    /// Ends the delivery `tag` of the chunk at `index`, if it is outstanding.
+    #[inline]
+    fn take_one(&mut self, index: usize, tag: u64, settle: &mut impl FnMut(Taken<'_>)) {
+        self.warm_next(index, tag);
+        let Some(chunk) = self.chunks.get_mut(index) else {
+            return;
+        };
+        let number = std::mem::replace(&mut chunk.holders[place(tag)], NOBODY);
+        if number == NOBODY {
+            return;
+        }
+        let seq = Seq(chunk.seqs[place(tag)]);
+        chunk.count -= 1;
+        self.count -= 1;
+        let seqs = SeqRange {
+            first: seq,
+            last: seq,
+        };
+        self.holders.release(number, tag, 1, seqs, settle);
     }
 
     fn take_upto(&mut self, last: u64, settle: &mut impl FnMut(Taken<'_>)) {

@@ -182,26 +182,37 @@ pub(super) struct Transaction {
 #[derive(Debug, Default)]
 pub(super) struct Consumers {
     by_tag: BTreeMap<ShortString, ConsumerId>,
-    by_id: NumberMap<ConsumerId, Taker>,
+    /// Where among the takers each stands.
+    places: NumberMap<ConsumerId, usize>,
+    /// In the order they came, as long as none has gone.
+    takers: Vec<Taker>,
+    /// The place of the one that was looked up last.
+    newest: usize,
 }
 
 /// What a delivery to a consumer needs: one line of the processor's cache.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(super) struct Taker {
+    consumer: ConsumerId,
     /// The consumer's tag, a [`ShortString`].
     pub(super) tag: SmallVec<[u8; 24]>,
     /// What the channel's tags called it last.
     pub(super) holder: HolderNumber,
 }
 
+const _: () = assert!(size_of::<Taker>() == 64);
+
 impl Consumers {
     pub(super) fn insert(&mut self, tag: ShortString, consumer: ConsumerId) {
         let taker = Taker {
+            consumer,
             tag: SmallVec::from_slice(tag.as_bytes()),
             holder: HolderNumber::default(),
         };
         self.by_tag.insert(tag, consumer);
-        self.by_id.insert(consumer, taker);
+        self.places.insert(consumer, self.takers.len());
+        self.takers.push(taker);
     }
     pub(super) fn count(&self) -> usize {
         self.by_tag.len()
@@ -210,15 +221,46 @@ impl Consumers {
         self.by_tag.get(tag).copied()
     }
     pub(super) fn taker(&self, consumer: ConsumerId) -> Option<&Taker> {
-        self.by_id.get(&consumer)
+        self.takers.get(self.place_of(consumer, self.newest)?)
+    }
+    /// The same for several in a row; `last` is the place of the one before, and of this one then.
+    pub(super) fn taker_near(
+        &self,
+        consumer: ConsumerId,
+        last: &mut Option<usize>,
+    ) -> Option<&Taker> {
+        let place = self.place_of(consumer, last.unwrap_or(self.newest))?;
+        *last = Some(place);
+        self.takers.get(place)
     }
     pub(super) fn taker_mut(&mut self, consumer: ConsumerId) -> Option<&mut Taker> {
-        self.by_id.get_mut(&consumer)
+        self.newest = self.place_of(consumer, self.newest)?;
+        self.takers.get_mut(self.newest)
     }
     pub(super) fn remove(&mut self, consumer: ConsumerId) -> Option<ShortString> {
-        let taker = self.by_id.remove(&consumer)?;
+        // The last one takes its place.
+        let place = self.places.remove(&consumer)?;
+        let taker = self.takers.swap_remove(place);
+        if let Some(moved) = self.takers.get(place) {
+            self.places.insert(moved.consumer, place);
+        }
+        if self.takers.is_empty() {
+            self.takers = Vec::new();
+        }
         let (tag, _) = self.by_tag.remove_entry(&taker.tag[..])?;
         Some(tag)
+    }
+
+    /// Where a consumer stands. Messages that go round many queues mostly come to consumers in the order in which these came, so
+    /// it is looked for behind the one `before` first.
+    #[inline]
+    fn place_of(&self, consumer: ConsumerId, before: usize) -> Option<usize> {
+        let is_at = |place: &usize| {
+            let taker = self.takers.get(*place);
+            taker.is_some_and(|taker| taker.consumer == consumer)
+        };
+        let near = [before, before + 1].into_iter().find(is_at);
+        near.or_else(|| self.places.get(&consumer).copied())
     }
 }
 
@@ -326,5 +368,43 @@ impl Transaction {
     /// The deliveries it would have settled.
     pub(super) fn into_settled(self) -> impl Iterator<Item = Outstanding> {
         self.settlements.into_iter().flat_map(|(_, items)| items)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn tag_of(number: u64) -> ShortString {
+        ShortString::from_text_cut(&format!("consumer-{number}"))
+    }
+
+    proptest! {
+        #[test]
+        fn a_consumer_is_found_wherever_others_have_gone(gone in prop::collection::vec(0u64..20, 0..30), asked in prop::collection::vec(0u64..25, 1..60)) {
+            let mut consumers = Consumers::default();
+            for number in 0..20 {
+                consumers.insert(tag_of(number), ConsumerId(number));
+            }
+            for number in &gone {
+                consumers.remove(ConsumerId(*number));
+            }
+            // Behind those that are left.
+            consumers.insert(tag_of(20), ConsumerId(20));
+            let is_there = |number: u64| number <= 20 && !gone.contains(&number);
+            prop_assert_eq!(consumers.count(), (0..25).filter(|number| is_there(*number)).count());
+            let mut last = None;
+            for number in asked {
+                let id = ConsumerId(number);
+                let expected = is_there(number).then(|| tag_of(number));
+                let expected = expected.as_ref().map(|tag| &tag.as_bytes()[..]);
+                let near = consumers.taker_near(id, &mut last);
+                prop_assert_eq!(near.map(|taker| &taker.tag[..]), expected);
+                prop_assert_eq!(consumers.taker(id).map(|taker| &taker.tag[..]), expected);
+                prop_assert_eq!(consumers.taker_mut(id).map(|taker| &taker.tag[..]), expected);
+                prop_assert_eq!(consumers.id(&tag_of(number)).is_some(), is_there(number));
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::acks::DeliveryTags;
+use super::acks::{DeliveryTags, HolderNumber};
 use super::channel::{Awaiting, Channel, ChannelState};
 use super::event::Event;
 use super::fitting::shortened;
@@ -74,6 +74,7 @@ impl Session {
         let mut message = done.message;
         let mut last_consumer = None;
         let mut last_channel = None;
+        let mut guess = None;
         let mut seen = 0;
         for item in list {
             let OutboxItem::Deliver(run) = item else {
@@ -87,7 +88,8 @@ impl Session {
                 };
                 last_channel = Some((run.channel, channel));
                 if let Some(channel) = channel {
-                    let taker = channel.consumers.taker(run.consumer);
+                    let consumers = &channel.consumers;
+                    let taker = consumers.taker_near(run.consumer, &mut guess);
                     seen ^= taker.map_or(0, |taker| channel.tags.warm_holder(taker.holder));
                 }
                 seen ^= run.queue.id().0;
@@ -125,9 +127,9 @@ impl Session {
         held
     }
 
-    /// Delivers `first`, which is the item in hand, and the runs behind it that are for the same consumer, as
-    /// [`handle_items`](Self::handle_items) does: channel and consumer are looked up once. Messages below `warmed_upto` were looked
-    /// at.
+    /// Delivers `first`, which is the item in hand, and the runs behind it that are for the same channel, as
+    /// [`handle_items`](Self::handle_items) does, while they were looked at: channel and consumer are looked up once. Messages below
+    /// `warmed_upto` were looked at.
     fn deliver_runs(
         &mut self,
         first: &DeliveryRun,
@@ -138,72 +140,59 @@ impl Session {
     ) -> u64 {
         let lane = Lane::new(first.channel, self.frame_max_bytes);
         let channel = self.channels.get_mut(&first.channel);
-        let taker = match channel {
-            Some(channel) if channel.is_live() && !channel.is_collected => {
-                let taker = channel.consumers.taker_mut(first.consumer);
-                taker.map(|taker| (taker, &mut channel.tags))
-            }
-            _ => None,
+        let Some(channel) = channel.filter(|channel| channel.is_live() && !channel.is_collected)
+        else {
+            return self.pass_unsent(first, done);
         };
-        let Some((taker, tags)) = taker else {
-            self.keep_unsent(first.channel, first.unacked_from(done.delivery));
-            let count = first.len() - done.delivery;
-            done.pass_deliveries(first, count);
-            return count as u64;
-        };
-        let is_run = first.len() - done.delivery >= RUN_MIN
-            || items
-                .list()
-                .get(done.item + (RUN_MIN - 1))
-                .is_some_and(|last| run_to(first.consumer, last).is_some());
-        let mut wire = Wire {
-            output: &mut self.output,
-            lane,
-            frame_max_bytes: self.frame_max_bytes,
-            consumer_tag: &taker.tag,
-            run: is_run.then(|| DeliverRun::new(lane, &taker.tag)),
+        let mut deliveries = Deliveries {
+            items,
+            done,
+            warmed_upto,
+            output_max_bytes,
         };
         let mut run = first;
         let mut delivered_count = 0;
         loop {
-            let left_count = run.len() - done.delivery;
-            let messages = items.messages_from(done).iter().take(left_count);
-            let mut count = 0;
-            for (tag, message) in (tags.last_tag() + 1..).zip(messages) {
-                if done.message + count >= *warmed_upto {
-                    let mut next = *done;
-                    next.message += count;
-                    *warmed_upto = touch_next(items, &next);
-                }
-                wire.put(tag, run.is_redelivered, message);
-                count += 1;
-                if wire.output.len() >= output_max_bytes {
-                    break;
-                }
-            }
-            // Only what is in the output has a tag, and it leaves the list with that.
-            if run.is_settled {
-                tags.pass_settled(count);
-            } else {
-                let seq = run.seq(done.delivery);
-                tags.next_run(
-                    &mut taker.holder,
-                    &run.queue,
-                    Some(run.consumer),
-                    seq,
-                    count,
-                );
-            }
-            delivered_count += count as u64;
-            if !done.pass_deliveries(run, count) || wire.output.len() >= output_max_bytes {
-                return delivered_count;
-            }
-            let next = items.list().get(done.item);
-            let Some(next) = next.and_then(|next| run_to(first.consumer, next)) else {
-                return delivered_count;
+            let Some(taker) = channel.consumers.taker_mut(run.consumer) else {
+                return delivered_count + self.pass_unsent(run, deliveries.done);
             };
-            run = next;
+            let (tag, holder) = (&taker.tag[..], &mut taker.holder);
+            let wire = &mut Wire {
+                output: &mut self.output,
+                lane,
+                frame_max_bytes: self.frame_max_bytes,
+                consumer_tag: tag,
+            };
+            let tags = &mut channel.tags;
+            delivered_count += match deliveries.is_worth_a_head(run) {
+                true => {
+                    let mut alike = DeliverRun::new(lane, tag);
+                    deliveries.put(run, wire, tags, holder, |wire, tag, again, message| {
+                        wire.put_in(&mut alike, tag, again, message);
+                    })
+                }
+                false => deliveries.put(run, wire, tags, holder, Wire::put),
+            };
+            let is_looked_at = deliveries.done.message < *deliveries.warmed_upto;
+            match deliveries.run_in_hand() {
+                Some(next)
+                    if next.channel == first.channel
+                        && is_looked_at
+                        && self.output.len() < output_max_bytes =>
+                {
+                    run = next;
+                }
+                _ => return delivered_count,
+            }
         }
+    }
+
+    /// The client is not told of the rest of `run`, which is in hand; how many that are.
+    fn pass_unsent(&mut self, run: &DeliveryRun, done: &mut OutboxPlace) -> u64 {
+        self.keep_unsent(run.channel, run.unacked_from(done.delivery));
+        let count = run.len() - done.delivery;
+        done.pass_deliveries(run, count);
+        count as u64
     }
 
     /// An answer by direct reply-to: when its requester is gone, so is the answer.
@@ -223,7 +212,6 @@ impl Session {
             lane,
             frame_max_bytes: self.frame_max_bytes,
             consumer_tag: &taker.tag,
-            run: None,
         };
         wire.put(channel.tags.next_settled(), false, message);
     }
@@ -388,33 +376,119 @@ fn touch_next(items: &OutboxItems, done: &OutboxPlace) -> usize {
     done.message + TOUCHED_TOGETHER
 }
 
+/// Deliveries on their way from the outbox to the output.
+struct Deliveries<'a> {
+    items: &'a OutboxItems,
+    done: &'a mut OutboxPlace,
+    /// Messages below this one were looked at.
+    warmed_upto: &'a mut usize,
+    output_max_bytes: usize,
+}
+
+impl<'a> Deliveries<'a> {
+    /// The run in hand, if it is one.
+    #[inline]
+    fn run_in_hand(&self) -> Option<&'a DeliveryRun> {
+        match self.items.list().get(self.done.item) {
+            Some(OutboxItem::Deliver(run)) => Some(run),
+            _ => None,
+        }
+    }
+
+    /// True when so many deliveries to the consumer of `run`, which is in hand, follow each other that they are encoded as a
+    /// [`DeliverRun`].
+    #[inline]
+    fn is_worth_a_head(&self, run: &DeliveryRun) -> bool {
+        let last = || self.items.list().get(self.done.item + (RUN_MIN - 1));
+        run.len() - self.done.delivery >= RUN_MIN
+            || last().is_some_and(|last| run_to(run.consumer, last).is_some())
+    }
+
+    /// Gives tags to `first`, which is in hand, and to the runs behind it that are for the same consumer, and puts them into the
+    /// output; how many deliveries that were.
+    #[inline]
+    fn put<'w>(
+        &mut self,
+        first: &'a DeliveryRun,
+        wire: &mut Wire<'w>,
+        tags: &mut DeliveryTags,
+        holder: &mut HolderNumber,
+        mut put: impl FnMut(&mut Wire<'w>, u64, bool, &Message),
+    ) -> u64 {
+        let mut run = first;
+        let mut delivered_count = 0;
+        loop {
+            let left_count = run.len() - self.done.delivery;
+            let messages = self.items.messages_from(self.done).iter().take(left_count);
+            let mut count = 0;
+            for (tag, message) in (tags.last_tag() + 1..).zip(messages) {
+                if self.done.message + count >= *self.warmed_upto {
+                    let mut next = *self.done;
+                    next.message += count;
+                    *self.warmed_upto = touch_next(self.items, &next);
+                }
+                put(wire, tag, run.is_redelivered, message);
+                count += 1;
+                if wire.output.len() >= self.output_max_bytes {
+                    break;
+                }
+            }
+            // Only what is in the output has a tag, and it leaves the list with that.
+            if run.is_settled {
+                tags.pass_settled(count);
+            } else {
+                let seq = run.seq(self.done.delivery);
+                tags.next_run(holder, &run.queue, Some(run.consumer), seq, count);
+            }
+            delivered_count += count as u64;
+            let is_over = self.done.pass_deliveries(run, count);
+            if !is_over || wire.output.len() >= self.output_max_bytes {
+                return delivered_count;
+            }
+            let next = self.items.list().get(self.done.item);
+            let Some(next) = next.and_then(|next| run_to(first.consumer, next)) else {
+                return delivered_count;
+            };
+            run = next;
+        }
+    }
+}
+
 /// Encodes deliveries to one consumer.
 struct Wire<'a> {
     output: &'a mut Output,
     lane: Lane,
     frame_max_bytes: u32,
     consumer_tag: &'a [u8],
-    /// For several of them.
-    run: Option<DeliverRun<'a>>,
 }
 
 impl Wire<'_> {
     #[inline]
     fn put(&mut self, delivery_tag: u64, is_redelivered: bool, message: &Message) {
-        let names = message.raw_names();
         let shorter = shortened(message, self.frame_max_bytes);
         let content = content_of(message, shorter.as_ref());
-        if let Some(run) = &mut self.run {
-            run.put(self.output, delivery_tag, is_redelivered, names, &content);
-            return;
-        }
         let head = DeliverHead {
             consumer_tag: self.consumer_tag,
             delivery_tag,
             is_redelivered,
-            names,
+            names: message.raw_names(),
         };
         content::encode_deliver(self.output, self.lane, &head, &content);
+    }
+
+    /// The same, as one of several that look alike.
+    #[inline]
+    fn put_in(
+        &mut self,
+        alike: &mut DeliverRun<'_>,
+        delivery_tag: u64,
+        is_redelivered: bool,
+        message: &Message,
+    ) {
+        let names = message.raw_names();
+        let shorter = shortened(message, self.frame_max_bytes);
+        let content = content_of(message, shorter.as_ref());
+        alike.put(self.output, delivery_tag, is_redelivered, names, &content);
     }
 }
 

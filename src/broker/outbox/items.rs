@@ -196,10 +196,10 @@ pub(in crate::broker) struct AddedItems {
 }
 
 impl AddedItems {
-    /// None yet, with room for about so many deliveries.
-    pub(in crate::broker) fn expecting(deliveries_count: usize) -> Self {
+    /// None yet, with room for about so many deliveries in so many runs.
+    pub(in crate::broker) fn expecting(deliveries_count: usize, runs_count: usize) -> Self {
         Self {
-            list: SmallVec::new(),
+            list: SmallVec::with_capacity(runs_count),
             messages: SmallVec::with_capacity(deliveries_count),
         }
     }

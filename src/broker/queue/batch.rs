@@ -88,6 +88,8 @@ pub(super) struct Batch {
     handout_places: BTreeMap<usize, usize>,
     /// Items that the first outbox will get, about.
     expected_count: usize,
+    /// Queues that something happens in, at most.
+    expected_queues_count: usize,
     /// Messages that may go to the log.
     expected_messages_count: usize,
     is_waited: bool,
@@ -185,6 +187,9 @@ impl Batch {
     }
 
     fn add_settlement(&mut self, queue: QueueId, cause: SettleCause, range: SeqRange) {
+        if self.settlements.is_empty() {
+            self.settlements.reserve(self.expected_queues_count);
+        }
         self.settlements.push(Settlement {
             queue,
             cause,
@@ -200,6 +205,11 @@ impl Batch {
     pub(super) fn expect(&mut self, message_count: usize, delivery_count: usize) {
         self.expected_count = delivery_count.min(EXPECTED_MAX_COUNT);
         self.expected_messages_count = message_count;
+    }
+
+    /// Room for what happens in so many queues, rather than by and by.
+    pub(super) fn expect_queues(&mut self, count: usize) {
+        self.expected_queues_count = count;
     }
 
     /// Hands out what is no delivery. Nothing passes an outbox but in the order in which it is handed out here.
@@ -267,9 +277,11 @@ impl Batch {
 
     fn add_handout(&mut self, outbox: &Arc<Outbox>) -> usize {
         let place = self.handouts.len();
+        let deliveries_count = std::mem::take(&mut self.expected_count);
+        let runs_count = deliveries_count.min(self.expected_queues_count);
         self.handouts.push(Handout {
             outbox: Arc::clone(outbox),
-            items: AddedItems::expecting(std::mem::take(&mut self.expected_count)),
+            items: AddedItems::expecting(deliveries_count, runs_count),
             size_bytes: 0,
             untold_bytes: 0,
         });

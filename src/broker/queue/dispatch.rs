@@ -163,17 +163,14 @@ impl QueueState {
         if !self.passes_on(queue, turn) || message.ttl_ms().is_some() {
             return Some(message);
         }
-        let Some(Taker::Consumer(index)) = self.pick(queue) else {
+        let is_single_active = queue.traits.is_single_active;
+        let Some(index) = self.consumers.pick_and_take(queue, is_single_active) else {
             return Some(message);
         };
-        let Some(spec) = self.consumers.take(index) else {
-            return Some(message);
-        };
-        let is_settled = spec.is_no_ack;
+        let is_settled = self.consumers.spec(index).is_no_ack;
         let seq = self.slots.next_seq();
         self.pass_on(queue, turn, batch, &message, is_settled);
-        let spec = self.consumers.spec(index);
-        batch.deliver(spec, queue, seq, false, message);
+        batch.deliver(self.consumers.spec(index), queue, seq, false, message);
         None
     }
 

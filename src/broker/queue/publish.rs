@@ -110,6 +110,8 @@ fn publish_unlimited(
         return publish_limited(turn, publishes, out);
     }
     let mut batch = Batch::default();
+    batch.expect(publishes.len(), publishes.len());
+    batch.expect_queues(locked.count());
     let first = out.len();
     for (message, targets) in publishes {
         let mut is_refused = false;

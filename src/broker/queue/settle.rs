@@ -52,6 +52,7 @@ fn settle_group(turn: &mut Turn<'_>, items: &[Unacked], outcome: SettleOutcome) 
     let ready_counts = locked.iter_mut().map(|(_, state)| state.ready_count());
     let expected_count = settled_count.min(ready_counts.sum());
     batch.expect(0, usize::try_from(expected_count).unwrap_or(usize::MAX));
+    batch.expect_queues(locked.count());
     settle_in(turn, &mut locked, &mut batch, items, outcome);
     for (queue, state) in locked.iter_mut() {
         state.dispatch(queue, turn, &mut batch, None);
@@ -123,6 +124,13 @@ impl QueueState {
 
     /// Ends those of `range` that are held; what is told to the log are the runs of them that it has.
     fn acknowledge(&mut self, queue: &QueueHandle, batch: &mut Batch, range: SeqRange) {
+        if range.first == range.last {
+            // Round many queues every range is one message.
+            if let Some(slot) = self.slots.end_one_held(range.first) {
+                self.ended(queue, batch, range.first, &slot, SettleCause::Acked);
+            }
+            return;
+        }
         // Acknowledged and yet to be told to the log.
         let mut logged: Option<SeqRange> = None;
         // Those of which more is to be forgotten than the entry.

@@ -422,15 +422,33 @@ impl QueueState {
     /// What every critical section does last: timers, the memory sum, dead letters to write.
     fn conclude(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>) {
         self.report_memory(turn.shared);
+        if self.slots.sums().total_count() == 0 {
+            self.reservation.rest();
+        }
+        if !self.is_ordinary(queue) {
+            self.conclude_unusual(queue, turn);
+        }
+    }
+
+    /// True when nothing is left to do at the end of a critical section but the sums: so it is with nearly every message.
+    #[inline]
+    fn is_ordinary(&self, queue: &QueueHandle) -> bool {
+        !self.slots.may_expire()
+            && !self.slots.has_filed()
+            && !self.rules.has_lease
+            && !queue.traits.is_delay
+            && self.leaving.is_empty()
+            && self.released.is_empty()
+            && self.rare.is_none()
+    }
+
+    fn conclude_unusual(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>) {
         if !self.released.is_empty() {
             turn.effects.released.extend(self.released.take());
         }
         self.want_head(queue, turn);
         if queue.traits.is_delay {
             self.take_due(turn.now_ms);
-        }
-        if self.slots.sums().total_count() == 0 {
-            self.reservation.rest();
         }
         let rare = self.rare.as_ref();
         let is_stuck_due = rare.is_some_and(|rare| rare.stuck.is_due(turn.now_ms));
@@ -560,6 +578,11 @@ impl<'a> Locked<'a> {
             let seen = self.entries.iter().map(|(.., state)| state.warm());
             std::hint::black_box(seen.fold(0, u64::wrapping_add));
         }
+    }
+
+    /// How many queues they are.
+    pub(super) fn count(&self) -> usize {
+        self.entries.len()
     }
 
     pub(super) fn has_deleted(&self) -> bool {

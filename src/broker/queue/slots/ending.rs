@@ -34,6 +34,16 @@ impl Slots {
         Some(slot)
     }
 
+    /// Ends the entry `seq` and hands it out if it is held.
+    #[inline]
+    pub(in crate::broker::queue) fn end_one_held(&mut self, seq: Seq) -> Option<Slot> {
+        let place = self.place_of(seq)?;
+        match self.at(place).status {
+            Status::Unacked => self.remove_at(place),
+            _ => None,
+        }
+    }
+
     /// Ends the entries of `range` that are held and hands them out, ascending; others stay.
     pub(in crate::broker::queue) fn end_held(
         &mut self,
@@ -113,8 +123,10 @@ impl Slots {
 
     /// The queue is empty: an idle queue costs little memory.
     pub(super) fn rest(&mut self) {
-        self.spare = None;
         self.may_expire = false;
+        if self.spare.is_some() {
+            self.spare = None;
+        }
         if self.runs.capacity() > 1 {
             self.runs.shrink_to(1);
         }
