@@ -87,8 +87,8 @@ impl Connection {
             let index = done;
             if index >= warmed_below {
                 let next = std::iter::once(publish).chain(behind);
-                let keys = next.map(|publish| publish.message.raw_routing_key());
-                self.routes.warm(keys.take(ROUTED_TOGETHER));
+                let names = next.map(|publish| publish.message.raw_names());
+                self.routes.warm(names.take(ROUTED_TOGETHER));
                 warmed_below = index + ROUTED_TOGETHER;
             }
             done += 1;
@@ -101,9 +101,12 @@ impl Connection {
                     };
                 }
             };
-            let must_end = !run.takes(&routed.targets) || routed.replies.is_some();
-            if must_end && !self.publish_run(&mut run, batch, now_ms, effects, out) {
-                return Ok(());
+            let mut fit = run.fit(&routed.targets);
+            if fit == Fit::Full || routed.replies.is_some() {
+                if !self.publish_run(&mut run, batch, now_ms, effects, out) {
+                    return Ok(());
+                }
+                fit = Fit::First;
             }
             if run.is_empty() {
                 run.first = index;
@@ -113,7 +116,7 @@ impl Connection {
                 run.remembered.push((run.len(), message, routed.histories));
             }
             if let Some(names) = routed.replies {
-                run.push(Arc::clone(&routed.message), routed.targets);
+                run.push(Arc::clone(&routed.message), routed.targets, fit);
                 if !self.publish_run(&mut run, batch, now_ms, effects, out) {
                     return Ok(());
                 }
@@ -123,7 +126,7 @@ impl Connection {
                 }
                 continue;
             }
-            run.push(routed.message, routed.targets);
+            run.push(routed.message, routed.targets, fit);
             done += self.join_run(shortcut, behind, &mut run);
         }
         self.publish_run(&mut run, batch, now_ms, effects, out);
@@ -282,9 +285,7 @@ impl Connection {
         let message = &publish.message;
         let is_short = shortcut.is_for(message);
         if is_short {
-            let (exchange, key) = (message.raw_exchange(), message.raw_routing_key());
-            let names = message.raw_names();
-            if let Some(targets) = self.routes.find(names, exchange, key) {
+            if let Some(targets) = self.routes.find(message.raw_names()) {
                 return Ok(Routed::plain(Arc::clone(message), targets));
             }
         }
@@ -303,8 +304,8 @@ impl Connection {
 
     fn route(&mut self, publish: &Publish, now_ms: u64) -> Result<Routed, BrokerError> {
         let message = &publish.message;
-        let (raw_exchange, raw_key) = (message.raw_exchange(), message.raw_routing_key());
-        let recent = self.routes.recent(raw_exchange, raw_key).cloned();
+        let names = message.raw_names();
+        let recent = self.routes.recent(names).cloned();
         let checked = self.check_message(publish.channel, message, recent.is_some())?;
         let FurtherKeys { cc, bcc } = checked.further_keys;
         let mut rewrite = checked.rewrite;
@@ -316,7 +317,8 @@ impl Connection {
         if is_plain && let Some(targets) = recent {
             return Ok(Routed::plain(visible_copy(message, bcc, rewrite), targets));
         }
-        if is_plain && let Some(targets) = self.routes.get(raw_exchange, raw_key) {
+        let (raw_exchange, raw_key) = (message.raw_exchange(), message.raw_routing_key());
+        if is_plain && let Some(targets) = self.routes.get(names, raw_exchange, raw_key) {
             let targets = Arc::clone(targets);
             return Ok(Routed::plain(visible_copy(message, bcc, rewrite), targets));
         }
@@ -498,6 +500,19 @@ struct Run {
     remembered: Vec<(usize, Arc<Message>, Vec<Arc<History>>)>,
 }
 
+/// How a message joins a run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    /// As the first one.
+    First,
+    /// It goes where the newest one goes.
+    Same,
+    /// It goes elsewhere.
+    Other,
+    /// Not at all.
+    Full,
+}
+
 impl Run {
     fn len(&self) -> usize {
         self.messages.len() + self.mixed.len()
@@ -507,20 +522,27 @@ impl Run {
         self.len() == 0
     }
 
-    /// Whether a message for `targets` may join.
-    fn takes(&self, targets: &SharedTargets) -> bool {
-        self.is_empty() || (self.log_bytes < RUN_MAX_BYTES && self.takes_targets(targets))
-    }
-
-    /// Where the newest message goes.
-    fn newest_targets(&self) -> &SharedTargets {
-        self.mixed.last().map_or(&self.targets, |newest| &newest.1)
-    }
-
-    fn takes_targets(&self, targets: &SharedTargets) -> bool {
-        is_same_set(self.newest_targets(), targets)
-            || (self.messages.len() < UNIFORM_RUN_MIN
-                && self.queue_count + targets.len() <= GROUP_QUEUES_MAX)
+    /// How a message for `targets` may join.
+    #[inline]
+    fn fit(&self, targets: &SharedTargets) -> Fit {
+        // Where the newest message goes.
+        let newest = match self.mixed.last() {
+            Some((_, newest)) => newest,
+            None if self.messages.is_empty() => return Fit::First,
+            None => &self.targets,
+        };
+        if self.log_bytes >= RUN_MAX_BYTES {
+            return Fit::Full;
+        }
+        if is_same_set(newest, targets) {
+            return Fit::Same;
+        }
+        let has_room = self.messages.len() < UNIFORM_RUN_MIN
+            && self.queue_count + targets.len() <= GROUP_QUEUES_MAX;
+        match has_room {
+            true => Fit::Other,
+            false => Fit::Full,
+        }
     }
 
     /// Adds messages for the same targets as the newest one, as many as it takes; how many they were.
@@ -544,21 +566,19 @@ impl Run {
         self.messages.len() - count_before
     }
 
-    /// Adds a message that the run takes.
-    fn push(&mut self, message: Arc<Message>, targets: SharedTargets) {
-        let is_first = self.is_empty();
-        let is_other = !is_first && !is_same_set(self.newest_targets(), &targets);
-        if is_first || is_other {
+    /// Adds a message that the run takes, as `fit` says.
+    fn push(&mut self, message: Arc<Message>, targets: SharedTargets, fit: Fit) {
+        if fit != Fit::Same {
             self.queue_count += targets.len();
             self.logged = LoggedTargets::of(&targets);
         }
         self.log_bytes += self.logged.record_bytes(&message);
-        if is_first {
+        if fit == Fit::First {
             self.targets = targets;
             self.messages.push(message);
         } else if !self.mixed.is_empty() {
             self.mixed.push((message, targets));
-        } else if is_other {
+        } else if fit == Fit::Other {
             let so_far = self.messages.drain(..);
             let same = &self.targets;
             self.mixed
