@@ -99,8 +99,8 @@ impl Connection {
         while let Some(publish) = publishes.as_slice().get(run.len()) {
             let next = &publishes.as_slice()[run.len()..];
             if next.len() <= cold_count {
-                let keys = next.iter().map(|publish| publish.message.raw_routing_key());
-                self.routes.warm(keys.take(ROUTED_TOGETHER));
+                let names = next.iter().map(|publish| publish.message.raw_names());
+                self.routes.warm(names.take(ROUTED_TOGETHER));
                 cold_count = next.len().saturating_sub(ROUTED_TOGETHER);
             }
             let channel = publish.channel;
@@ -268,9 +268,7 @@ impl Connection {
         let message = &publish.message;
         let is_short = shortcut.is_for(message);
         if is_short {
-            let (exchange, key) = (message.raw_exchange(), message.raw_routing_key());
-            let names = message.raw_names();
-            if let Some(targets) = self.routes.find(names, exchange, key) {
+            if let Some(targets) = self.routes.find(message.raw_names()) {
                 return Ok(Routed::plain(None, targets));
             }
         }
@@ -289,8 +287,8 @@ impl Connection {
 
     fn route(&mut self, publish: &Publish, now_ms: u64) -> Result<Routed, BrokerError> {
         let message = &publish.message;
-        let (raw_exchange, raw_key) = (message.raw_exchange(), message.raw_routing_key());
-        let recent = self.routes.recent(raw_exchange, raw_key).cloned();
+        let names = message.raw_names();
+        let recent = self.routes.recent(names).cloned();
         let checked = self.check_message(publish.channel, message, recent.is_some())?;
         let FurtherKeys { cc, bcc } = checked.further_keys;
         let mut rewrite = checked.rewrite;
@@ -302,7 +300,8 @@ impl Connection {
         if is_plain && let Some(targets) = recent {
             return Ok(Routed::plain(rewritten(message, bcc, rewrite), targets));
         }
-        if is_plain && let Some(targets) = self.routes.get(raw_exchange, raw_key) {
+        let (raw_exchange, raw_key) = (message.raw_exchange(), message.raw_routing_key());
+        if is_plain && let Some(targets) = self.routes.get(names, raw_exchange, raw_key) {
             let targets = Arc::clone(targets);
             return Ok(Routed::plain(rewritten(message, bcc, rewrite), targets));
         }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   exchanges   name -> key -> targets      all of it; a look-up hashes both names
-//!   recent      [ key, exchange, targets ] [ .. ] [ ] [ .. ] ..    copies of it, found by the end of the key
-//!                 ^ home of a key; it stands there or in one of the places behind
+//!   recent      [ names, targets ] [ .. ] [ ] [ .. ] ..    copies of it, found by the end of the key
+//!                 ^ home of the names; they stand there or in one of the places behind
 //!   newest      names, targets               the one used last, twice in a row: for messages that follow each other to one place
 //! ```
 //! A publisher that goes round a thousand queues finds neither kind in the processor's cache. So a copy is one line of 64
@@ -56,32 +56,21 @@ struct NewestRoute {
     targets: SharedTargets,
 }
 
-/// One line of the processor's cache, for keys of usual length. The key comes first: bytes are compared 32 at a time, of which
-/// those behind the key must not lie in the next line, which nobody has fetched.
+/// One line of the processor's cache, for names of usual length. They come first: bytes are compared 32 at a time, of which
+/// those behind them must not lie in the next line, which nobody has fetched.
 #[derive(Debug, Clone)]
 #[repr(C, align(64))]
 struct RecentRoute {
-    key: SmallVec<[u8; 23]>,
-    exchange: Box<[u8]>,
+    /// Exchange and key as [`Message::raw_names`](super::message::Message::raw_names) has them.
+    names: SmallVec<[u8; 36]>,
     targets: SharedTargets,
 }
 
 const _: () = assert!(size_of::<Option<RecentRoute>>() == 64);
-const _: () = assert!(std::mem::offset_of!(RecentRoute, key) == 0);
+const _: () = assert!(std::mem::offset_of!(RecentRoute, names) == 0);
 
-impl RecentRoute {
-    fn is_of(&self, exchange: &[u8], key: &[u8]) -> bool {
-        self.key[..] == *key && is_same(&self.exchange, exchange)
-    }
-}
-
-/// `left == right`. Nothing is read of the empty ones: where a list without memory points, a comparison with masks of vector
-/// registers reads none of 32 bytes, which takes the processor hundreds of cycles, since there is no memory.
-fn is_same(left: &[u8], right: &[u8]) -> bool {
-    left.len() == right.len() && (left.is_empty() || left == right)
-}
-
-/// Where a key is looked for first among so many places (a power of two): by its last bytes, in which an application's keys differ.
+/// Where names are looked for first among so many places (a power of two): by their last bytes, those of the key, in which an
+/// application's keys differ.
 fn home_of(bytes: &[u8], places_count: usize) -> usize {
     let tail = match bytes.last_chunk::<8>() {
         Some(tail) => u64::from_le_bytes(*tail),
@@ -119,14 +108,14 @@ impl RouteCache {
         self.exchanges.contains_key(name)
     }
 
-    /// Looks at the routes of some keys, which the processor fetches side by side that way: three times one after the other,
-    /// for the route, its targets and the first of these, where it would wait three times for each of the keys.
-    pub(super) fn warm<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) {
+    /// Looks at the routes of some messages by their names, which the processor fetches side by side that way: three times one after the other,
+    /// for the route, its targets and the first of these, where it would wait three times for each of the messages.
+    pub(super) fn warm<'a>(&self, names: impl Iterator<Item = &'a [u8]>) {
         if self.recent.len() <= RECENT_PLACES_MIN {
             return;
         }
         // Apart from the look at the routes, of which the processor has more under way the less there is between them.
-        let homes = keys.map(|key| home_of(key, self.recent.len()));
+        let homes = names.map(|names| home_of(names, self.recent.len()));
         let homes: SmallVec<[usize; 32]> = homes.collect();
         let routes = homes.into_iter().map(|home| self.recent.get(home));
         let targets = routes.filter_map(|route| Some(&route?.as_ref()?.targets));
@@ -137,10 +126,10 @@ impl RouteCache {
         std::hint::black_box(ids.fold(0, |seen, id| seen ^ id));
     }
 
-    /// Places of a key among the recent routes, its home first; behind the last place comes the first.
-    fn places(&self, key: &[u8]) -> impl Iterator<Item = usize> + use<> {
+    /// Places of names among the recent routes, their home first; behind the last place comes the first.
+    fn places(&self, names: &[u8]) -> impl Iterator<Item = usize> + use<> {
         let count = self.recent.len();
-        let home = home_of(key, count);
+        let home = home_of(names, count);
         (home..home + RECENT_SEARCH_MAX).map(move |place| place & (count - 1))
     }
 
@@ -172,19 +161,14 @@ impl RouteCache {
         });
     }
 
-    /// The newest route or a recent one, by the names of a message in both forms. A recent one becomes the newest when it is
-    /// found twice in a row: of messages that go round several places, each would be made it for nothing.
-    pub(super) fn find(
-        &mut self,
-        names: &[u8],
-        exchange: &[u8],
-        key: &[u8],
-    ) -> Option<SharedTargets> {
+    /// The newest route or a recent one, by the names of a message. A recent one becomes the newest when it is found twice in a
+    /// row: of messages that go round several places, each would be made it for nothing.
+    pub(super) fn find(&mut self, names: &[u8]) -> Option<SharedTargets> {
         if let Some(targets) = self.newest(names) {
             return Some(Arc::clone(targets));
         }
-        let place = self.place_of(exchange, key)?;
-        let targets = Arc::clone(&self.recent.get(place)?.as_ref()?.targets);
+        let (place, targets) = self.find_recent(names)?;
+        let targets = Arc::clone(targets);
         if self.found_last.replace(place) == Some(place) {
             self.set_newest(names, &targets);
         }
@@ -192,25 +176,32 @@ impl RouteCache {
     }
 
     /// A route that was used before. Its exchange has passed the checks.
-    pub(super) fn recent(&self, exchange: &[u8], key: &[u8]) -> Option<&SharedTargets> {
-        let place = self.place_of(exchange, key)?;
-        let route = self.recent.get(place)?.as_ref();
-        route.map(|route| &route.targets)
+    pub(super) fn recent(&self, names: &[u8]) -> Option<&SharedTargets> {
+        self.find_recent(names).map(|(_, targets)| targets)
     }
 
-    /// Where it stands.
-    fn place_of(&self, exchange: &[u8], key: &[u8]) -> Option<usize> {
+    /// The same, and where it stands.
+    #[inline]
+    fn find_recent(&self, names: &[u8]) -> Option<(usize, &SharedTargets)> {
         if self.recent.is_empty() {
             return None;
         }
-        let places = self.places(key);
-        let mut routes = places.map_while(|place| Some((place, self.recent.get(place)?.as_ref()?)));
-        let found = routes.find(|(_, route)| route.is_of(exchange, key));
-        found.map(|(place, _)| place)
+        for place in self.places(names) {
+            let route = self.recent.get(place)?.as_ref()?;
+            if route.names[..] == *names {
+                return Some((place, &route.targets));
+            }
+        }
+        None
     }
 
-    /// Any route that is remembered; it becomes a recent one.
-    pub(super) fn get(&mut self, exchange: &[u8], key: &[u8]) -> Option<&SharedTargets> {
+    /// Any route that is remembered, by the names of a message in both forms; it becomes a recent one.
+    pub(super) fn get(
+        &mut self,
+        names: &[u8],
+        exchange: &[u8],
+        key: &[u8],
+    ) -> Option<&SharedTargets> {
         let targets = self.exchanges.get(exchange)?.get(key)?;
         let places_count = (self.routes_count * RECENT_PLACES_PER_ROUTE).next_power_of_two();
         if places_count > self.recent.len() {
@@ -221,11 +212,10 @@ impl RouteCache {
         }
         let is_free = |place: &usize| self.recent.get(*place).is_some_and(Option::is_none);
         // Where all are taken, the newer route drives out the one at its home.
-        let free = self.places(key).find(is_free);
-        let place = free.unwrap_or_else(|| home_of(key, self.recent.len()));
+        let free = self.places(names).find(is_free);
+        let place = free.unwrap_or_else(|| home_of(names, self.recent.len()));
         self.recent[place] = Some(RecentRoute {
-            exchange: exchange.into(),
-            key: SmallVec::from_slice(key),
+            names: SmallVec::from_slice(names),
             targets: Arc::clone(targets),
         });
         Some(targets)
@@ -263,6 +253,13 @@ mod tests {
         ShortString::from_text(text).expect("short")
     }
 
+    /// Both with their lengths, as messages have them.
+    fn names_of(exchange: &str, key: &str) -> Vec<u8> {
+        let name =
+            |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
+        [name(exchange), name(key)].concat()
+    }
+
     /// Remembers `count` routes without targets and asks for each once.
     fn filled(count: usize) -> (RouteCache, Vec<ShortString>) {
         let mut cache = RouteCache::default();
@@ -273,7 +270,8 @@ mod tests {
             cache.insert(&name("x"), key, &Arc::from([]));
         }
         for key in &keys {
-            assert!(cache.get(b"x", key.as_bytes()).is_some());
+            let names = names_of("x", key.as_str());
+            assert!(cache.get(&names, b"x", key.as_bytes()).is_some());
         }
         (cache, keys)
     }
@@ -282,22 +280,27 @@ mod tests {
     fn every_route_used_once_is_a_recent_one() {
         for count in [1, 16, 1000, CACHED_ROUTES_MAX] {
             let (cache, keys) = filled(count);
-            cache.warm(keys.iter().map(|key| &key.as_bytes()[..]));
-            let recent = keys
-                .iter()
-                .filter(|key| cache.recent(b"x", key.as_bytes()).is_some());
+            let names: Vec<_> = keys.iter().map(|key| names_of("x", key.as_str())).collect();
+            cache.warm(names.iter().map(Vec::as_slice));
+            let recent = names.iter().filter(|names| cache.recent(names).is_some());
             assert_eq!(recent.count(), count);
-            assert!(cache.recent(b"y", b"queue.0").is_none());
-            assert!(cache.recent(b"x", b"queue").is_none());
+            for (exchange, key) in [
+                ("y", "queue.0"),
+                ("x", "queue"),
+                ("", "xqueue.0"),
+                ("xqueue.0", ""),
+            ] {
+                assert!(cache.recent(&names_of(exchange, key)).is_none());
+            }
         }
     }
 
     #[test]
     fn only_a_route_that_is_found_twice_in_a_row_becomes_the_newest() {
         let (mut cache, _) = filled(3);
-        let names = |key: &str| format!("x{key}").into_bytes();
+        let names = |key: &str| names_of("x", key);
         let mut find = |key: &str| {
-            let found = cache.find(&names(key), b"x", key.as_bytes());
+            let found = cache.find(&names(key));
             assert!(found.is_some(), "{key}");
             (0..3).find(|index| cache.newest(&names(&format!("queue.{index}"))).is_some())
         };
@@ -309,7 +312,7 @@ mod tests {
         assert_eq!(find("queue.1"), Some(1));
         assert_eq!(find("queue.0"), Some(1));
         assert_eq!(find("queue.0"), Some(0));
-        assert!(cache.find(&names("queue"), b"x", b"queue").is_none());
+        assert!(cache.find(&names("queue")).is_none());
     }
 
     #[test]

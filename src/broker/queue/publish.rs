@@ -50,6 +50,11 @@ pub fn publish_group(
 ) -> Result<(), TargetDeleted> {
     let is_limited =
         |(_, targets): &(_, Arc<[QueueHandle]>)| targets.iter().any(|queue| queue.seems_limited());
+    if !publishes.iter().any(is_limited) {
+        let result = publish_unlimited(turn, publishes, out);
+        turn.finish();
+        return result;
+    }
     let mut result = Ok(());
     for run in publishes.chunk_by(|a, b| is_limited(a) == is_limited(b)) {
         result = match run {
@@ -88,11 +93,14 @@ fn publish_unlimited(
     publishes: &[(Arc<Message>, Arc<[QueueHandle]>)],
     out: &mut ConfirmRuns,
 ) -> Result<(), TargetDeleted> {
-    let targets = publishes.iter().flat_map(|(_, targets)| targets.iter());
     // The ids stand in the list: each queue is looked at once, independently of the others, so that the processor
     // fetches many of them at a time.
-    let mut queues: SmallVec<[(QueueId, &QueueHandle); GROUP_QUEUES_MAX]> =
-        targets.map(|queue| (queue.id(), queue)).collect();
+    let mut queues: SmallVec<[(QueueId, &QueueHandle); GROUP_QUEUES_MAX]> = SmallVec::new();
+    for (_, targets) in publishes {
+        for queue in targets.iter() {
+            queues.push((queue.id(), queue));
+        }
+    }
     if !queues.is_sorted_by_key(|(id, _)| id) {
         queues.sort_unstable_by_key(|(id, _)| *id);
     }

@@ -617,16 +617,21 @@ impl<'a> Locked<'a> {
     }
 
     pub(super) fn entry_of(&mut self, id: QueueId) -> (&'a QueueHandle, &mut QueueState) {
-        let is_at = |at: &usize| self.entries.get(*at).is_some_and(|entry| entry.0 == id);
-        let near = [self.newest, self.newest + 1];
-        let at = near.into_iter().find(is_at).unwrap_or_else(|| {
-            self.entries
-                .binary_search_by_key(&id, |entry| entry.0)
-                .expect("a critical section names only queues it has locked")
-        });
-        self.newest = at;
-        let (_, queue, state) = &mut self.entries[at];
+        let is_at = |at: usize| self.entries.get(at).is_some_and(|entry| entry.0 == id);
+        if is_at(self.newest + 1) {
+            self.newest += 1;
+        } else if !is_at(self.newest) {
+            self.newest = self.search(id);
+        }
+        let (_, queue, state) = &mut self.entries[self.newest];
         (queue, state)
+    }
+
+    #[cold]
+    fn search(&self, id: QueueId) -> usize {
+        self.entries
+            .binary_search_by_key(&id, |entry| entry.0)
+            .expect("a critical section names only queues it has locked")
     }
 
     pub(super) fn state_of(&mut self, id: QueueId) -> &mut QueueState {
