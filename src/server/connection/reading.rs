@@ -226,14 +226,14 @@ impl ConnectionTask {
         let count = match transport.read(&mut buffer, room_bytes) {
             Ok(count) if count > 0 => count,
             nothing => {
-                buffers::give(Some(buffer));
+                buffers::give(buffer);
                 return nothing;
             }
         };
         let now_ms = self.hub.now_ms();
         self.guarded(|task| task.session.receive_copied(&mut buffer, now_ms));
         self.input = BytesMut::from(&buffer[..]);
-        buffers::give(Some(buffer));
+        buffers::give(buffer);
         self.reading.is_wide = count >= WIDE_MIN_BYTES && self.leaves_little();
         self.guarded(|task| task.session.receive(&mut task.input, now_ms));
         Ok(count)
