@@ -284,10 +284,8 @@ impl Connection {
     ) -> Result<Routed, BrokerError> {
         let message = &publish.message;
         let is_short = shortcut.is_for(message);
-        if is_short {
-            if let Some(targets) = self.routes.find(message.raw_names()) {
-                return Ok(Routed::plain(Arc::clone(message), targets));
-            }
+        if is_short && let Some(targets) = self.routes.find(message.raw_names()) {
+            return Ok(Routed::plain(Arc::clone(message), targets));
         }
         self.route(publish, now_ms)
     }
