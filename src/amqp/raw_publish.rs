@@ -13,6 +13,8 @@
 //!    unusual or something else ends the reading, and is the general path's. So no error comes from here.
 //! 2. A publish that asks for `immediate` is unusual (it is refused), and so is a body in several frames.
 
+use std::ops::Range;
+
 use super::frame::{self, FRAME_END, FrameKind, RawFrame};
 use super::limits::{FRAME_HEADER_BYTES, FRAME_SLACK_BYTES};
 use super::method::basic;
@@ -27,6 +29,9 @@ const IS_IMMEDIATE: u8 = 2;
 
 /// What ends a frame.
 const FRAME_END_BYTES: usize = 1;
+
+/// Where the names begin: behind the header, class and method, and the ticket.
+const NAMES_AT: usize = FRAME_HEADER_BYTES + METHOD_ID.len() + 2;
 
 /// Class and method of `basic.publish` on the wire.
 const METHOD_ID: [u8; 4] = {
@@ -58,6 +63,27 @@ pub struct RawPublish<'a> {
     pub frames_len: usize,
     /// All but the body is as in the publish before it.
     pub is_repeated: bool,
+}
+
+impl RawPublish<'_> {
+    /// Where the names lie in its frames.
+    #[must_use]
+    pub fn names_range(&self) -> Range<usize> {
+        NAMES_AT..NAMES_AT + self.names.len()
+    }
+
+    /// Where the property section lies in its frames: at the end of the one that stands before the body, which is not empty.
+    #[must_use]
+    pub fn properties_range(&self) -> Range<usize> {
+        let end = self.body_at() - FRAME_HEADER_BYTES - FRAME_END_BYTES;
+        end - self.properties.len()..end
+    }
+
+    /// Where the body, which is not empty, begins in its frames.
+    #[must_use]
+    pub fn body_at(&self) -> usize {
+        self.frames_len - FRAME_END_BYTES - self.body.len()
+    }
 }
 
 /// Reads one publish after the other.

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! 1. The head is written once, when the message is built; all other parts are slices of it. A small body is
-//!    copied into it, so a small message does not keep a large read buffer alive. A message knows where its parts lie. A short
+//!    copied into it, so a small message does not keep a large read buffer alive, unless the buffer is counted: then the head is
+//!    put in front of the body ([`LooseMessage`]). A message knows where its parts lie. A short
 //!    head has no memory of its own: it lies in the message ([`Stored::Short`]).
 //! 2. Keys of the `BCC` header are kept beside the properties, since that header is removed before delivery
 //!    but dead-lettering still routes by it.
@@ -24,12 +25,14 @@
 //!    stays as long as the message.
 
 mod layout;
+mod loose;
 mod stored;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use self::layout::Layout;
+pub use self::loose::LooseMessage;
 use self::stored::Stored;
 use crate::amqp::properties::{Checked, Properties};
 use crate::amqp::short_string::ShortString;
@@ -166,8 +169,6 @@ impl Message {
     /// A message as published, from the bytes that were read.
     #[must_use]
     pub fn from_raw(raw: &RawMessage<'_>) -> Self {
-        let properties_at = 1 + raw.names.len() + 2 + 4;
-        let body_at = properties_at + raw.properties.len();
         let [len_0, len_1, len_2, len_3] = length_u32(raw.properties.len()).to_le_bytes();
         let stored = Stored::of_pieces([
             &[0],
@@ -177,14 +178,12 @@ impl Message {
             raw.properties,
             raw.body,
         ]);
-        let layout = Layout {
-            flags: 0,
-            exchange_len: raw.exchange_len,
-            routing_key_len: raw.routing_key_len,
-            properties_at: length_u32(properties_at),
-            body_at: length_u32(body_at),
-            properties: raw.checked,
-        };
+        let layout = Layout::published(
+            (raw.exchange_len, raw.routing_key_len),
+            raw.names.len(),
+            raw.properties.len(),
+            raw.checked,
+        );
         Self::of_stored(layout, stored)
     }
 

@@ -6,6 +6,7 @@ use super::alarms::Alarms;
 use super::clients::Clients;
 use super::length_limits::Measuring;
 use super::memory::Memory;
+use super::read_buffers::ReadBuffers;
 use super::readers::ReadQueue;
 use super::signals::Signals;
 use super::wakes::Wakes;
@@ -34,6 +35,8 @@ pub(super) struct Hub {
     pub(super) alarms: Arc<Alarms>,
     /// How much memory the process may take.
     pub(super) memory: Memory,
+    /// What busy publishers are read into.
+    pub(super) read_buffers: ReadBuffers,
     /// The open connections.
     pub(super) clients: Clients,
     disk: Arc<dyn Disk>,
@@ -76,6 +79,7 @@ impl Hub {
             clock: machine.clock,
             alarms: machine.alarms,
             memory: Memory::new(machine.memory_limit_bytes, Arc::clone(&machine.disk)),
+            read_buffers: ReadBuffers::new(machine.memory_limit_bytes),
             clients: machine.clients,
             disk: machine.disk,
             worker,

@@ -229,6 +229,7 @@ impl Keeper<'_> {
             while self.shed() {
                 self.measure();
             }
+            self.hub.read_buffers.sweep();
             self.hub.memory.spill.tidy();
             self.rewrite();
             let is_tight = self.measure() > 0;

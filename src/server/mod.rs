@@ -30,6 +30,7 @@ mod length_limits;
 mod listeners;
 mod memory;
 pub mod pacing;
+mod read_buffers;
 mod readers;
 mod scrubber;
 mod signals;

@@ -63,6 +63,7 @@ pub mod output;
 mod overdue;
 mod publishes;
 mod sasl;
+mod slices;
 mod topology;
 
 #[cfg(test)]
@@ -76,6 +77,7 @@ pub use event::{Event, Login, LoginRefused, Mechanism, Proof};
 pub use options::{ChannelBudget, External, Mechanisms, SessionOptions};
 pub use output::Output;
 pub use publishes::PUBLISH_RUN_MAX;
+pub use slices::SLICED_BODY_MIN_BYTES;
 
 use crate::amqp::content::FrameSink;
 use crate::amqp::frame;
@@ -267,6 +269,19 @@ impl Session {
         while self.is_running()
             && self.wants_input()
             && (self.receive_publishes(input) || self.receive_copy(input))
+        {}
+        self.input_left = input.len();
+    }
+
+    /// Does the same as [`receive_copied`](Self::receive_copied), but messages with bodies from [`SLICED_BODY_MIN_BYTES`] on stay
+    /// where they are: afterwards nothing but messages shares the memory of `input`, which is as long as the first of them lives.
+    pub fn receive_sliced(&mut self, input: &mut BytesMut, now_ms: u64) {
+        self.count_input(input, now_ms);
+        while self.is_running()
+            && self.wants_input()
+            && (self.receive_slices(input)
+                || self.receive_publishes(input)
+                || self.receive_copy(input))
         {}
         self.input_left = input.len();
     }

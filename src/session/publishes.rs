@@ -25,39 +25,28 @@ use crate::broker::message::{COPIED_BODY_MAX_BYTES, Message, RawMessage};
 /// Publishes in one list of them: as many as the server gathers, which then takes the list.
 pub const PUBLISH_RUN_MAX: usize = 512;
 
+/// Publishes of one channel that follow each other, taken and not yet counted there.
+#[derive(Debug, Default)]
+pub(super) struct Counted {
+    channel: Option<u16>,
+    count: u64,
+}
+
 impl Session {
     /// Takes the publishes at the front of `input` as long as they are ordinary ones; true when there was one. Only while
     /// [`wants_input`](Self::wants_input), which no ordinary publish changes.
     pub(super) fn receive_publishes(&mut self, input: &mut BytesMut) -> bool {
-        let is_ordinary = matches!(self.phase, Phase::Running) && self.alarm.reason.is_none();
-        if !is_ordinary || !PublishReader::may_read(input) {
+        if !self.may_receive_publishes(input) {
             return false;
         }
-        let body_max_bytes = usize::try_from(self.options.message_max_bytes);
-        let body_max_bytes = body_max_bytes.map_or(COPIED_BODY_MAX_BYTES, |max_bytes| {
-            max_bytes.min(COPIED_BODY_MAX_BYTES)
-        });
-        let unfinished_max_bytes = self.options.unfinished_max_bytes;
         let mut taken_bytes = 0;
         let mut run = Vec::new();
-        let mut channel = None;
-        let mut channel_count = 0;
-        for raw in PublishReader::new(input, self.frame_max_bytes, body_max_bytes) {
-            if channel != Some(raw.channel) {
-                if !self.takes_publishes(raw.channel) {
-                    break;
-                }
-                self.count_publishes(channel, channel_count);
-                (channel, channel_count) = (Some(raw.channel), 0);
-            }
-            // Counted as a body that may stay unfinished is; what to do when there are too many is not decided here.
-            let unfinished_bytes = self.unfinished_bytes + raw.body.len() as u64;
-            if unfinished_bytes > unfinished_max_bytes {
+        let mut counted = Counted::default();
+        for raw in PublishReader::new(input, self.frame_max_bytes, self.body_max_bytes()) {
+            if !self.takes(&raw, &mut counted) {
                 break;
             }
-            self.unfinished_bytes = unfinished_bytes;
             taken_bytes += raw.frames_len;
-            channel_count += 1;
             let publish = match run.last() {
                 Some(before) if raw.is_repeated => repeated(before, &raw),
                 _ => publish(&raw),
@@ -71,14 +60,51 @@ impl Session {
                 self.push_run(std::mem::take(&mut run));
             }
         }
-        self.count_publishes(channel, channel_count);
+        self.count_publishes(&counted);
         input.advance(taken_bytes);
         self.push_run(run);
         taken_bytes > 0
     }
 
+    /// True when `input` may begin with a publish that nothing is in the way of.
+    pub(super) fn may_receive_publishes(&self, input: &[u8]) -> bool {
+        let is_ordinary = matches!(self.phase, Phase::Running) && self.alarm.reason.is_none();
+        is_ordinary && PublishReader::may_read(input)
+    }
+
+    /// Bytes of the longest body that is not the general path's.
+    pub(super) fn body_max_bytes(&self) -> usize {
+        let max_bytes = usize::try_from(self.options.message_max_bytes);
+        max_bytes.map_or(COPIED_BODY_MAX_BYTES, |max_bytes| {
+            max_bytes.min(COPIED_BODY_MAX_BYTES)
+        })
+    }
+
+    /// Counts a publish as taken; false when it cannot be, and nothing was changed.
+    #[inline]
+    pub(super) fn takes(&mut self, raw: &RawPublish<'_>, counted: &mut Counted) -> bool {
+        if counted.channel != Some(raw.channel) {
+            if !self.takes_publishes(raw.channel) {
+                return false;
+            }
+            self.count_publishes(counted);
+            *counted = Counted {
+                channel: Some(raw.channel),
+                count: 0,
+            };
+        }
+        // Counted as a body that may stay unfinished is; what to do when there are too many is not decided here.
+        let unfinished_bytes = self.unfinished_bytes + raw.body.len() as u64;
+        if unfinished_bytes > self.options.unfinished_max_bytes {
+            return false;
+        }
+        self.unfinished_bytes = unfinished_bytes;
+        counted.count += 1;
+        true
+    }
+
     /// Adds publishes to those that wait to be polled: to the last of them, or beside them when they are many.
-    fn push_run(&mut self, run: Vec<Publish>) {
+    pub(super) fn push_run(&mut self, run: Vec<Publish>) {
         if run.is_empty() {
             return;
         }
@@ -99,9 +125,10 @@ impl Session {
         })
     }
 
-    fn count_publishes(&mut self, id: Option<u16>, count: u64) {
-        if let Some(channel) = id.and_then(|id| self.channels.get_mut(&id)) {
-            channel.unanswered_publish_count += count;
+    /// Tells their channel about publishes that were taken.
+    pub(super) fn count_publishes(&mut self, counted: &Counted) {
+        if let Some(channel) = counted.channel.and_then(|id| self.channels.get_mut(&id)) {
+            channel.unanswered_publish_count += counted.count;
         }
     }
 

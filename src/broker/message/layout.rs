@@ -2,8 +2,10 @@
 
 use bytes::Bytes;
 
+use super::loose::HEAD_BYTES;
 use super::{
-    FLAG_HAS_DEATHS, FLAG_IS_REKEYED, MessageParts, PayloadError, UNKNOWN_FLAGS, parse_expiration,
+    FLAG_HAS_DEATHS, FLAG_IS_REKEYED, MessageParts, PayloadError, UNKNOWN_FLAGS, length_u32,
+    parse_expiration,
 };
 use crate::amqp::properties::Checked;
 use crate::amqp::short_string::ShortString;
@@ -24,6 +26,25 @@ pub(super) struct Layout {
 impl Layout {
     /// The exchange's name stands behind the flags and its length.
     pub(super) const EXCHANGE_AT: usize = 2;
+
+    /// Of a head with nothing but what was published: names of these lengths, in so many bytes, and properties.
+    #[inline]
+    pub(super) fn published(
+        (exchange_len, routing_key_len): (u8, u8),
+        names_len: usize,
+        properties_len: usize,
+        properties: Checked,
+    ) -> Self {
+        let properties_at = HEAD_BYTES + names_len;
+        Self {
+            flags: 0,
+            exchange_len,
+            routing_key_len,
+            properties_at: length_u32(properties_at),
+            body_at: length_u32(properties_at + properties_len),
+            properties,
+        }
+    }
 
     /// Checks a head; what is behind it is the body.
     pub(super) fn of(head: &[u8]) -> Result<Self, PayloadError> {

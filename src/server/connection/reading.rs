@@ -3,7 +3,8 @@
 //! ```text
 //!   narrow:  socket --up to 64 KiB--> input --Session::receive-->               anything
 //!   framed:  socket --the rest of a frame--> input --Session::receive-->        a large frame alone in its buffer
-//!   wide:    socket --224 KiB--> [rest][ a buffer of the thread ] --receive_copied--> whole frames
+//!   wide:    socket --224 KiB--> [rest][ a shared buffer ] --receive_sliced--> messages in it, copies of other whole frames
+//!            or, when others hold too many of these, [ a buffer of the thread ] --receive_copied--> copies of whole frames
 //!                                                        `-- what is not one, or not whole --> input, then as above
 //! ```
 //! Every read of a socket sends word to the client that there is room again, and wakes it: for a client that publishes faster
@@ -13,7 +14,8 @@
 //!    least half of it or counted somewhere. So whole frames are copied out of a wide read, all but those that are half of it.
 //!    A part of a large body is read to its frame's end, and the next one is expected to be as long: it has a buffer to itself, and
 //!    is not copied until it is written to the log.
-//! 2. A large buffer belongs to the thread, and a connection has it within one call only. What a busy connection holds is the
+//!    Messages stay in the buffer of a wide read, and [`ReadBuffers`](crate::server::read_buffers::ReadBuffers) counts these buffers.
+//! 2. A large buffer belongs to the thread, or to all, and a connection has it within one call only. What a busy connection holds is the
 //!    frame that is not whole yet; one that is not to be served any further holds what it had sent until then.
 //! 3. A client that is about to be stopped, because there is an alarm or memory is getting scarce, is read narrow, but for the
 //!    rest of a large frame that has begun: what it has sent waits in its own memory.
@@ -41,6 +43,8 @@ const _: () = assert!(WIDE_BYTES <= 2 * COPIED_FRAME_MAX_BYTES as usize);
 const WIDE_MIN_BYTES: usize = 16 * 1024;
 /// A wide read that brought so much has probably left something, and others have their turn first.
 const WIDE_MORE_BYTES: usize = WIDE_BYTES - WIDE_REST_MAX_BYTES;
+/// Messages share the buffer of a wide read that brought so much: what they keep alive is at most four times what they are.
+const SHARED_MIN_BYTES: usize = buffers::BUFFER_BYTES / 4;
 /// A wide read must leave less than this to be followed by another one: it is copied. A publish with a body of 64 KiB is.
 const WIDE_REST_MAX_BYTES: usize = 66 * 1024;
 
@@ -216,24 +220,40 @@ impl ConnectionTask {
         self.guarded(|task| task.session.receive(&mut task.input, now_ms));
     }
 
-    /// Reads into a buffer of the thread, behind what is left of the read before.
+    /// Reads into a large buffer, behind what is left of the read before: one that messages may share, if there is any.
     fn read_wide(&mut self, transport: &mut Transport) -> io::Result<usize> {
-        // Whatever it is that comes so fast: the thread keeps the buffer until a connection like this one rests.
+        // Whatever it is that comes so fast: the buffer stays until nobody is read like this.
         self.is_busy = true;
+        if let Some(mut buffer) = self.hub.read_buffers.take() {
+            let read = self.read_wide_into(&mut buffer, true, transport);
+            self.hub.read_buffers.give(buffer);
+            return read;
+        }
         let mut buffer = buffers::take();
+        let read = self.read_wide_into(&mut buffer, false, transport);
+        buffers::give(Some(buffer));
+        read
+    }
+
+    fn read_wide_into(
+        &mut self,
+        buffer: &mut BytesMut,
+        is_shared: bool,
+        transport: &mut Transport,
+    ) -> io::Result<usize> {
         buffer.extend_from_slice(&self.input);
         let room_bytes = WIDE_BYTES - buffer.len();
-        let count = match transport.read(&mut buffer, room_bytes) {
-            Ok(count) if count > 0 => count,
-            nothing => {
-                buffers::give(Some(buffer));
-                return nothing;
-            }
-        };
+        let count = transport.read(buffer, room_bytes)?;
+        if count == 0 {
+            return Ok(0);
+        }
         let now_ms = self.hub.now_ms();
-        self.guarded(|task| task.session.receive_copied(&mut buffer, now_ms));
+        let is_shared = is_shared && buffer.len() >= SHARED_MIN_BYTES;
+        self.guarded(|task| match is_shared {
+            true => task.session.receive_sliced(buffer, now_ms),
+            false => task.session.receive_copied(buffer, now_ms),
+        });
         self.input = BytesMut::from(&buffer[..]);
-        buffers::give(Some(buffer));
         self.reading.is_wide = count >= WIDE_MIN_BYTES && self.leaves_little();
         self.guarded(|task| task.session.receive(&mut task.input, now_ms));
         Ok(count)

@@ -13,13 +13,23 @@ use crate::amqp::content::{Content, Lane, encode_content};
 use crate::amqp::method::{Method, basic, channel, confirm, tx};
 use crate::amqp::properties::{Properties, PropertiesBuilder};
 use crate::broker::command::Lsn;
-use crate::session::{Event, PUBLISH_RUN_MAX, Session, SessionOptions};
+use crate::session::{Event, PUBLISH_RUN_MAX, SLICED_BODY_MIN_BYTES, Session, SessionOptions};
 
 /// Bytes of the largest message, and of all that are unfinished.
 const MESSAGE_MAX_BYTES: u64 = 40_000;
 const UNFINISHED_MAX_BYTES: u64 = 90_000;
 
-/// One of two sessions that hear the same, and all that came of it.
+/// Where reads go.
+#[derive(Clone, Copy, PartialEq)]
+enum Buffer {
+    Own,
+    /// One that is taken away afterwards.
+    Lent,
+    /// One that messages may keep, and nothing else.
+    Shared,
+}
+
+/// One of the sessions that hear the same, and all that came of it.
 struct Twin {
     session: Session,
     input: BytesMut,
@@ -27,8 +37,7 @@ struct Twin {
     event_count: u64,
     /// Publishes are polled so many at a time; 0 for one after the other.
     batch_max: usize,
-    /// Every read goes into a buffer that is taken away afterwards.
-    is_copied: bool,
+    buffer: Buffer,
     log: Vec<String>,
     output: Vec<u8>,
 }
@@ -48,7 +57,7 @@ impl Twin {
             now_ms: 0,
             event_count: 0,
             batch_max,
-            is_copied: false,
+            buffer: Buffer::Own,
             log: Vec::new(),
             output: Vec::new(),
         };
@@ -80,11 +89,18 @@ impl Twin {
             let (read, rest) = bytes.split_at(read_bytes(index).clamp(1, bytes.len()));
             self.input.extend_from_slice(read);
             bytes = rest;
-            if self.is_copied {
+            if self.buffer != Buffer::Own {
                 let mut buffer = std::mem::take(&mut self.input);
-                self.session.receive_copied(&mut buffer, self.now_ms);
+                match self.buffer {
+                    Buffer::Shared => self.session.receive_sliced(&mut buffer, self.now_ms),
+                    _ => self.session.receive_copied(&mut buffer, self.now_ms),
+                }
                 self.input = BytesMut::from(&buffer[..]);
-                assert!(buffer.freeze().is_unique(), "something is still there");
+                let is_unique = buffer.freeze().is_unique();
+                assert!(
+                    is_unique || self.buffer == Buffer::Shared,
+                    "something is still there"
+                );
             }
             self.session.receive(&mut self.input, self.now_ms);
         }
@@ -132,15 +148,17 @@ fn check(parts: &[Vec<u8>], read_bytes: &dyn Fn(usize) -> usize, alarm_at: usize
     let mut by_byte = Twin::new(0);
     let mut together = Twin::new(3);
     let mut copied = Twin::new(3);
-    copied.is_copied = true;
+    copied.buffer = Buffer::Lent;
+    let mut sliced = Twin::new(3);
+    sliced.buffer = Buffer::Shared;
     for (index, part) in parts.iter().enumerate() {
-        for twin in [&mut by_byte, &mut together, &mut copied] {
+        for twin in [&mut by_byte, &mut together, &mut copied, &mut sliced] {
             twin.session
                 .set_alarm((index == alarm_at).then_some("low on memory"));
         }
         by_byte.hear(part, |_| 1);
         by_byte.act();
-        for twin in [&mut together, &mut copied] {
+        for twin in [&mut together, &mut copied, &mut sliced] {
             twin.hear(part, read_bytes);
             twin.act();
             assert_eq!(twin.log, by_byte.log);
@@ -290,6 +308,47 @@ fn every_damaged_byte_is_found_by_both() {
             check_whole(&[&damaged]);
         }
     }
+}
+
+#[test]
+fn every_damaged_byte_around_a_long_body_is_found() {
+    let mut peer = Peer::new(SessionOptions::default());
+    for letter in *b"abc" {
+        peer.publish(1, true, &[letter; SLICED_BODY_MIN_BYTES]);
+    }
+    let publish_len = peer.input.len() / 3;
+    let body = publish_len - 1 - SLICED_BODY_MIN_BYTES..publish_len - 1;
+    for at in (0..2 * publish_len).filter(|at| !body.contains(&(at % publish_len))) {
+        let mut damaged = peer.input.to_vec();
+        damaged[at] ^= 1;
+        check_whole(&[&damaged]);
+    }
+}
+
+#[test]
+fn messages_keep_a_buffer_that_they_may_share() {
+    let stays = |size: usize, count: usize| {
+        let mut peer = Peer::new(SessionOptions::default());
+        for _ in 0..count {
+            peer.publish(1, true, &vec![b'x'; size]);
+        }
+        let mut twin = Twin::new(count);
+        let mut buffer = BytesMut::from(&peer.input[..]);
+        twin.session.receive_sliced(&mut buffer, 0);
+        assert!(buffer.is_empty());
+        let mut batch = Vec::new();
+        twin.session.poll_publishes(&mut batch, count);
+        assert_eq!(batch.len(), count);
+        let memory = peer.input.len();
+        let is_shared = !buffer.try_reclaim(memory);
+        drop(batch);
+        assert!(buffer.try_reclaim(memory), "it is free again");
+        is_shared
+    };
+    for count in [1, 3, 700] {
+        assert!(stays(SLICED_BODY_MIN_BYTES, count));
+    }
+    assert!(!stays(SLICED_BODY_MIN_BYTES - 1, 3));
 }
 
 #[test]
