@@ -15,7 +15,7 @@ use crate::sync::lock;
 
 mod items;
 
-pub(super) use items::AddedItems;
+pub(super) use items::{AddedItems, AddedMessages};
 pub use items::{DeliveryRun, OutboxItem, OutboxItems, OutboxPlace};
 
 /// Deliveries a connection may have outstanding in its outbox, in bytes of payload plus overhead each.

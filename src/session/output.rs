@@ -10,8 +10,9 @@
 //! 1. What was encoded stays where it is: a segment that is full is followed by another one instead of growing.
 //! 2. Whoever sends little has one small segment. Large ones follow when that is full; the last two are kept for what comes
 //!    next, until [`Output::rest`].
-//! 3. Whoever has much to send is lent one segment larger than these ([`Output::lend`]), for as long as it takes the socket to
-//!    take it: a write of few long parts costs the kernel, and wakes the client, less often than one of many.
+//! 3. Whoever has much to send is lent segments larger than these ([`Output::lend`]), for as long as it takes the socket to
+//!    take them: a write of few long parts costs the kernel, and wakes the client, less often than one of many. They are used
+//!    again and again, so that their memory is there and nobody clears it.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -26,6 +27,9 @@ const FIRST_BYTES: usize = 4 * 1024;
 const SEGMENT_BYTES: usize = 64 * 1024;
 /// Room for a method, unless it has long texts.
 const METHOD_ROOM_BYTES: usize = 1024;
+
+/// Gives out empty buffers of one size, larger than the segments here.
+pub type Lender = fn() -> BytesMut;
 
 /// What is finished.
 #[derive(Debug)]
@@ -57,10 +61,12 @@ pub struct Output {
     taken: usize,
     /// A segment for what comes next.
     spare: Option<BytesMut>,
-    /// Bytes of the segment that was lent; 0 when there is none here.
+    /// Bytes of each segment that was lent; 0 when there is none here.
     lent_bytes: usize,
-    /// That segment, when all of it has left.
-    returned: Option<BytesMut>,
+    /// Where further ones come from, while there is much to send.
+    lender: Option<Lender>,
+    /// Those of which all has left.
+    returned: Vec<BytesMut>,
     /// Bytes ever taken out, for heartbeats.
     written_total: u64,
 }
@@ -97,12 +103,13 @@ impl Output {
         }
     }
 
-    /// Takes what `lend` gives, an empty buffer larger than the segments here, for what comes next; nothing while it has one.
-    pub fn lend(&mut self, lend: impl FnOnce() -> BytesMut) {
+    /// Until [`end_lending`](Self::end_lending) new segments come from `lender`, the next one at once unless there is one here.
+    pub fn lend(&mut self, lender: Lender) {
+        self.lender = Some(lender);
         if self.lent_bytes > 0 {
             return;
         }
-        let lent = lend();
+        let lent = lender();
         self.lent_bytes = lent.capacity();
         let before = std::mem::replace(&mut self.tail, lent);
         match before.is_empty() {
@@ -111,17 +118,26 @@ impl Output {
         }
     }
 
-    /// What was lent, as soon as all that was written there has left. It may be lost: a part of it is no buffer any more.
+    /// What comes next needs no large segments.
+    pub fn end_lending(&mut self) {
+        self.lender = None;
+    }
+
+    /// One that was lent, as soon as all that was written there has left; to be asked for until there is none. With the last one
+    /// goes what follows it, if that is another, or no buffer any more but for a part.
     pub fn take_back(&mut self) -> Option<BytesMut> {
         if self.lent_bytes == 0 {
             return None;
         }
-        if self.returned.is_none() && self.is_empty() {
-            self.returned = Some(std::mem::take(&mut self.tail));
+        if let Some(returned) = self.returned.pop() {
+            return Some(returned);
         }
-        let returned = self.returned.take()?;
+        if !self.is_empty() {
+            return None;
+        }
         self.lent_bytes = 0;
-        Some(returned)
+        self.returned = Vec::new();
+        Some(std::mem::take(&mut self.tail))
     }
 
     fn push(&mut self, chunk: Chunk) {
@@ -136,9 +152,14 @@ impl Output {
             true => FIRST_BYTES,
             false => SEGMENT_BYTES,
         };
-        let spare = self.spare.take();
-        let next = spare.filter(|spare| spare.capacity() >= bytes.max(segment_bytes));
-        let next = next.unwrap_or_else(|| BytesMut::with_capacity(bytes.max(segment_bytes)));
+        let next = match self.lender {
+            Some(lender) if bytes <= self.lent_bytes => lender(),
+            _ => {
+                let spare = self.spare.take();
+                let spare = spare.filter(|spare| spare.capacity() >= bytes.max(segment_bytes));
+                spare.unwrap_or_else(|| BytesMut::with_capacity(bytes.max(segment_bytes)))
+            }
+        };
         let full = std::mem::replace(&mut self.tail, next);
         if !full.is_empty() {
             self.push(Chunk::Copied(full));
@@ -153,7 +174,7 @@ impl Output {
         segment.clear();
         match segment.capacity() {
             SEGMENT_BYTES => self.spare = Some(segment),
-            bytes if bytes == self.lent_bytes => self.returned = Some(segment),
+            bytes if bytes == self.lent_bytes => self.returned.push(segment),
             _ => {}
         }
     }
@@ -231,6 +252,7 @@ mod tests {
     use super::*;
     use crate::amqp::limits::CHUNK_MIN_BYTES;
     use proptest::prelude::*;
+    use std::cell::Cell;
 
     #[derive(Clone, Debug)]
     enum Step {
@@ -241,8 +263,9 @@ mod tests {
         Body(usize),
         /// So many per mille of what waits leave.
         Take(usize),
-        /// A segment is lent, and later asked for.
+        /// Segments are lent, and later asked for.
         Lend,
+        EndLending,
         TakeBack,
         Rest,
     }
@@ -256,12 +279,27 @@ mod tests {
             (0..1001_usize).prop_map(Step::Take),
             Just(Step::Take(1000)),
             Just(Step::Lend),
+            Just(Step::EndLending),
             Just(Step::TakeBack),
             Just(Step::Rest),
         ]
     }
 
     const LENT_BYTES: usize = 100_000;
+
+    thread_local! {
+        static LENT_COUNT: Cell<usize> = const { Cell::new(0) };
+    }
+
+    fn lender() -> BytesMut {
+        LENT_COUNT.set(LENT_COUNT.get() + 1);
+        BytesMut::with_capacity(LENT_BYTES)
+    }
+
+    /// Segments that were lent since this was called.
+    fn take_lent_count() -> usize {
+        LENT_COUNT.take()
+    }
 
     /// What waits, as a vectored write sees it.
     fn seen(output: &Output) -> Vec<u8> {
@@ -282,7 +320,6 @@ mod tests {
             steps in prop::collection::vec(any_step(), 0..60),
         ) {
             let mut output = Output::default();
-            let mut lent_count = 0;
             let (mut waiting, mut fill, mut written) = (VecDeque::new(), 0_u8, 0_u64);
             for step in steps {
                 let bytes = |fill: &mut u8, len: usize| {
@@ -314,16 +351,14 @@ mod tests {
                         waiting.drain(..count);
                         written += count as u64;
                     }
-                    Step::Lend => output.lend(|| {
-                        lent_count += 1;
-                        BytesMut::with_capacity(LENT_BYTES)
-                    }),
+                    Step::Lend => output.lend(lender),
+                    Step::EndLending => output.end_lending(),
                     Step::TakeBack => {
-                        let before = output.lent_bytes;
-                        let lent = output.take_back();
-                        prop_assert!(lent.iter().all(BytesMut::is_empty));
-                        lent_count -= usize::from(lent.is_some());
-                        prop_assert!(lent.is_some() || before == 0 || !output.is_empty());
+                        while let Some(lent) = output.take_back() {
+                            prop_assert!(lent.is_empty());
+                        }
+                        prop_assert!(output.returned.is_empty());
+                        prop_assert!(output.lent_bytes == 0 || !output.is_empty());
                     }
                     Step::Rest => {
                         output.rest();
@@ -332,7 +367,6 @@ mod tests {
                 }
                 prop_assert_eq!(output.len(), waiting.len());
                 prop_assert_eq!(output.written_total(), written);
-                prop_assert!(lent_count <= 1);
                 if output.chunks.len() < 60 {
                     prop_assert!(seen(&output).iter().eq(waiting.iter()));
                 }
@@ -344,22 +378,50 @@ mod tests {
     fn a_lent_segment_is_used_first_and_comes_back_when_it_is_empty() {
         let mut output = Output::default();
         for _ in 0..2 {
+            take_lent_count();
             output.buffer().extend_from_slice(b"method");
-            output.lend(|| BytesMut::with_capacity(LENT_BYTES));
-            output.lend(|| unreachable!("it has one"));
+            output.lend(lender);
+            output.lend(lender);
+            assert_eq!(take_lent_count(), 1);
             let room = output.room(LENT_BYTES);
             assert_eq!(room.capacity(), LENT_BYTES);
             room.extend_from_slice(&[7; LENT_BYTES]);
             assert!(output.take_back().is_none(), "it is not written");
+            output.end_lending();
             output.room(10).extend_from_slice(&[8; 10]);
+            assert_eq!(take_lent_count(), 0);
             output.advance(6 + LENT_BYTES - 1);
             assert!(output.take_back().is_none(), "a byte of it is not written");
             output.advance(1);
             let lent = output.take_back().expect("all of it is written");
             assert_eq!((lent.len(), lent.capacity()), (0, LENT_BYTES));
+            assert!(output.take_back().is_none(), "more waits");
             output.advance(10);
-            assert!(output.take_back().is_none(), "it came back before");
+            let last = output.take_back().expect("what follows goes with it");
+            assert!(last.capacity() < LENT_BYTES && output.take_back().is_none());
         }
+    }
+
+    #[test]
+    fn while_it_is_lent_segments_each_one_that_is_needed_is_lent() {
+        let mut output = Output::default();
+        take_lent_count();
+        output.lend(lender);
+        for _ in 0..5 {
+            output.room(LENT_BYTES).extend_from_slice(&[7; LENT_BYTES]);
+        }
+        output.room(LENT_BYTES + 1).extend_from_slice(b"long");
+        output.end_lending();
+        assert_eq!(take_lent_count(), 5, "what is longer has its own");
+        output.advance(4 * LENT_BYTES);
+        let returned: Vec<_> = std::iter::from_fn(|| output.take_back()).collect();
+        assert_eq!(returned.len(), 4, "one still waits");
+        assert!(returned.iter().all(|one| one.capacity() == LENT_BYTES));
+        output.advance(output.len());
+        assert_eq!(
+            output.take_back().map(|one| one.capacity()),
+            Some(LENT_BYTES)
+        );
     }
 
     #[test]

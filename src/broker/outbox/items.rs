@@ -72,39 +72,43 @@ pub struct DeliveryRun {
 }
 
 impl DeliveryRun {
-    /// One delivery.
+    /// So many deliveries, from `first` on.
     pub(in crate::broker) fn new(
         spec: &ConsumerSpec,
         queue: &QueueHandle,
-        seq: Seq,
+        first: Seq,
+        count: u32,
         is_redelivered: bool,
     ) -> Self {
         Self {
             queue: Arc::clone(queue),
-            first: seq,
+            first,
             consumer: spec.id,
-            count: 1,
+            count,
             channel: spec.channel,
             is_redelivered,
             is_settled: spec.is_no_ack,
         }
     }
 
-    /// Adds the delivery of `seq` if it goes on where this ends; false when it does not.
+    /// Adds so many deliveries, from `first` on, if they go on where this ends; false when they do not.
     #[inline]
     pub(in crate::broker) fn join(
         &mut self,
         spec: &ConsumerSpec,
         queue: &QueueHandle,
-        seq: Seq,
+        first: Seq,
+        count: u32,
         is_redelivered: bool,
     ) -> bool {
         // A consumer never changes its channel, nor how it takes.
         let goes_on = self.consumer == spec.id
-            && self.seq(self.len()) == seq
+            && self.seq(self.len()) == first
             && self.is_redelivered == is_redelivered
             && Arc::ptr_eq(&self.queue, queue);
-        self.count += u32::from(goes_on);
+        if goes_on {
+            self.count += count;
+        }
         goes_on
     }
 
@@ -188,11 +192,14 @@ impl OutboxPlace {
 /// Where two are added, more will follow: room for so many more is made at once.
 const ADDED_MIN: usize = 7;
 
+/// Messages of deliveries that are on their way to an outbox.
+pub(in crate::broker) type AddedMessages = SmallVec<[Arc<Message>; 1]>;
+
 /// Items for one outbox, on their way there. A single one needs no memory of its own.
 #[derive(Debug, Default)]
 pub(in crate::broker) struct AddedItems {
     list: SmallVec<[OutboxItem; 1]>,
-    messages: SmallVec<[Arc<Message>; 1]>,
+    messages: AddedMessages,
 }
 
 impl AddedItems {
@@ -213,26 +220,24 @@ impl AddedItems {
         self.list.push(item);
     }
 
-    /// Adds deliveries of messages that follow each other from `first` on and were not delivered before; their bytes.
+    /// Adds deliveries of messages that follow each other from `first` on: those that `fill` adds to the list; their bytes.
     pub(in crate::broker) fn deliver_run(
         &mut self,
         spec: &ConsumerSpec,
         queue: &QueueHandle,
         first: Seq,
-        mut messages: impl Iterator<Item = Arc<Message>>,
+        is_redelivered: bool,
+        fill: impl FnOnce(&mut AddedMessages),
     ) -> usize {
-        let Some(message) = messages.next() else {
-            return 0;
-        };
         let before = self.messages.len();
-        self.deliver(spec, queue, first, false, message);
-        self.messages.extend(messages);
+        fill(&mut self.messages);
         let added = self.messages.get(before..).unwrap_or_default();
-        if let Some(OutboxItem::Deliver(run)) = self.list.last_mut() {
-            let rest_count = u32::try_from(added.len() - 1);
-            run.count += rest_count.expect("an outbox is full before");
+        let size_bytes = added.iter().map(|message| delivery_bytes(message)).sum();
+        let count = u32::try_from(added.len()).expect("an outbox is full before");
+        if count > 0 {
+            self.add_run(spec, queue, first, count, is_redelivered);
         }
-        added.iter().map(|message| delivery_bytes(message)).sum()
+        size_bytes
     }
 
     /// Adds a delivery.
@@ -249,12 +254,24 @@ impl AddedItems {
             self.messages.reserve(ADDED_MIN);
         }
         self.messages.push(message);
+        self.add_run(spec, queue, seq, 1, is_redelivered);
+    }
+
+    #[inline]
+    fn add_run(
+        &mut self,
+        spec: &ConsumerSpec,
+        queue: &QueueHandle,
+        first: Seq,
+        count: u32,
+        is_redelivered: bool,
+    ) {
         if let Some(OutboxItem::Deliver(run)) = self.list.last_mut()
-            && run.join(spec, queue, seq, is_redelivered)
+            && run.join(spec, queue, first, count, is_redelivered)
         {
             return;
         }
-        let run = DeliveryRun::new(spec, queue, seq, is_redelivered);
+        let run = DeliveryRun::new(spec, queue, first, count, is_redelivered);
         if self.list.len() == 1 {
             self.list.reserve(ADDED_MIN);
         }
@@ -408,9 +425,13 @@ impl OutboxItems {
                 delivery.message,
             );
             let joins = match (items.list.last_mut(), added.list.first()) {
-                (Some(OutboxItem::Deliver(run)), Some(OutboxItem::Deliver(next))) => {
-                    run.join(&spec, &next.queue, next.first, next.is_redelivered)
-                }
+                (Some(OutboxItem::Deliver(run)), Some(OutboxItem::Deliver(next))) => run.join(
+                    &spec,
+                    &next.queue,
+                    next.first,
+                    next.count,
+                    next.is_redelivered,
+                ),
                 _ => false,
             };
             if joins {

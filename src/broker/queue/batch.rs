@@ -12,7 +12,7 @@ use super::{QueueHandle, Turn};
 use crate::broker::consumer::ConsumerSpec;
 use crate::broker::effects::AfterDurable;
 use crate::broker::message::Message;
-use crate::broker::outbox::{AddedItems, Outbox, OutboxItem, delivery_bytes};
+use crate::broker::outbox::{AddedItems, AddedMessages, Outbox, OutboxItem, delivery_bytes};
 use crate::storage::types::{QueueId, Receipt, Ref, Request, Seq, SeqRange, SettleCause, Urgency};
 
 /// How many settle requests are looked at for one to extend.
@@ -253,16 +253,18 @@ impl Batch {
         fitting.count()
     }
 
-    /// Hands out deliveries to the consumer, of messages that follow each other from `first` on and are new.
+    /// Hands out deliveries to the consumer, of messages that follow each other from `first` on: those that `fill` adds.
     pub(super) fn deliver_run(
         &mut self,
         spec: &ConsumerSpec,
         queue: &QueueHandle,
         first: Seq,
-        messages: impl Iterator<Item = Arc<Message>>,
+        is_redelivered: bool,
+        fill: impl FnOnce(&mut AddedMessages),
     ) {
         let handout = self.handout_for(&spec.outbox);
-        let size_bytes = handout.items.deliver_run(spec, queue, first, messages);
+        let items = &mut handout.items;
+        let size_bytes = items.deliver_run(spec, queue, first, is_redelivered, fill);
         handout.count(size_bytes);
     }
 

@@ -3,7 +3,8 @@
 //! ```text
 //!   hand_over_run   messages arrive where nothing waits and the only consumer has room: they never are ones that wait
 //!   hand_over       the same for one message, and where there are several consumers
-//!   serve           what waits, while it may simply go
+//!   serve_run       what waits, while it may simply go to the only consumer
+//!   serve           the same for one message, and where there are several consumers
 //!   dispatch        everything else: gets, expiry, reservations, bodies on disk, counts of quorum queues
 //! ```
 //! All of them come to the same, which `tests::twins` proves; the others leave to the last whatever is unusual.
@@ -21,7 +22,6 @@ use crate::broker::consumer::{ChannelCredit, ConsumerIndex};
 use crate::broker::dead_letter::DeathReason;
 use crate::broker::message::{Message, PayloadDecoder};
 use crate::broker::outbox::{Outbox, OutboxItem};
-use crate::cache_line::TOUCHED_TOGETHER;
 use crate::storage::types::{Seq, SettleCause};
 
 /// Queues that one critical section serves after an outbox was drained.
@@ -75,62 +75,6 @@ impl QueueState {
             match taker {
                 Taker::Get => self.hand_to_get(queue, turn, batch, seq, message),
                 Taker::Consumer(index) => self.hand_to(index, queue, turn, batch, seq, message),
-            }
-            self.look_ahead(queue, turn, batch, seq);
-        }
-    }
-
-    /// Delivers to consumers as `dispatch` does, while what stands at the head may simply go: the rest, whatever it is, is
-    /// left to that one.
-    fn serve(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>, batch: &mut Batch) {
-        let has_way = turn.shared.has_straight_way();
-        if !has_way || queue.traits.is_quorum || self.slots.may_expire() || !self.gets.is_empty() {
-            return;
-        }
-        let mut warmed_below = 0;
-        while self.consumers.may_take()
-            && let Some(place) = self.slots.first_ready_place()
-            && let Some(Taker::Consumer(index)) = self.pick(queue)
-        {
-            let seq = place.seq;
-            if seq.0 >= warmed_below {
-                warmed_below = seq.0.saturating_add(TOUCHED_TOGETHER as u64);
-                self.slots.warm_from(place);
-            }
-            let slot = self.slots.at(place);
-            if slot.message.is_none() {
-                return;
-            }
-            if slot.is_logged && !slot.is_covered {
-                let confirm_lsn = || turn.shared.journal().confirm_lsn();
-                if !self.reservation.allows(seq, confirm_lsn) {
-                    return;
-                }
-            }
-            let Some(spec) = self.consumers.take(index) else {
-                return;
-            };
-            let is_redelivered = slot.is_redelivered;
-            let (message, ended) = match spec.is_no_ack {
-                true => self
-                    .slots
-                    .remove_at(place)
-                    .map_or((None, None), |mut slot| (slot.message.take(), Some(slot))),
-                false => {
-                    let kept = &mut self.kept_deliveries;
-                    let message = self.slots.hold_at(place, |slot| {
-                        kept.gives_away(turn.shared, slot.is_logged) && slot.is_on_disk()
-                    });
-                    (message, None)
-                }
-            };
-            let Some(message) = message else {
-                return;
-            };
-            batch.deliver(spec, queue, seq, is_redelivered, message);
-            self.delivered_upto = self.delivered_upto.max(seq.count() + 1);
-            if let Some(slot) = ended {
-                self.ended(queue, batch, seq, &slot, SettleCause::Acked);
             }
             self.look_ahead(queue, turn, batch, seq);
         }
@@ -208,7 +152,8 @@ impl QueueState {
         if count > 0 {
             let spec = self.consumers.only();
             let spec = spec.expect("it has just taken credit");
-            batch.deliver_run(spec, queue, first, messages.take(count));
+            let handed_over = messages.take(count);
+            batch.deliver_run(spec, queue, first, false, |list| list.extend(handed_over));
         }
         count
     }
@@ -381,7 +326,7 @@ impl QueueState {
     }
 
     /// After `seq` left: asks for what the next ones will need.
-    fn look_ahead(
+    pub(super) fn look_ahead(
         &mut self,
         queue: &QueueHandle,
         turn: &mut Turn<'_>,

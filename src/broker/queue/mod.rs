@@ -40,6 +40,7 @@ mod rare;
 mod read_ahead;
 mod reservation;
 mod seldom;
+mod serve;
 mod settle;
 mod sizing;
 mod slots;

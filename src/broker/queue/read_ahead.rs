@@ -40,6 +40,13 @@ pub(super) struct ReadAhead {
     frontier: u64,
 }
 
+impl ReadAhead {
+    /// Where the next chunk begins, at which more are asked for.
+    pub(super) fn next_start(&self) -> Option<Seq> {
+        self.starts.front().map(|&start| Seq(start))
+    }
+}
+
 impl QueueState {
     /// After `seq` left: asks for the next chunk when a delivery has reached the first one.
     pub(super) fn read_ahead(&mut self, queue: &QueueHandle, turn: &mut Turn<'_>, seq: Seq) {

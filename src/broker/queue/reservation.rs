@@ -90,6 +90,11 @@ impl Reservation {
         seq.count() < self.durable_upto
     }
 
+    /// As [`allows`](Self::allows) has said before.
+    pub(super) fn has_allowed(&self, seq: Seq) -> bool {
+        seq.count() < self.durable_upto
+    }
+
     /// The reservation to push in front of the PUBLISH of `seq`, which a consumer waits for.
     pub(super) fn ask_ahead_of_publish(&mut self, seq: Seq) -> Ask {
         self.push(seq.count() + u64::from(self.step), false)
@@ -108,6 +113,12 @@ impl Reservation {
         }
         // Asked for early, lazily, and not durable yet: the same again, in haste.
         Some(self.push(self.pushed_upto, true))
+    }
+
+    /// The count of the first seq whose delivery may [ask early](Self::ask_early).
+    pub(super) fn early_from(&self) -> Option<u64> {
+        let near = self.pushed_upto.saturating_sub(u64::from(self.step / 2));
+        self.pending.is_none().then_some(near)
     }
 
     /// The reservation to push early, while `seq` leaves a backlog that goes on up to `next_seq`.

@@ -3,16 +3,19 @@
 //! A buffer is taken, filled, emptied and given back, mostly within one call: so a thread has a few of them however many
 //! connections are busy on it, and what is written into them is still in the processor's cache. A buffer that is to wait
 //! for a slow client is kept by its connection meanwhile, and what is in it counts as its output. A thread keeps at most
-//! [`SPARE_MAX`] of them, 512 KiB, until a connection that was busy rests on it.
+//! [`SPARE_MAX`] of them, 1.5 MiB, until a connection that was busy rests on it: memory that is freed between two writes comes
+//! back with pages to be cleared.
 
 use std::cell::RefCell;
 
 use bytes::BytesMut;
 
+use crate::session::{OUTPUT_HIGH_BYTES, Output};
+
 /// Bytes of a buffer.
 pub(super) const BUFFER_BYTES: usize = 256 * 1024;
-/// Buffers that a thread keeps: one to read, one to write.
-const SPARE_MAX: usize = 2;
+/// Buffers that a thread keeps: one to read, and as many as the output of a connection may fill.
+const SPARE_MAX: usize = OUTPUT_HIGH_BYTES.div_ceil(BUFFER_BYTES) + 2;
 
 thread_local! {
     /// Empty, and each of [`BUFFER_BYTES`].
@@ -26,10 +29,7 @@ pub(super) fn take() -> BytesMut {
 }
 
 /// Takes a buffer back. One that shares its memory with somebody is left to them.
-pub(super) fn give(buffer: Option<BytesMut>) {
-    let Some(mut buffer) = buffer else {
-        return;
-    };
+pub(super) fn give(mut buffer: BytesMut) {
     buffer.clear();
     if buffer.try_reclaim(BUFFER_BYTES) {
         SPARE.with_borrow_mut(|spare| {
@@ -37,6 +37,13 @@ pub(super) fn give(buffer: Option<BytesMut>) {
                 spare.push(buffer);
             }
         });
+    }
+}
+
+/// Takes back those that `output` was lent and has emptied.
+pub(super) fn take_back(output: &mut Output) {
+    while let Some(buffer) = output.take_back() {
+        give(buffer);
     }
 }
 

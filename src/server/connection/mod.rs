@@ -226,7 +226,7 @@ impl ConnectionTask {
             }
             self.guarded(Self::round);
             let written = transport.write(self.session.output());
-            buffers::give(self.session.output().take_back());
+            buffers::take_back(self.session.output());
             written?;
             let is_written = self.session.output().is_empty() && !transport.has_unwritten();
             if is_eof || self.session.is_finished() {

@@ -231,7 +231,7 @@ impl ConnectionTask {
         }
         let mut buffer = buffers::take();
         let read = self.read_wide_into(&mut buffer, false, transport);
-        buffers::give(Some(buffer));
+        buffers::give(buffer);
         read
     }
 

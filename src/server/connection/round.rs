@@ -101,6 +101,7 @@ impl ConnectionTask {
         self.is_item_in_hand = true;
         let (items, done) = (&self.items, &mut self.items_done);
         let delivered_count = self.session.handle_items(items, done, output_max_bytes);
+        self.session.output().end_lending();
         self.is_item_in_hand = false;
         Counters::add(&self.hub.counters.messages_delivered, delivered_count);
         // While a client is slow, messages are not to stay beside their encoded copies.

@@ -17,6 +17,7 @@
 //! its seq by name.
 
 mod ending;
+mod holding;
 mod moving;
 mod paging;
 mod run;
@@ -463,35 +464,6 @@ impl Slots {
         self.sums.add(status, after.0);
         self.sums.resident_bytes = self.sums.resident_bytes - before.1 + after.1;
         self.absent_count = self.absent_count - u64::from(before.2) + u64::from(after.2);
-    }
-
-    /// A consumer holds the entry at `place` from now on. Gives out its content, all of it when the entry `gives_away` its share.
-    #[inline]
-    pub(super) fn hold_at(
-        &mut self,
-        place: Place,
-        gives_away: impl FnOnce(&Slot) -> bool,
-    ) -> Option<Arc<Message>> {
-        let slot = self.at(place);
-        let message = match gives_away(slot) {
-            true => self.take_message_at(place),
-            false => self.at(place).message.clone(),
-        };
-        self.set_status_at(place, Status::Unacked);
-        message
-    }
-
-    /// Takes the content out of the entry at `place`, which is in a file as well.
-    #[inline]
-    fn take_message_at(&mut self, place: Place) -> Option<Arc<Message>> {
-        let resident = self.runs[place.run].resident_mut()?;
-        let slot = &mut resident.slots[place.at];
-        let resident_bytes = slot.resident_bytes();
-        let message = slot.message.take()?;
-        resident.content_count -= 1;
-        self.sums.resident_bytes -= resident_bytes;
-        self.absent_count += 1;
-        Some(message)
     }
 
     /// The content of the entry `seq`, which was asked for, is here: the bytes of its record. `None` when nobody waits for it.

@@ -54,6 +54,13 @@ impl Sums {
         }
     }
 
+    /// So many entries, with bodies of so many bytes together, are not ready any more but held by a consumer.
+    pub(super) fn hold(&mut self, count: u64, body_bytes: u64) {
+        self.ready_count -= count;
+        self.ready_bytes -= body_bytes;
+        self.unacked_count += count;
+    }
+
     pub(super) fn subtract(&mut self, status: Status, body_bytes: u32) {
         match status {
             Status::Empty => {}
