@@ -480,23 +480,27 @@ impl Consumers {
         Some(&group.members[index.member].spec)
     }
 
-    /// [`pick`](Self::pick) and [`take`](Self::take), with one look where there is one consumer: so it is in most queues.
+    /// [`pick`](Self::pick) and [`take`](Self::take), with one look where there is one consumer: so it is in most queues. Also
+    /// true when what the consumer gets is settled at once.
+    #[inline]
     pub(super) fn pick_and_take(
         &mut self,
         queue: &QueueHandle,
         is_single_active: bool,
-    ) -> Option<ConsumerIndex> {
+    ) -> Option<(ConsumerIndex, bool)> {
         if !is_single_active
             && self.may_take()
             && let Some(only) = self.only_mut()
         {
             let can_take = only.can_take(queue);
             let is_taken = can_take && only.take_credit();
+            let is_settled = only.spec.is_no_ack;
             self.is_exhausted = !can_take;
-            return is_taken.then_some(ConsumerIndex::FIRST);
+            return is_taken.then_some((ConsumerIndex::FIRST, is_settled));
         }
         let index = self.pick(queue, is_single_active)?;
-        self.take(index).is_some().then_some(index)
+        let spec = self.take(index)?;
+        Some((index, spec.is_no_ack))
     }
 
     /// A consumer that has just been picked.

@@ -239,6 +239,7 @@ impl DeliveryTags {
             }
             AckScope::One(tag) => {
                 let index = self.find(tag).ok_or(UnknownTag(tag))?;
+                self.warm_next(index, tag);
                 self.take_one(index, tag, &mut settle);
                 self.drop_empty(index);
             }
@@ -401,6 +402,12 @@ impl DeliveryTags {
         if number == NOBODY {
             return tag + 1;
         }
+        let next = chunk.holders.get(place(tag) + 1..=place(last));
+        if next.and_then(<[_]>::first) != Some(&number) {
+            // Round many queues, all of them are alone.
+            self.take_one(index, tag, settle);
+            return tag + 1;
+        }
         let first = chunk.seqs[place(tag)];
         let places = place(tag)..place(last) + 1;
         let held = chunk.holders.get_mut(places.clone()).unwrap_or_default();
@@ -426,7 +433,6 @@ impl DeliveryTags {
     /// Ends the delivery `tag` of the chunk at `index`, if it is outstanding.
     #[inline]
     fn take_one(&mut self, index: usize, tag: u64, settle: &mut impl FnMut(Taken<'_>)) {
-        self.warm_next(index, tag);
         let Some(chunk) = self.chunks.get_mut(index) else {
             return;
         };

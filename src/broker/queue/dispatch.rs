@@ -108,10 +108,10 @@ impl QueueState {
             return Some(message);
         }
         let is_single_active = queue.traits.is_single_active;
-        let Some(index) = self.consumers.pick_and_take(queue, is_single_active) else {
+        let picked = self.consumers.pick_and_take(queue, is_single_active);
+        let Some((index, is_settled)) = picked else {
             return Some(message);
         };
-        let is_settled = self.consumers.spec(index).is_no_ack;
         let seq = self.slots.next_seq();
         self.pass_on(queue, turn, batch, &message, is_settled);
         batch.deliver(self.consumers.spec(index), queue, seq, false, message);

@@ -19,7 +19,7 @@ impl Slots {
     #[inline]
     pub(in crate::broker::queue) fn remove_at(&mut self, place: Place) -> Option<Slot> {
         let index = place.run;
-        let run = &mut self.runs[index];
+        let run = self.runs.get_mut(index)?;
         let resident = run.resident_mut()?;
         let slot = std::mem::replace(&mut resident.slots[place.at], Slot::EMPTY);
         resident.content_count -= u16::from(slot.message.is_some());
@@ -130,17 +130,23 @@ impl Slots {
         if self.runs.capacity() > 1 {
             self.runs.shrink_to(1);
         }
-        for run in &mut self.runs {
-            let next_seq = self.tails.next(FiledRun::rank_of(run.number));
-            let Some(resident) = run.resident_mut() else {
-                continue;
-            };
-            self.slot_count -= resident.slots.len() as u64;
-            resident.slots.clear();
-            if resident.slots.capacity() > IDLE_MAX_SLOTS {
-                resident.slots = Vec::new();
-            }
-            resident.first = next_seq.0;
+        for index in 0..self.runs.len() {
+            self.rest_run(index);
         }
+    }
+
+    /// A run of an empty queue waits for the next entry.
+    fn rest_run(&mut self, index: usize) {
+        let run = &mut self.runs[index];
+        let next_seq = self.tails.next(FiledRun::rank_of(run.number));
+        let Some(resident) = run.resident_mut() else {
+            return;
+        };
+        self.slot_count -= resident.slots.len() as u64;
+        resident.slots.clear();
+        if resident.slots.capacity() > IDLE_MAX_SLOTS {
+            resident.slots = Vec::new();
+        }
+        resident.first = next_seq.0;
     }
 }
