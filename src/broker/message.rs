@@ -18,8 +18,8 @@
 //!    and counts for nothing.
 //! 4. Flag bit 1 says that a dead-letter routing key took the place of all keys it was published with: its
 //!    `CC` header is only shown from then on.
-//! 5. Looking at a message leaves nothing in it: [`Message::size_bytes`] is all it ever takes, however it was routed, and
-//!    what it takes off a budget when it goes is what it brought. So there are two ways to look: borrowed bytes (`raw_*`,
+//! 5. Looking at a message leaves nothing in it: [`Message::size_bytes`] is all it ever takes of its own, however it was routed (a
+//!    buffer that it shares, (1), is counted where it comes from), and what it takes off a budget when it goes is what it brought. So there are two ways to look: borrowed bytes (`raw_*`,
 //!    [`Message::stored_body`]) on the way of every message, and copies that are thrown away (all others) where the
 //!    broker is asked for something. Never slices of the head: the first one moves the head to a shared allocation, which
 //!    stays as long as the message.

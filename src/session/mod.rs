@@ -274,7 +274,7 @@ impl Session {
     }
 
     /// Does the same as [`receive_copied`](Self::receive_copied), but messages with bodies from [`SLICED_BODY_MIN_BYTES`] on stay
-    /// where they are: afterwards nothing but messages shares the memory of `input`, which is as long as the first of them lives.
+    /// where they are: afterwards nothing but messages shares the memory of `input`, which stays until the last of them is gone.
     pub fn receive_sliced(&mut self, input: &mut BytesMut, now_ms: u64) {
         self.count_input(input, now_ms);
         while self.is_running()

@@ -123,8 +123,8 @@ impl Output {
         self.lender = None;
     }
 
-    /// One that was lent, as soon as all that was written there has left; to be asked for until there is none. With the last one
-    /// goes what follows it, if that is another, or no buffer any more but for a part.
+    /// One that was lent, as soon as all that was written there has left; to be asked for until there is none. The last one is
+    /// the tail, whatever it is by then: lent, of our own, or cut off behind a part that somebody still holds.
     pub fn take_back(&mut self) -> Option<BytesMut> {
         if self.lent_bytes == 0 {
             return None;

@@ -4,6 +4,7 @@
 //!   publishes   [ p1 p2 p3 | p4 p5 .. ]      the first `len` of them are the run
 //!                  \--take_from--> messages, for one set of targets    --> queues --> confirms --> outcomes
 //!                           `----> group, each with targets of its own -->
+//!                take_unpublished <-- what is left when one of the queues was deleted meanwhile: routed once more
 //! ```
 //! 1. While it grows a run only counts: its messages stay where they are, and those that the log has no room for are still there.
 //! 2. They go to the queues by value, so that nobody counts references to them.

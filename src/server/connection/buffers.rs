@@ -14,7 +14,7 @@ use crate::session::{OUTPUT_HIGH_BYTES, Output};
 
 /// Bytes of a buffer.
 pub(super) const BUFFER_BYTES: usize = 256 * 1024;
-/// Buffers that a thread keeps: one to read, and as many as the output of a connection may fill.
+/// Buffers that a thread keeps: one to read, as many as the output of a connection may fill, and one that it has begun beyond.
 const SPARE_MAX: usize = OUTPUT_HIGH_BYTES.div_ceil(BUFFER_BYTES) + 2;
 
 thread_local! {

@@ -55,12 +55,13 @@ impl ConnectionTask {
         };
         self.is_busy = true;
         self.has_published = true;
-        self.published.clear();
         let (batch, effects) = (&mut self.batch, &mut self.effects);
         let result = domain.publish(batch, now_ms, effects, &mut self.published);
         self.session.publish_results(&self.published);
         let done: u64 = self.published.iter().map(|run| run.count).sum();
         Counters::add(&self.hub.counters.messages_published, done);
+        // What was sent back is held by nobody any more, and by no budget.
+        self.published.clear();
         self.published_at_ms = now_ms;
         match result {
             Ok(()) => self.batch.is_empty(),

@@ -43,7 +43,9 @@ const _: () = assert!(WIDE_BYTES <= 2 * COPIED_FRAME_MAX_BYTES as usize);
 const WIDE_MIN_BYTES: usize = 16 * 1024;
 /// A wide read that brought so much has probably left something, and others have their turn first.
 const WIDE_MORE_BYTES: usize = WIDE_BYTES - WIDE_REST_MAX_BYTES;
-/// Messages share the buffer of a wide read that brought so much: what they keep alive is at most four times what they are.
+/// Messages share the buffer of a wide read that brought so much, what was left of the read before included: where they take all
+/// of it, they keep at most four times of what they are. One long message among short ones keeps it as well: `read_buffers` bounds
+/// how many are kept.
 const SHARED_MIN_BYTES: usize = buffers::BUFFER_BYTES / 4;
 /// A wide read must leave less than this to be followed by another one: it is copied. A publish with a body of 64 KiB is.
 const WIDE_REST_MAX_BYTES: usize = 66 * 1024;
