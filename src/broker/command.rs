@@ -9,6 +9,7 @@ use super::message::Message;
 use super::queue::QueueHandle;
 use crate::amqp::field_table::FieldTable;
 use crate::amqp::short_string::ShortString;
+use crate::storage::types::Receipt;
 pub use crate::storage::types::{Lsn, Seq, SeqRange};
 
 /// Names a consumer, unique in the process.
@@ -54,6 +55,18 @@ pub enum ConfirmAt {
     Durable(Lsn),
     /// Negative acknowledgement: a queue refused it.
     Nack,
+}
+
+impl ConfirmAt {
+    /// For a message that a queue refused or not, and that is in the log by the push with this receipt or not.
+    #[inline]
+    pub(super) fn of(is_refused: bool, is_logged: bool, receipt: Receipt) -> Self {
+        match (is_refused, is_logged) {
+            (true, _) => Self::Nack,
+            (false, true) => Self::Durable(receipt.end),
+            (false, false) => Self::Now,
+        }
+    }
 }
 
 /// Outcome of publishes of one channel that follow each other.

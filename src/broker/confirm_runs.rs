@@ -6,7 +6,7 @@ use super::command::ConfirmAt;
 use crate::storage::types::{Lsn, Receipt};
 
 /// Stands in the outcomes of a push until it is made.
-const NOT_PUSHED: ConfirmAt = ConfirmAt::Durable(Lsn(0));
+const NOT_PUSHED: Receipt = Receipt { end: Lsn(0) };
 
 /// See the module.
 #[derive(Clone, Debug, Default)]
@@ -33,15 +33,10 @@ impl ConfirmRuns {
     /// Adds the outcome of the next publish.
     #[inline]
     pub fn push(&mut self, confirm: ConfirmAt) {
-        self.push_some(confirm, 1);
-    }
-
-    #[inline]
-    fn push_some(&mut self, confirm: ConfirmAt, count: usize) {
-        self.len += count;
+        self.len += 1;
         match self.runs.last_mut() {
-            Some((last, run_len)) if *last == confirm => *run_len += count,
-            _ => self.runs.push((confirm, count)),
+            Some((last, run_len)) if *last == confirm => *run_len += 1,
+            _ => self.runs.push((confirm, 1)),
         }
     }
 
@@ -49,17 +44,13 @@ impl ConfirmRuns {
     /// [`receipt`](Self::set_receipt).
     #[inline]
     pub(super) fn push_unpushed(&mut self, is_refused: bool, is_logged: bool) {
-        self.push(match (is_refused, is_logged) {
-            (true, _) => ConfirmAt::Nack,
-            (false, true) => NOT_PUSHED,
-            (false, false) => ConfirmAt::Now,
-        });
+        self.push(ConfirmAt::of(is_refused, is_logged, NOT_PUSHED));
     }
 
     /// The push was made: what has waited for it waits for its commit now.
     pub(super) fn set_receipt(&mut self, receipt: Receipt) {
         for (confirm, _) in self.runs.iter_mut().skip(self.unpushed_from) {
-            if *confirm == NOT_PUSHED {
+            if *confirm == ConfirmAt::Durable(NOT_PUSHED.end) {
                 *confirm = ConfirmAt::Durable(receipt.end);
             }
         }

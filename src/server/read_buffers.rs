@@ -21,7 +21,7 @@ use bytes::BytesMut;
 
 use crate::sync::lock;
 
-/// Bytes of a buffer.
+/// Bytes of a buffer: of these, and of those that belong to a thread (`connection::buffers`).
 pub(super) const BUFFER_BYTES: usize = 256 * 1024;
 /// Buffers at most, 16 MiB: more than what ten publishers have under way, each with a window of a thousand messages of 1 KiB.
 const COUNT_MAX: usize = 64;

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 
-use super::loose::HEAD_BYTES;
 use super::{
     FLAG_HAS_DEATHS, FLAG_IS_REKEYED, MessageParts, PayloadError, UNKNOWN_FLAGS, length_u32,
     parse_expiration,
@@ -22,6 +21,9 @@ pub(super) struct Layout {
     pub(super) body_at: u32,
     pub(super) properties: Checked,
 }
+
+/// What a head has beside names and properties: flags, the count of keys of BCC, the length of the properties.
+pub(super) const HEAD_BYTES: usize = 1 + 2 + 4;
 
 impl Layout {
     /// The exchange's name stands behind the flags and its length.

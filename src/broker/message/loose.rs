@@ -34,9 +34,6 @@ pub struct LooseMessage {
     pub body_at: usize,
 }
 
-/// What a head has beside names and properties: flags, the count of keys of BCC, the length of the properties.
-pub(super) const HEAD_BYTES: usize = 1 + 2 + 4;
-
 impl Message {
     /// A message as published, which goes on lying in `bytes`.
     ///
@@ -90,6 +87,7 @@ impl Stored {
 #[cfg(test)]
 mod tests {
     use super::super::RawMessage;
+    use super::super::layout::HEAD_BYTES;
     use super::*;
     use crate::amqp::properties::PropertiesBuilder;
     use crate::amqp::short_string::ShortString;

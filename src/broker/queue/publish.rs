@@ -295,14 +295,6 @@ fn publish_to_all(
     (is_refused, batch.end_publication(message))
 }
 
-fn confirm(is_refused: bool, is_logged: bool, receipt: Receipt) -> ConfirmAt {
-    match (is_refused, is_logged) {
-        (true, _) => ConfirmAt::Nack,
-        (false, true) => ConfirmAt::Durable(receipt.end),
-        (false, false) => ConfirmAt::Now,
-    }
-}
-
 /// What counts for the size of a transaction.
 fn size_bytes(publishes: &[RoutedPublish]) -> u64 {
     let sizes = publishes
@@ -425,7 +417,7 @@ fn conclude_commit(
     Committed {
         published: published
             .into_iter()
-            .map(|(is_refused, is_logged)| confirm(is_refused, is_logged, receipt))
+            .map(|(is_refused, is_logged)| ConfirmAt::of(is_refused, is_logged, receipt))
             .collect(),
         durable_at: (visible_at.0 != 0).then_some(visible_at),
     }

@@ -10,10 +10,9 @@ use std::cell::RefCell;
 
 use bytes::BytesMut;
 
+pub(super) use crate::server::read_buffers::BUFFER_BYTES;
 use crate::session::{OUTPUT_HIGH_BYTES, Output};
 
-/// Bytes of a buffer.
-pub(super) const BUFFER_BYTES: usize = 256 * 1024;
 /// Buffers that a thread keeps: one to read, as many as the output of a connection may fill, and one that it has begun beyond.
 const SPARE_MAX: usize = OUTPUT_HIGH_BYTES.div_ceil(BUFFER_BYTES) + 2;
 

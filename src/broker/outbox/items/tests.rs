@@ -1,3 +1,5 @@
+//! Items of an outbox: what joins a run, what a run gives, and what comes of items that were not sent.
+
 use super::*;
 use crate::amqp::properties::Properties;
 use crate::amqp::short_string::ShortString;
