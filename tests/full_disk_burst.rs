@@ -9,10 +9,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use stratamq::amqp::field_table::FieldTable;
-use stratamq::amqp::method::{connection, queue, tx};
+use stratamq::amqp::method::{Method, queue, tx};
 use support::TestBroker;
 use support::numbered::{self, number_of};
-use support::raw::{Client, Message, durable};
+use support::raw::{Client, Message, Trouble, durable};
 use support::small_disk::SmallDisk;
 use support::status::Status;
 use support::wait::wait_until;
@@ -33,27 +33,48 @@ fn publish_confirmed(client: &mut Client, queue: &str, count: usize) {
     numbered::publish(client, CHANNEL, queue, count, BODY_LEN);
 }
 
-/// Six connections, and none of them waits for the others: large bodies, copies for very many queues, transactions.
-fn burst(broker: &TestBroker) -> Vec<Client> {
-    let publisher = |number: usize| {
+/// One who sends much at once.
+struct Publisher {
+    client: Client,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    LargeBodies,
+    ManyCopies,
+    Transactions,
+}
+
+impl Publisher {
+    const KINDS: [Kind; 3] = [Kind::LargeBodies, Kind::ManyCopies, Kind::Transactions];
+    const LARGE_COUNT: usize = 200;
+    const COPIED_COUNT: usize = 2_000;
+    const COMMIT_COUNT: usize = 20;
+    /// How long the broker may leave what was sent where it is before the publisher gives up sending the rest.
+    const SEND_LIMIT: Duration = Duration::from_secs(3);
+    /// How long nothing comes from the broker before it is asked why.
+    const HEARD_LIMIT: Duration = Duration::from_secs(3);
+
+    fn start(broker: &TestBroker, kind: Kind) -> Self {
         let mut client = broker.client(CHANNEL);
-        match number % 3 {
-            0 => {
+        match kind {
+            Kind::LargeBodies => {
                 client.confirm_select(CHANNEL);
-                for number in 0..200 {
+                for number in 0..Self::LARGE_COUNT {
                     let message = Message::persistent(body(number));
                     client.push_publish(CHANNEL, "", "late", &message);
                 }
             }
-            1 => {
+            Kind::ManyCopies => {
                 client.confirm_select(CHANNEL);
-                for _ in 0..2_000 {
+                for _ in 0..Self::COPIED_COUNT {
                     client.push_publish(CHANNEL, "amq.fanout", "", &Message::persistent("f"));
                 }
             }
-            _ => {
+            Kind::Transactions => {
                 client.tx_select(CHANNEL);
-                for _ in 0..20 {
+                for _ in 0..Self::COMMIT_COUNT {
                     for number in 0..20 {
                         let message = Message::persistent(body(number));
                         client.push_publish(CHANNEL, "", "late", &message);
@@ -62,11 +83,58 @@ fn burst(broker: &TestBroker) -> Vec<Client> {
                 }
             }
         }
+        client
+            .stream()
+            .set_write_timeout(Some(Self::SEND_LIMIT))
+            .expect("a socket");
         // The broker may stop reading in the middle.
         let _ = client.flush();
-        client
-    };
-    (0..6).map(publisher).collect()
+        Self { client, kind }
+    }
+
+    /// The broker says that the disk is full: at once to whom it makes wait, and to whom it has done everything for, which
+    /// depends on the segments that it had spare, with the next message. Answers how many are confirmed for certain.
+    #[track_caller]
+    fn expect_blocked(&mut self) -> usize {
+        let mut confirmed = 0;
+        let blocked = match self.client.try_next_within(0, Self::HEARD_LIMIT) {
+            Err(Trouble::Silent) => {
+                confirmed = self.expect_all_done();
+                let message = Message::persistent("one more");
+                self.client.publish(CHANNEL, "", "late", &message);
+                self.client.next(0)
+            }
+            heard => heard.expect("connection.blocked"),
+        };
+        let Method::ConnectionBlocked(blocked) = blocked.method else {
+            panic!("not blocked but {blocked:?}");
+        };
+        assert_eq!(blocked.reason.as_str(), "low on disk");
+        confirmed
+    }
+
+    /// Nothing that was sent waits; answers how many of them are confirmed.
+    #[track_caller]
+    fn expect_all_done(&mut self) -> usize {
+        let count = match self.kind {
+            Kind::LargeBodies => Self::LARGE_COUNT,
+            Kind::ManyCopies => Self::COPIED_COUNT,
+            Kind::Transactions => {
+                for _ in 0..Self::COMMIT_COUNT {
+                    let _: tx::CommitOk = self.client.expect(CHANNEL);
+                }
+                return 0;
+            }
+        };
+        self.client.wait_confirms_upto(CHANNEL, count as u64);
+        count
+    }
+}
+
+/// Six connections, and none of them waits for the others: large bodies, copies for very many queues, transactions.
+fn burst(broker: &TestBroker) -> Vec<Publisher> {
+    let kinds = Publisher::KINDS.into_iter().cycle().take(6);
+    kinds.map(|kind| Publisher::start(broker, kind)).collect()
 }
 
 fn numbers_in(client: &mut Client, queue: &str) -> Vec<usize> {
@@ -104,10 +172,10 @@ fn acks_purges_and_deletes_do_not_wait_behind_a_burst_of_publishes() {
     let mut publishers = burst(&broker);
     wait_until("publishers are blocked", || Status::has_alarm(&broker));
     // Those too who had sent everything before.
-    for publisher in &mut publishers {
-        let blocked: connection::Blocked = publisher.expect(0);
-        assert_eq!(blocked.reason.as_str(), "low on disk");
-    }
+    let confirmed: Vec<usize> = publishers
+        .iter_mut()
+        .map(Publisher::expect_blocked)
+        .collect();
     for tag in tags.iter().take(200) {
         client.ack(CHANNEL, *tag);
     }
@@ -117,8 +185,8 @@ fn acks_purges_and_deletes_do_not_wait_behind_a_burst_of_publishes() {
     client.queue_declare(CHANNEL, "new", durable());
     assert!(!broker.log().contains(STALLED), "{}", broker.log());
     // Whoever was confirmed meanwhile finds his messages after the kill.
-    let mut confirmed = 0;
-    let first = publishers.first_mut().expect("there are six");
+    let mut confirmed = confirmed[0] as u64;
+    let first = &mut publishers.first_mut().expect("there are six").client;
     while let Ok(ack) = first.try_next_confirm_within(CHANNEL, Duration::from_millis(200)) {
         confirmed = ack.delivery_tag;
     }
