@@ -81,9 +81,13 @@ pub(crate) struct Args {
     /// Consuming connections. 0 only publishes; the queues' lengths then show what was lost.
     #[arg(long, default_value_t = 1)]
     pub(crate) consumers: u32,
-    /// Queues. Every publisher goes round them message by message; each consumer reads its share of them.
+    /// Queues. Every publisher goes round them message by message, unless --own-queues; each consumer reads its share of them.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) queues: u32,
+    /// Every publisher keeps to its share of the queues, those that the consumer of the same number reads, and does not go round all
+    /// of them.
+    #[arg(long, conflicts_with = "fanout")]
+    pub(crate) own_queues: bool,
     /// Publish every message to all queues, through a fanout exchange of the queues' prefix. Counts and rates of what is
     /// consumed are deliveries then.
     #[arg(long)]
@@ -178,6 +182,12 @@ pub(crate) enum AckMode {
     Auto,
 }
 
+/// Which of the queues belong to client `index` of `clients`: each has one, and each client at least one.
+fn shares_of(queues: u32, clients: u32, index: u32) -> impl Iterator<Item = u32> {
+    let step = clients.clamp(1, queues);
+    (index % step..queues).step_by(step as usize)
+}
+
 fn queue_argument(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
@@ -251,10 +261,14 @@ impl Args {
         }
     }
 
-    /// The routing keys that a publisher goes round.
-    pub(crate) fn routing_keys(&self) -> Vec<String> {
+    /// The routing keys that publisher `index` goes round.
+    pub(crate) fn routing_keys(&self, index: u32) -> Vec<String> {
         if self.topic_bindings > 0 {
             return (0..TOPIC_KEYS).map(topic::key).collect();
+        }
+        if self.own_queues {
+            let own = shares_of(self.queues, self.publishers, index);
+            return own.map(|queue| self.queue_name(queue)).collect();
         }
         // With fan-out the routing key means nothing.
         let count = self.queues / self.copies();
@@ -268,13 +282,7 @@ impl Args {
 
     /// The queues consumer `index` reads: every queue has a consumer if there is one at all, every consumer a queue.
     pub(crate) fn queues_of(&self, index: u32) -> Vec<u32> {
-        if self.consumers >= self.queues {
-            vec![index % self.queues]
-        } else {
-            (0..self.queues)
-                .filter(|queue| queue % self.consumers == index)
-                .collect()
-        }
+        shares_of(self.queues, self.consumers, index).collect()
     }
 
     /// Whether the order of a queue's messages can be judged: it has one consumer.
@@ -365,6 +373,34 @@ mod tests {
         check(
             "--consumers 3 --queues 2 --durable=false",
             "Some(10) [None] [[0], [1], [0]] false",
+        );
+    }
+
+    #[track_caller]
+    fn check_keys(line: &str, expected: &[&[&str]]) {
+        let words = std::iter::once("strata-bench").chain(line.split_whitespace());
+        let args = Cli::try_parse_from(words).expect("the flags parse").load;
+        let keys: Vec<_> = (0..args.publishers)
+            .map(|index| args.routing_keys(index))
+            .collect();
+        assert_eq!(keys, expected);
+    }
+
+    #[test]
+    fn publishers_go_round_all_queues_or_their_own() {
+        let all: &[&str] = &["q-0", "q-1", "q-2"];
+        check_keys("--queue-prefix q --publishers 2 --queues 3", &[all, all]);
+        check_keys(
+            "--queue-prefix q --publishers 2 --queues 3 --own-queues",
+            &[&["q-0", "q-2"], &["q-1"]],
+        );
+        check_keys(
+            "--queue-prefix q --publishers 3 --queues 2 --own-queues",
+            &[&["q-0"], &["q-1"], &["q-0"]],
+        );
+        check_keys(
+            "--queue-prefix q --publishers 2 --queues 3 --fanout",
+            &[&["q-0"], &["q-0"]],
         );
     }
 }

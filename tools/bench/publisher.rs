@@ -130,7 +130,7 @@ impl Publisher {
             Template::new(&exchange, &key, &content)
         };
         Ok(Self {
-            templates: args.routing_keys().iter().map(template).collect(),
+            templates: args.routing_keys(index).iter().map(template).collect(),
             connection,
             index,
             run,

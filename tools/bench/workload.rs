@@ -18,6 +18,8 @@ pub(crate) struct Workload {
     consumers: u32,
     queues: u32,
     is_fanout: bool,
+    /// Each publisher publishes to a queue of its own, as with one application per queue, and not to all of them in turn.
+    has_own_queues: bool,
     body_bytes: usize,
     /// Of each publisher.
     window: usize,
@@ -32,6 +34,7 @@ const TRANSIENT: Workload = Workload {
     consumers: 1,
     queues: 1,
     is_fanout: false,
+    has_own_queues: false,
     body_bytes: 16,
     window: 0,
     is_durable: false,
@@ -60,7 +63,7 @@ const FANOUT: Workload = Workload {
 pub(crate) const LARGE_BODY_BYTES: usize = 1 << 20;
 
 /// All loads.
-pub(crate) const WORKLOADS: [Workload; 13] = [
+pub(crate) const WORKLOADS: [Workload; 14] = [
     TRANSIENT,
     Workload {
         name: "transient 1 KiB",
@@ -104,6 +107,15 @@ pub(crate) const WORKLOADS: [Workload; 13] = [
         publishers: 10,
         consumers: 10,
         queues: 10,
+        window: 1000,
+        ..DURABLE
+    },
+    Workload {
+        name: "10 x 10 x 10, own queues",
+        publishers: 10,
+        consumers: 10,
+        queues: 10,
+        has_own_queues: true,
         window: 1000,
         ..DURABLE
     },
@@ -169,6 +181,7 @@ impl Workload {
             consumers: self.consumers,
             queues: self.queues,
             fanout: self.is_fanout,
+            own_queues: self.has_own_queues,
             body_size: self.body_bytes,
             window: self.window,
             transient: !self.is_durable,

@@ -74,6 +74,10 @@ pub(super) const GOALS: &[Goal] = goals! {
     "10 x 10 x 10, per CPU s of a pair's, window 1000", AtLeast 0.9, 2: |of| {
         ratio(of, "10 x 10 x 10, window 1000/per CPU", "durable window 1000/per CPU")
     };
+    // In the two above every publisher goes round all queues, here it keeps to its own.
+    "  the same, each publisher to its own queue", AtLeast 0.9, 2: |of| {
+        ratio(of, "10 x 10 x 10, own queues/per CPU", "durable window 1000/per CPU")
+    };
     // Ten windows of 100 against one of 1000: as many messages under way, from ten times the sockets.
     "  the same with 1,000 under way in all", AtLeast 0.9, 2: |of| {
         ratio(of, "10 x 10 x 10/per CPU", "durable window 1000/per CPU")
