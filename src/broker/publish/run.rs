@@ -26,14 +26,20 @@ const RUN_MAX_BYTES: u64 = 256 << 10;
 /// Messages of one set of targets that are given to it as they are; fewer join a mixed run.
 const UNIFORM_RUN_MIN: usize = 8;
 
+/// Places of [`CountedTargets`].
+const COUNTED_PLACES: usize = 2 * GROUP_QUEUES_MAX;
+/// Places that a set may stand in, its home first.
+const COUNTED_SEARCH_MAX: usize = 8;
+
 /// See the module. All of its messages are for `targets`, or each is for those in `mixed`.
 #[derive(Default)]
 pub(super) struct Run {
     len: usize,
     targets: SharedTargets,
     mixed: Vec<SharedTargets>,
-    /// Queues of the run, one counted again when it comes back after another.
+    /// Queues of the run, some of them counted more than once.
     queue_count: usize,
+    counted: CountedTargets,
     /// Those queues of the newest message that are in the log.
     logged: LoggedTargets,
     /// What it takes in the log, at most.
@@ -51,6 +57,39 @@ pub(super) struct Run {
     confirms: ConfirmRuns,
     /// What goes back to publishers, as they published it, each by its index.
     returned: Vec<(usize, Arc<Message>)>,
+}
+
+/// Sets of targets whose queues are counted, by their addresses: the run holds each set. One that finds no place near its home
+/// takes that of another, which is counted once more when it comes back.
+struct CountedTargets([usize; COUNTED_PLACES]);
+
+impl Default for CountedTargets {
+    fn default() -> Self {
+        Self([0; COUNTED_PLACES])
+    }
+}
+
+impl CountedTargets {
+    /// Where a set of this address is or may be.
+    fn place(&self, address: usize) -> usize {
+        let mixed = (address as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+        let home = mixed as usize % COUNTED_PLACES;
+        let near = (home..home + COUNTED_SEARCH_MAX).map(|place| place % COUNTED_PLACES);
+        let mut near = near.skip_while(|place| ![0, address].contains(&self.0[*place]));
+        near.next().unwrap_or(home)
+    }
+
+    fn has(&self, targets: &SharedTargets) -> bool {
+        let address = Arc::as_ptr(targets).addr();
+        self.0[self.place(address)] == address
+    }
+
+    /// True when they were there already.
+    fn add(&mut self, targets: &SharedTargets) -> bool {
+        let address = Arc::as_ptr(targets).addr();
+        let place = self.place(address);
+        std::mem::replace(&mut self.0[place], address) == address
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -89,7 +128,8 @@ impl Run {
     fn takes_targets(&self, targets: &SharedTargets) -> bool {
         is_same_set(self.newest_targets(), targets)
             || ((self.is_mixed() || self.len < UNIFORM_RUN_MIN)
-                && self.queue_count + targets.len() <= GROUP_QUEUES_MAX)
+                && (self.counted.has(targets)
+                    || self.queue_count + targets.len() <= GROUP_QUEUES_MAX))
     }
 
     /// Adds messages for the same targets as the newest one, as many as it takes.
@@ -121,7 +161,9 @@ impl Run {
         let is_first = self.is_empty();
         let is_other = !is_first && !is_same_set(self.newest_targets(), &targets);
         if is_first || is_other {
-            self.queue_count += targets.len();
+            if !self.counted.add(&targets) {
+                self.queue_count += targets.len();
+            }
             self.logged = LoggedTargets::of(&targets);
         }
         let message = rewritten.as_ref().unwrap_or(&publish.message);
@@ -266,6 +308,7 @@ impl Run {
         self.len = 0;
         self.mixed.clear();
         self.queue_count = 0;
+        self.counted = CountedTargets::default();
         self.log_bytes = 0;
         self.rewritten.clear();
         self.remembered.clear();
@@ -313,8 +356,12 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::amqp::field_table::FieldTable;
     use crate::amqp::properties::Properties;
     use crate::amqp::short_string::ShortString;
+    use crate::broker::arguments::QueueArguments;
+    use crate::broker::queue::{Queue, QueueHandle, QueueSpec};
+    use crate::storage::types::{Lsn, QueueId};
 
     fn message(body: &'static str) -> Arc<Message> {
         let name = ShortString::from_static("x");
@@ -337,6 +384,19 @@ mod tests {
 
     fn text(message: &Message) -> String {
         String::from_utf8(message.body().concat()).expect("a text")
+    }
+
+    fn durable_queue(id: u64) -> QueueHandle {
+        let spec = QueueSpec {
+            id: QueueId(id),
+            vhost: "/".into(),
+            name: ShortString::from_static("q"),
+            is_durable: true,
+            exclusive_owner: None,
+            is_auto_delete: false,
+            arguments: FieldTable::default(),
+        };
+        Queue::new(spec, QueueArguments::default().shared(), Lsn(0), 0)
     }
 
     /// A run for no queue of four publishes of two channels, the third of which is seen otherwise; and one behind it.
@@ -389,6 +449,32 @@ mod tests {
             (2, 1, ConfirmAt::Nack, "d".to_owned()),
         ];
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn queues_that_come_back_are_counted_once() {
+        let sets = |count: usize| -> Vec<SharedTargets> {
+            (0..count)
+                .map(|number| Arc::from([durable_queue(number as u64 + 1)]))
+                .collect()
+        };
+        let few = sets(10);
+        let mut run = Run::default();
+        for targets in few.iter().cycle().take(300) {
+            assert!(run.takes(targets));
+            run.push(&publish(1, false, "x"), None, Arc::clone(targets));
+        }
+        assert!(run.queue_count <= GROUP_QUEUES_MAX && run.len() == 300);
+        run.clear();
+        let many = sets(2 * GROUP_QUEUES_MAX);
+        let taken = many.iter().take_while(|targets| {
+            let takes = run.takes(targets);
+            if takes {
+                run.push(&publish(1, false, "x"), None, Arc::clone(targets));
+            }
+            takes
+        });
+        assert_eq!(taken.count(), GROUP_QUEUES_MAX);
     }
 
     #[test]

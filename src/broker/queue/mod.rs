@@ -30,6 +30,7 @@ mod content;
 mod death;
 mod dispatch;
 mod due;
+mod group;
 mod image;
 mod lifecycle;
 mod paging;
@@ -69,12 +70,11 @@ use crate::storage::types::{Lsn, Pusher, QueueId, Seq};
 use crate::sync::lock;
 
 pub use self::dispatch::{abandon_get, decode_body, dispatch, fetched, get, outbox_drained};
+pub use self::group::{GROUP_QUEUES_MAX, publish_group};
 pub use self::image::ImageKind;
 pub use self::lifecycle::{cancel, consume, delete, purge, set_channel_prefetch, timer_due};
 pub use self::paging::{IndexLimits, run_loaded};
-pub use self::publish::{
-    GROUP_QUEUES_MAX, LoggedTargets, commit, commit_bytes, publish, publish_group, reveal,
-};
+pub use self::publish::{LoggedTargets, commit, commit_bytes, publish, reveal};
 pub use self::quarantine::{Unreadable, quarantine};
 pub use self::settle::settle;
 pub use self::sizing::{Sizes, sized};

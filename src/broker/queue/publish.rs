@@ -1,9 +1,7 @@
-//! Publishing: runs of messages with one set of targets, and transactions.
+//! Publishing: runs of messages with one set of targets, and transactions. Messages that each have their own: `group`.
 
 use std::sync::Arc;
 use std::vec::Drain;
-
-use smallvec::SmallVec;
 
 use super::batch::Batch;
 use super::slots::Status;
@@ -13,7 +11,7 @@ use crate::broker::command::{ConfirmAt, SettleOutcome, Unacked};
 use crate::broker::confirm_runs::ConfirmRuns;
 use crate::broker::effects::AfterDurable;
 use crate::broker::message::Message;
-use crate::storage::types::{Lsn, QueueId, Receipt, Seq};
+use crate::storage::types::{Lsn, Receipt, Seq};
 
 /// Puts messages that share one set of targets into all of them, and takes those from `messages`; one outcome per message
 /// is appended to `out`. `targets` ascending by id, distinct; with no targets every outcome is `Now`.
@@ -32,105 +30,6 @@ pub fn publish(
     }
     turn.finish();
     result
-}
-
-/// Queues that one critical section publishes to at most: others wait for them meanwhile.
-pub const GROUP_QUEUES_MAX: usize = 64;
-
-/// As [`publish`], for messages that each have targets of their own: together at most about [`GROUP_QUEUES_MAX`]. One lock set and
-/// one push for all of them, so that a message costs no more in a thousand queues than in one; each queue sees its messages in the
-/// given order.
-///
-/// # Errors
-/// [`TargetDeleted`]; the messages without an outcome in `out` were not published.
-pub fn publish_group(
-    turn: &mut Turn<'_>,
-    publishes: &[(Arc<Message>, Arc<[QueueHandle]>)],
-    out: &mut ConfirmRuns,
-) -> Result<(), TargetDeleted> {
-    let is_limited =
-        |(_, targets): &(_, Arc<[QueueHandle]>)| targets.iter().any(|queue| queue.seems_limited());
-    if !publishes.iter().any(is_limited) {
-        let result = publish_unlimited(turn, publishes, out);
-        turn.finish();
-        return result;
-    }
-    let mut result = Ok(());
-    for run in publishes.chunk_by(|a, b| is_limited(a) == is_limited(b)) {
-        result = match run {
-            // A publish and what it drops are one atomic group, which shall be no larger than it must.
-            limited if limited.first().is_some_and(is_limited) => {
-                publish_limited(turn, limited, out)
-            }
-            unlimited => publish_unlimited(turn, unlimited, out),
-        };
-        if result.is_err() {
-            break;
-        }
-    }
-    turn.finish();
-    result
-}
-
-/// Publishes to queues of which some have a limit of their length.
-fn publish_limited(
-    turn: &mut Turn<'_>,
-    publishes: &[(Arc<Message>, Arc<[QueueHandle]>)],
-    out: &mut ConfirmRuns,
-) -> Result<(), TargetDeleted> {
-    let mut one = Vec::with_capacity(1);
-    publishes.iter().try_for_each(|(message, targets)| {
-        let (locked, batch) = lock_targets(targets)?;
-        one.push(Arc::clone(message));
-        publish_locked(turn, locked, batch, one.drain(..), out);
-        Ok(())
-    })
-}
-
-/// Publishes to queues without a limit of their length.
-fn publish_unlimited(
-    turn: &mut Turn<'_>,
-    publishes: &[(Arc<Message>, Arc<[QueueHandle]>)],
-    out: &mut ConfirmRuns,
-) -> Result<(), TargetDeleted> {
-    // The ids stand in the list: each queue is looked at once, independently of the others, so that the processor
-    // fetches many of them at a time.
-    let mut queues: SmallVec<[(QueueId, &QueueHandle); GROUP_QUEUES_MAX]> = SmallVec::new();
-    for (_, targets) in publishes {
-        for queue in targets.iter() {
-            queues.push((queue.id(), queue));
-        }
-    }
-    if !queues.is_sorted_by_key(|(id, _)| id) {
-        queues.sort_unstable_by_key(|(id, _)| *id);
-    }
-    queues.dedup_by_key(|(id, _)| *id);
-    let mut locked = lock_queues(queues.into_iter().map(|(_, queue)| queue));
-    locked.warm();
-    if locked.has_deleted() {
-        return Err(TargetDeleted);
-    }
-    if locked.has_limited() {
-        // A policy has limited one of them since.
-        drop(locked);
-        return publish_limited(turn, publishes, out);
-    }
-    let mut batch = Batch::default();
-    batch.expect(publishes.len(), publishes.len());
-    batch.expect_queues(locked.count());
-    for (message, targets) in publishes {
-        let mut is_refused = false;
-        for target in targets.iter() {
-            let (queue, state) = locked.entry_of(target.id());
-            is_refused |= !state.enqueue(queue, turn, &mut batch, Arc::clone(message));
-        }
-        let is_logged = batch.end_publication(message);
-        out.push_unpushed(is_refused, is_logged);
-    }
-    if let Some(receipt) = locked.conclude(turn, batch) {
-        out.set_receipt(receipt);
-    }
-    Ok(())
 }
 
 /// Bytes of a message's place in one queue, in its record: a fan-out to very many queues is mostly these.
@@ -217,7 +116,7 @@ fn publish_run(
 }
 
 /// The locks of the queues that messages go to, and what is to gather what becomes of that.
-fn lock_targets(targets: &[QueueHandle]) -> Result<(Locked<'_>, Batch), TargetDeleted> {
+pub(super) fn lock_targets(targets: &[QueueHandle]) -> Result<(Locked<'_>, Batch), TargetDeleted> {
     let locked = lock_queues(targets);
     if locked.has_deleted() {
         return Err(TargetDeleted);
@@ -231,11 +130,11 @@ fn lock_targets(targets: &[QueueHandle]) -> Result<(Locked<'_>, Batch), TargetDe
 }
 
 /// Publishes messages to all queues that are locked.
-fn publish_locked(
+pub(super) fn publish_locked(
     turn: &mut Turn<'_>,
     mut locked: Locked<'_>,
     mut batch: Batch,
-    mut messages: Drain<'_, Arc<Message>>,
+    messages: Drain<'_, Arc<Message>>,
     out: &mut ConfirmRuns,
 ) {
     let queues = locked.iter_mut();
@@ -243,26 +142,41 @@ fn publish_locked(
         .filter(|(_, state)| !state.consumers.is_empty())
         .count();
     batch.expect(messages.len(), consumed_count * messages.len());
+    if let Some((queue, state)) = locked.only() {
+        let tell = |is_refused, is_logged| out.push_unpushed(is_refused, is_logged);
+        publish_all_to_one(turn, &mut batch, queue, state, messages, tell);
+    } else {
+        for message in messages {
+            let (is_refused, is_logged) = publish_to_all(turn, &mut batch, &mut locked, &message);
+            out.push_unpushed(is_refused, is_logged);
+        }
+    }
+    if let Some(receipt) = locked.conclude(turn, batch) {
+        out.set_receipt(receipt);
+    }
+}
+
+/// Publishes messages to their only queue. For each, `tell` hears whether the queue refuses it, and whether the log gets it.
+pub(super) fn publish_all_to_one(
+    turn: &mut Turn<'_>,
+    batch: &mut Batch,
+    queue: &QueueHandle,
+    state: &mut QueueState,
+    mut messages: Drain<'_, Arc<Message>>,
+    mut tell: impl FnMut(bool, bool),
+) {
     loop {
-        if messages.len() > 1
-            && let Some((queue, state)) = locked.only()
-        {
-            let mut tell = |is_logged| out.push_unpushed(false, is_logged);
-            if state.hand_over_run(queue, turn, &mut batch, &mut messages, &mut tell) > 0 {
+        if messages.len() > 1 {
+            let mut tell = |is_logged| tell(false, is_logged);
+            if state.hand_over_run(queue, turn, batch, &mut messages, &mut tell) > 0 {
                 continue;
             }
         }
         let Some(message) = messages.next() else {
             break;
         };
-        let (is_refused, is_logged) = match locked.only() {
-            Some((queue, state)) => publish_to_one(turn, &mut batch, queue, state, message),
-            None => publish_to_all(turn, &mut batch, &mut locked, &message),
-        };
-        out.push_unpushed(is_refused, is_logged);
-    }
-    if let Some(receipt) = locked.conclude(turn, batch) {
-        out.set_receipt(receipt);
+        let (is_refused, is_logged) = publish_to_one(turn, batch, queue, state, message);
+        tell(is_refused, is_logged);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Rig, deliveries, persistent, show};
+use super::{Rig, deliveries, persistent, show, shown, transient};
 use crate::broker::arguments::QueueArguments;
 use crate::broker::command::{ConfirmAt, SettleOutcome};
 use crate::broker::confirm_runs::ConfirmRuns;
@@ -48,6 +48,45 @@ fn each_queue_gets_its_messages_in_order_by_one_push() {
     rig.settle_down();
     assert_eq!(rig.take_all(&a), ["2", "3"]);
     assert_eq!(rig.take_all(&b), ["1", "3", "5"]);
+}
+
+#[test]
+fn messages_of_one_target_go_there_together_and_their_outcomes_stand_as_they_came() {
+    let mut rig = Rig::new();
+    let (a, b) = (rig.queue("a"), rig.queue("b"));
+    let consumers = [&a, &b].map(|queue| rig.consume(queue, |_| {}));
+    let before = rig.journal.pushes().len();
+    let publishes: Vec<(Arc<Message>, Arc<[QueueHandle]>)> = (0..40)
+        .map(|number| {
+            let body = number.to_string();
+            // Every third one is for nobody; some of each queue have no place in the log.
+            let message = match number % 4 {
+                3 => transient(&body),
+                _ => persistent(&body),
+            };
+            let targets = [Some(&b), Some(&a), None][number % 3];
+            (Arc::new(message), targets.into_iter().cloned().collect())
+        })
+        .collect();
+    let mut out = ConfirmRuns::default();
+    let outcome = rig.turn(|turn| super::super::publish_group(turn, &publishes, &mut out));
+    assert_eq!(outcome, Ok(()));
+    let pushes = rig.journal.pushes().split_off(before);
+    let [push] = &pushes[..] else {
+        panic!("one push, not {}", pushes.len());
+    };
+    let expected: Vec<ConfirmAt> = (0..40)
+        .map(|number| match (number % 3, number % 4) {
+            (2, _) | (_, 3) => ConfirmAt::Now,
+            _ => ConfirmAt::Durable(push.end),
+        })
+        .collect();
+    assert_eq!(out.each(), expected);
+    for (consumer, rest) in consumers.iter().zip([1, 0]) {
+        let own = (0..40).filter(|number| number % 3 == rest);
+        let own: Vec<String> = own.map(|number: usize| number.to_string()).collect();
+        assert_eq!(shown(&deliveries(consumer)), own);
+    }
 }
 
 #[test]
