@@ -12,6 +12,7 @@
 //! keys, are routed every time.
 
 mod run;
+mod target_sets;
 
 use std::sync::Arc;
 use std::vec::IntoIter;

@@ -13,11 +13,12 @@ use std::sync::Arc;
 use std::vec::IntoIter;
 
 use super::remember;
+use super::target_sets::{SetNumber, TargetSets};
 use crate::broker::command::{ConfirmAt, Publish, PublishedRun};
 use crate::broker::confirm_runs::ConfirmRuns;
 use crate::broker::exchange::History;
 use crate::broker::message::Message;
-use crate::broker::queue::{self, GROUP_QUEUES_MAX, LoggedTargets, TargetDeleted, Turn};
+use crate::broker::queue::{self, Addressed, GROUP_QUEUES_MAX, QueueHandle, TargetDeleted, Turn};
 use crate::broker::route_cache::SharedTargets;
 use crate::broker::routing::is_same_set;
 
@@ -26,22 +27,17 @@ const RUN_MAX_BYTES: u64 = 256 << 10;
 /// Messages of one set of targets that are given to it as they are; fewer join a mixed run.
 const UNIFORM_RUN_MIN: usize = 8;
 
-/// Places of [`CountedTargets`].
-const COUNTED_PLACES: usize = 2 * GROUP_QUEUES_MAX;
-/// Places that a set may stand in, its home first.
-const COUNTED_SEARCH_MAX: usize = 8;
-
-/// See the module. All of its messages are for `targets`, or each is for those in `mixed`.
+/// See the module.
 #[derive(Default)]
 pub(super) struct Run {
     len: usize,
-    targets: SharedTargets,
-    mixed: Vec<SharedTargets>,
-    /// Queues of the run, some of them counted more than once.
+    sets: TargetSets,
+    /// Where the newest message goes.
+    newest: SetNumber,
+    /// The set of each message, if they are not all for the first one.
+    mixed: Vec<SetNumber>,
+    /// Queues of all sets, some of them counted more than once.
     queue_count: usize,
-    counted: CountedTargets,
-    /// Those queues of the newest message that are in the log.
-    logged: LoggedTargets,
     /// What it takes in the log, at most.
     log_bytes: u64,
     /// Messages, by their indexes, that receivers see otherwise than they were published: as those see them, and once they are
@@ -51,45 +47,12 @@ pub(super) struct Run {
     remembered: Vec<(usize, Arc<Message>, Vec<Arc<History>>)>,
     /// What was taken, until the queues have it.
     messages: Vec<Arc<Message>>,
-    group: Vec<(Arc<Message>, SharedTargets)>,
+    group: Vec<Addressed>,
     /// Where the messages came from, equal ones together.
     origins: Vec<(Origin, usize)>,
     confirms: ConfirmRuns,
     /// What goes back to publishers, as they published it, each by its index.
     returned: Vec<(usize, Arc<Message>)>,
-}
-
-/// Sets of targets whose queues are counted, by their addresses: the run holds each set. One that finds no place near its home
-/// takes that of another, which is counted once more when it comes back.
-struct CountedTargets([usize; COUNTED_PLACES]);
-
-impl Default for CountedTargets {
-    fn default() -> Self {
-        Self([0; COUNTED_PLACES])
-    }
-}
-
-impl CountedTargets {
-    /// Where a set of this address is or may be.
-    fn place(&self, address: usize) -> usize {
-        let mixed = (address as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-        let home = mixed as usize % COUNTED_PLACES;
-        let near = (home..home + COUNTED_SEARCH_MAX).map(|place| place % COUNTED_PLACES);
-        let mut near = near.skip_while(|place| ![0, address].contains(&self.0[*place]));
-        near.next().unwrap_or(home)
-    }
-
-    fn has(&self, targets: &SharedTargets) -> bool {
-        let address = Arc::as_ptr(targets).addr();
-        self.0[self.place(address)] == address
-    }
-
-    /// True when they were there already.
-    fn add(&mut self, targets: &SharedTargets) -> bool {
-        let address = Arc::as_ptr(targets).addr();
-        let place = self.place(address);
-        std::mem::replace(&mut self.0[place], address) == address
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -120,16 +83,16 @@ impl Run {
         !self.mixed.is_empty()
     }
 
-    /// Where the newest message goes.
-    fn newest_targets(&self) -> &SharedTargets {
-        self.mixed.last().unwrap_or(&self.targets)
+    fn takes_targets(&self, targets: &SharedTargets) -> bool {
+        self.is_newest(targets)
+            || ((self.is_mixed() || self.len < UNIFORM_RUN_MIN)
+                && (self.sets.find(targets).is_some()
+                    || self.queue_count + targets.len() <= GROUP_QUEUES_MAX))
     }
 
-    fn takes_targets(&self, targets: &SharedTargets) -> bool {
-        is_same_set(self.newest_targets(), targets)
-            || ((self.is_mixed() || self.len < UNIFORM_RUN_MIN)
-                && (self.counted.has(targets)
-                    || self.queue_count + targets.len() <= GROUP_QUEUES_MAX))
+    /// Whether the newest message goes to these, too.
+    fn is_newest(&self, targets: &[QueueHandle]) -> bool {
+        is_same_set(self.sets.get(self.newest), targets)
     }
 
     /// Adds messages for the same targets as the newest one, as many as it takes.
@@ -138,15 +101,16 @@ impl Run {
         messages: impl Iterator<Item = &'a Arc<Message>>,
         targets: &SharedTargets,
     ) {
-        let is_same = Arc::ptr_eq(&self.targets, targets) && !self.is_mixed();
-        if !is_same || self.is_empty() {
+        let is_same = self.sets.find(targets) == Some(self.newest);
+        if !is_same || self.is_mixed() || self.is_empty() {
             return;
         }
+        let logged = self.sets.logged(self.newest);
         for message in messages {
             if self.log_bytes >= RUN_MAX_BYTES {
                 break;
             }
-            self.log_bytes += self.logged.record_bytes(message);
+            self.log_bytes += logged.record_bytes(message);
             self.len += 1;
         }
     }
@@ -158,29 +122,30 @@ impl Run {
         rewritten: Option<Arc<Message>>,
         targets: SharedTargets,
     ) {
-        let is_first = self.is_empty();
-        let is_other = !is_first && !is_same_set(self.newest_targets(), &targets);
-        if is_first || is_other {
-            if !self.counted.add(&targets) {
-                self.queue_count += targets.len();
-            }
-            self.logged = LoggedTargets::of(&targets);
+        let before = self.newest;
+        if self.is_empty() || !self.is_newest(&targets) {
+            self.newest = self.number_of(targets);
         }
         let message = rewritten.as_ref().unwrap_or(&publish.message);
-        self.log_bytes += self.logged.record_bytes(message);
+        self.log_bytes += self.sets.logged(self.newest).record_bytes(message);
         if let Some(message) = rewritten {
             self.rewritten.push((self.len, message));
         }
-        if is_first {
-            self.targets = targets;
-        } else if self.is_mixed() {
-            self.mixed.push(targets);
-        } else if is_other {
-            let so_far = std::iter::repeat_n(Arc::clone(&self.targets), self.len);
-            self.mixed.extend(so_far);
-            self.mixed.push(targets);
+        if self.is_mixed() {
+            self.mixed.push(self.newest);
+        } else if !self.is_empty() && self.newest != before {
+            self.mixed.extend(std::iter::repeat_n(before, self.len));
+            self.mixed.push(self.newest);
         }
         self.len += 1;
+    }
+
+    /// The number of a set of targets, which joins the others when it is not one of them.
+    fn number_of(&mut self, targets: SharedTargets) -> SetNumber {
+        self.sets.find(&targets).unwrap_or_else(|| {
+            self.queue_count += targets.len();
+            self.sets.add(targets)
+        })
     }
 
     /// Exchanges remember the message that is pushed next, as receivers see it.
@@ -194,7 +159,8 @@ impl Run {
         let chunks = own.chunk_by(|one, next| one.origin() == next.origin());
         let origins = chunks.filter_map(|chunk| Some((chunk.first()?.origin(), chunk.len())));
         self.origins.extend(origins);
-        let is_plain = !self.is_mixed() && self.rewritten.is_empty() && !self.targets.is_empty();
+        let has_targets = !self.sets.get(self.newest).is_empty();
+        let is_plain = !self.is_mixed() && self.rewritten.is_empty() && has_targets;
         let own = publishes.take(self.len);
         match is_plain {
             true => self.messages.extend(own.map(|publish| publish.message)),
@@ -208,16 +174,16 @@ impl Run {
         let mut mixed = self.mixed.drain(..);
         for (index, publish) in publishes.enumerate() {
             let mut message = publish.message;
-            let targets = mixed.next();
-            let is_unroutable = targets.as_ref().unwrap_or(&self.targets).is_empty();
+            let set = mixed.next();
+            let is_unroutable = self.sets.get(set.unwrap_or(self.newest)).is_empty();
             if publish.is_mandatory && is_unroutable {
                 self.returned.push((index, Arc::clone(&message)));
             }
             if let Some((_, visible)) = rewritten.next_if(|(at, _)| *at == index) {
                 std::mem::swap(&mut message, visible);
             }
-            match targets {
-                Some(targets) => self.group.push((message, targets)),
+            match set {
+                Some(set) => self.group.push(Addressed::new(message, set)),
                 None => self.messages.push(message),
             }
         }
@@ -225,9 +191,13 @@ impl Run {
 
     /// Publishes what was taken.
     pub(super) fn give_to_queues(&mut self, turn: &mut Turn<'_>) -> Result<(), TargetDeleted> {
+        let confirms = &mut self.confirms;
         match self.group.is_empty() {
-            true => queue::publish(turn, &self.targets, &mut self.messages, &mut self.confirms),
-            false => queue::publish_group(turn, &self.group, &mut self.confirms),
+            true => {
+                let targets = self.sets.get(self.newest);
+                queue::publish(turn, targets, &mut self.messages, confirms)
+            }
+            false => queue::publish_group(turn, self.sets.all(), &mut self.group, confirms),
         }
     }
 
@@ -249,7 +219,7 @@ impl Run {
         let left = self
             .messages
             .drain(..)
-            .chain(group.map(|(message, _)| message));
+            .chain(group.filter_map(|addressed| addressed.message));
         let origins = self.origins.iter();
         let origins = origins.flat_map(|(origin, count)| std::iter::repeat_n(*origin, *count));
         let indexed = origins.enumerate().skip(done).zip(left);
@@ -306,9 +276,10 @@ impl Run {
 
     pub(super) fn clear(&mut self) {
         self.len = 0;
+        self.sets.clear();
+        self.newest = 0;
         self.mixed.clear();
         self.queue_count = 0;
-        self.counted = CountedTargets::default();
         self.log_bytes = 0;
         self.rewritten.clear();
         self.remembered.clear();
@@ -360,7 +331,7 @@ mod tests {
     use crate::amqp::properties::Properties;
     use crate::amqp::short_string::ShortString;
     use crate::broker::arguments::QueueArguments;
-    use crate::broker::queue::{Queue, QueueHandle, QueueSpec};
+    use crate::broker::queue::{Queue, QueueSpec};
     use crate::storage::types::{Lsn, QueueId};
 
     fn message(body: &'static str) -> Arc<Message> {

@@ -70,7 +70,7 @@ use crate::storage::types::{Lsn, Pusher, QueueId, Seq};
 use crate::sync::lock;
 
 pub use self::dispatch::{abandon_get, decode_body, dispatch, fetched, get, outbox_drained};
-pub use self::group::{GROUP_QUEUES_MAX, publish_group};
+pub use self::group::{Addressed, GROUP_QUEUES_MAX, publish_group};
 pub use self::image::ImageKind;
 pub use self::lifecycle::{cancel, consume, delete, purge, set_channel_prefetch, timer_due};
 pub use self::paging::{IndexLimits, run_loaded};

@@ -7,22 +7,35 @@ use crate::broker::arguments::QueueArguments;
 use crate::broker::command::{ConfirmAt, SettleOutcome};
 use crate::broker::confirm_runs::ConfirmRuns;
 use crate::broker::message::Message;
-use crate::broker::queue::{QueueHandle, TargetDeleted};
+use crate::broker::queue::{Addressed, QueueHandle, TargetDeleted};
+
+/// Publishes messages of which each has a set of targets of its own.
+fn publish_all(
+    rig: &mut Rig,
+    publishes: Vec<(Message, Arc<[QueueHandle]>)>,
+) -> (Result<(), TargetDeleted>, Vec<ConfirmAt>) {
+    let (messages, sets): (Vec<Message>, Vec<Arc<[QueueHandle]>>) = publishes.into_iter().unzip();
+    let numbered = messages.into_iter().zip(0..);
+    let mut group: Vec<Addressed> = numbered
+        .map(|(message, set)| Addressed::new(Arc::new(message), set))
+        .collect();
+    let mut out = ConfirmRuns::default();
+    let outcome = rig.turn(|turn| super::super::publish_group(turn, &sets, &mut group, &mut out));
+    let undone = &group[out.len()..];
+    assert!(undone.iter().all(|publish| publish.message.is_some()));
+    (outcome, out.each())
+}
 
 fn publish(
     rig: &mut Rig,
     publishes: &[(&str, &[&QueueHandle])],
 ) -> (Result<(), TargetDeleted>, Vec<ConfirmAt>) {
-    let publishes: Vec<(Arc<Message>, Arc<[QueueHandle]>)> = publishes
-        .iter()
-        .map(|(body, targets)| {
-            let targets = targets.iter().copied().cloned().collect();
-            (Arc::new(persistent(body)), targets)
-        })
-        .collect();
-    let mut out = ConfirmRuns::default();
-    let outcome = rig.turn(|turn| super::super::publish_group(turn, &publishes, &mut out));
-    (outcome, out.each())
+    let addressed = publishes.iter().map(|(body, targets)| {
+        let targets = targets.iter().copied().cloned().collect();
+        (persistent(body), targets)
+    });
+    let addressed = addressed.collect();
+    publish_all(rig, addressed)
 }
 
 #[test]
@@ -56,7 +69,7 @@ fn messages_of_one_target_go_there_together_and_their_outcomes_stand_as_they_cam
     let (a, b) = (rig.queue("a"), rig.queue("b"));
     let consumers = [&a, &b].map(|queue| rig.consume(queue, |_| {}));
     let before = rig.journal.pushes().len();
-    let publishes: Vec<(Arc<Message>, Arc<[QueueHandle]>)> = (0..40)
+    let publishes = (0..40)
         .map(|number| {
             let body = number.to_string();
             // Every third one is for nobody; some of each queue have no place in the log.
@@ -65,11 +78,10 @@ fn messages_of_one_target_go_there_together_and_their_outcomes_stand_as_they_cam
                 _ => persistent(&body),
             };
             let targets = [Some(&b), Some(&a), None][number % 3];
-            (Arc::new(message), targets.into_iter().cloned().collect())
+            (message, targets.into_iter().cloned().collect())
         })
         .collect();
-    let mut out = ConfirmRuns::default();
-    let outcome = rig.turn(|turn| super::super::publish_group(turn, &publishes, &mut out));
+    let (outcome, out) = publish_all(&mut rig, publishes);
     assert_eq!(outcome, Ok(()));
     let pushes = rig.journal.pushes().split_off(before);
     let [push] = &pushes[..] else {
@@ -81,12 +93,36 @@ fn messages_of_one_target_go_there_together_and_their_outcomes_stand_as_they_cam
             _ => ConfirmAt::Durable(push.end),
         })
         .collect();
-    assert_eq!(out.each(), expected);
+    assert_eq!(out, expected);
     for (consumer, rest) in consumers.iter().zip([1, 0]) {
         let own = (0..40).filter(|number| number % 3 == rest);
         let own: Vec<String> = own.map(|number: usize| number.to_string()).collect();
         assert_eq!(shown(&deliveries(consumer)), own);
     }
+}
+
+#[test]
+fn queue_that_several_sets_have_gets_its_messages_as_they_came() {
+    let mut rig = Rig::new();
+    let (a, b) = (rig.queue("a"), rig.queue("b"));
+    let (first, other, again) = ([&a], [&b], [&a]);
+    // As two keys that are bound to the same queue.
+    let sets: Vec<Arc<[QueueHandle]>> = [first, other, again]
+        .map(|[queue]| Arc::from([Arc::clone(queue)]))
+        .into();
+    let publishes = (0..30).map(|number: usize| {
+        let message = persistent(&number.to_string());
+        (message, Arc::clone(&sets[number % 3]))
+    });
+    let (outcome, out) = publish_all(&mut rig, publishes.collect());
+    assert_eq!((outcome, out.len()), (Ok(()), 30));
+    rig.settle_down();
+    let own = |wanted: fn(&usize) -> bool| -> Vec<String> {
+        let own = (0..30).filter(wanted);
+        own.map(|number: usize| number.to_string()).collect()
+    };
+    assert_eq!(rig.take_all(&a), own(|number| number % 3 != 1));
+    assert_eq!(rig.take_all(&b), own(|number| number % 3 == 1));
 }
 
 #[test]

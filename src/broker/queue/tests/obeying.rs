@@ -101,14 +101,10 @@ fn publish_that_did_not_know_of_a_new_limit_is_still_one_group_with_its_drops() 
     queue
         .has_length_limit
         .store(false, std::sync::atomic::Ordering::Relaxed);
-    let publishes: Vec<(Arc<Message>, Arc<[QueueHandle]>)> = ["a", "b"]
-        .map(|body| {
-            let targets = [Arc::clone(&queue), Arc::clone(&other)];
-            (Arc::new(persistent(body)), Arc::from(targets))
-        })
-        .into();
+    let targets = [Arc::clone(&queue), Arc::clone(&other)];
+    let mut publishes = ["a", "b"].map(|body| Addressed::new(Arc::new(persistent(body)), 0));
     let mut out = ConfirmRuns::default();
-    rig.turn(|turn| publish_group(turn, &publishes, &mut out))
+    rig.turn(|turn| publish_group(turn, &[Arc::from(targets)], &mut publishes, &mut out))
         .expect("no target is deleted");
     assert_eq!(out.len(), 2);
     let pushes = rig.journal.pushes();
