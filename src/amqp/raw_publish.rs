@@ -6,7 +6,8 @@
 //! ```
 //! Nearly all of what a publisher sends is like this. Nothing is taken out of the buffer and nothing shared: parts are
 //! borrowed. A publish that repeats the one before, byte for byte up to its body, is found by one comparison and not decoded
-//! again; and so is each of its first two frames alone, where the bodies' lengths or the names differ.
+//! again; one that has only another routing key, of the same length, by two; and so is each of its first two frames alone, where
+//! lengths or other names differ.
 //!
 //! 1. Whoever reads a publish here gets what [`frame::decode`], [`Method::decode`](super::method::Method::decode) and
 //!    [`ContentHeader::decode`](super::content::ContentHeader::decode) would give, or nothing: whatever is incomplete, wrong,
@@ -70,6 +71,12 @@ impl RawPublish<'_> {
     #[must_use]
     pub fn names_range(&self) -> Range<usize> {
         NAMES_AT..NAMES_AT + self.names.len()
+    }
+
+    /// Where the routing key lies in its frames.
+    fn routing_key_range(&self) -> Range<usize> {
+        let end = self.names_range().end;
+        end - usize::from(self.routing_key_len)..end
     }
 
     /// Where the property section lies in its frames: at the end of the one that stands before the body, which is not empty.
@@ -165,6 +172,42 @@ impl<'a> PublishReader<'a> {
         })
     }
 
+    /// The same if another routing key of the same length is all that differs besides: that of a publisher that goes round
+    /// several queues.
+    #[inline]
+    fn rekeyed(&mut self, input: &'a [u8]) -> Option<RawPublish<'a>> {
+        let LastPublish {
+            before_body,
+            publish,
+        } = self.last?;
+        let frames = input.get(..publish.frames_len)?;
+        let (start, rest) = frames.split_at_checked(before_body.len())?;
+        let Range {
+            start: key_at,
+            end: key_end,
+        } = publish.routing_key_range();
+        let is_alike = start.get(..key_at)? == before_body.get(..key_at)?
+            && start.get(key_end..)? == before_body.get(key_end..)?;
+        if !is_alike || !ShortString::is_valid(start.get(key_at..key_end)?) {
+            return None;
+        }
+        let (body, end) = rest.split_at_checked(publish.body.len())?;
+        if end.first().is_some_and(|octet| *octet != FRAME_END) {
+            return None;
+        }
+        let publish = RawPublish {
+            names: start.get(publish.names_range())?,
+            body,
+            is_repeated: false,
+            ..publish
+        };
+        self.last = Some(LastPublish {
+            before_body: start,
+            publish,
+        });
+        Some(publish)
+    }
+
     /// The publish at the front of `input`, frame by frame.
     fn different(&mut self, input: &'a [u8]) -> Option<RawPublish<'a>> {
         let method = self.method(input)?;
@@ -246,8 +289,9 @@ impl<'a> Iterator for PublishReader<'a> {
     #[inline]
     fn next(&mut self) -> Option<RawPublish<'a>> {
         let input = self.rest;
-        let publish = match self.repeated(input) {
-            Some(repeated) => repeated,
+        let alike = self.repeated(input).or_else(|| self.rekeyed(input));
+        let publish = match alike {
+            Some(publish) => publish,
             None => self.different(input)?,
         };
         self.rest = input.get(publish.frames_len..)?;

@@ -172,6 +172,7 @@ fn check(parts: &[Vec<u8>], read_bytes: &dyn Fn(usize) -> usize, alarm_at: usize
 fn any_publishes() -> impl Strategy<Value = Vec<u8>> {
     let key = prop_oneof![
         Just(short("key")),
+        Just(short("yek")),
         Just(short("another.key")),
         Just(short(""))
     ];
@@ -322,6 +323,48 @@ fn every_damaged_byte_around_a_long_body_is_found() {
         let mut damaged = peer.input.to_vec();
         damaged[at] ^= 1;
         check_whole(&[&damaged]);
+    }
+}
+
+/// Publishes that go round keys, of one length and others, with bodies of one length.
+fn publishes_round_keys(body_bytes: usize) -> Vec<u8> {
+    let mut peer = Peer::new(SessionOptions::default());
+    let keys = [
+        "key.1",
+        "key.2",
+        "key.2",
+        "k\u{e9}y3",
+        "key.1",
+        "key",
+        "yek",
+        "",
+        "",
+        "key",
+    ];
+    for (key, letter) in keys.into_iter().zip(b'a'..) {
+        peer.publish_to_key(key, 1, false, &vec![letter; body_bytes]);
+    }
+    peer.publish_to_key("yek", 3, false, &vec![b'z'; body_bytes])
+        .publish_to_key("key", 3, true, &vec![b'z'; body_bytes]);
+    peer.input.to_vec()
+}
+
+#[test]
+fn publishes_with_keys_of_their_own_are_what_they_are_frame_by_frame() {
+    for body_bytes in [0, 3, SLICED_BODY_MIN_BYTES] {
+        check_whole(&[&publishes_round_keys(body_bytes)]);
+    }
+}
+
+#[test]
+fn every_damaged_byte_of_publishes_round_keys_is_found_by_both() {
+    let bytes = publishes_round_keys(2);
+    for at in 0..bytes.len() {
+        for flip in [1, 0x80] {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= flip;
+            check_whole(&[&damaged]);
+        }
     }
 }
 

@@ -180,11 +180,21 @@ impl Peer {
     }
 
     pub(super) fn publish(&mut self, id: u16, mandatory: bool, body: &[u8]) -> &mut Self {
+        self.publish_to_key("key", id, mandatory, body)
+    }
+
+    pub(super) fn publish_to_key(
+        &mut self,
+        key: &str,
+        id: u16,
+        mandatory: bool,
+        body: &[u8],
+    ) -> &mut Self {
         self.method(
             id,
             crate::amqp::method::basic::Publish {
                 exchange: short("x"),
-                routing_key: short("key"),
+                routing_key: short(key),
                 mandatory,
                 ..Default::default()
             },
