@@ -177,6 +177,9 @@
 //!   ten pairs 0.428 to 0.487 M messages per processor second, medians of six alternating rounds, ahead in all of them; round a thousand
 //!   queues 0.376 to 0.400 M, of five, ahead in three (a busy machine). Places of messages were sorted by queue, with a look at each queue
 //!   for each message, and each message held its set.
+//! - **A publish that differs in its key alone is not decoded again** (`amqp::raw_publish`): round a thousand queues 0.409 to 0.426 M messages
+//!   per processor second, 1.68 to 1.49 us in user space, ten pairs 0.548 to 0.558 M, medians of five alternating rounds of two
+//!   seconds. All of a publish that went round queues was compared with the one before and decoded frame by frame.
 //!
 //! # Tried and thrown away
 //!

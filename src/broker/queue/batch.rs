@@ -122,7 +122,7 @@ impl Batch {
     }
 
     /// Ends the refs of one message; true when it has any, so that the log gets it.
-    pub(super) fn end_publication(&mut self, message: &Arc<Message>) -> bool {
+    pub(super) fn end_publication(&mut self, message: Arc<Message>) -> bool {
         let from = self.publications.last().map_or(0, |last| last.to);
         let to = self.refs.len();
         if from == to {
@@ -132,11 +132,7 @@ impl Batch {
             self.publications.reserve(self.expected_messages_count);
             self.refs.reserve(self.expected_messages_count);
         }
-        self.publications.push(Publication {
-            message: Arc::clone(message),
-            from,
-            to,
-        });
+        self.publications.push(Publication { message, from, to });
         true
     }
 

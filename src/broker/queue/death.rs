@@ -397,7 +397,7 @@ fn put(
             }
         }
     }
-    batch.end_publication(&letter.message);
+    batch.end_publication(Arc::clone(&letter.message));
 }
 
 /// Dead-letters a message that a queue refused (`reject-publish-dlx`): it has no entry there.

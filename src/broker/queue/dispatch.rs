@@ -146,7 +146,7 @@ impl QueueState {
         let count = self.consumers.take_from_only(fitting_count);
         for message in &may_go[..count] {
             let has_record = self.pass_on(queue, turn, batch, message, is_settled)
-                && batch.end_publication(message);
+                && batch.end_publication(Arc::clone(message));
             is_logged(has_record);
         }
         if count > 0 {

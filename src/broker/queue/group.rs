@@ -252,7 +252,7 @@ fn publish_each(
             let (queue, state) = locked.entry_of(target.id());
             is_refused |= !state.enqueue(queue, turn, batch, Arc::clone(&message));
         }
-        let is_logged = batch.end_publication(&message);
+        let is_logged = batch.end_publication(message);
         out.push_unpushed(is_refused, is_logged);
     }
 }

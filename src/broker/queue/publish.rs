@@ -147,7 +147,7 @@ pub(super) fn publish_locked(
         publish_all_to_one(turn, &mut batch, queue, state, messages, tell);
     } else {
         for message in messages {
-            let (is_refused, is_logged) = publish_to_all(turn, &mut batch, &mut locked, &message);
+            let (is_refused, is_logged) = publish_to_all(turn, &mut batch, &mut locked, message);
             out.push_unpushed(is_refused, is_logged);
         }
     }
@@ -191,7 +191,7 @@ fn publish_to_one(
 ) -> (bool, bool) {
     let for_log = queue.logs(&message).then(|| Arc::clone(&message));
     let is_refused = !state.enqueue(queue, turn, batch, message);
-    let is_logged = for_log.is_some_and(|message| batch.end_publication(&message));
+    let is_logged = for_log.is_some_and(|message| batch.end_publication(message));
     (is_refused, is_logged)
 }
 
@@ -200,11 +200,11 @@ fn publish_to_all(
     turn: &mut Turn<'_>,
     batch: &mut Batch,
     locked: &mut Locked<'_>,
-    message: &Arc<Message>,
+    message: Arc<Message>,
 ) -> (bool, bool) {
     let mut is_refused = false;
     for (queue, state) in locked.iter_mut() {
-        is_refused |= !state.enqueue(queue, turn, batch, Arc::clone(message));
+        is_refused |= !state.enqueue(queue, turn, batch, Arc::clone(&message));
     }
     (is_refused, batch.end_publication(message))
 }
@@ -243,7 +243,7 @@ pub fn commit(
     let mut published = Vec::with_capacity(publishes.len());
     for publish in publishes {
         let is_refused = hide(turn, &mut locked, &mut batch, publish, &mut arrived);
-        let is_logged = batch.end_publication(&publish.message);
+        let is_logged = batch.end_publication(Arc::clone(&publish.message));
         published.push((is_refused, is_logged));
     }
     for (outcome, items) in settlements {
