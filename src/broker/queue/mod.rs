@@ -193,8 +193,9 @@ impl Rules {
 pub type QueueHandle = Arc<Queue>;
 
 /// Contents in memory beyond which a queue that nobody takes from keeps none of what is in the log: it is a backlog, and
-/// a backlog is read from the log. Below that, a consumer that was away for a moment finds everything in memory.
-const BACKLOG_RESIDENT_MAX_BYTES: u64 = 16 << 20;
+/// a backlog is read from the log. Below that, a consumer that was away for a moment finds everything in memory. Half of what
+/// the read buffers of all connections take together: with more, a backlog would hold them all, and every later message be copied.
+const BACKLOG_RESIDENT_MAX_BYTES: u64 = 8 << 20;
 
 /// What all queues of a broker share.
 pub struct QueueShared {

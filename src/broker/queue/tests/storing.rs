@@ -194,7 +194,7 @@ fn messages_over_the_memory_budget_come_back_from_the_log() {
 
 #[test]
 fn backlog_keeps_a_small_part_of_its_messages_in_memory() {
-    const BUDGET_BYTES: u64 = 16 << 20;
+    const BUDGET_BYTES: u64 = 8 << 20;
     let mut rig = Rig::with_memory(1 << 30);
     let backlog = rig.queue("backlog");
     let wanted = rig.queue("wanted");
