@@ -9,17 +9,18 @@
 //!
 //! 1. Tags rise by one with every delivery; those taken without acknowledgement leave no entry.
 //! 2. A chunk that has no entry is dropped, so one that is never acknowledged costs 64 places, not all behind it.
-//! 3. A holder is known while it has entries; as many that have none are remembered as the channel has consumers, because
-//!    they will come back.
-//! 4. What is acknowledged is handed out in runs: of one holder, with tags and seqs that follow each other. Each costs one look
+//! 3. What is acknowledged is handed out in runs: of one holder, with tags and seqs that follow each other. Each costs one look
 //!    at its holder and, at most, one reference to its queue.
+
+mod holders;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::number_map::NumberMap;
+pub(super) use self::holders::HolderNumber;
+use self::holders::{Holders, NOBODY};
 use crate::broker::command::{ConsumerId, Seq, SeqRange, Unacked};
 use crate::broker::queue::QueueHandle;
 
@@ -31,8 +32,6 @@ const CHUNK_LEN: usize = 64;
 const WARM_TAGS: u64 = 16;
 /// The same, as a length.
 const WARM_LEN: usize = 16;
-/// Holders without deliveries that are remembered at least.
-const IDLE_HOLDERS_MIN: usize = 16;
 
 /// Which deliveries an acknowledgement speaks of (AMQP 0-9-1 section 1.8.3.13).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,10 +90,6 @@ impl Taken<'_> {
         (self.first, unacked)
     }
 }
-
-/// Number of a holder, from 1; 0 where there is no delivery.
-pub(super) type HolderNumber = u32;
-const NOBODY: HolderNumber = 0;
 
 /// The deliveries of 64 tags.
 #[derive(Debug)]
@@ -160,7 +155,7 @@ impl DeliveryTags {
         seq: Seq,
         consumer: Option<ConsumerId>,
     ) -> u64 {
-        let mut newest = self.holders.newest;
+        let mut newest = self.holders.newest();
         self.next_run(&mut newest, queue, consumer, seq, 1);
         self.last_tag
     }
@@ -185,8 +180,7 @@ impl DeliveryTags {
 
     /// The channel has so many consumers.
     pub(super) fn expect_holders(&mut self, consumers_count: usize) {
-        self.holders.idle_max = consumers_count.max(IDLE_HOLDERS_MIN);
-        self.holders.limit_idle();
+        self.holders.expect(consumers_count);
     }
 
     /// Reads a word of a holder.
@@ -208,7 +202,7 @@ impl DeliveryTags {
 
     fn warm_from(&mut self, chunk: usize, first: u64) {
         self.warmed_from = first;
-        if self.holders.known.len() <= IDLE_HOLDERS_MIN {
+        if self.holders.are_few() {
             return;
         }
         let holders = self.chunks.get(chunk).map(|chunk| &chunk.holders);
@@ -258,7 +252,7 @@ impl DeliveryTags {
     /// Puts back what `take` gave, after a rollback.
     pub(super) fn restore(&mut self, outstanding: impl IntoIterator<Item = Outstanding>) {
         for (first, unacked) in outstanding {
-            let newest = self.holders.newest;
+            let newest = self.holders.newest();
             let count = usize::try_from(unacked.count()).unwrap_or(usize::MAX);
             let holder = self
                 .holders
@@ -477,153 +471,6 @@ impl DeliveryTags {
     }
 }
 
-/// Who holds deliveries: a consumer of a queue, or `basic.get` on it.
-#[derive(Debug)]
-struct Holder {
-    queue: QueueHandle,
-    consumer: Option<ConsumerId>,
-    count: u32,
-}
-
-/// A holder by what it is. Its queue cannot go while the holder is known, so the address names it.
-type HolderKey = (usize, Option<ConsumerId>);
-
-fn key_of(queue: &QueueHandle, consumer: Option<ConsumerId>) -> HolderKey {
-    (Arc::as_ptr(queue).addr(), consumer)
-}
-
-/// The holders of one channel, numbered from 1.
-#[derive(Debug)]
-struct Holders {
-    known: Vec<Option<Holder>>,
-    by_key: NumberMap<HolderKey, HolderNumber>,
-    free: Vec<HolderNumber>,
-    /// The one that was added to last.
-    newest: HolderNumber,
-    /// Known ones without deliveries.
-    idle_count: usize,
-    /// How many of these there may be.
-    idle_max: usize,
-}
-
-impl Default for Holders {
-    fn default() -> Self {
-        Self {
-            known: Vec::new(),
-            by_key: NumberMap::default(),
-            free: Vec::new(),
-            newest: NOBODY,
-            idle_count: 0,
-            idle_max: IDLE_HOLDERS_MIN,
-        }
-    }
-}
-
-impl Holders {
-    fn get(&self, number: HolderNumber) -> Option<&Holder> {
-        let index = usize::try_from(number).ok()?.checked_sub(1)?;
-        self.known.get(index)?.as_ref()
-    }
-
-    fn get_mut(&mut self, number: HolderNumber) -> Option<&mut Holder> {
-        let index = usize::try_from(number).ok()?.checked_sub(1)?;
-        self.known.get_mut(index)?.as_mut()
-    }
-
-    /// Counts deliveries, one at least; the number of who holds them, which is probably `guess`.
-    fn add(
-        &mut self,
-        guess: HolderNumber,
-        queue: &QueueHandle,
-        consumer: Option<ConsumerId>,
-        count: usize,
-    ) -> HolderNumber {
-        let is_it = self
-            .get(guess)
-            .is_some_and(|holder| holder.consumer == consumer && Arc::ptr_eq(&holder.queue, queue));
-        let number = if is_it {
-            guess
-        } else {
-            self.number_of(queue, consumer)
-        };
-        self.newest = number;
-        let count = u32::try_from(count).expect("a channel holds fewer than 2^32 deliveries");
-        if let Some(holder) = self.get_mut(number) {
-            let was_idle = holder.count == 0;
-            holder.count += count;
-            if was_idle {
-                self.idle_count -= 1;
-            }
-        }
-        number
-    }
-
-    fn number_of(&mut self, queue: &QueueHandle, consumer: Option<ConsumerId>) -> HolderNumber {
-        let key = key_of(queue, consumer);
-        if let Some(&number) = self.by_key.get(&key) {
-            return number;
-        }
-        let holder = Some(Holder {
-            queue: Arc::clone(queue),
-            consumer,
-            count: 0,
-        });
-        let number = self.free.pop().unwrap_or_else(|| {
-            self.known.push(None);
-            HolderNumber::try_from(self.known.len()).expect("a channel has fewer than 2^32 holders")
-        });
-        if let Some(place) = usize::try_from(number)
-            .ok()
-            .and_then(|number| self.known.get_mut(number - 1))
-        {
-            *place = holder;
-        }
-        self.by_key.insert(key, number);
-        self.idle_count += 1;
-        number
-    }
-
-    /// Deliveries end, of which `first` is the first tag.
-    fn release(
-        &mut self,
-        number: HolderNumber,
-        first: u64,
-        count: u32,
-        seqs: SeqRange,
-        settle: &mut impl FnMut(Taken<'_>),
-    ) {
-        let holder = self
-            .get_mut(number)
-            .expect("a holder is known while it has deliveries");
-        holder.count -= count;
-        let is_idle = holder.count == 0;
-        settle(Taken {
-            first,
-            queue: &holder.queue,
-            consumer: holder.consumer,
-            seqs,
-        });
-        if is_idle {
-            self.idle_count += 1;
-            self.limit_idle();
-        }
-    }
-
-    /// Keeps (3).
-    fn limit_idle(&mut self) {
-        if self.idle_count <= self.idle_max {
-            return;
-        }
-        for (number, place) in (1..).zip(&mut self.known) {
-            if let Some(holder) = place.take_if(|holder| holder.count == 0) {
-                self.by_key.remove(&key_of(&holder.queue, holder.consumer));
-                self.free.push(number);
-            }
-        }
-        self.idle_count = 0;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -750,13 +597,7 @@ mod tests {
                 }
                 prop_assert_eq!(tags.len(), model.len());
                 prop_assert!(tags.chunks.iter().all(|chunk| chunk.count > 0));
-                let held: u32 = tags.holders.known.iter().flatten().map(|holder| holder.count).sum();
-                prop_assert_eq!(held as usize, model.len());
-                prop_assert_eq!(tags.holders.by_key.len(), tags.holders.known.iter().flatten().count());
-                let idle = tags.holders.known.iter().flatten().filter(|holder| holder.count == 0);
-                prop_assert_eq!(idle.count(), tags.holders.idle_count);
-                let idle_max = IDLE_HOLDERS_MIN.max(tags.holders.known.len() * 3 / 4 + 1);
-                prop_assert!(tags.holders.idle_count <= idle_max);
+                tags.holders.check(model.len());
             }
             let all = tags.take_all();
             for unacked in &all {
